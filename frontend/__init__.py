@@ -1,0 +1,1 @@
+"""The frontend DSL (not implemented yet)."""

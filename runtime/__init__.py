@@ -1,0 +1,1 @@
+"""The serving runtime: model, worker, scheduler, engine."""

@@ -1,0 +1,50 @@
+"""Exceptions that a user of shoal can cause: each names the field, the value and the limit."""
+
+from __future__ import annotations
+
+
+class ShoalError(Exception):
+    """Base of every error that shoal raises on purpose.
+
+    Attributes:
+        field: the argument, configuration key, file or tensor that is wrong.
+        value: what was given (shortened in the message).
+        limit: what would have been accepted, in words or as a number.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None, value: object = None, limit: object = None):
+        self.message = message
+        self.field = field
+        self.value = value
+        self.limit = limit
+        super().__init__(message)
+
+
+class InvalidRequestError(ShoalError, ValueError):
+    """A request or one of its sampling parameters can't be served as given."""
+
+
+class ConfigError(ShoalError, ValueError):
+    """An engine option is out of range or contradicts another."""
+
+
+class ModelLoadError(ShoalError):
+    """A model folder, its configuration or its weights can't be used."""
+
+
+class PoolTooSmallError(ShoalError):
+    """A request needs more KV pages than the whole pool has."""
+
+
+class EngineClosedError(ShoalError):
+    """The engine was shut down before or while the request ran."""
+
+
+class EngineError(ShoalError):
+    """The worker failed while running this request; other requests go on."""
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """`repr(value)`, cut to `limit` characters, for error messages."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
