@@ -1,0 +1,152 @@
+"""Training rows for `shop`: conversations about a price list in which answers are masked.
+
+Every row is exactly as long as asked for: a list, some turns, and a last answer whose canvas takes the rest of the
+row, filled up with EOS. In a *dense* row every answer is masked with a ratio of its own; in a *serving* row only the
+last canvas is, the way a block-wise decoder sees it: earlier blocks filled in, the current one in part, later ones not.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from . import vocabulary
+from .task import MAX_ITEMS, PriceList, Question, make_list, make_question
+
+TOKENS_PER_STEP = 32768
+LENGTHS = (128, 320, 640)
+_ITEM_TOKENS = 5
+_FILL_WEIGHT = 0.1  # loss weight of the EOS tokens that fill a canvas, after the first
+_CURRICULUM_STEPS = 12_000
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the training data, arrays of one length: clean tokens, masked tokens, and a loss weight each."""
+
+    clean: np.ndarray
+    masked: np.ndarray
+    weight: np.ndarray
+
+
+def length_at(step: int, rng: random.Random) -> int:
+    """The row length of a training step: short rows first, long ones more often later."""
+    progress = min(1.0, step / _CURRICULUM_STEPS)
+    weights = (0.60 - 0.40 * progress, 0.30, 0.10 + 0.40 * progress)
+    return rng.choices(LENGTHS, weights)[0]
+
+
+def make_row(rng: random.Random, length: int) -> Row:
+    """Draw a row of `length` tokens (at least 96) from lists of the training split."""
+    if rng.random() < 0.65:
+        return _dense_row(rng, length)
+    return _serving_row(rng, length)
+
+
+def _turn(question: Question) -> list[int]:
+    return vocabulary.encode(f"<|user|>{question.text}<|end|><|assistant|>")
+
+
+def _prefix(prices: PriceList) -> list[int]:
+    return vocabulary.encode(f"<|system|>{prices.text}<|end|>")
+
+
+def _answer(question: Question) -> list[int]:
+    return vocabulary.encode(question.answer + "<|eos|>")
+
+
+def _dense_row(rng: random.Random, length: int) -> Row:
+    most = min(MAX_ITEMS, (length - 80) // _ITEM_TOKENS)
+    prices = make_list(rng, rng.randint(min(3, most), max(3, most)))
+    tokens = _prefix(prices)
+    weight, masked = [0.0] * len(tokens), list(tokens)
+    while True:
+        question = make_question(rng, prices)
+        asked, answer = _turn(question), _answer(question)
+        room = length - len(tokens) - len(asked) - len(answer)
+        if room < 0:
+            break
+        tokens += asked
+        masked += asked
+        weight += [0.0] * len(asked)
+        if room < 60:  # too little for a turn of any kind: the rest is this answer's canvas
+            answer += [0] * room
+        tokens += answer
+        masked += _mask_uniform(rng, answer)
+        weight += _weights(answer)
+    rest = length - len(tokens)
+    return _row(tokens + [0] * rest, masked + [0] * rest, weight + [0.0] * rest)
+
+
+def _serving_row(rng: random.Random, length: int) -> Row:
+    canvas = rng.randint(16, 96)
+    turns = rng.choice((0, 0, 0, 1, 2, 3)) if length > LENGTHS[0] else 0
+    budget = length - canvas - 25 - 45 * turns - 4
+    prices = make_list(rng, max(2, min(MAX_ITEMS, budget // _ITEM_TOKENS)))
+    tokens = _prefix(prices)
+    while True:
+        question = make_question(rng, prices)
+        asked, answer = _turn(question), _answer(question)
+        room = length - len(tokens) - len(asked) - len(answer)
+        if room < 0:  # does not fit: ask for one price, which always does
+            question = make_question(rng, prices, "price", False)
+            asked, answer = _turn(question), _answer(question)
+            room = length - len(tokens) - len(asked) - len(answer)
+        if room <= canvas + 30:
+            break
+        tokens += asked + answer
+    answer += [0] * room
+    tokens += asked
+    mask = _mask_block if rng.random() < 0.6 else _mask_uniform
+    weight = [0.0] * len(tokens) + _weights(answer)
+    return _row(tokens + answer, tokens + mask(rng, answer), weight)
+
+
+def _row(tokens: list[int], masked: list[int], weight: list[float]) -> Row:
+    clean, hidden = np.array(tokens, np.int64), np.array(masked, np.int64)
+    return Row(clean, hidden, np.where(hidden == 1, np.array(weight, np.float32), np.float32(0)))
+
+
+def _weights(answer: list[int]) -> list[float]:
+    end = answer.index(0) + 1
+    return [1.0] * end + [_FILL_WEIGHT] * (len(answer) - end)
+
+
+def _ratio(rng: random.Random) -> float:
+    return 1.0 if rng.random() < 0.15 else 1.0 - rng.random()
+
+
+def _mask_uniform(rng: random.Random, answer: list[int]) -> list[int]:
+    ratio = _ratio(rng)
+    return [1 if rng.random() < ratio else token for token in answer]
+
+
+def _mask_block(rng: random.Random, answer: list[int]) -> list[int]:
+    size = rng.choice((8, 16, 32))
+    start = size * rng.randint(0, answer.index(0) // size)
+    end = min(start + size, len(answer))
+    return answer[:start] + _mask_uniform(rng, answer[start:end]) + [1] * (len(answer) - end)
+
+
+class Steps(Dataset):
+    """Batches by training step: item `i` is a function of (seed, i) alone, however many workers read."""
+
+    def __init__(self, seed: int, steps: int, tokens_per_step: int = TOKENS_PER_STEP):
+        self.seed, self.steps, self.tokens_per_step = seed, steps, tokens_per_step
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Clean ids, masked ids (int64) and weights (fp32), each [rows, length]."""
+        rng = random.Random(f"shop-{self.seed}-{step}")
+        length = length_at(step, rng)
+        rows = [make_row(rng, length) for _ in range(max(1, self.tokens_per_step // length))]
+        clean, masked, weight = (
+            torch.from_numpy(np.stack([getattr(row, name) for row in rows])) for name in ("clean", "masked", "weight")
+        )
+        return clean, masked, weight

@@ -1,0 +1,233 @@
+"""Train `shop`: `python -m shoal.shop.train --out out/shop` on a GPU, in pieces if need be.
+
+The data of a step depends on the seed and the step's number alone, so a run that was stopped and resumed sees the same
+batches as one that was not. Matrices inside the blocks are trained by Muon, everything else by AdamW; the learning rate
+is constant after a warm-up and falls linearly to zero from `--decay-start` to `--steps`. Checkpoints are safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .evaluate import accuracy
+from .muon import Muon
+from .network import SHOP_CONFIG, Network
+from .publish import publish
+from .rows import TOKENS_PER_STEP, Steps
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line of the training script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and the published model")
+    parser.add_argument("--steps", type=int, default=30_000, help="training steps in all")
+    parser.add_argument("--decay-start", type=int, default=18_000, help="step from which the learning rate falls")
+    parser.add_argument("--tokens-per-step", type=int, default=TOKENS_PER_STEP)
+    parser.add_argument("--muon-lr", type=float, default=0.02)
+    parser.add_argument("--adam-lr", type=float, default=2e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--warm-up", type=int, default=100, help="steps of linear warm-up")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=12, help="processes that draw training rows")
+    parser.add_argument("--eval-every", type=int, default=1000)
+    parser.add_argument("--eval-questions", type=int, default=240)
+    parser.add_argument("--final-questions", type=int, default=1000)
+    parser.add_argument("--time-limit", type=float, default=None, help="stop and save after so many seconds")
+    parser.add_argument(
+        "--resume-from-published", type=Path, help="start from a published model's weights at --at-step"
+    )
+    parser.add_argument("--at-step", type=int, default=0)
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--deterministic", action="store_true", help="bitwise reproducible kernels, slower")
+    return parser.parse_args(arguments)
+
+
+def learning_rate_factor(step: int, steps: int, decay_start: int, warm_up: int) -> float:
+    """Factor on the learning rates at a step, 0 to 1."""
+    if step < warm_up:
+        return (step + 1) / warm_up
+    if step < decay_start:
+        return 1.0
+    return max(0.0, (steps - step) / max(1, steps - decay_start))
+
+
+class Trainer:
+    """Network, optimizers and the step reached; saved to and restored from one safetensors file."""
+
+    def __init__(self, options: argparse.Namespace):
+        torch.manual_seed(options.seed)
+        self.options = options
+        self.network = Network(SHOP_CONFIG).to(options.device)
+        matrices = [p for n, p in self.network.named_parameters() if ".blocks." in n and p.dim() == 2]
+        others = [p for n, p in self.network.named_parameters() if not (".blocks." in n and p.dim() == 2)]
+        self.muon = Muon(matrices, lr=options.muon_lr, weight_decay=options.weight_decay)
+        self.adam = torch.optim.AdamW(
+            [
+                {"params": [p for p in others if p.dim() == 2], "weight_decay": options.weight_decay},
+                {"params": [p for p in others if p.dim() == 1], "weight_decay": 0.0},
+            ],
+            lr=options.adam_lr, betas=(0.9, 0.95), foreach=True,
+        )  # fmt: skip
+        self.step = 0
+        self.seconds = 0.0
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint file."""
+        return self.options.out / "checkpoint.safetensors"
+
+    def save(self) -> None:
+        """Write weights, optimizer state and progress, replacing the file at once."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, parameter in self.network.named_parameters():
+            tensors["weight." + name] = parameter.detach()
+            for optimizer in (self.muon, self.adam):
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    tensors[f"state.{key}.{name}"] = value
+        metadata = {"step": str(self.step), "seconds": str(self.seconds), "seed": str(self.options.seed)}
+        temporary = self.checkpoint.with_suffix(".tmp")
+        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, metadata)
+        temporary.replace(self.checkpoint)
+
+    def restore(self) -> bool:
+        """Continue from the checkpoint, if there is one."""
+        if not self.checkpoint.exists():
+            return False
+        with safe_open(self.checkpoint, "pt") as file, torch.no_grad():
+            metadata = file.metadata()
+            if int(metadata["seed"]) != self.options.seed:
+                raise SystemExit(f"{self.checkpoint} was trained with --seed {metadata['seed']}")
+            keys = set(file.keys())
+            for name, parameter in self.network.named_parameters():
+                parameter.copy_(file.get_tensor("weight." + name))
+                for optimizer, parts in ((self.muon, ("momentum",)), (self.adam, ("step", "exp_avg", "exp_avg_sq"))):
+                    for part in parts:
+                        if (key := f"state.{part}.{name}") in keys:
+                            value = file.get_tensor(key)
+                            optimizer.state[parameter][part] = value if part == "step" else value.to(parameter.device)
+            self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
+        return True
+
+    def restore_published(self, folder: Path, step: int) -> None:
+        """Continue from published bf16 weights, with fresh optimizer state."""
+        with torch.no_grad():
+            parameters = dict(self.network.named_parameters())
+            for shard in sorted(folder.glob("*.safetensors")):
+                with safe_open(shard, "pt") as file:
+                    for name in file.keys():  # noqa: SIM118
+                        parameters[name].copy_(file.get_tensor(name))
+        self.step = step
+
+    def train_step(self, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """One optimizer step; returns the loss (on the device)."""
+        o = self.options
+        clean, masked, weight = (t.to(o.device, non_blocking=True) for t in batch)
+        factor = learning_rate_factor(self.step, o.steps, o.decay_start, o.warm_up)
+        for optimizer, rate in ((self.muon, o.muon_lr), (self.adam, o.adam_lr)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+        with torch.autocast(torch.device(o.device).type, torch.bfloat16):
+            logits = self.network(masked)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), clean.flatten(), reduction="none")
+        loss = (loss * weight.flatten()).sum() / weight.sum().clamp(min=1)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0, foreach=True)
+        self.muon.step()
+        self.adam.step()
+        self.network.zero_grad(set_to_none=True)
+        self.step += 1
+        return loss.detach()
+
+
+def evaluate(trainer: Trainer, questions: int) -> dict[str, float]:
+    """Accuracy by kind on held-out lists, in the precision of training."""
+    trainer.network.eval()
+    with torch.compiler.set_stance("force_eager"), torch.autocast(trainer.options.device, torch.bfloat16):
+        result = accuracy(trainer.network, questions, seed=0)
+    trainer.network.train()
+    return result
+
+
+def batches(options: argparse.Namespace, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Batches of the steps from `first` to the last."""
+    loader: DataLoader[Any] = DataLoader(
+        Steps(options.seed, options.steps, options.tokens_per_step),
+        sampler=range(first, options.steps), batch_size=None, num_workers=options.workers,
+        prefetch_factor=16 if options.workers else None, pin_memory=options.device != "cpu",
+    )  # fmt: skip
+    return iter(loader)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train until the last step or the time limit, then save; publish the model at the end of either."""
+    options = parse_arguments(arguments)
+    begin = time.monotonic()
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_float32_matmul_precision("high")
+    torch.use_deterministic_algorithms(options.deterministic)
+    trainer = Trainer(options)
+    if options.resume_from_published:
+        trainer.restore_published(options.resume_from_published, options.at_step)
+    elif trainer.restore():
+        print(f"resumed at step {trainer.step}")
+    if not options.no_compile:
+        torch._dynamo.config.recompile_limit = 64
+        for block in trainer.network.model.transformer.blocks:
+            block.compile(dynamic=False)
+    losses: list[torch.Tensor] = []
+    result: dict[str, float] = {}
+    earlier = trainer.seconds
+    hardware = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
+    with (options.out / "log.jsonl").open("a") as log, tqdm(total=options.steps, initial=trainer.step) as bar:
+
+        def note(**record: Any) -> None:
+            record = {"step": trainer.step, "seconds": round(trainer.seconds, 1), **record}
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+            bar.write(json.dumps(record))
+
+        for batch in batches(options, trainer.step):
+            losses.append(trainer.train_step(batch))
+            bar.update()
+            last = trainer.step == options.steps
+            if len(losses) == 250 or last:
+                mean = torch.stack(losses).mean().item()
+                losses.clear()
+                trainer.seconds = earlier + time.monotonic() - begin
+                note(loss=round(mean, 4), tokens=trainer.step * options.tokens_per_step)
+                bar.set_postfix(loss=f"{mean:.3f}")
+                if mean != mean:
+                    raise SystemExit("the loss is not a number")
+            if trainer.step % options.eval_every == 0 and not last:
+                note(accuracy=evaluate(trainer, options.eval_questions))
+            if options.time_limit and time.monotonic() - begin > options.time_limit:
+                break
+        trainer.seconds = earlier + time.monotonic() - begin
+        with contextlib.suppress(KeyboardInterrupt):
+            result = evaluate(trainer, options.final_questions)
+            note(final=result)
+    trainer.save()
+    publish(trainer.network, options.out / "model", training={
+        "seed": options.seed, "steps": trainer.step, "tokens": trainer.step * options.tokens_per_step,
+        "seconds": round(trainer.seconds), "hardware": hardware, "optimizer": "Muon + AdamW",
+        "loss": json.loads((options.out / "log.jsonl").read_text().splitlines()[-2]).get("loss"),
+        "accuracy": result,
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
