@@ -1,0 +1,102 @@
+"""Typed look-ups in a parsed `config.json`, with errors that name the key."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from .errors import ModelLoadError, shorten
+
+_REQUIRED: Any = object()
+
+
+class Fields:
+    """A configuration's keys. A key that is absent or null takes the default; without one it is an error.
+
+    Every method raises ModelLoadError (field, value and what is supported) for what it can't accept.
+    """
+
+    def __init__(self, values: dict[str, Any]):
+        self._values = values
+
+    def __contains__(self, key: str) -> bool:
+        return self._values.get(key) is not None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The raw value, `default` when absent or null."""
+        value = self._values.get(key)
+        return default if value is None else value
+
+    def integer(self, key: str, default: Any = _REQUIRED) -> int:
+        """A whole number (booleans are not numbers here)."""
+        value = self._present(key, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            self._refuse(key, value, "a whole number")
+        return value
+
+    def number(self, key: str, default: Any = _REQUIRED) -> float:
+        """A number, as float."""
+        value = self._present(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            self._refuse(key, value, "a number")
+        return float(value)
+
+    def boolean(self, key: str, default: Any = _REQUIRED) -> bool:
+        """True or false."""
+        value = self._present(key, default)
+        if not isinstance(value, bool):
+            self._refuse(key, value, "true or false")
+        return value
+
+    def token_id(self, key: str, default: Any = _REQUIRED) -> int:
+        """A token id; of a list of ids (some EOS fields) the first."""
+        value = self._present(key, default)
+        if isinstance(value, list) and value:
+            value = value[0]
+        if isinstance(value, bool) or not isinstance(value, int):
+            self._refuse(key, value, "a token id")
+        return value
+
+    def rope_theta(self, default: float) -> float:
+        """The RoPE base: from `rope_theta`, or from `rope_parameters` (written by transformers 5)."""
+        theta = self.number("rope_theta", default=default)
+        for key in ("rope_scaling", "rope_parameters"):
+            parameters = self.get(key)
+            if parameters is None:
+                continue
+            kind = parameters.get("rope_type", parameters.get("type")) if isinstance(parameters, dict) else None
+            if kind != "default":
+                self._refuse(key, parameters, "null: RoPE without scaling")
+            theta = Fields(parameters).number("rope_theta", default=theta)
+        return theta
+
+    def expect(self, key: str, *supported: object, default: object) -> None:
+        """The value (or `default` when the key is absent) must be one of `supported`."""
+        value = self._values.get(key, default)
+        if not any(value is option or (type(value) is type(option) and value == option) for option in supported):
+            names = " or ".join(repr(option) for option in supported if option is not None) or "null"
+            self._refuse(key, value, names)
+
+    def expect_unquantized(self) -> None:
+        """Quantised weights can't be run."""
+        for key in ("quantization_config", "quantization"):
+            if self.get(key) is not None:
+                self._refuse(key, self.get(key), "null: weights in fp32, fp16 or bf16")
+
+    def _present(self, key: str, default: Any) -> Any:
+        value = self._values.get(key)
+        if value is not None:
+            return value
+        if default is _REQUIRED:
+            raise ModelLoadError(
+                f"config.json has no {key!r}", field=key, value=None, limit="a value: the key is required"
+            )
+        return default
+
+    @staticmethod
+    def _refuse(key: str, value: object, supported: str) -> NoReturn:
+        raise ModelLoadError(
+            f"{key} = {shorten(value)} in config.json is not supported: expected {supported}",
+            field=key,
+            value=value,
+            limit=supported,
+        )

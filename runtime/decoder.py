@@ -1,0 +1,118 @@
+"""The transformer that LLaDA and Dream share, one layer at a time, for inference.
+
+Attention itself is a callback: the caller owns the KV cache, so it decides which keys a token sees. Everything
+else is here: embedding, RMSNorm, q/k/v projections, RoPE, output projection, SwiGLU, head.
+
+No autograd: calls run under `torch.inference_mode()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels.rms_norm import rms_norm
+from ..kernels.rope import apply_rope, rope_table
+from ..kernels.swiglu import swiglu
+from .linear import Linear
+from .model_config import ModelConfig
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer index, q [T, num_heads, head_dim], k and v [T, num_kv_heads, head_dim]) -> [T, num_heads, head_dim].
+
+k comes rotated. q, k and v are views with strides: only the last dimension is sure to be contiguous.
+"""
+
+Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass(slots=True)
+class LayerWeights:
+    """Weights of one layer. `qkv` stacks q, k and v; `gate_up` stacks gate and up."""
+
+    attention_norm: Tensor
+    qkv: Linear
+    attention_out: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class Decoder:
+    """Weights of one model and the functions of its layers. Build it with `runtime.loader.load_model`.
+
+    Args:
+        config: the model's shapes.
+        embedding: [embedding_size, hidden].
+        layers: config.num_layers of them.
+        final_norm: [hidden].
+        head: maps hidden to vocab_size logits.
+
+    All tensors share one dtype and one device. Hidden states have that dtype too.
+    """
+
+    def __init__(
+        self, config: ModelConfig, embedding: Tensor, layers: list[LayerWeights], final_norm: Tensor, head: Linear
+    ):
+        self.config = config
+        self.dtype = embedding.dtype
+        self.device = embedding.device
+        self._embedding = embedding
+        self._layers = layers
+        self._final_norm = final_norm
+        self._head = head
+        self._rope: Rotary | None = None
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model; `layer` takes indices below this."""
+        return len(self._layers)
+
+    @torch.inference_mode()
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Embeddings [T, hidden] of token ids [T] (int64). An id beyond the table is the caller's mistake."""
+        return self._embedding.index_select(0, token_ids)
+
+    @torch.inference_mode()
+    def rotary(self, positions: Tensor) -> Rotary:
+        """(cos, sin), fp32 [T, head_dim / 2], of positions [T] (int64, below max_position_embeddings).
+
+        Compute it once per forward and pass it to every `layer` call to spare the look-ups.
+        """
+        if self._rope is None:
+            config = self.config
+            self._rope = rope_table(config.max_position_embeddings, config.head_dim, config.rope_theta, self.device)
+        cos, sin = self._rope
+        return cos.index_select(0, positions), sin.index_select(0, positions)
+
+    @torch.inference_mode()
+    def layer(
+        self, index: int, hidden: Tensor, positions: Tensor, attend: Attend, rotary: Rotary | None = None
+    ) -> Tensor:
+        """Run layer `index` on hidden [T, hidden] of tokens at `positions` [T]; returns a new [T, hidden].
+
+        `hidden` is not changed. `attend` is called once, with this layer's q, k and v. `rotary` is
+        `self.rotary(positions)` when the caller has it already.
+        """
+        config, weights = self.config, self._layers[index]
+        tokens = hidden.shape[0]
+        cos, sin = rotary if rotary is not None else self.rotary(positions)
+        qkv = weights.qkv(rms_norm(hidden, weights.attention_norm, config.rms_norm_eps))
+        qkv = qkv.view(tokens, -1, config.head_dim)
+        num_rotated = config.num_heads + config.num_kv_heads
+        rotated = apply_rope(qkv[:, :num_rotated], cos, sin)
+        attended = attend(index, rotated[:, : config.num_heads], rotated[:, config.num_heads :], qkv[:, num_rotated:])
+        hidden = weights.attention_out(attended.reshape(tokens, config.q_size), hidden)
+        gate_up = weights.gate_up(rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps))
+        return weights.down(swiglu(gate_up), hidden)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [M, vocab_size] in the model's dtype for hidden states [M, hidden] of the last layer.
+
+        With `config.shift_logits`, row i speaks about the token after the one whose hidden state it is.
+        """
+        return self._head(rms_norm(hidden, self._final_norm, self.config.rms_norm_eps))

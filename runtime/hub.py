@@ -1,0 +1,66 @@
+"""Find a model's folder: on disk, in the package, or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .errors import ModelLoadError
+
+BUNDLED_MODEL = "shop"
+_ACCEPTED = "a model folder, 'shop' (the bundled model), or a Hugging Face Hub id 'organisation/name'"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Weights, configuration and tokenizer; never code, never pickles, nothing from subfolders.
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+_ETAG_TIMEOUT_S = 5.0
+
+
+def bundled_model_folder() -> Path:
+    """Where the bundled model lies in the installed package; it may not exist."""
+    return Path(__file__).parent.parent / "shop" / "model"
+
+
+def resolve_model_folder(path_or_id: str | Path) -> Path:
+    """The folder that holds a model's files.
+
+    `shop` is the bundled model (`./shop` a folder of that name). An existing folder is used as it is. Anything
+    else that reads 'organisation/name' is fetched from the Hub into its usual cache, or taken from there when
+    it was fetched before.
+
+    Raises: ModelLoadError with field `model`.
+    """
+    text = str(path_or_id)
+    if text == BUNDLED_MODEL and isinstance(path_or_id, str):
+        folder = bundled_model_folder()
+        if not folder.is_dir():
+            raise ModelLoadError(
+                "this installation of shoal lacks the bundled model 'shop'", field="model", value=text, limit=_ACCEPTED
+            )
+        return folder
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ModelLoadError(f"{text!r} is a file: expected {_ACCEPTED}", field="model", value=text, limit=_ACCEPTED)
+    if isinstance(path_or_id, str) and _HUB_ID.fullmatch(text):
+        return _download(text)
+    raise ModelLoadError(f"no model {text!r}: expected {_ACCEPTED}", field="model", value=text, limit=_ACCEPTED)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(hub_id, allow_patterns=_WANTED, ignore_patterns=["*/*"], etag_timeout=_ETAG_TIMEOUT_S)
+        )
+    # The client raises many kinds (its own, httpx's, OSError); whatever it is, the model can't be had.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ModelLoadError(
+            f"no folder {hub_id!r} here, and fetching it from the Hugging Face Hub failed: "
+            f"{type(error).__name__}: {reason[:300]}. Accepted: {_ACCEPTED}",
+            field="model",
+            value=hub_id,
+            limit=_ACCEPTED,
+        ) from error

@@ -1,0 +1,223 @@
+"""Build a Decoder from a model folder, or with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .decoder import Decoder, LayerWeights
+from .errors import ModelLoadError
+from .hub import resolve_model_folder
+from .linear import Linear
+from .model_config import ModelConfig
+from .safetensors_folder import SafetensorsFolder
+from .weight_names import WEIGHT_NAMES, is_ignorable, tensor_shapes
+
+LoadFormat = Literal["auto", "dummy"]
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DUMMY_STD = 0.02
+
+ReadTensor = Callable[[str, tuple[int, ...]], Tensor]
+"""(name, expected shape) -> that tensor, on any device, in any float dtype."""
+
+
+def load_model(
+    source: str | Path | ModelConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    load_format: LoadFormat = "auto",
+    seed: int = 0,
+    batch_invariant: bool | None = None,
+) -> Decoder:
+    """Load a model onto `device` as `dtype`.
+
+    Args:
+        source: a model folder, `shop` or a Hub id (see `resolve_model_folder`); with load_format `dummy` also
+            a ModelConfig.
+        dtype: float32, bfloat16 or float16.
+        load_format: `auto` reads the weights, `dummy` draws them from a normal distribution (std 0.02, seeded
+            by `seed`; the same on every run on the same kind of device) and needs no weight files.
+        batch_invariant: rows independent of how many rows are computed together; by default on for float32
+            on the CPU, the only combination where it is supported.
+
+    Memory: the weights on the device, and on the host one tensor at a time besides.
+
+    Raises: ModelLoadError naming the field, file or tensor at fault.
+    """
+    device = _check_target(dtype, device)
+    if load_format not in ("auto", "dummy"):
+        raise ModelLoadError(
+            f"load_format = {load_format!r}: expected 'auto' or 'dummy'",
+            field="load_format",
+            value=load_format,
+            limit="'auto' or 'dummy'",
+        )
+    if isinstance(source, ModelConfig):
+        if load_format != "dummy":
+            raise ModelLoadError(
+                "a ModelConfig has no weights: pass a model folder, or load_format='dummy'",
+                field="load_format",
+                value=load_format,
+                limit="'dummy'",
+            )
+        config = source
+    else:
+        folder = resolve_model_folder(source)
+        config = ModelConfig.from_folder(folder)
+    if load_format == "dummy":
+        read = _dummy_reader(dtype, device, seed)
+    else:
+        weights = SafetensorsFolder(folder)
+        check_tensors(config, weights)
+        read = weights.read
+    if batch_invariant is None:
+        batch_invariant = device.type == "cpu" and dtype == torch.float32
+    try:
+        return _Builder(config, read, dtype, device, batch_invariant).build()
+    except torch.OutOfMemoryError as error:
+        need = config.num_parameters * dtype.itemsize / 2**30
+        raise ModelLoadError(
+            f"device = {str(device)!r} has too little free memory for {need:.1f} GiB of weights",
+            field="device",
+            value=str(device),
+            limit=f"{need:.1f} GiB free",
+        ) from error
+
+
+def check_tensors(config: ModelConfig, weights: SafetensorsFolder) -> None:
+    """Compare a folder's headers with what `config` needs. Raises: ModelLoadError naming the first tensor at fault."""
+    expected = tensor_shapes(config)
+    missing = [name for name in expected if name not in weights.entries]
+    if missing:
+        raise ModelLoadError(
+            f"the weights lack {_some(missing)}, which config.json asks for",
+            field=missing[0],
+            value=None,
+            limit=f"shape {list(expected[missing[0]])}",
+        )
+    unexpected = sorted(name for name in weights.entries if name not in expected and not is_ignorable(config, name))
+    if unexpected:
+        raise ModelLoadError(
+            f"the weights hold {_some(unexpected)}, which the architecture {config.architecture!r} as config.json "
+            "describes it does not have",
+            field=unexpected[0],
+            value=list(weights.entries[unexpected[0]].shape),
+            limit="no such tensor",
+        )
+    for name, shape in expected.items():
+        entry = weights.entries[name]
+        if entry.shape != shape:
+            raise ModelLoadError(
+                f"tensor {name!r} in {entry.file.name} has shape {list(entry.shape)}: config.json asks for "
+                f"{list(shape)}",
+                field=name,
+                value=list(entry.shape),
+                limit=list(shape),
+            )
+        weights.check_dtype(entry)
+
+
+class _Builder:
+    """Copies tensors, one at a time, into the fused matrices of a Decoder."""
+
+    def __init__(
+        self, config: ModelConfig, read: ReadTensor, dtype: torch.dtype, device: torch.device, batch_invariant: bool
+    ):
+        self._config = config
+        self._read = read
+        self._dtype = dtype
+        self._device = device
+        self._batch_invariant = batch_invariant
+        self._names = WEIGHT_NAMES[config.architecture]
+        self._shapes = tensor_shapes(config)
+
+    @torch.inference_mode()
+    def build(self) -> Decoder:
+        embedding = self._plain(self._names.embedding)
+        layers = [self._layer(index) for index in range(self._config.num_layers)]
+        final_norm = self._plain(self._names.final_norm)
+        head = self._head(embedding)
+        return Decoder(self._config, embedding, layers, final_norm, head)
+
+    def _layer(self, index: int) -> LayerWeights:
+        of_layer = self._names.of_layer
+        qkv = ("q", "k", "v")
+        bias_names = [of_layer(index, part, "bias") for part in qkv] if self._config.qkv_bias else []
+        return LayerWeights(
+            attention_norm=self._plain(of_layer(index, "attention_norm")),
+            qkv=self._linear([of_layer(index, part) for part in qkv], bias_names),
+            attention_out=self._linear([of_layer(index, "attention_out")]),
+            mlp_norm=self._plain(of_layer(index, "mlp_norm")),
+            gate_up=self._linear([of_layer(index, part) for part in ("gate", "up")]),
+            down=self._linear([of_layer(index, "down")]),
+        )
+
+    def _head(self, embedding: Tensor) -> Linear:
+        config = self._config
+        if not config.tie_word_embeddings:
+            return self._linear([self._names.head], rows=config.vocab_size)
+        head = self._empty(config.hidden_size, config.vocab_size)
+        head.weight_t.t().copy_(embedding[: config.vocab_size])
+        return head
+
+    def _linear(self, names: Sequence[str], bias_names: Sequence[str] = (), rows: int | None = None) -> Linear:
+        """Stack the named [out, in] weights (the first `rows` rows of each) and biases along their outputs."""
+        shapes = [self._shapes[name] for name in names]
+        sizes = [shape[0] if rows is None else rows for shape in shapes]
+        linear = self._empty(shapes[0][1], sum(sizes), bias=bool(bias_names))
+        pieces = linear.weight_t.t().split(sizes)
+        for name, shape, piece in zip(names, shapes, pieces, strict=True):
+            piece.copy_(self._read(name, shape)[: piece.shape[0]])
+        if linear.bias is not None:
+            for name, piece in zip(bias_names, linear.bias.split(sizes), strict=True):
+                piece.copy_(self._read(name, self._shapes[name]))
+        return linear
+
+    def _empty(self, inputs: int, outputs: int, bias: bool = False) -> Linear:
+        return Linear.empty(
+            inputs, outputs, bias, dtype=self._dtype, device=self._device, batch_invariant=self._batch_invariant
+        )
+
+    def _plain(self, name: str) -> Tensor:
+        out = torch.empty(self._shapes[name], dtype=self._dtype, device=self._device)
+        return out.copy_(self._read(name, self._shapes[name]))
+
+
+def _dummy_reader(dtype: torch.dtype, device: torch.device, seed: int) -> ReadTensor:
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def read(name: str, shape: tuple[int, ...]) -> Tensor:
+        if len(shape) == 1 and name.endswith(".weight"):
+            return torch.ones(shape, dtype=dtype, device=device)
+        return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, _DUMMY_STD, generator=generator)
+
+    return read
+
+
+def _check_target(dtype: torch.dtype, device: torch.device | str) -> torch.device:
+    if dtype not in _DTYPES:
+        names = ", ".join(str(option).removeprefix("torch.") for option in _DTYPES)
+        raise ModelLoadError(f"dtype = {dtype!r}: expected one of {names}", field="dtype", value=dtype, limit=names)
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    # torch raises RuntimeError, AssertionError or NotImplementedError for a device it can't use.
+    except Exception as error:
+        raise ModelLoadError(
+            f"device = {str(device)!r} can't be used: {error}",
+            field="device",
+            value=str(device),
+            limit="'cpu' or 'cuda'",
+        ) from error
+    return target
+
+
+def _some(names: list[str], shown: int = 3) -> str:
+    """`2 tensors: 'a', 'b'`, with an ellipsis after the first few."""
+    listed = ", ".join(repr(name) for name in names[:shown]) + (", …" if len(names) > shown else "")
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}: {listed}"
