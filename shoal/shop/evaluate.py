@@ -84,3 +84,29 @@ def accuracy(network: Network, count: int, seed: int, batch: int = 128, **option
             right[kind].append(vocabulary.decode(tokens) == answer)
             right["all"].append(right[kind][-1])
     return {kind: sum(values) / len(values) for kind, values in sorted(right.items())}
+
+
+@torch.no_grad()
+def probes(network: Network) -> dict[str, float]:
+    """Share of masked price digits that the network gets right in one pass: a recital, and look-ups in short lists.
+
+    Chance is about 0.1 a digit. The recital is right before look-ups are; both show learning long before answers do.
+    """
+    out: dict[str, float] = {}
+    device = network.model.transformer.wte.weight.device
+    for name, size, recite in (("recital-6", 6, True), ("look-up-4", 4, False), ("look-up-16", 16, False)):
+        rng = random.Random(f"probe-{name}")
+        clean, masked = [], []
+        while len(clean) < 64:
+            prices = make_list(rng, size, held_out=True)
+            item = rng.choice(prices.items)
+            turn = "List all things." if recite else f"How much is the {item.name}?"
+            head = vocabulary.encode(f"<|system|>{prices.text}<|end|><|user|>{turn}<|end|><|assistant|>")
+            tail = vocabulary.encode(f"\n {item.name} {item.price}" if recite else str(item.price))
+            hidden = [1 if i >= len(tail) - 2 else token for i, token in enumerate(tail)]
+            clean.append(head + tail + [0])
+            masked.append(head + hidden + [0])
+        target, ids = torch.tensor(clean, device=device), torch.tensor(masked, device=device)
+        right = network(ids).argmax(-1) == target
+        out[name] = round(right[ids == MASK_ID].float().mean().item(), 3)
+    return out

@@ -43,6 +43,9 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 by_shape.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in by_shape.items():
+                parameters = [p for p in parameters if p.grad is not None]
+                if not parameters:
+                    continue
                 grads = [p.grad for p in parameters if p.grad is not None]
                 for parameter in parameters:
                     if "momentum" not in self.state[parameter]:

@@ -3,6 +3,10 @@
 Every row is exactly as long as asked for: a list, some turns, and a last answer whose canvas takes the rest of the
 row, filled up with EOS. In a *dense* row every answer is masked with a ratio of its own; in a *serving* row only the
 last canvas is, the way a block-wise decoder sees it: earlier blocks filled in, the current one in part, later ones not.
+
+Two things make look-up appear early. Lists are short at first (`Stage`). And some dense rows hold a *recital*, a turn
+in which items of the list stand again in another order with most of their digits masked: the name beside a masked
+digit is visible there, so the network needs no more than to find that name in the list, the first part of look-up.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ TOKENS_PER_STEP = 32768
 LENGTHS = (128, 320, 640)
 _ITEM_TOKENS = 5
 _FILL_WEIGHT = 0.1  # loss weight of the EOS tokens that fill a canvas, after the first
-_CURRICULUM_STEPS = 12_000
+_RECITAL = vocabulary.encode("<|user|>List all things.<|end|><|assistant|>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +37,34 @@ class Row:
     weight: np.ndarray
 
 
-def length_at(step: int, rng: random.Random) -> int:
-    """The row length of a training step: short rows first, long ones more often later."""
-    progress = min(1.0, step / _CURRICULUM_STEPS)
-    weights = (0.60 - 0.40 * progress, 0.30, 0.10 + 0.40 * progress)
-    return rng.choices(LENGTHS, weights)[0]
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What rows are drawn at a training step."""
+
+    length_weights: tuple[float, float, float]
+    max_items: int
+    serving_share: float
+    recital_share: float
+
+    @classmethod
+    def at(cls, step: int) -> Stage:
+        """The stage of a step; short lists and many recitals first."""
+        if step < 2000:
+            return cls((0.1, 0.9, 0.0), 4 + step // 250, 0.1, 0.7)
+        progress = min(1.0, (step - 2000) / 8000)
+        return cls(
+            (0.6 - 0.4 * progress, 0.3, 0.1 + 0.4 * progress),
+            12 + int(58 * min(1.0, 2 * progress)),
+            0.2 + 0.2 * progress,
+            0.3 - 0.2 * progress,
+        )
 
 
-def make_row(rng: random.Random, length: int) -> Row:
-    """Draw a row of `length` tokens (at least 96) from lists of the training split."""
-    if rng.random() < 0.65:
-        return _dense_row(rng, length)
-    return _serving_row(rng, length)
+def make_row(rng: random.Random, length: int, stage: Stage) -> Row:
+    """Draw a row of `length` tokens (at least 128) from lists of the training split."""
+    if rng.random() < stage.serving_share:
+        return _serving_row(rng, length)
+    return _dense_row(rng, length, stage)
 
 
 def _turn(question: Question) -> list[int]:
@@ -59,11 +79,19 @@ def _answer(question: Question) -> list[int]:
     return vocabulary.encode(question.answer + "<|eos|>")
 
 
-def _dense_row(rng: random.Random, length: int) -> Row:
-    most = min(MAX_ITEMS, (length - 80) // _ITEM_TOKENS)
-    prices = make_list(rng, rng.randint(min(3, most), max(3, most)))
+def _dense_row(rng: random.Random, length: int, stage: Stage) -> Row:
+    most = min(stage.max_items, (length - 80) // _ITEM_TOKENS)
+    prices = make_list(rng, rng.randint(min(3, most), most))
     tokens = _prefix(prices)
     weight, masked = [0.0] * len(tokens), list(tokens)
+    if rng.random() < stage.recital_share:
+        items = rng.sample(prices.items, rng.randint(2, min(8, len(prices.items))))
+        lines = vocabulary.encode("".join(f"\n {item.name} {item.price}" for item in items))
+        hidden = [1 if index % _ITEM_TOKENS >= 3 and rng.random() < 0.8 else t for index, t in enumerate(lines)]
+        if len(tokens) + len(_RECITAL) + len(lines) + 50 < length:
+            tokens += [*_RECITAL, *lines, 0]
+            masked += [*_RECITAL, *hidden, 0]
+            weight += [0.0] * len(_RECITAL) + [1.0] * len(lines) + [0.0]
     while True:
         question = make_question(rng, prices)
         asked, answer = _turn(question), _answer(question)
@@ -144,8 +172,9 @@ class Steps(Dataset):
     def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Clean ids, masked ids (int64) and weights (fp32), each [rows, length]."""
         rng = random.Random(f"shop-{self.seed}-{step}")
-        length = length_at(step, rng)
-        rows = [make_row(rng, length) for _ in range(max(1, self.tokens_per_step // length))]
+        stage = Stage.at(step)
+        length = rng.choices(LENGTHS, stage.length_weights)[0]
+        rows = [make_row(rng, length, stage) for _ in range(max(1, self.tokens_per_step // length))]
         clean, masked, weight = (
             torch.from_numpy(np.stack([getattr(row, name) for row in rows])) for name in ("clean", "masked", "weight")
         )

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .evaluate import accuracy
+from .evaluate import accuracy, probes
 from .muon import Muon
 from .network import SHOP_CONFIG, Network
 from .publish import publish
@@ -36,6 +36,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=30_000, help="training steps in all")
     parser.add_argument("--decay-start", type=int, default=18_000, help="step from which the learning rate falls")
     parser.add_argument("--tokens-per-step", type=int, default=TOKENS_PER_STEP)
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="for the blocks' matrices")
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
@@ -72,9 +73,11 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.options = options
         self.network = Network(SHOP_CONFIG).to(options.device)
-        matrices = [p for n, p in self.network.named_parameters() if ".blocks." in n and p.dim() == 2]
-        others = [p for n, p in self.network.named_parameters() if not (".blocks." in n and p.dim() == 2)]
-        self.muon = Muon(matrices, lr=options.muon_lr, weight_decay=options.weight_decay)
+        muon = options.optimizer == "muon"
+        named = dict(self.network.named_parameters())
+        matrices = [p for n, p in named.items() if muon and ".blocks." in n and p.dim() == 2]
+        others = [p for n, p in named.items() if not (muon and ".blocks." in n and p.dim() == 2)]
+        self.muon = Muon(matrices or [torch.zeros(1, 1)], lr=options.muon_lr, weight_decay=options.weight_decay)
         self.adam = torch.optim.AdamW(
             [
                 {"params": [p for p in others if p.dim() == 2], "weight_decay": options.weight_decay},
@@ -153,6 +156,12 @@ class Trainer:
         return loss.detach()
 
 
+def probe(trainer: Trainer) -> dict[str, float]:
+    """Early signs of learning, in the precision of training."""
+    with torch.compiler.set_stance("force_eager"), torch.autocast(trainer.options.device, torch.bfloat16):
+        return probes(trainer.network)
+
+
 def evaluate(trainer: Trainer, questions: int) -> dict[str, float]:
     """Accuracy by kind on held-out lists, in the precision of training."""
     trainer.network.eval()
@@ -208,7 +217,7 @@ def main(arguments: list[str] | None = None) -> None:
                 mean = torch.stack(losses).mean().item()
                 losses.clear()
                 trainer.seconds = earlier + time.monotonic() - begin
-                note(loss=round(mean, 4), tokens=trainer.step * options.tokens_per_step)
+                note(loss=round(mean, 4), tokens=trainer.step * options.tokens_per_step, probes=probe(trainer))
                 bar.set_postfix(loss=f"{mean:.3f}")
                 if mean != mean:
                     raise SystemExit("the loss is not a number")
