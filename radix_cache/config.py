@@ -1,0 +1,79 @@
+"""The shape of a tree: page size, bands and the levels at which a prefix can be left."""
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from .errors import InvalidArgumentError
+
+POLICIES = ("lru", "lfu", "slru", "cost")
+
+
+@dataclass(frozen=True)
+class TreeConfig:
+    """What every node of one tree has in common.
+
+    Args:
+        page_size: token positions in a page.
+        num_layers: layers of the model.
+        layers_per_band: layers that are paged together. The last band may be short.
+        boundary_depths: ascending depths (whole bands, below num_layers) at which boundary states are stored.
+        policy: eviction policy, one of `POLICIES`.
+        kv_page_bytes, boundary_page_bytes: sizes of the two kinds of page. Only their ratio matters to the policy
+            `cost`; absolute values show in snapshots. The default is the ratio of LLaDA with four layers per band.
+
+    A request can resume from a prefix only at a depth with boundary states, or use all layers. These depths are the
+    tree's *levels*: `levels[0]` is 0, the last one num_layers. A node's valid depth is always one of them; deeper
+    bands of a capture would be memory that no request can use.
+    """
+
+    page_size: int
+    num_layers: int
+    layers_per_band: int = 4
+    boundary_depths: tuple[int, ...] = ()
+    policy: str = "lru"
+    kv_page_bytes: int = 8
+    boundary_page_bytes: int = 1
+    levels: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    bands_at: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    boundaries_at: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("page_size", "num_layers", "layers_per_band", "kv_page_bytes", "boundary_page_bytes"):
+            if getattr(self, name) < 1:
+                raise InvalidArgumentError(name, f"must be at least 1, got {getattr(self, name)}")
+        if self.policy not in POLICIES:
+            raise InvalidArgumentError("policy", f"must be one of {', '.join(POLICIES)}, got {self.policy!r}")
+        object.__setattr__(self, "boundary_depths", tuple(int(depth) for depth in self.boundary_depths))
+        for low, high in zip((0, *self.boundary_depths), self.boundary_depths, strict=False):
+            if high <= low or high >= self.num_layers or high % self.layers_per_band:
+                raise InvalidArgumentError(
+                    "boundary_depths",
+                    f"must ascend in whole bands of {self.layers_per_band} layers below {self.num_layers}, "
+                    f"got {self.boundary_depths}",
+                )
+        levels = (0, *self.boundary_depths, self.num_layers)
+        object.__setattr__(self, "levels", levels)
+        object.__setattr__(self, "bands_at", tuple(self.bands(depth) for depth in levels))
+        stored = len(self.boundary_depths)
+        object.__setattr__(self, "boundaries_at", tuple(min(level, stored) for level in range(len(levels))))
+
+    @cached_property
+    def num_bands(self) -> int:
+        """Bands that the whole model needs."""
+        return self.bands(self.num_layers)
+
+    def bands(self, depth: int) -> int:
+        """Bands that hold `depth` layers."""
+        return -(-depth // self.layers_per_band)
+
+    def level_of(self, depth: int) -> int:
+        """Index of the deepest level that is not below layer `depth` (level_of(levels[i]) == i)."""
+        return bisect_right(self.levels, depth) - 1
+
+    def check_depth(self, depth: int) -> None:
+        """Raise InvalidArgumentError unless `depth` is in [0, num_layers] and whole bands (or all layers)."""
+        if not 0 <= depth <= self.num_layers:
+            raise InvalidArgumentError("depth", f"must be in [0, {self.num_layers}], got {depth}")
+        if depth % self.layers_per_band and depth != self.num_layers:
+            raise InvalidArgumentError("depth", f"must be whole bands of {self.layers_per_band} layers, got {depth}")

@@ -1,0 +1,45 @@
+"""Events of the tree, for metrics and for whoever mirrors its content."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from .namespace import Namespace
+
+EventKind = Literal["stored", "trimmed", "evicted"]
+
+
+class TreeEvent(NamedTuple):
+    """One change of a node: `stored` (new or raised), `trimmed` (shallower) or `evicted` (gone).
+
+    `depth` is the node's valid depth afterwards; page counts are what the change added or gave up.
+    """
+
+    kind: EventKind
+    namespace: Namespace
+    num_tokens: int
+    depth: int
+    kv_pages: int
+    boundary_pages: int
+
+
+class EventLog:
+    """The last `limit` events, totals of all, and an optional callback that sees each."""
+
+    def __init__(self, limit: int = 1024, callback: Callable[[TreeEvent], None] | None = None):
+        self.recent: deque[TreeEvent] = deque(maxlen=limit)
+        self.callback = callback
+        self.totals: dict[str, int] = {"stored": 0, "trimmed": 0, "evicted": 0}
+
+    def add(self, event: TreeEvent) -> None:
+        """Record `event`."""
+        self.totals[event.kind] += 1
+        self.recent.append(event)
+        if self.callback is not None:
+            self.callback(event)
+
+    def drain(self) -> list[TreeEvent]:
+        """Return the recent events, oldest first, and forget them."""
+        events = list(self.recent)
+        self.recent.clear()
+        return events

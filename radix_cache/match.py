@@ -1,0 +1,148 @@
+"""Matching: the longest cached prefix, and the cut of it that saves the most work."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from .config import TreeConfig
+from .errors import InvalidArgumentError
+from .namespace import Namespace
+from .node import TOKEN_BYTES, Node, Pages
+
+if TYPE_CHECKING:
+    from .depth_profile import DepthProfile
+
+
+@dataclass(slots=True, eq=False)
+class Match:
+    """What the tree knows of a prompt. Compares by identity: it is also the handle to lock and unlock.
+
+    Attributes:
+        namespace: where it was looked up.
+        num_tokens: longest cached prefix, whole pages.
+        cut: tokens to reuse (s), whole pages; 0 when nothing is worth reusing.
+        depth: layers to reuse (d), 0 exactly when cut is 0.
+        kv_pages: int32 [bands(depth), cut / page_size], page ids per band. Read-only for the caller.
+        boundary_pages: int32 [cut / page_size], states that enter layer `depth`; empty when depth is num_layers.
+        node: the node that the cut ends in; None when cut is 0.
+        locked: whether the caller holds its lock.
+    """
+
+    namespace: Namespace
+    num_tokens: int
+    cut: int
+    depth: int
+    kv_pages: Pages
+    boundary_pages: Pages
+    node: Node | None
+    generation: int = 0
+    locked: bool = field(default=False)
+
+    @property
+    def token_layers(self) -> int:
+        """Token-layers that the cut saves."""
+        return self.cut * self.depth
+
+
+NO_PAGES = np.empty(0, dtype=np.int32)
+NO_KV = np.empty((0, 0), dtype=np.int32)
+NO_PAGES.flags.writeable = False
+NO_KV.flags.writeable = False
+
+
+def walk(root: Node, tokens: bytes, page_bytes: int) -> list[tuple[Node, int]]:
+    """Nodes along the longest common prefix of `tokens` (whole pages), with the bytes matched of each (whole pages).
+
+    Nodes at level 0 (kept only while somebody has them locked) hold nothing and end the walk.
+    """
+    path: list[tuple[Node, int]] = []
+    node = root
+    at, end = 0, len(tokens)
+    while at < end:
+        child = node.children.get(tokens[at : at + page_bytes])
+        if child is None or not child.level:
+            break
+        common = common_bytes(child, tokens, at, page_bytes)
+        path.append((child, common))
+        if common < len(child.tokens):
+            break
+        at += common
+        node = child
+    return path
+
+
+def common_bytes(node: Node, tokens: bytes, at: int, page_bytes: int) -> int:
+    """Bytes of `node.tokens` that `tokens` from `at` on agrees with, rounded down to whole pages."""
+    if tokens.startswith(node.tokens, at):
+        return len(node.tokens)
+    length = min(len(node.tokens), len(tokens) - at) // TOKEN_BYTES
+    ours = np.frombuffer(node.tokens, dtype=np.int32, count=length)
+    theirs = np.frombuffer(tokens, dtype=np.int32, count=length, offset=at)
+    different = ours != theirs
+    first = int(different.argmax())
+    if not different[first]:
+        first = length
+    return first * TOKEN_BYTES // page_bytes * page_bytes
+
+
+def best_cut(
+    path: list[tuple[Node, int]], config: TreeConfig, profile: "DepthProfile | None", total_tokens: int
+) -> tuple[int, int, int]:
+    """The cut that saves the most token-layers: (tokens, level, number of nodes used).
+
+    Between two nodes of a path only the depth along the path changes, and the profile's depth does not fall with
+    the length; so the best cut ends where a node's match ends, and only those ends are tried. Of equal cuts the
+    longer one wins.
+    """
+    best = (0, 0, 0)
+    best_saved = 0
+    length = 0
+    levels = config.levels
+    for index, (node, common) in enumerate(path):
+        length += common // TOKEN_BYTES
+        level = node.level
+        if profile is not None:
+            level = min(level, config.level_of(profile.depth(length / total_tokens)))
+        saved = length * levels[level]
+        if level and saved >= best_saved:
+            best = (length, level, index + 1)
+            best_saved = saved
+    return best
+
+
+def gather(
+    path: list[tuple[Node, int]], used: int, level: int, cut_pages: int, config: TreeConfig
+) -> tuple[Pages, Pages]:
+    """Page ids of the first `cut_pages` pages at `level`: (kv [bands, pages], boundary [pages] or empty)."""
+    bands = config.bands_at[level]
+    row = level - 1 if config.levels[level] < config.num_layers else -1
+    first = path[0][0]
+    if used == 1:
+        kv = NO_KV if first.kv is None else first.kv[:bands, :cut_pages]
+        boundary = NO_PAGES if row < 0 or first.boundary is None else first.boundary[row, :cut_pages]
+        return kv, boundary
+    kv, boundary = NO_KV, NO_PAGES
+    if first.kv is not None:
+        kv = np.concatenate([node.kv[:bands] for node, _ in path[:used] if node.kv is not None], axis=1)[:, :cut_pages]
+    if row >= 0 and first.boundary is not None:
+        boundary = np.concatenate([node.boundary[row] for node, _ in path[:used] if node.boundary is not None])
+        boundary = boundary[:cut_pages]
+    return kv, boundary
+
+
+def as_token_bytes(tokens: npt.ArrayLike) -> bytes:
+    """Token ids as int32 bytes. Raises InvalidArgumentError (field "tokens") for what is no list of int32 values."""
+    array = tokens if isinstance(tokens, np.ndarray) else np.asarray(tokens)
+    if array.ndim != 1:
+        raise InvalidArgumentError("tokens", f"must have one dimension, got shape {array.shape}")
+    if array.dtype == np.int32:
+        return array.tobytes()
+    if not array.size:
+        return b""
+    if array.dtype.kind not in "iu":
+        raise InvalidArgumentError("tokens", f"must be integers, got {array.dtype}")
+    if int(array.min()) < -(2**31) or int(array.max()) >= 2**31:
+        raise InvalidArgumentError("tokens", f"must fit 32 bits, got {array.min()}..{array.max()}")
+    return array.astype(np.int32).tobytes()

@@ -1,0 +1,103 @@
+"""Eviction policies: which node gives up pages first."""
+
+from .config import TreeConfig
+from .errors import InvalidArgumentError
+from .node import Node
+
+Key = tuple[float, float]
+
+
+class EvictionPolicy:
+    """Orders nodes; the lowest key goes first. A key never falls by a use of the node, only by a raise of its depth.
+
+    `both_axes`: evict one level of a node at a time (its deepest bands) instead of whole nodes.
+    `clock` is the policy's own age; the tree copies it to `Node.age` at each use.
+    """
+
+    both_axes = False
+
+    def __init__(self, config: TreeConfig):
+        self.clock = 0.0
+
+    def key(self, node: Node) -> Key:
+        """Key of a node as it is now."""
+        raise NotImplementedError
+
+    def evicted(self, key: Key) -> None:
+        """Learn that pages with this key were given up under pressure."""
+
+
+class LeastRecentlyUsed(EvictionPolicy):
+    """Oldest last use first."""
+
+    def key(self, node: Node) -> Key:
+        """(last use, 0)."""
+        return (node.last_used, 0)
+
+
+class LeastFrequentlyUsed(EvictionPolicy):
+    """Fewest uses first, the older of equals."""
+
+    def key(self, node: Node) -> Key:
+        """(uses, last use)."""
+        return (sum(node.hits), node.last_used)
+
+
+class SegmentedLru(EvictionPolicy):
+    """Nodes that were used fewer than twice since their capture go before all others; oldest first in each segment."""
+
+    protect_from = 2
+
+    def key(self, node: Node) -> Key:
+        """(segment, last use)."""
+        return (sum(node.hits) >= self.protect_from, node.last_used)
+
+
+class CostAware(EvictionPolicy):
+    """Token-layers saved per byte, aged: GreedyDual-Size-Frequency over (node, level) cells.
+
+    A cell is what one level adds to a node: the bands between the level below and it, and the boundary states that
+    enter the layer behind it. Each use of it saves (layers of the cell) x tokens; it costs its pages' bytes; both
+    grow with the tokens, which cancel. key = clock at last use + (1 + uses at this level or deeper) x layers / bytes,
+    and the clock is the largest key evicted so far, so that what is not used any more sinks (Cherkasova, "Improving
+    WWW proxies performance with Greedy-Dual-Size-Frequency caching policy", HPL-98-69R1). Values are scaled so that
+    the best cell's one use counts 1.
+    """
+
+    both_axes = True
+
+    def __init__(self, config: TreeConfig):
+        super().__init__(config)
+        values = [0.0]
+        for level in range(1, len(config.levels)):
+            layers = config.levels[level] - config.levels[level - 1]
+            kv = (config.bands_at[level] - config.bands_at[level - 1]) * config.kv_page_bytes
+            states = (config.boundaries_at[level] - config.boundaries_at[level - 1]) * config.boundary_page_bytes
+            values.append(layers / (kv + states))
+        best = max(values)
+        self.values = [value / best for value in values]
+
+    def key(self, node: Node) -> Key:
+        """(aged value of its deepest cell, last use)."""
+        level = node.level
+        return (node.age + (1 + node.uses(level)) * self.values[level], node.last_used)
+
+    def evicted(self, key: Key) -> None:
+        """Age: the clock never goes back."""
+        self.clock = max(self.clock, key[0])
+
+
+_POLICIES: dict[str, type[EvictionPolicy]] = {
+    "lru": LeastRecentlyUsed,
+    "lfu": LeastFrequentlyUsed,
+    "slru": SegmentedLru,
+    "cost": CostAware,
+}
+
+
+def make_policy(config: TreeConfig) -> EvictionPolicy:
+    """The policy that `config.policy` names."""
+    try:
+        return _POLICIES[config.policy](config)
+    except KeyError:
+        raise InvalidArgumentError("policy", f"unknown policy {config.policy!r}") from None

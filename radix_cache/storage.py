@@ -1,0 +1,268 @@
+"""The nodes and the page references that they own: the only code that changes either."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .config import TreeConfig
+from .errors import InvalidArgumentError, PageReferenceError
+from .events import EventKind, EventLog, TreeEvent
+from .eviction import EvictionQueue
+from .namespace import Namespace
+from .node import TOKEN_BYTES, Node, Pages
+from .page_allocator import PageAllocator
+from .policy import make_policy
+
+
+class Freed(NamedTuple):
+    """Pages that became free by one change (in a tree without pools: pages that it gave up)."""
+
+    kv: int = 0
+    boundary: int = 0
+
+
+class Storage:
+    """Nodes by namespace, with every count kept as they change.
+
+    Owns one reference on each page that a node names. A node that nobody has locked or pinned is *idle*; the pages
+    of idle nodes are offered to the allocators, which count those that are reclaimable.
+    """
+
+    def __init__(self, config: TreeConfig, kv: PageAllocator | None, boundary: PageAllocator | None, events: EventLog):
+        if kv is None and boundary is not None:
+            raise InvalidArgumentError("kv", "is needed where boundary is given")
+        if kv is not None and boundary is None and config.boundary_depths:
+            raise InvalidArgumentError("boundary", "is needed where kv is given and boundary_depths are stored")
+        self.config = config
+        self.page_bytes = config.page_size * TOKEN_BYTES
+        self.kv = kv
+        self.boundary = boundary
+        self.events = events
+        self.policy = make_policy(config)
+        self.queue = EvictionQueue(self.policy)
+        self.roots: dict[Namespace, Node] = {}
+        self.clock = 0
+        self.num_nodes = 0
+        self.num_tokens = 0
+        self.num_kv_pages = 0
+        self.num_boundary_pages = 0
+        self.idle_kv_pages = 0
+        self.idle_boundary_pages = 0
+        self.kv_held = np.zeros(kv.num_pages if kv else 0, dtype=np.bool_)
+        self.boundary_held = np.zeros(boundary.num_pages if boundary else 0, dtype=np.bool_)
+
+    def tick(self) -> int:
+        """Advance and return the counter that stands for time."""
+        self.clock += 1
+        return self.clock
+
+    def root(self, namespace: Namespace) -> Node:
+        """The root of `namespace`, made if need be. It has no tokens and all levels."""
+        root = self.roots.get(namespace)
+        if root is None:
+            levels = len(self.config.levels)
+            root = self.roots[namespace] = Node(namespace, b"", 0, None, levels - 1, levels)
+        return root
+
+    def touch(self, node: Node, level: int, now: int) -> None:
+        """Count one use of `node` at `level`; level 0 only makes it recent."""
+        node.last_used = now
+        node.age = self.policy.clock
+        if level:
+            node.hits[level] += 1
+
+    def adopt(self, kv: Pages, boundary: Pages) -> None:
+        """Take the tree's references on pages (flat ids) that are about to be stored; all or nothing."""
+        self._check_new(kv, self.kv, self.kv_held, "kv_pages")
+        self._check_new(boundary, self.boundary, self.boundary_held, "boundary_pages")
+        if self.kv is not None:
+            self.kv.acquire(kv)
+            self.kv_held[kv] = True
+        if self.boundary is not None:
+            self.boundary.acquire(boundary)
+            self.boundary_held[boundary] = True
+
+    def add_leaf(
+        self, parent: Node, tokens: bytes, level: int, kv: Pages | None, boundary: Pages | None, ratio: float, now: int
+    ) -> Node:
+        """Hang a node with adopted pages below `parent`. The arrays become the node's."""
+        node = Node(parent.namespace, tokens, len(tokens) // self.page_bytes, parent, level, len(self.config.levels))
+        node.kv, node.boundary = kv, boundary
+        node.ratio = ratio
+        parent.children[tokens[: self.page_bytes]] = node
+        parent.count_child(level, 1)
+        self.num_nodes += 1
+        self.num_tokens += node.num_tokens
+        self._stored(node, 0, now)
+        return node
+
+    def raise_node(
+        self, node: Node, level: int, kv: Pages | None, boundary: Pages | None, ratio: float, now: int
+    ) -> None:
+        """Deepen `node` to `level` with adopted pages for the missing bands and boundary depths."""
+        assert node.parent is not None
+        before = node.level
+        node.parent.count_child(before, -1)
+        node.parent.count_child(level, 1)
+        if kv is not None and node.kv is not None:
+            node.kv = np.concatenate([node.kv, kv])
+        if boundary is not None and node.boundary is not None:
+            node.boundary = np.concatenate([node.boundary, boundary])
+        node.level = level
+        node.ratio = ratio
+        node.drifted = False
+        self._stored(node, before, now)
+
+    def split(self, node: Node, pages: int) -> Node:
+        """Split `node` after `pages` pages; return the new upper part."""
+        upper = node.split(pages, self.page_bytes)
+        self.num_nodes += 1
+        return upper
+
+    def lower(self, node: Node, level: int) -> Freed:
+        """Trim `node` to `level` (its children are no deeper) and let go of the pages above.
+
+        A node that comes to level 0 leaves the tree, unless it is in use: then it stays, without pages and invisible
+        to matches, until its last lock goes.
+        """
+        assert node.parent is not None
+        config = self.config
+        before = node.level
+        bands, bands_before = config.bands_at[level], config.bands_at[before]
+        states, states_before = config.boundaries_at[level], config.boundaries_at[before]
+        kv_count = (bands_before - bands) * node.num_pages
+        boundary_count = (states_before - states) * node.num_pages
+        freed = Freed(kv_count, boundary_count)
+        kv_ids = boundary_ids = None
+        if node.kv is not None:
+            kv_ids = node.kv[bands:].reshape(-1)
+            node.kv = node.kv[:bands].copy()
+        if node.boundary is not None:
+            boundary_ids = node.boundary[states:].reshape(-1)
+            node.boundary = node.boundary[:states].copy()
+        if not node.in_use:
+            self._idle(kv_ids, boundary_ids, kv_count, boundary_count, False)
+        if self.kv is not None and kv_ids is not None:
+            self.kv_held[kv_ids] = False
+            freed = freed._replace(kv=self.kv.release(kv_ids))
+        if self.boundary is not None and boundary_ids is not None:
+            self.boundary_held[boundary_ids] = False
+            freed = freed._replace(boundary=self.boundary.release(boundary_ids))
+        self.num_kv_pages -= kv_count
+        self.num_boundary_pages -= boundary_count
+        node.level = level
+        node.generation += 1
+        parent = node.parent
+        parent.count_child(before, -1)
+        parent.count_child(level, 1)
+        self.queue.void(node)
+        if level:
+            self.queue.push(node)
+        elif not node.in_use:
+            self._remove(node)
+        self.queue.push(parent)
+        kind: EventKind = "trimmed" if level else "evicted"
+        self.events.add(
+            TreeEvent(kind, node.namespace, node.num_tokens, config.levels[level], kv_count, boundary_count)
+        )
+        return freed
+
+    def lower_subtree(self, node: Node, level: int) -> Freed:
+        """Trim `node` and everything below it to at most `level`, children first."""
+        order = [node] if node.level > level else []
+        for above in order:
+            order.extend(child for child in above.children.values() if child.level > level)
+        kv = boundary = 0
+        for below in reversed(order):
+            freed = self.lower(below, level)
+            kv += freed.kv
+            boundary += freed.boundary
+        return Freed(kv, boundary)
+
+    def hold(self, node: Node, lock: bool) -> None:
+        """Count a lock (or a pin) on `node` and all above it."""
+        while not node.is_root:
+            if not node.in_use:
+                self._node_idle(node, False)
+            if lock:
+                node.locks += 1
+            else:
+                node.pins += 1
+            assert node.parent is not None
+            node = node.parent
+
+    def unhold(self, node: Node, lock: bool) -> None:
+        """Undo `hold`."""
+        while not node.is_root:
+            parent = node.parent
+            assert parent is not None
+            if lock:
+                node.locks -= 1
+            else:
+                node.pins -= 1
+            if not node.in_use:
+                if node.level:
+                    self._node_idle(node, True)
+                    self.queue.push(node)
+                else:
+                    self._remove(node)
+            node = parent
+
+    def _stored(self, node: Node, before: int, now: int) -> None:
+        config = self.config
+        kv_count = (config.bands_at[node.level] - config.bands_at[before]) * node.num_pages
+        boundary_count = (config.boundaries_at[node.level] - config.boundaries_at[before]) * node.num_pages
+        self.num_kv_pages += kv_count
+        self.num_boundary_pages += boundary_count
+        if not node.in_use:
+            kv = None if node.kv is None else node.kv[config.bands_at[before] :]
+            boundary = None if node.boundary is None else node.boundary[config.boundaries_at[before] :]
+            self._idle(kv, boundary, kv_count, boundary_count, True)
+        self.touch(node, 0, now)
+        self.queue.void(node)
+        self.queue.push(node)
+        self.events.add(
+            TreeEvent("stored", node.namespace, node.num_tokens, config.levels[node.level], kv_count, boundary_count)
+        )
+
+    def _remove(self, node: Node) -> None:
+        """Take a node without pages and children out of the tree."""
+        parent = node.parent
+        assert parent is not None
+        assert not node.children
+        self.queue.void(node)
+        del parent.children[node.tokens[: self.page_bytes]]
+        parent.count_child(node.level, -1)
+        node.parent = None
+        self.num_nodes -= 1
+        self.num_tokens -= node.num_tokens
+        if parent.is_root and not parent.children:
+            del self.roots[parent.namespace]
+
+    def _node_idle(self, node: Node, idle: bool) -> None:
+        config = self.config
+        kv_count = config.bands_at[node.level] * node.num_pages
+        boundary_count = config.boundaries_at[node.level] * node.num_pages
+        self._idle(node.kv, node.boundary, kv_count, boundary_count, idle)
+
+    def _idle(self, kv: Pages | None, boundary: Pages | None, kv_count: int, boundary_count: int, idle: bool) -> None:
+        sign = 1 if idle else -1
+        self.idle_kv_pages += sign * kv_count
+        self.idle_boundary_pages += sign * boundary_count
+        for pool, ids in ((self.kv, kv), (self.boundary, boundary)):
+            if pool is not None and ids is not None and ids.size:
+                if idle:
+                    pool.offer(ids)
+                else:
+                    pool.withdraw(ids)
+
+    @staticmethod
+    def _check_new(ids: Pages, pool: PageAllocator | None, held: "np.ndarray", what: str) -> None:
+        if pool is None or not ids.size:
+            return
+        if int(pool.refcount(ids).min()) < 1:
+            raise PageReferenceError(f"{what}: a page has no reference")
+        if pool.has_duplicates(ids):
+            raise PageReferenceError(f"{what}: a page is named twice")
+        if held[ids].any():
+            raise PageReferenceError(f"{what}: page {int(ids[held[ids]][0])} is in the tree already, for other tokens")
