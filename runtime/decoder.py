@@ -71,6 +71,11 @@ class Decoder:
         """Layers of the model; `layer` takes indices below this."""
         return len(self._layers)
 
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether rows come out the same, bit for bit, whatever other rows are computed with them (fp32, CPU)."""
+        return self._head.batch_invariant
+
     @torch.inference_mode()
     def embed(self, token_ids: Tensor) -> Tensor:
         """Embeddings [T, hidden] of token ids [T] (int64). An id beyond the table is the caller's mistake."""

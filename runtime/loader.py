@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .cpu_memory import keep_freed_memory
 from .decoder import Decoder, LayerWeights
 from .errors import ModelLoadError
 from .hub import resolve_model_folder
@@ -45,7 +46,8 @@ def load_model(
         batch_invariant: rows independent of how many rows are computed together; by default on for float32
             on the CPU, the only combination where it is supported.
 
-    Memory: the weights on the device, and on the host one tensor at a time besides.
+    Memory: the weights on the device, and on the host one tensor at a time besides. On the CPU the process is
+    set to keep freed memory (`keep_freed_memory`).
 
     Raises: ModelLoadError naming the field, file or tensor at fault.
     """
@@ -75,6 +77,8 @@ def load_model(
         weights = SafetensorsFolder(folder)
         check_tensors(config, weights)
         read = weights.read
+    if device.type == "cpu":
+        keep_freed_memory()
     if batch_invariant is None:
         batch_invariant = device.type == "cpu" and dtype == torch.float32
     try:

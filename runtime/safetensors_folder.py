@@ -63,7 +63,7 @@ class SafetensorsFolder:
         if entry.size:
             with entry.file.open("rb") as file:
                 file.seek(entry.offset)
-                count = file.readinto(buffer.numpy())
+                count = file.readinto(buffer.numpy().data)
             if count != entry.size:
                 _corrupt(entry.file, f"ends inside tensor {name!r}")
         return buffer.view(_FLOAT_DTYPES[entry.dtype]).reshape(shape)
@@ -145,7 +145,7 @@ class SafetensorsFolder:
         raise ModelLoadError(
             f"{str(self.folder)!r} {reason}: expected {SINGLE_FILE}, or {INDEX_FILE} and its shards",
             field="weights",
-            value=(pickled or shards or [None])[0],
+            value=next(iter(pickled or shards), None),
             limit=f"{SINGLE_FILE} or {INDEX_FILE}",
         )
 

@@ -1,0 +1,37 @@
+"""One hash for the model in a folder: what a depth profile was made for."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from .model_config import ModelConfig
+from .safetensors_folder import SafetensorsFolder
+
+_FULL_BYTES = 1_000_000_000
+_SAMPLE_BYTES = 4096
+_CHUNK_BYTES = 4 * 1024 * 1024
+
+
+def model_digest(folder: str | Path) -> str:
+    """SHA-256 (hex) of what a model folder computes: its configuration and its weights.
+
+    Covered: `ModelConfig.config_digest`, and for every tensor in name order its name, dtype, shape and content.
+    Below 1 GB of weights all bytes count; from there on the first, middle and last 4 KiB of each tensor.
+    Not covered: how tensors are spread over shards, file metadata, tokenizer and generation settings.
+
+    Raises: ModelLoadError as `ModelConfig.from_folder` and `SafetensorsFolder` do.
+    """
+    digest = hashlib.sha256(ModelConfig.from_folder(folder).config_digest.encode())
+    weights = SafetensorsFolder(folder)
+    sampled = weights.num_bytes >= _FULL_BYTES
+    for name in sorted(weights.entries):
+        entry = weights.entries[name]
+        digest.update(f"\n{name} {entry.dtype} {list(entry.shape)} {entry.size}\n".encode())
+        if sampled:
+            spans = [(start, _SAMPLE_BYTES) for start in (0, entry.size // 2, max(0, entry.size - _SAMPLE_BYTES))]
+        else:
+            spans = [(start, _CHUNK_BYTES) for start in range(0, entry.size, _CHUNK_BYTES)]
+        for start, count in spans:
+            digest.update(weights.read_bytes(entry, start, count))
+    return digest.hexdigest()

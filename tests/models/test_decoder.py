@@ -1,0 +1,175 @@
+"""The decoder against the float64 oracle, and what its contract promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from shoal.runtime.decoder import Decoder
+from shoal.runtime.loader import load_model
+from shoal.runtime.model_config import ModelConfig
+from torch import Tensor
+
+from .checkpoints import write_folder
+from .oracle import DREAM_TINY, LLADA_TINY, oracle_logits, random_state_dict
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llada": LLADA_TINY,
+    "llada-gqa-tied-biased": {**LLADA_TINY, "n_kv_heads": 1, "weight_tying": True, "include_qkv_bias": True},
+    "llada-long-sums": {**LLADA_TINY, "mlp_hidden_size": 1500, "n_layers": 1},
+    "dream": DREAM_TINY,
+    "dream-tied": {**DREAM_TINY, "tie_word_embeddings": True},
+}
+
+
+def dense_attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every token sees every token."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
+    return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
+
+
+def run(decoder: Decoder, token_ids: Tensor, positions: Tensor) -> Tensor:
+    hidden = decoder.embed(token_ids)
+    for index in range(decoder.num_layers):
+        hidden = decoder.layer(index, hidden, positions, dense_attend)
+    return decoder.logits(hidden)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).abs().max() / expected.abs().max())
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def model(request, tmp_path_factory):
+    config = CONFIGS[request.param]
+    state = random_state_dict(config)
+    folder = write_folder(tmp_path_factory.mktemp("model"), config, state, shards=3)
+    return config, state, folder
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 19, 40])
+def test_logits_match_the_float64_oracle_within_1e_4(model, tokens):
+    config, state, folder = model
+    token_ids = torch.randint(0, config["vocab_size"], (tokens,), generator=torch.Generator().manual_seed(tokens))
+    positions = torch.arange(tokens) + 7
+    found = run(load_model(folder), token_ids, positions)
+    expected = oracle_logits(config, state, token_ids, positions)
+    assert found.shape == expected.shape == (tokens, config["vocab_size"])
+    assert found.dtype == torch.float32
+    assert relative_error(found, expected) < 1e-4
+
+
+def test_the_comparison_notices_a_wrong_weight_order(model):
+    """Swap gate and up in what the oracle sees: the error must pass the bound by far."""
+    config, state, folder = model
+    gate, up = ("ff_proj", "up_proj") if config["model_type"] == "llada" else ("mlp.gate_proj", "mlp.up_proj")
+    swapped = dict(state)
+    for name in state:
+        if gate in name:
+            swapped[name], swapped[name.replace(gate, up)] = state[name.replace(gate, up)], state[name]
+    token_ids, positions = torch.arange(12), torch.arange(12)
+    found = run(load_model(folder), token_ids, positions)
+    assert relative_error(found, oracle_logits(config, swapped, token_ids, positions)) > 1e-2
+
+
+def test_bfloat16_stays_close_to_the_oracle(model):
+    config, state, folder = model
+    decoder = load_model(folder, dtype=torch.bfloat16)
+    token_ids, positions = torch.arange(20), torch.arange(20)
+    logits = run(decoder, token_ids, positions)
+    assert logits.dtype == decoder.dtype == torch.bfloat16
+    assert relative_error(logits, oracle_logits(config, state, token_ids, positions)) < 0.05
+
+
+def test_tokens_may_come_in_any_order_with_their_positions(model):
+    config, _, folder = model
+    decoder = load_model(folder)
+    token_ids, positions = torch.arange(30) * 3 % config["vocab_size"], torch.arange(30)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    straight = run(decoder, token_ids, positions)
+    shuffled = run(decoder, token_ids[order], positions[order])
+    torch.testing.assert_close(shuffled, straight[order], rtol=1e-4, atol=1e-4)
+
+
+def test_rotary_given_or_looked_up_is_the_same_and_hidden_is_not_changed(model):
+    _, _, folder = model
+    decoder = load_model(folder)
+    positions = torch.tensor([5, 6, 9])
+    hidden = decoder.embed(torch.tensor([1, 2, 3]))
+    before = hidden.clone()
+    looked_up = decoder.layer(0, hidden, positions, dense_attend)
+    given = decoder.layer(0, hidden, positions, dense_attend, decoder.rotary(positions))
+    assert torch.equal(looked_up, given)
+    assert torch.equal(hidden, before)
+
+
+def test_attend_gets_the_layer_index_and_heads_of_the_promised_shapes(model):
+    _, _, folder = model
+    decoder = load_model(folder)
+    config = decoder.config
+    seen = []
+
+    def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen.append((index, tuple(q.shape), tuple(k.shape), tuple(v.shape)))
+        assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
+        return dense_attend(index, q, k, v)
+
+    hidden = decoder.embed(torch.arange(4))
+    last = decoder.num_layers - 1
+    decoder.layer(last, hidden, torch.arange(4), attend)
+    kv = (4, config.num_kv_heads, config.head_dim)
+    assert seen == [(last, (4, config.num_heads, config.head_dim), kv, kv)]
+
+
+def test_only_dream_shifts_its_logits(model):
+    config, _, folder = model
+    assert load_model(folder).config.shift_logits == (config["model_type"] == "Dream")
+
+
+def wide_config() -> ModelConfig:
+    """The bundled model's widths, and a down projection with sums long enough to be cut."""
+    return ModelConfig.from_dict(
+        {
+            **LLADA_TINY,
+            "d_model": 256,
+            "n_heads": 4,
+            "n_kv_heads": 4,
+            "n_layers": 1,
+            "mlp_hidden_size": 1000,
+            "vocab_size": 150,
+            "embedding_size": 256,
+            "max_sequence_length": 512,
+        }
+    )
+
+
+def row_by_row(decoder: Decoder, hidden: Tensor) -> Tensor:
+    """One layer and the head, with attention that leaves each row to itself."""
+    tokens = hidden.shape[0]
+    out = decoder.layer(0, hidden, torch.arange(tokens), lambda index, q, k, v: q + v)
+    return torch.cat([out, decoder.logits(out)], dim=1)
+
+
+def test_fp32_rows_do_not_depend_on_how_many_rows_are_computed_together():
+    decoder = load_model(wide_config(), load_format="dummy")
+    hidden = torch.randn(400, 256, generator=torch.Generator().manual_seed(0))
+    together = row_by_row(decoder, hidden)
+    for tokens in (1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 100, 128, 129, 255):
+        assert torch.equal(row_by_row(decoder, hidden[:tokens]), together[:tokens]), tokens
+
+
+def test_fp32_rows_do_not_depend_on_their_place_in_the_batch():
+    decoder = load_model(wide_config(), load_format="dummy")
+    row = torch.randn(1, 256, generator=torch.Generator().manual_seed(0))
+    logits = decoder.logits(row.expand(67, -1))
+    assert torch.equal(logits, logits[:1].expand(67, -1))
+
+
+def test_batch_invariance_is_on_by_default_for_fp32_only():
+    config = wide_config()
+    assert load_model(config, load_format="dummy").batch_invariant
+    assert not load_model(config, load_format="dummy", dtype=torch.bfloat16).batch_invariant
+    assert not load_model(config, load_format="dummy", batch_invariant=False).batch_invariant
