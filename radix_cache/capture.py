@@ -42,6 +42,9 @@ class Step(NamedTuple):
     before: int
     level: int
 
+    kv: Pages | None
+    boundary: Pages | None
+
 
 class Plan(NamedTuple):
     """Steps in path order, and where the path ends: `last` with `common` bytes matched."""
@@ -63,7 +66,9 @@ def may_raise(node: Node, ratio: float) -> bool:
     return ratio > node.ratio if node.drifted else ratio >= node.ratio
 
 
-def plan_capture(root: Node | None, tokens: bytes, level: int, ratio: float, page_bytes: int) -> Plan:
+def plan_capture(
+    root: Node | None, tokens: bytes, level: int, ratio: float, page_bytes: int, table: "PageTable"
+) -> Plan:
     """Decide what to store, top down, so that no node gets deeper than the one above it."""
     steps: list[Step] = []
     limit = level
@@ -75,8 +80,11 @@ def plan_capture(root: Node | None, tokens: bytes, level: int, ratio: float, pag
             break
         common = common_bytes(child, tokens, at, page_bytes)
         last = child
+        step = None
         if child.level < limit and may_raise(child, ratio):
-            steps.append(Step(child, at // page_bytes, (at + common) // page_bytes, child.level, limit))
+            step = table.step(child, at // page_bytes, (at + common) // page_bytes, child.level, limit)
+        if step is not None:
+            steps.append(step)
         else:
             limit = min(limit, child.level)
         at += common
@@ -84,7 +92,9 @@ def plan_capture(root: Node | None, tokens: bytes, level: int, ratio: float, pag
             break
         node = child
     if at < len(tokens) and limit:
-        steps.append(Step(None, at // page_bytes, len(tokens) // page_bytes, 0, limit))
+        step = table.step(None, at // page_bytes, len(tokens) // page_bytes, 0, limit)
+        if step is not None:
+            steps.append(step)
     return Plan(steps, last, common)
 
 
@@ -116,27 +126,27 @@ class PageTable:
             rows = [_checked(f"boundary_pages[{at}]", offered[at], (num_pages,)) for at in stored]
             self.boundary = np.stack(rows) if rows else np.empty((0, num_pages), dtype=np.int32)
 
-    def part(self, step: Step) -> tuple[Pages | None, Pages | None]:
-        """Copies of what `step` stores: kv [bands, pages] and boundary [depths, pages]."""
+    def step(self, node: Node | None, start: int, stop: int, before: int, level: int) -> Step | None:
+        """The step with copies of the page ids that it stores; None when the request lacks (-1) one of them."""
         config = self.config
         kv = boundary = None
         if self.kv is not None:
-            bands = slice(config.bands_at[step.before], config.bands_at[step.level])
-            kv = self.kv[bands, step.start : step.stop].copy()
+            kv = self.kv[config.bands_at[before] : config.bands_at[level], start:stop].copy()
+            if kv.size and int(kv.min()) < 0:
+                return None
         if self.boundary is not None:
-            depths = slice(config.boundaries_at[step.before], config.boundaries_at[step.level])
-            boundary = self.boundary[depths, step.start : step.stop].copy()
-        return kv, boundary
+            depths = slice(config.boundaries_at[before], config.boundaries_at[level])
+            boundary = self.boundary[depths, start:stop].copy()
+            if boundary.size and int(boundary.min()) < 0:
+                return None
+        return Step(node, start, stop, before, level, kv, boundary)
 
 
-def apply_capture(
-    storage: Storage, plan: Plan, table: PageTable, tokens: bytes, ns: Namespace, ratio: float
-) -> CaptureResult:
+def apply_capture(storage: Storage, plan: Plan, tokens: bytes, namespace: Namespace, ratio: float) -> CaptureResult:
     """Adopt the planned pages and store them. Raises PageReferenceError, with nothing changed, for unfit pages."""
     config, page_bytes = storage.config, storage.page_bytes
-    parts = [table.part(step) for step in plan.steps]
-    kv_ids = _flat([kv for kv, _ in parts])
-    boundary_ids = _flat([boundary for _, boundary in parts])
+    kv_ids = _flat([step.kv for step in plan.steps])
+    boundary_ids = _flat([step.boundary for step in plan.steps])
     storage.adopt(kv_ids, boundary_ids)
     now = storage.tick()
     new_tokens = token_layers = 0
@@ -144,18 +154,18 @@ def apply_capture(
     at_last = bool(plan.steps) and plan.steps[-1].node in (None, last)
     if last is not None and plan.common < len(last.tokens) and at_last:
         upper = storage.split(last, plan.common // page_bytes)
-    for step, (kv, boundary) in zip(plan.steps, parts, strict=True):
+    for step in plan.steps:
         count = (step.stop - step.start) * config.page_size
         token_layers += count * (config.levels[step.level] - config.levels[step.before])
         if not step.before:
             new_tokens += count
         if step.node is None:
-            parent = upper if upper is not None else storage.root(ns)
+            parent = upper if upper is not None else storage.root(namespace)
             piece = tokens[step.start * page_bytes : step.stop * page_bytes]
-            storage.add_leaf(parent, piece, step.level, kv, boundary, ratio, now)
+            storage.add_leaf(parent, piece, step.level, step.kv, step.boundary, ratio, now)
         else:
             node = upper if step.node is last and upper is not None else step.node
-            storage.raise_node(node, step.level, kv, boundary, ratio, now)
+            storage.raise_node(node, step.level, step.kv, step.boundary, ratio, now)
     return CaptureResult(len(tokens) // TOKEN_BYTES, new_tokens, token_layers, kv_ids, boundary_ids)
 
 

@@ -207,9 +207,12 @@ class RadixTree:
         The tree takes its own reference on each page that it stores; the caller's references stay the caller's.
         Tokens that it holds at that depth or deeper are left alone. A shallower node is raised when `ratio` is at
         least the node's own (larger, after an audit), taking only the missing bands and boundary depths. A node never
-        becomes deeper than its parent. Levels are the boundary depths and num_layers: `depth` counts as the largest
-        level not above it. Raises PageReferenceError, with nothing changed, when a page to store is free, named
-        twice, or in the tree for other tokens.
+        becomes deeper than its parent. Page id -1 says "the request has no such page" (a request that resumed from
+        depth 8 has no states that enter layer 4): a stretch that would need one is not stored.
+
+        Levels are the boundary depths and num_layers: `depth` counts as the largest level not above it. Raises
+        PageReferenceError, with nothing changed, when a page to store is free, named twice, or in the tree for
+        other tokens.
         """
         config, storage = self.config, self._storage
         config.check_depth(depth)
@@ -226,8 +229,9 @@ class RadixTree:
             boundary_pages,
             pools=(storage.kv is not None, storage.boundary is not None),
         )
-        plan = plan_capture(storage.roots.get(namespace), data, config.level_of(depth), ratio, storage.page_bytes)
-        return apply_capture(storage, plan, table, data, namespace, ratio)
+        level = config.level_of(depth)
+        plan = plan_capture(storage.roots.get(namespace), data, level, ratio, storage.page_bytes, table)
+        return apply_capture(storage, plan, data, namespace, ratio)
 
     # Giving up
 
