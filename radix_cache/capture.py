@@ -113,7 +113,7 @@ class PageTable:
     ):
         self.config = config
         self.kv: Pages | None = None
-        self.boundary: Pages | None = None
+        self.boundary: list[Pages] | None = None
         if pools[0]:
             shape = (config.bands(depth), num_pages)
             self.kv = _checked("kv_pages", kv_pages, shape)
@@ -123,8 +123,7 @@ class PageTable:
             missing = [at for at in stored if at not in offered]
             if missing:
                 raise InvalidArgumentError("boundary_pages", f"states that enter layer {missing[0]} are missing")
-            rows = [_checked(f"boundary_pages[{at}]", offered[at], (num_pages,)) for at in stored]
-            self.boundary = np.stack(rows) if rows else np.empty((0, num_pages), dtype=np.int32)
+            self.boundary = [_checked(f"boundary_pages[{at}]", offered[at], (num_pages,)) for at in stored]
 
     def step(self, node: Node | None, start: int, stop: int, before: int, level: int) -> Step | None:
         """The step with copies of the page ids that it stores; None when the request lacks (-1) one of them."""
@@ -135,8 +134,8 @@ class PageTable:
             if kv.size and int(kv.min()) < 0:
                 return None
         if self.boundary is not None:
-            depths = slice(config.boundaries_at[before], config.boundaries_at[level])
-            boundary = self.boundary[depths, start:stop].copy()
+            rows = self.boundary[config.boundaries_at[before] : config.boundaries_at[level]]
+            boundary = np.array([row[start:stop] for row in rows], dtype=np.int32).reshape(len(rows), stop - start)
             if boundary.size and int(boundary.min()) < 0:
                 return None
         return Step(node, start, stop, before, level, kv, boundary)

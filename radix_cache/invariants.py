@@ -102,9 +102,9 @@ def _check_holders(nodes: list[Node], locked: list[Match], pinned: list[tuple[No
 
 
 def _check_pages(storage: Storage, nodes: list[Node]) -> None:
-    for name, pool, held in (
-        ("kv", storage.kv, storage.kv_held),
-        ("boundary", storage.boundary, storage.boundary_held),
+    for name, pool in (
+        ("kv", storage.kv),
+        ("boundary", storage.boundary),
     ):
         if pool is None:
             continue
@@ -118,7 +118,7 @@ def _check_pages(storage: Storage, nodes: list[Node]) -> None:
                 idle[ids] = True
         if (counts > 1).any():
             raise InvariantError(f"{name}: page {int(counts.argmax())} is twice in the tree")
-        if ((counts > 0) != held).any():
+        if ((counts > 0) != pool.held).any():
             raise InvariantError(f"{name}: the mask of held pages disagrees with the nodes")
         if (pool.refcount(np.arange(pool.num_pages)) < counts).any():
             raise InvariantError(f"{name}: the tree holds a page without a reference")

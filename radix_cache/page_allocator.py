@@ -8,6 +8,15 @@ import numpy.typing as npt
 from .errors import InvalidArgumentError, InvariantError, OutOfPagesError, PageReferenceError
 
 Pages = npt.NDArray[np.int32]
+Ids = npt.NDArray[np.intp]
+
+# A page's state is one integer, so that an operation reads and writes it once: 4 x references + 2 if the tree holds
+# one of them + 1 if the tree would give it up (only together with 2).
+_REFERENCE = 4
+_HELD = 2
+_OFFERED = 1
+_FLAGS = _HELD | _OFFERED
+_RECLAIMABLE = _REFERENCE | _FLAGS
 
 
 class PageAllocator:
@@ -16,19 +25,20 @@ class PageAllocator:
     A page is free when its last reference goes. It owns numbers only, no memory. The order is deterministic: a fresh
     allocator hands out 0, 1, 2, ...; freed pages are handed out again last in, first out.
 
-    The tree *offers* the pages of its nodes that nobody has locked; `num_reclaimable` counts those that would become
-    free if the tree let go of them (offered, and the tree's reference is the only one). It is kept here because only
-    the allocator sees every change of a reference count.
+    Two marks belong to the tree that shares the pool: a page is *held* while the tree has one of its references, and
+    *offered* while the tree would give it up under pressure (nobody has its node locked or pinned).
+    `num_reclaimable` counts the pages that would become free then: offered, and the tree's reference is the only one.
+    The count is kept here because only the allocator sees every change of a reference count.
     """
 
     def __init__(self, num_pages: int):
-        if num_pages < 0 or num_pages >= 2**31:
-            raise InvalidArgumentError("num_pages", f"must be in [0, 2^31), got {num_pages}")
+        if num_pages < 0 or num_pages >= 2**29:
+            raise InvalidArgumentError("num_pages", f"must be in [0, 2^29), got {num_pages}")
         self.num_pages = int(num_pages)
         self._stack = np.arange(num_pages - 1, -1, -1, dtype=np.int32)
         self._free = self.num_pages
-        self._refs = np.zeros(num_pages, dtype=np.int32)
-        self._offered = np.zeros(num_pages, dtype=np.bool_)
+        self._state = np.zeros(num_pages, dtype=np.int32)
+        self._order = np.arange(num_pages, dtype=np.int32)
         self._last_seen = np.zeros(num_pages, dtype=np.int32)
         self._reclaimable = 0
 
@@ -39,13 +49,18 @@ class PageAllocator:
 
     @property
     def num_reclaimable(self) -> int:
-        """Offered pages whose only reference is the offerer's."""
+        """Offered pages whose only reference is the tree's."""
         return self._reclaimable
 
     @property
+    def held(self) -> npt.NDArray[np.bool_]:
+        """Which pages the tree holds, bool [num_pages]; a copy."""
+        return (self._state & _HELD) > 0
+
+    @property
     def offered(self) -> npt.NDArray[np.bool_]:
-        """Which pages are offered, bool [num_pages]; a copy."""
-        return self._offered.copy()
+        """Which pages the tree offers, bool [num_pages]; a copy."""
+        return (self._state & _OFFERED) > 0
 
     def alloc(self, n: int) -> Pages:
         """Return `n` free pages (int32, [n]) with one reference each, the caller's.
@@ -58,101 +73,134 @@ class PageAllocator:
             raise OutOfPagesError(n, self._free)
         self._free -= n
         pages = self._stack[self._free : self._free + n][::-1].copy()
-        self._refs[pages] = 1
+        self._state[pages] = _REFERENCE
         return pages
 
     def acquire(self, pages: npt.ArrayLike) -> None:
-        """Add one reference to each page (a page named twice gets two). Every page must have one already."""
-        ids, refs, twice = self._held(pages, "acquire")
+        """Add one reference to each page (a page named twice gets two).
+
+        Raises PageReferenceError and changes nothing when a page is foreign or free.
+        """
+        ids = self._ids(pages, "acquire")
         if not ids.size:
             return
-        if twice:
-            for page in ids:
-                self.acquire(np.array([page]))
+        state = self._referenced(ids, "acquire")
+        if self._has_duplicates(ids):
+            np.add.at(self._state, ids, _REFERENCE)
+            self._reclaimable -= int(np.count_nonzero(state[np.unique(ids, return_index=True)[1]] == _RECLAIMABLE))
             return
-        self._refs[ids] = refs + 1
-        self._reclaimable -= int(np.count_nonzero(self._offered[ids] & (refs == 1)))
+        self._state[ids] = state + _REFERENCE
+        self._reclaimable -= int(np.count_nonzero(state == _RECLAIMABLE))
 
     def release(self, pages: npt.ArrayLike) -> int:
-        """Drop one reference from each page; return how many pages became free by it.
+        """Drop one reference from each page (two from a page named twice); return how many pages became free by it.
 
-        Raises PageReferenceError and changes nothing when a page is foreign or has fewer references than are dropped.
+        Raises PageReferenceError and changes nothing when a page is foreign or free, has fewer references than are
+        dropped, or would lose the tree's reference.
         """
-        ids, refs, twice = self._held(pages, "release")
+        ids = self._ids(pages, "release")
         if not ids.size:
             return 0
-        if twice:
-            unique, counts = np.unique(ids, return_counts=True)
-            short = unique[self._refs[unique] < counts]
-            if short.size:
-                raise PageReferenceError(f"release: page {short[0]} is named more often than it has references")
-            return sum(self.release(np.array([page])) for page in ids)
-        last = refs == 1
-        offered = self._offered[ids]
-        if (last & offered).any():
-            raise PageReferenceError("release: a page that the tree holds would become free under it")
-        self._refs[ids] = refs - 1
-        self._reclaimable += int(np.count_nonzero(offered & (refs == 2)))
-        freed = ids[last]
-        self._stack[self._free : self._free + freed.size] = freed
-        self._free += int(freed.size)
-        return int(freed.size)
+        state = self._referenced(ids, "release")
+        drop: npt.NDArray[Any] | int = _REFERENCE
+        if self._has_duplicates(ids):
+            ids, counts = np.unique(ids, return_counts=True)
+            state, drop = self._state[ids], counts * _REFERENCE
+        after = state - drop
+        # With the tree's mark on it a page keeps at least the tree's own reference.
+        if int(after.min()) < 0 or ((after < _REFERENCE) & (after > 0)).any():
+            raise PageReferenceError("release: a page is released more often than the caller has references")
+        self._state[ids] = after
+        self._reclaimable += int(np.count_nonzero(after == _RECLAIMABLE))
+        return self._return(ids[after == 0])
 
     def refcount(self, pages: npt.ArrayLike) -> npt.NDArray[np.int32]:
         """References of each page, in the shape of `pages`; 0 means free."""
-        ids = np.asarray(pages)
-        self._check_range(ids.reshape(-1), "refcount")
-        return self._refs[ids]
+        ids = self._ids(pages, "refcount")
+        return (self._state[ids] // _REFERENCE).reshape(np.shape(pages))
+
+    def adopt(self, pages: npt.ArrayLike) -> None:
+        """Take the tree's reference on pages that somebody has a reference on, and mark them held.
+
+        Raises PageReferenceError and changes nothing when a page is foreign, free, named twice or held already.
+        """
+        ids = self._ids(pages, "adopt")
+        if not ids.size:
+            return
+        state = self._referenced(ids, "adopt")
+        if (state & _HELD).any():
+            page = ids[int((state & _HELD).argmax())]
+            raise PageReferenceError(f"adopt: page {page} is in the tree already, for other tokens")
+        if self._has_duplicates(ids):
+            raise PageReferenceError("adopt: a page is named twice")
+        self._state[ids] = state + (_REFERENCE + _HELD)
+
+    def give_up(self, pages: npt.ArrayLike) -> int:
+        """Undo `adopt` (all of the pages must be held, each named once); return how many pages became free by it."""
+        ids = np.asarray(pages, dtype=np.intp).reshape(-1)
+        state = self._state[ids]
+        self._reclaimable -= int(np.count_nonzero(state == _RECLAIMABLE))
+        after = (state & ~_FLAGS) - _REFERENCE
+        self._state[ids] = after
+        return self._return(ids[after == 0])
 
     def offer(self, pages: npt.ArrayLike) -> None:
-        """Mark pages (referenced, none offered yet) as ones that their holder would give up under pressure."""
-        ids = np.asarray(pages).reshape(-1)
-        self._offered[ids] = True
-        self._reclaimable += int(np.count_nonzero(self._refs[ids] == 1))
+        """Mark held pages, none of them offered, as ones that the tree would give up under pressure."""
+        ids = np.asarray(pages, dtype=np.intp).reshape(-1)
+        state = self._state[ids] | _OFFERED
+        self._state[ids] = state
+        self._reclaimable += int(np.count_nonzero(state == _RECLAIMABLE))
 
     def withdraw(self, pages: npt.ArrayLike) -> None:
         """Undo `offer` (all of the pages must be offered)."""
-        ids = np.asarray(pages).reshape(-1)
-        self._offered[ids] = False
-        self._reclaimable -= int(np.count_nonzero(self._refs[ids] == 1))
-
-    def has_duplicates(self, ids: npt.NDArray[Any]) -> bool:
-        """Whether a page occurs twice in `ids` (flat, all in range): linear, without a sort."""
-        order = np.arange(ids.size, dtype=np.int32)
-        self._last_seen[ids] = order
-        return not bool((self._last_seen[ids] == order).all())
+        ids = np.asarray(pages, dtype=np.intp).reshape(-1)
+        state = self._state[ids]
+        self._state[ids] = state & ~_OFFERED
+        self._reclaimable -= int(np.count_nonzero(state == _RECLAIMABLE))
 
     def check_invariants(self) -> None:
-        """Raise InvariantError unless free list, reference counts and the reclaimable count agree."""
+        """Raise InvariantError unless free list, reference counts, marks and the reclaimable count agree."""
         free = self._stack[: self._free]
+        refs = self._state // _REFERENCE
         if np.unique(free).size != self._free:
             raise InvariantError("a page is twice in the free list")
-        if self._free and self._refs[free].any():
-            raise InvariantError("a page in the free list has references")
-        if (self._refs < 0).any():
+        if self._free and self._state[free].any():
+            raise InvariantError("a page in the free list has references or marks")
+        if (self._state < 0).any():
             raise InvariantError("a negative reference count")
-        if int(np.count_nonzero(self._refs == 0)) != self._free:
-            raise InvariantError(f"{np.count_nonzero(self._refs == 0)} pages without references, {self._free} free")
-        reclaimable = int(np.count_nonzero(self._offered & (self._refs == 1)))
+        if int(np.count_nonzero(refs == 0)) != self._free:
+            raise InvariantError(f"{np.count_nonzero(refs == 0)} pages without references, {self._free} free")
+        if (self.offered & ~self.held).any():
+            raise InvariantError("a page is offered that the tree does not hold")
+        reclaimable = int(np.count_nonzero(self.offered & (refs == 1)))
         if reclaimable != self._reclaimable:
             raise InvariantError(f"{reclaimable} pages are reclaimable, the count says {self._reclaimable}")
-        if (self._offered & (self._refs == 0)).any():
-            raise InvariantError("a free page is offered")
 
-    def _check_range(self, ids: npt.NDArray[Any], what: str) -> None:
-        if not ids.size:
-            return
-        if ids.dtype.kind not in "iu":
-            raise PageReferenceError(f"{what}: page ids must be integers, got {ids.dtype}")
-        if int(ids.min()) < 0 or int(ids.max()) >= self.num_pages:
+    def _ids(self, pages: npt.ArrayLike, what: str) -> Ids:
+        array = np.asarray(pages)
+        if array.size and array.dtype.kind not in "iu":
+            raise PageReferenceError(f"{what}: page ids must be integers, got {array.dtype}")
+        # numpy converts int32 indices at every use; once is cheaper.
+        ids = array.astype(np.intp, copy=False).reshape(-1)
+        if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= self.num_pages):
             raise PageReferenceError(f"{what}: page ids must be in [0, {self.num_pages}), got {ids.min()}..{ids.max()}")
+        return ids
 
-    def _held(self, pages: npt.ArrayLike, what: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32], bool]:
-        ids = np.asarray(pages).reshape(-1)
-        self._check_range(ids, what)
-        if not ids.size:
-            return ids, self._refs[:0], False
-        refs = self._refs[ids]
-        if int(refs.min()) < 1:
-            raise PageReferenceError(f"{what}: page {ids[int(refs.argmin())]} has no reference")
-        return ids, refs, self.has_duplicates(ids)
+    def _referenced(self, ids: Ids, what: str) -> npt.NDArray[np.int32]:
+        state = self._state[ids]
+        if int(state.min()) < _REFERENCE:
+            raise PageReferenceError(f"{what}: page {ids[int(state.argmin())]} has no reference")
+        return state
+
+    def _has_duplicates(self, ids: Ids) -> bool:
+        """Whether a page occurs twice: linear, without a sort. Later occurrences overwrite earlier ones."""
+        if ids.size > self.num_pages:
+            return True
+        order = self._order[: ids.size]
+        self._last_seen[ids] = order
+        return self._last_seen[ids].tobytes() != order.tobytes()
+
+    def _return(self, freed: npt.NDArray[Any]) -> int:
+        self._stack[self._free : self._free + freed.size] = freed
+        self._free += int(freed.size)
+        return int(freed.size)

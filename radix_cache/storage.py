@@ -48,8 +48,6 @@ class Storage:
         self.num_boundary_pages = 0
         self.idle_kv_pages = 0
         self.idle_boundary_pages = 0
-        self.kv_held = np.zeros(kv.num_pages if kv else 0, dtype=np.bool_)
-        self.boundary_held = np.zeros(boundary.num_pages if boundary else 0, dtype=np.bool_)
 
     def tick(self) -> int:
         """Advance and return the counter that stands for time."""
@@ -73,14 +71,15 @@ class Storage:
 
     def adopt(self, kv: Pages, boundary: Pages) -> None:
         """Take the tree's references on pages (flat ids) that are about to be stored; all or nothing."""
-        self._check_new(kv, self.kv, self.kv_held, "kv_pages")
-        self._check_new(boundary, self.boundary, self.boundary_held, "boundary_pages")
         if self.kv is not None:
-            self.kv.acquire(kv)
-            self.kv_held[kv] = True
+            self.kv.adopt(kv)
         if self.boundary is not None:
-            self.boundary.acquire(boundary)
-            self.boundary_held[boundary] = True
+            try:
+                self.boundary.adopt(boundary)
+            except PageReferenceError:
+                if self.kv is not None:
+                    self.kv.give_up(kv)
+                raise
 
     def add_leaf(
         self, parent: Node, tokens: bytes, level: int, kv: Pages | None, boundary: Pages | None, ratio: float, now: int
@@ -141,13 +140,11 @@ class Storage:
             boundary_ids = node.boundary[states:].reshape(-1)
             node.boundary = node.boundary[:states].copy()
         if not node.in_use:
-            self._idle(kv_ids, boundary_ids, kv_count, boundary_count, False)
+            self._count_idle(-kv_count, -boundary_count)
         if self.kv is not None and kv_ids is not None:
-            self.kv_held[kv_ids] = False
-            freed = freed._replace(kv=self.kv.release(kv_ids))
+            freed = freed._replace(kv=self.kv.give_up(kv_ids))
         if self.boundary is not None and boundary_ids is not None:
-            self.boundary_held[boundary_ids] = False
-            freed = freed._replace(boundary=self.boundary.release(boundary_ids))
+            freed = freed._replace(boundary=self.boundary.give_up(boundary_ids))
         self.num_kv_pages -= kv_count
         self.num_boundary_pages -= boundary_count
         node.level = level
@@ -217,7 +214,11 @@ class Storage:
         if not node.in_use:
             kv = None if node.kv is None else node.kv[config.bands_at[before] :]
             boundary = None if node.boundary is None else node.boundary[config.boundaries_at[before] :]
-            self._idle(kv, boundary, kv_count, boundary_count, True)
+            self._count_idle(kv_count, boundary_count)
+            if self.kv is not None and kv is not None:
+                self.kv.offer(kv)
+            if self.boundary is not None and boundary is not None:
+                self.boundary.offer(boundary)
         self.touch(node, 0, now)
         self.queue.void(node)
         self.queue.push(node)
@@ -243,26 +244,15 @@ class Storage:
         config = self.config
         kv_count = config.bands_at[node.level] * node.num_pages
         boundary_count = config.boundaries_at[node.level] * node.num_pages
-        self._idle(node.kv, node.boundary, kv_count, boundary_count, idle)
-
-    def _idle(self, kv: Pages | None, boundary: Pages | None, kv_count: int, boundary_count: int, idle: bool) -> None:
         sign = 1 if idle else -1
-        self.idle_kv_pages += sign * kv_count
-        self.idle_boundary_pages += sign * boundary_count
-        for pool, ids in ((self.kv, kv), (self.boundary, boundary)):
-            if pool is not None and ids is not None and ids.size:
+        self._count_idle(sign * kv_count, sign * boundary_count)
+        for pool, ids in ((self.kv, node.kv), (self.boundary, node.boundary)):
+            if pool is not None and ids is not None:
                 if idle:
                     pool.offer(ids)
                 else:
                     pool.withdraw(ids)
 
-    @staticmethod
-    def _check_new(ids: Pages, pool: PageAllocator | None, held: "np.ndarray", what: str) -> None:
-        if pool is None or not ids.size:
-            return
-        if int(pool.refcount(ids).min()) < 1:
-            raise PageReferenceError(f"{what}: a page has no reference")
-        if pool.has_duplicates(ids):
-            raise PageReferenceError(f"{what}: a page is named twice")
-        if held[ids].any():
-            raise PageReferenceError(f"{what}: page {int(ids[held[ids]][0])} is in the tree already, for other tokens")
+    def _count_idle(self, kv_count: int, boundary_count: int) -> None:
+        self.idle_kv_pages += kv_count
+        self.idle_boundary_pages += boundary_count
