@@ -39,13 +39,12 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """Update the parameters from their gradients."""
         for group in self.param_groups:
+            rate = group["lr"]  # a number, or a 0-dim tensor so that a CUDA graph can replay the step at another rate
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
-                by_shape.setdefault(parameter.shape, []).append(parameter)
+                if parameter.grad is not None:
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in by_shape.items():
-                parameters = [p for p in parameters if p.grad is not None]
-                if not parameters:
-                    continue
                 grads = [p.grad for p in parameters if p.grad is not None]
                 for parameter in parameters:
                     if "momentum" not in self.state[parameter]:
@@ -53,7 +52,7 @@ class Muon(torch.optim.Optimizer):
                 buffers = [self.state[p]["momentum"] for p in parameters]
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
                 nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
-                updates = orthogonalise(torch.stack(nesterov)).to(parameters[0].dtype)
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"] * scale)
+                updates = orthogonalise(torch.stack(nesterov)).to(parameters[0].dtype) * (-rate * scale)
+                torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+                torch._foreach_add_(parameters, updates.unbind())

@@ -19,12 +19,14 @@ import torch
 from torch.utils.data import Dataset
 
 from . import vocabulary
-from .task import MAX_ITEMS, PriceList, Question, make_list, make_question
+from .task import MAX_ITEMS, Item, PriceList, Question, make_list, make_question
 
 TOKENS_PER_STEP = 32768
 LENGTHS = (128, 320, 640)
 _ITEM_TOKENS = 5
 _FILL_WEIGHT = 0.1  # loss weight of the EOS tokens that fill a canvas, after the first
+PURE_STEPS = 1500
+SHORT_STEPS = 2000
 _RECITAL = vocabulary.encode("<|user|>List all things.<|end|><|assistant|>")
 
 
@@ -45,16 +47,19 @@ class Stage:
     max_items: int
     serving_share: float
     recital_share: float
+    pure: bool = False  # nothing but recitals
 
     @classmethod
     def at(cls, step: int) -> Stage:
         """The stage of a step; short lists and many recitals first."""
-        if step < 2000:
-            return cls((0.1, 0.9, 0.0), 4 + step // 250, 0.1, 0.7)
-        progress = min(1.0, (step - 2000) / 8000)
+        if step < PURE_STEPS:
+            return cls((1.0, 0.0, 0.0), 4 + 8 * step // PURE_STEPS, 0.0, 1.0, pure=True)
+        if step < PURE_STEPS + SHORT_STEPS:
+            return cls((0.3, 0.7, 0.0), 6 + 10 * (step - PURE_STEPS) // SHORT_STEPS, 0.1, 0.5)
+        progress = min(1.0, (step - PURE_STEPS - SHORT_STEPS) / 6000)
         return cls(
             (0.6 - 0.4 * progress, 0.3, 0.1 + 0.4 * progress),
-            12 + int(58 * min(1.0, 2 * progress)),
+            16 + int(54 * min(1.0, 2 * progress)),
             0.2 + 0.2 * progress,
             0.3 - 0.2 * progress,
         )
@@ -62,6 +67,8 @@ class Stage:
 
 def make_row(rng: random.Random, length: int, stage: Stage) -> Row:
     """Draw a row of `length` tokens (at least 128) from lists of the training split."""
+    if stage.pure:
+        return _recital_row(rng, length, stage)
     if rng.random() < stage.serving_share:
         return _serving_row(rng, length)
     return _dense_row(rng, length, stage)
@@ -85,9 +92,7 @@ def _dense_row(rng: random.Random, length: int, stage: Stage) -> Row:
     tokens = _prefix(prices)
     weight, masked = [0.0] * len(tokens), list(tokens)
     if rng.random() < stage.recital_share:
-        items = rng.sample(prices.items, rng.randint(2, min(8, len(prices.items))))
-        lines = vocabulary.encode("".join(f"\n {item.name} {item.price}" for item in items))
-        hidden = [1 if index % _ITEM_TOKENS >= 3 and rng.random() < 0.8 else t for index, t in enumerate(lines)]
+        lines, hidden = _recital(rng, rng.sample(prices.items, rng.randint(2, min(8, len(prices.items)))))
         if len(tokens) + len(_RECITAL) + len(lines) + 50 < length:
             tokens += [*_RECITAL, *lines, 0]
             masked += [*_RECITAL, *hidden, 0]
@@ -108,6 +113,23 @@ def _dense_row(rng: random.Random, length: int, stage: Stage) -> Row:
         weight += _weights(answer)
     rest = length - len(tokens)
     return _row(tokens + [0] * rest, masked + [0] * rest, weight + [0.0] * rest)
+
+
+def _recital(rng: random.Random, items: list[Item]) -> tuple[list[int], list[int]]:
+    lines = vocabulary.encode("".join(f"\n {item.name} {item.price}" for item in items))
+    ratio = rng.uniform(0.3, 1.0)
+    return lines, [1 if i % _ITEM_TOKENS >= 3 and rng.random() < ratio else t for i, t in enumerate(lines)]
+
+
+def _recital_row(rng: random.Random, length: int, stage: Stage) -> Row:
+    prices = make_list(rng, rng.randint(3, stage.max_items))
+    tokens = _prefix(prices) + _RECITAL
+    count = (length - len(tokens)) // _ITEM_TOKENS
+    items = [item for _ in range(count) for item in rng.sample(prices.items, len(prices.items))][:count]
+    lines, hidden = _recital(rng, items)
+    rest = [0] * (length - len(tokens) - len(lines))
+    weight = [0.0] * len(tokens) + [1.0] * len(lines) + [0.0] * len(rest)
+    return _row(tokens + lines + rest, tokens + hidden + rest, weight)
 
 
 def _serving_row(rng: random.Random, length: int) -> Row:

@@ -77,16 +77,22 @@ class Trainer:
         named = dict(self.network.named_parameters())
         matrices = [p for n, p in named.items() if muon and ".blocks." in n and p.dim() == 2]
         others = [p for n, p in named.items() if not (muon and ".blocks." in n and p.dim() == 2)]
-        self.muon = Muon(matrices or [torch.zeros(1, 1)], lr=options.muon_lr, weight_decay=options.weight_decay)
+        graphs = options.device.startswith("cuda")
+        rate = torch.tensor(0.0, device=options.device) if graphs else 0.0
+        self.muon = Muon(matrices or [torch.zeros(1, 1)], lr=rate, weight_decay=options.weight_decay)
         self.adam = torch.optim.AdamW(
             [
                 {"params": [p for p in others if p.dim() == 2], "weight_decay": options.weight_decay},
                 {"params": [p for p in others if p.dim() == 1], "weight_decay": 0.0},
             ],
-            lr=options.adam_lr, betas=(0.9, 0.95), foreach=True,
+            lr=rate, betas=(0.9, 0.95), foreach=True, capturable=graphs,
         )  # fmt: skip
+        for optimizer in (self.muon, self.adam) if graphs else ():
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(0.0, device=options.device)
         self.step = 0
         self.seconds = 0.0
+        self.graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]] = {}
 
     @property
     def checkpoint(self) -> Path:
@@ -121,7 +127,7 @@ class Trainer:
                     for part in parts:
                         if (key := f"state.{part}.{name}") in keys:
                             value = file.get_tensor(key)
-                            optimizer.state[parameter][part] = value if part == "step" else value.to(parameter.device)
+                            optimizer.state[parameter][part] = value.to(parameter.device)
             self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
         return True
 
@@ -138,12 +144,57 @@ class Trainer:
     def train_step(self, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """One optimizer step; returns the loss (on the device)."""
         o = self.options
-        clean, masked, weight = (t.to(o.device, non_blocking=True) for t in batch)
+        shape, graphs = batch[0].shape, o.device.startswith("cuda")
+        if graphs and shape not in self.graphs:
+            self.graphs[shape] = self._capture([t.to(o.device) for t in batch])
         factor = learning_rate_factor(self.step, o.steps, o.decay_start, o.warm_up)
         for optimizer, rate in ((self.muon, o.muon_lr), (self.adam, o.adam_lr)):
             for group in optimizer.param_groups:
-                group["lr"] = rate * factor
-        with torch.autocast(torch.device(o.device).type, torch.bfloat16):
+                if isinstance(group["lr"], torch.Tensor):  # a tensor of its own, read by the captured graphs
+                    group["lr"].fill_(rate * factor)
+                else:
+                    group["lr"] = rate * factor
+        self.step += 1
+        if not graphs:
+            return self._update([t.to(o.device) for t in batch])
+        graph, inputs, loss = self.graphs[shape]
+        for static, new in zip(inputs, batch, strict=True):
+            static.copy_(new, non_blocking=True)
+        graph.replay()
+        return loss.clone()
+
+    def _capture(self, inputs: list[torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
+        """Record a whole step for one shape as a CUDA graph; the warm-up before it leaves no trace."""
+        if not self.adam.state:  # creates the optimizers' state; the rates are zero until now
+            for optimizer in (self.muon, self.adam):
+                for group in optimizer.param_groups:
+                    group["lr"].zero_()
+            self._update(inputs)
+            for optimizer in (self.muon, self.adam):
+                for state in optimizer.state.values():
+                    for value in state.values():
+                        value.zero_()
+        optimizers = (self.muon, self.adam)
+        live = [p.data for p in self.network.parameters()]
+        live += [value for o in optimizers for state in o.state.values() for value in state.values()]
+        kept = [tensor.clone() for tensor in live]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._update(inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = self._update(inputs)
+        for tensor, before in zip(live, kept, strict=True):
+            tensor.copy_(before)
+        return graph, inputs, loss
+
+    def _update(self, batch: list[torch.Tensor]) -> torch.Tensor:
+        clean, masked, weight = batch
+        self.network.zero_grad(set_to_none=True)
+        with torch.autocast(torch.device(self.options.device).type, torch.bfloat16, cache_enabled=False):
             logits = self.network(masked)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), clean.flatten(), reduction="none")
         loss = (loss * weight.flatten()).sum() / weight.sum().clamp(min=1)
@@ -151,8 +202,6 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0, foreach=True)
         self.muon.step()
         self.adam.step()
-        self.network.zero_grad(set_to_none=True)
-        self.step += 1
         return loss.detach()
 
 
@@ -199,6 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
             block.compile(dynamic=False)
     losses: list[torch.Tensor] = []
     result: dict[str, float] = {}
+    mean = float("nan")
     earlier = trainer.seconds
     hardware = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
     with (options.out / "log.jsonl").open("a") as log, tqdm(total=options.steps, initial=trainer.step) as bar:
@@ -233,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
     publish(trainer.network, options.out / "model", training={
         "seed": options.seed, "steps": trainer.step, "tokens": trainer.step * options.tokens_per_step,
         "seconds": round(trainer.seconds), "hardware": hardware, "optimizer": "Muon + AdamW",
-        "loss": json.loads((options.out / "log.jsonl").read_text().splitlines()[-2]).get("loss"),
+        "loss": mean,
         "accuracy": result,
     })  # fmt: skip
 
