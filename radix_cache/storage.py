@@ -98,9 +98,14 @@ class Storage:
     def raise_node(
         self, node: Node, level: int, kv: Pages | None, boundary: Pages | None, ratio: float, now: int
     ) -> None:
-        """Deepen `node` to `level` with adopted pages for the missing bands and boundary depths."""
+        """Deepen `node` to `level` with adopted pages for the missing bands and boundary depths.
+
+        A node that had lost all its pages starts its counters anew, as if it had left the tree.
+        """
         assert node.parent is not None
         before = node.level
+        if not before:
+            node.hits = [0] * len(node.hits)
         node.parent.count_child(before, -1)
         node.parent.count_child(level, 1)
         if kv is not None and node.kv is not None:

@@ -1,0 +1,435 @@
+"""The tree against a brute-force model: all invariants of the design after every step.
+
+Each operation runs on two trees; their results and contents must agree (invariant 8: same operations, same result).
+`--hypothesis-profile=radix-nightly` runs 2,000 examples of 100 steps; SHOAL_RADIX_EXAMPLES and SHOAL_RADIX_STEPS
+set other numbers.
+"""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from shoal.radix_cache.depth_profile import DepthProfile
+from shoal.radix_cache.errors import InvalidArgumentError, LockError, PageReferenceError
+from shoal.radix_cache.tree import Namespace
+
+from .brute_eviction import predict_eviction
+from .model import Model, floor_level
+from .world import BAND, BOUNDARIES, LAYERS, PAGE, World, prefixes
+
+MASK = 126336
+NAMESPACES = [Namespace(), Namespace("a"), Namespace("a", "final")]
+PROFILES = [
+    None,
+    DepthProfile(LAYERS, ((0.2, 4), (0.5, 6), (0.9, LAYERS))),
+    DepthProfile(LAYERS, ((0.4, 5), (0.7, 7))),
+    DepthProfile.constant(LAYERS, LAYERS),
+]
+
+# Few kinds of page, so that prompts share, diverge and extend each other; a tail that fills no page now and then.
+PAGES = [(0, 0), (0, MASK), (MASK, MASK)]
+prompts = st.tuples(
+    st.sampled_from([0, 1, 1, 2, 2]),
+    st.lists(st.sampled_from([0, 0, 1, 2]), min_size=0, max_size=4),
+    st.sampled_from([(), (), (1,)]),
+).map(lambda parts: [token for page in ([0] * parts[0] + parts[1]) for token in PAGES[page]] + list(parts[2]))
+namespaces = st.sampled_from(NAMESPACES)
+profiles = st.sampled_from(PROFILES)
+canvases = st.sampled_from([0, 1, 2, 4, 8, 30])
+ratios = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
+depths = st.sampled_from([LAYERS, 6, 4, 8, LAYERS, 6, 4, 2, 0])
+indices = st.integers(0, 63)
+
+
+class TreeMachine(RuleBasedStateMachine):
+    """Drives two worlds and the model."""
+
+    @initialize(policy=st.sampled_from(["lru", "lfu", "slru", "cost"]))
+    def start(self, policy):
+        self.policy = policy
+        self.worlds = [World(policy), World(policy)]
+        self.model = Model()
+        self.pins = {}
+        self.next_key = 0
+
+    @property
+    def world(self):
+        return self.worlds[0]
+
+    def both(self, operation):
+        """Run on both worlds; the results (plain data) must agree."""
+        results = [operation(world) for world in self.worlds]
+        assert results[0] == results[1]
+        return results[0]
+
+    def pick(self, index):
+        keys = list(self.world.requests)
+        return keys[index % len(keys)]
+
+    def stretches(self, tokens, namespace, matched):
+        """[(start, stop)] pages of the nodes along the prompt, as far as each agrees with it; and those nodes' keys."""
+        rows = {}
+        wanted = prefixes(tokens)
+        for _, ns, pages in self.world.layout():
+            common = sum(page in wanted for page in pages)
+            if ns == namespace and common:
+                start = len(pages[0]) // PAGE - 1
+                rows[start] = (start, start + common, [(ns, page) for page in pages])
+        found = [rows[start] for start in sorted(rows)]
+        assert not matched or found[0][0] == 0
+        return found
+
+    def expect_use(self, tokens, namespace, cut, depth):
+        """A use counts for all pages of each node up to the cut."""
+        for start, _, keys in self.stretches(tokens, namespace, cut):
+            if start * PAGE < cut:
+                for key in keys:
+                    self.model.cells[key].hits[floor_level(depth)] += 1
+
+    def check_match(self, got, tokens, namespace, total, profile, max_tokens):
+        assert got == self.model.match(tokens, namespace, total, profile, max_tokens)
+
+    # Rules
+
+    @rule(
+        tokens=prompts,
+        namespace=namespaces,
+        canvas=canvases,
+        profile=profiles,
+        limit=st.integers(0, 13),
+        touch=st.booleans(),
+    )
+    def match(self, tokens, namespace, canvas, profile, limit, touch):
+        nodes, total = self.world.tree.num_nodes, len(tokens) + canvas
+        got = self.both(
+            lambda world: world.match(
+                tokens, namespace, total_tokens=total, profile=profile, max_tokens=limit, touch=touch
+            )[1]
+        )
+        self.check_match(got, tokens, namespace, total, profile, limit)
+        assert self.world.tree.num_nodes == nodes
+        if touch:
+            self.expect_use(tokens, namespace, *got[1:3])
+
+    def do_admit(self, tokens, namespace, depth, canvas, profile):
+        """Admit a request; its key, or None when there was no room."""
+        total = len(tokens) + canvas
+        peek = self.world.match(tokens, namespace, total_tokens=total, profile=profile, touch=False)[1]
+        self.check_match(peek, tokens, namespace, total, profile, len(tokens))
+        self.expect_use(tokens, namespace, *peek[1:3])
+        key, self.next_key = self.next_key, self.next_key + 1
+        before = self.contents()
+        events = len(self.world.events)
+        admitted, evicted = self.both(lambda world: world.admit(key, tokens, namespace, depth, total, profile))
+        if evicted is not None:
+            cells = [(namespace, prefix) for prefix in prefixes(tokens)[: peek[1] // PAGE]]
+            self.after_eviction(before, events, cells)
+        return key if admitted else None
+
+    def do_capture(self, key, depth, ratio, relock):
+        request = self.world.requests[key]
+        stretches = self.stretches(request.tokens, request.namespace, 0)
+        expected = self.model.capture(
+            request.tokens,
+            request.namespace,
+            depth,
+            request.kv,
+            request.boundary,
+            ratio,
+            [(start, stop) for start, stop, _ in stretches],
+        )
+        assert self.both(lambda world: world.capture(key, depth, ratio)) == expected
+        if relock:
+            got = self.both(lambda world: world.relock(key))
+            self.check_match(got, request.tokens, request.namespace, max(len(request.tokens), 1), None, None)
+            self.expect_use(request.tokens, request.namespace, *got[1:3])
+
+    @rule(tokens=prompts, namespace=namespaces, depth=depths, canvas=canvases, profile=profiles)
+    def admit(self, tokens, namespace, depth, canvas, profile):
+        self.do_admit(tokens, namespace, depth, canvas, profile)
+
+    @rule(tokens=prompts, namespace=namespaces, depth=depths, canvas=canvases, profile=profiles, ratio=ratios)
+    def admit_and_capture(self, tokens, namespace, depth, canvas, profile, ratio):
+        key = self.do_admit(tokens, namespace, depth, canvas, profile)
+        if key is not None:
+            self.do_capture(key, depth, ratio, relock=True)
+
+    @rule(tokens=prompts, depth=depths, canvas=canvases, profile=profiles, ratio=ratios)
+    def serve(self, tokens, depth, canvas, profile, ratio):
+        """A whole life in the first namespace, as most are."""
+        key = self.do_admit(tokens, NAMESPACES[0], depth, canvas, profile)
+        if key is not None:
+            self.do_capture(key, depth, ratio, relock=True)
+            self.both(lambda world: world.finish(key))
+
+    @precondition(lambda self: self.world.requests)
+    @rule(index=indices, ratio=ratios, depth=depths, relock=st.booleans())
+    def capture(self, index, ratio, depth, relock):
+        """At a depth that the request may have no pages for: -1 in its table."""
+        self.do_capture(self.pick(index), depth, ratio, relock)
+
+    @precondition(lambda self: self.world.requests)
+    @rule(index=indices)
+    def finish(self, index):
+        key = self.pick(index)
+        self.both(lambda world: world.finish(key))
+
+    @precondition(lambda self: self.world.tree.num_nodes)
+    @rule(kv=st.sampled_from([1, 2, 3, 5, 8, 13, 70]), boundary=st.sampled_from([0, 0, 1, 2, 5]))
+    def evict(self, kv, boundary):
+        before = self.contents()
+        events = len(self.world.events)
+        evictable = self.world.tree.evictable_kv_pages, self.world.tree.evictable_boundary_pages
+        predicted, exact = predict_eviction(self.world, self.policy, kv, boundary)
+        result = self.both(lambda world: tuple(world.tree.evict(kv, boundary)))
+        assert result[0] >= min(kv, evictable[0])
+        assert result[1] >= min(boundary, evictable[1])
+        assert result[0] <= evictable[0]
+        if exact:
+            left = {(ns, pages[0], pages[-1]): node.level for node, ns, pages in self.world.layout()}
+            assert left == predicted
+        self.after_eviction(before, events)
+
+    @precondition(lambda self: self.world.requests)
+    @rule(index=indices, depth=st.integers(0, LAYERS), drifted=st.booleans(), whole=st.booleans())
+    def shrink(self, index, depth, drifted, whole):
+        key = self.pick(index)
+        match = self.world.requests[key].match
+        if match.node is not None:
+            tokens = self.world.requests[key].tokens
+            level = floor_level(depth)
+            for start, _, keys in self.stretches(tokens, match.namespace, 0):
+                holds_cut = start * PAGE < match.cut <= (start + len(keys)) * PAGE
+                if holds_cut or (whole and start * PAGE < match.cut):
+                    self.model.lower(keys, level, drifted)
+                if holds_cut or (whole and start == 0):
+                    below = self.model.below(match.namespace, keys[-1][1])
+                    self.model.lower(below, level, False)
+        self.both(lambda world: world.tree.shrink(world.requests[key].match, depth, drifted=drifted, whole_path=whole))
+
+    @precondition(lambda self: self.world.tree.num_nodes > 2)
+    @rule(namespace=st.sampled_from([None, *NAMESPACES]), defer=st.booleans())
+    def flush(self, namespace, defer):
+        locked = [
+            request
+            for request in self.world.requests.values()
+            if request.match.node is not None and namespace in (None, request.match.namespace)
+        ]
+        result = self.both(lambda world: world.flush(namespace, defer))
+        if locked and not defer:
+            assert result == len(locked)
+            return
+        assert result[0] == bool(locked)
+        for key in [key for key in self.model.cells if namespace in (None, key[0])]:
+            del self.model.cells[key]
+        self.pins = {key: value for key, value in self.pins.items() if namespace not in (None, key[0])}
+
+    @rule(tokens=prompts, namespace=namespaces)
+    def pin(self, tokens, namespace):
+        key = (namespace, tuple(tokens[: len(tokens) // PAGE * PAGE]))
+        cached = self.model.match(tokens, namespace, max(len(tokens), 1), None, None)[0]
+        pinned = self.both(lambda world: world.tree.pin(tokens, namespace))
+        if key in self.pins:
+            count, expected = self.pins[key]
+            assert pinned == expected
+            self.pins[key] = (count + 1, expected)
+        else:
+            assert pinned == cached
+            if pinned:
+                self.pins[key] = (1, pinned)
+
+    @rule(tokens=prompts, namespace=namespaces, index=indices)
+    def unpin(self, tokens, namespace, index):
+        if self.pins and index % 4:
+            namespace, tokens = list(self.pins)[index % len(self.pins)]
+        key = (namespace, tuple(tokens[: len(tokens) // PAGE * PAGE]))
+        if key not in self.pins:
+            for world in self.worlds:
+                with pytest.raises(LockError):
+                    world.tree.unpin(tokens, namespace)
+            return
+        count, pinned = self.pins.pop(key)
+        if count > 1:
+            self.pins[key] = (count - 1, pinned)
+        self.both(lambda world: world.tree.unpin(tokens, namespace))
+
+    @precondition(lambda self: self.world.tree.num_nodes)
+    @rule(tokens=prompts, namespace=namespaces, kv=st.sampled_from([1, 2, 8]), profile=profiles)
+    def lock_a_match_after_an_eviction(self, tokens, namespace, kv, profile):
+        matches = {id(world): world.match(tokens, namespace, profile=profile, touch=False) for world in self.worlds}
+        plain = matches[id(self.world)][1]
+        before = self.contents()
+        events = len(self.world.events)
+        self.both(lambda world: tuple(world.tree.evict(kv)))
+        self.after_eviction(before, events)
+        locked = self.both(lambda world: world.try_lock_stale(matches[id(world)][0]))
+        cells = [self.model.cells.get((namespace, prefix)) for prefix in prefixes(tokens)[: plain[1] // PAGE]]
+        assert locked == all(cell is not None and cell.level >= floor_level(plain[2]) for cell in cells)
+
+    @precondition(lambda self: len(self.world.requests) > 1)
+    @rule(index=indices)
+    def misuse(self, index):
+        """What a caller gets wrong is refused and changes nothing (the invariants below look)."""
+        key = self.pick(index)
+        for world in self.worlds:
+            request = world.requests[key]
+            with pytest.raises(LockError):
+                world.tree.lock(request.match)
+            with pytest.raises(InvalidArgumentError):
+                world.tree.capture(request.tokens, depth=3, kv_pages=request.kv, ratio=0.5)
+            with pytest.raises(InvalidArgumentError):
+                world.tree.capture(request.tokens, depth=LAYERS, kv_pages=request.kv[:1], ratio=0.5)
+            held = [pages for pages in request.own_kv if pages.size]
+            if held and len(request.tokens) >= PAGE:
+                fresh = (7, *request.tokens)
+                pages = len(fresh) // PAGE
+                twice = np.full((LAYERS // BAND, pages), held[0][0])
+                with pytest.raises(PageReferenceError):
+                    world.tree.capture(
+                        fresh,
+                        depth=LAYERS,
+                        kv_pages=twice,
+                        boundary_pages=dict.fromkeys(BOUNDARIES, twice[0]),
+                        ratio=0.5,
+                    )
+            free = np.flatnonzero(world.kv.refcount(np.arange(world.kv.num_pages)) == 0)
+            if free.size:
+                with pytest.raises(PageReferenceError):
+                    world.kv.release(free[:1])
+
+    # What evictions may do
+
+    def contents(self):
+        return {key: cell.plain() for key, cell in self.model.cells.items()}
+
+    def after_eviction(self, before, events, locked=()):
+        """Take over what the eviction left, having checked that it only took what it may."""
+        left = self.tree_cells()
+        protected = self.protected_keys() | set(locked)
+        for key, (level, kv, boundary, ratio, drifted, _) in before.items():
+            now = left.get(key)
+            if key in protected:
+                assert now is not None
+                assert now[0] == level
+            if now is None:
+                del self.model.cells[key]
+                continue
+            assert now[0] <= level
+            assert now[1] == kv[: len(now[1])]
+            assert now[2] == boundary[: len(now[2])]
+            assert now[3:5] == (ratio, drifted)
+            cell = self.model.cells[key]
+            cell.level, cell.kv, cell.boundary = now[0], list(now[1]), list(now[2])
+        assert not set(left) - set(before)
+        if self.policy != "cost":
+            assert not [event for event in self.world.events[events:] if event.kind == "trimmed"]
+
+    def protected_keys(self):
+        """Keys of the cells that locked matches and pins hold, which eviction must leave as they are."""
+        keys = set()
+        for request in self.world.requests.values():
+            if request.match.node is not None:
+                keys |= {
+                    (request.namespace, prefix) for prefix in prefixes(request.tokens)[: request.match.cut // PAGE]
+                }
+        for (namespace, tokens), (_, pinned) in self.pins.items():
+            keys |= {(namespace, prefix) for prefix in prefixes(tokens)[: pinned // PAGE]}
+        return keys & set(self.model.cells)
+
+    def tree_cells(self):
+        cells = {}
+        for node, namespace, pages in self.world.layout():
+            for page, prefix in enumerate(pages):
+                if node.level:
+                    cells[namespace, prefix] = (
+                        node.level,
+                        tuple(node.kv[:, page].tolist()),
+                        tuple(node.boundary[:, page].tolist()),
+                        node.ratio,
+                        node.drifted,
+                        tuple(node.hits),
+                    )
+        return cells
+
+    # Invariants
+
+    @invariant()
+    def structure_is_sound(self):
+        for world in self.worlds:
+            world.tree.check_invariants()
+
+    @invariant()
+    def contents_agree_with_the_model(self):
+        assert self.tree_cells() == self.contents()
+
+    @invariant()
+    def depth_never_increases_downwards(self):
+        for (namespace, prefix), cell in self.model.cells.items():
+            above = prefix[:-PAGE]
+            assert not above or self.model.cells[namespace, above].level >= cell.level
+
+    @invariant()
+    def every_page_is_accounted_for(self):
+        world = self.world
+        tree = world.tree.page_references(include_locks=True)
+        own = world.request_references()
+        for pool, of_tree, of_requests in ((world.kv, tree.kv, own[0]), (world.boundary, tree.boundary, own[1])):
+            expected = of_tree + of_requests
+            np.testing.assert_array_equal(pool.refcount(np.arange(pool.num_pages)), expected)
+            assert pool.num_free == int((expected == 0).sum())
+
+    @invariant()
+    def evictable_pages_are_those_that_would_be_freed(self):
+        world = self.world
+        counts = [0, 0]
+        for node, _, _ in world.layout():
+            if not node.in_use:
+                counts[0] += int((world.kv.refcount(node.kv) == 1).sum())
+                counts[1] += int((world.boundary.refcount(node.boundary) == 1).sum())
+        assert [world.tree.evictable_kv_pages, world.tree.evictable_boundary_pages] == counts
+
+    @invariant()
+    def both_worlds_agree(self):
+        first, second = (
+            [(ns, pages, node.level, node.hits, node.last_used, node.locks, node.pins) for node, ns, pages in layout]
+            for layout in (world.layout() for world in self.worlds)
+        )
+        assert first == second
+        np.testing.assert_array_equal(*(world.tree.page_references().kv for world in self.worlds))
+
+    def teardown(self):
+        """Whatever happened: when all requests and pins are gone, everything can be evicted and no page is lost."""
+        if not hasattr(self, "worlds"):
+            return
+        for world in self.worlds:
+            for key in list(world.requests):
+                world.finish(key)
+            for (namespace, tokens), (count, _) in self.pins.items():
+                for _ in range(count):
+                    world.tree.unpin(tokens, namespace)
+            world.tree.check_invariants()
+            world.tree.evict(world.kv.num_pages, world.boundary.num_pages)
+            assert world.tree.num_nodes == 0
+            assert world.kv.num_free == world.kv.num_pages
+            assert world.boundary.num_free == world.boundary.num_pages
+
+
+def machine_settings():
+    """The nightly profile when it is loaded, else the short one."""
+    if settings.get_current_profile_name() == "radix-nightly":
+        return settings.get_profile("radix-nightly")
+    return settings(
+        max_examples=int(os.environ.get("SHOAL_RADIX_EXAMPLES", "60")),
+        stateful_step_count=int(os.environ.get("SHOAL_RADIX_STEPS", "40")),
+        deadline=None,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+TestTree = TreeMachine.TestCase
+TestTree.settings = machine_settings()
