@@ -38,7 +38,7 @@ def resolve_model_folder(path_or_id: str | Path) -> Path:
             )
         return folder
     folder = Path(path_or_id).expanduser()
-    if folder.is_dir():
+    if text and folder.is_dir():
         return folder
     if folder.is_file():
         raise ModelLoadError(f"{text!r} is a file: expected {_ACCEPTED}", field="model", value=text, limit=_ACCEPTED)

@@ -86,18 +86,20 @@ class Tokenizer:
         if text == self._render(messages, add_generation_prompt=True):
             text = text.removesuffix(self._bare_header())
         ids = self._tokenize(text)
-        role = "assistant" if messages and messages[-1].get("role") == "user" else "user"
-        continued = self._tokenize(self._render([*messages, {"role": role, "content": "."}], False))
-        shared = 0
-        while shared < min(len(ids), len(continued)) and ids[shared] == continued[shared]:
-            shared += 1
-        return ids[:shared]
+        for role in ("user", "assistant"):
+            try:
+                continued = self._render([*messages, {"role": role, "content": "."}], add_generation_prompt=False)
+            except Exception:  # a template may refuse this order of roles, in Jinja's or its own words
+                continue
+            ids = ids[: _common_length(ids, self._tokenize(continued))]
+        return ids
 
     def _bare_header(self) -> str:
         """What the template renders without any message, '' if it can't."""
         try:
-            return self._backend.apply_chat_template([], tokenize=False, add_generation_prompt=False)
-        except Exception:  # a template may insist on a first message, in Jinja's or its own words
+            # A batch of one conversation: transformers refuses an empty one on its own.
+            return self._backend.apply_chat_template([[]], tokenize=False, add_generation_prompt=False)[0]
+        except Exception:  # a template may insist on a first message
             return ""
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
@@ -115,6 +117,12 @@ class Tokenizer:
     def _tokenize(self, rendered: str) -> list[int]:
         """The template writes all special tokens itself, so none are added."""
         return list(self._backend.encode(rendered, add_special_tokens=False))
+
+
+def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many items two sequences have in common at their start."""
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
 
 
 def _load_backend(folder: Path) -> Any:

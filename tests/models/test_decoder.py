@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from shoal.runtime import linear
 from shoal.runtime.decoder import Decoder
 from shoal.runtime.loader import load_model
 from shoal.runtime.model_config import ModelConfig
-from torch import Tensor
 
 from .checkpoints import write_folder
 from .oracle import DREAM_TINY, LLADA_TINY, oracle_logits, random_state_dict
@@ -166,6 +171,40 @@ def test_fp32_rows_do_not_depend_on_their_place_in_the_batch():
     row = torch.randn(1, 256, generator=torch.Generator().manual_seed(0))
     logits = decoder.logits(row.expand(67, -1))
     assert torch.equal(logits, logits[:1].expand(67, -1))
+
+
+def test_tiles_are_batch_invariant_and_give_the_same_product(monkeypatch):
+    monkeypatch.setattr(linear, "needed_tile", lambda *_: 24)
+    weight = torch.randn(1000, 150, generator=torch.Generator().manual_seed(0))
+    tiled = linear.Linear(weight, batch_invariant=True)
+    x = torch.randn(100, 1000, generator=torch.Generator().manual_seed(1))
+    together = tiled(x)
+    torch.testing.assert_close(together.double(), x.double() @ weight.double(), rtol=1e-4, atol=1e-3)
+    for tokens in (1, 23, 24, 25, 48, 77):
+        assert torch.equal(tiled(x[:tokens]), together[:tokens]), tokens
+        assert torch.equal(tiled(x[9 : 9 + tokens]), together[9 : 9 + tokens]), tokens
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="about MKL's kernels")
+def test_rows_are_invariant_with_the_kernels_of_an_avx2_cpu_too():
+    """MKL told to use AVX2, in a process of its own: the probe must find what it does and the tiles mend it."""
+    program = """
+import torch
+from shoal.runtime.linear import Linear, needed_tile
+for inputs, outputs in ((256, 768), (256, 256), (704, 256), (1000, 150)):
+    layer = Linear(torch.randn(inputs, outputs), batch_invariant=True)
+    x = torch.randn(200, inputs)
+    together = layer(x)
+    for tokens in (1, 2, 3, 8, 15, 16, 17, 24, 31, 48, 129):
+        assert torch.equal(layer(x[:tokens]), together[:tokens]), (inputs, outputs, tokens)
+print("tiles:", needed_tile(256, 256, torch.get_num_threads()))
+"""
+    environment = {**os.environ, "MKL_ENABLE_INSTRUCTIONS": "AVX2", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("tiles:")
 
 
 def test_batch_invariance_is_on_by_default_for_fp32_only():

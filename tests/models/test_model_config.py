@@ -1,0 +1,169 @@
+"""Reading config.json: the published shapes, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, cast
+
+import pytest
+
+from shoal.runtime.errors import ModelLoadError
+from shoal.runtime.model_config import DREAM_7B, LLADA_8B, ModelConfig
+
+from .oracle import DREAM_TINY, LLADA_TINY
+
+# What the published GSAI-ML/LLaDA-8B-Instruct and Dream-org/Dream-v0-Instruct-7B say, where the tiny ones differ.
+LLADA_PUBLISHED = {
+    **LLADA_TINY,
+    "d_model": 4096,
+    "embedding_size": 126464,
+    "eos_token_id": 126081,
+    "mask_token_id": 126336,
+    "max_sequence_length": 4096,
+    "mlp_hidden_size": 12288,
+    "n_heads": 32,
+    "n_kv_heads": 32,
+    "n_layers": 32,
+    "pad_token_id": 126081,
+    "vocab_size": 126464,
+}
+DREAM_PUBLISHED = {
+    **DREAM_TINY,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "mask_token_id": 151666,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "pad_token_id": 151643,
+    "vocab_size": 152064,
+}
+
+
+def test_presets_are_what_the_published_configurations_read_as():
+    assert ModelConfig.from_dict(LLADA_PUBLISHED) == LLADA_8B
+    assert ModelConfig.from_dict(DREAM_PUBLISHED) == DREAM_7B
+
+
+def test_presets_have_the_published_number_of_parameters():
+    assert LLADA_8B.num_parameters == 8_015_581_184
+    assert DREAM_7B.num_parameters == 7_615_616_512
+
+
+def test_a_dream_configuration_written_by_transformers_5_reads_the_same():
+    values = {**DREAM_PUBLISHED, "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"}}
+    del values["rope_theta"], values["rope_scaling"]
+    assert ModelConfig.from_dict(values) == DREAM_7B
+
+
+def test_sliding_window_sizes_are_fine_while_the_window_is_off():
+    values = {**DREAM_PUBLISHED, "sliding_window": 131072, "use_sliding_window": False}
+    assert ModelConfig.from_dict(values) == DREAM_7B
+
+
+def test_multi_query_attention_means_one_kv_head():
+    values = {**LLADA_TINY, "n_kv_heads": None, "multi_query_attention": True}
+    assert ModelConfig.from_dict(values).num_kv_heads == 1
+    assert ModelConfig.from_dict({**LLADA_TINY, "n_kv_heads": None}).num_kv_heads == LLADA_TINY["n_heads"]
+
+
+def test_digest_follows_every_field_and_nothing_else():
+    digest = ModelConfig.from_dict(LLADA_TINY).config_digest
+    assert ModelConfig.from_dict({**LLADA_TINY, "transformers_version": "9.9"}).config_digest == digest
+    changed = set()
+    for field in dataclasses.fields(LLADA_8B):
+        value = getattr(LLADA_8B, field.name)
+        other: object
+        if field.name == "architecture":
+            other = "dream"
+        elif isinstance(value, bool):
+            other = not value
+        elif field.name in ("num_heads", "head_dim"):
+            other = value * 2
+        elif field.name == "num_kv_heads":
+            other = 8
+        elif field.name == "vocab_size":
+            other = value - 1
+        else:
+            other = value + 1
+        changed.add(dataclasses.replace(LLADA_8B, **cast(Any, {field.name: other})).config_digest)
+    assert len(changed - {LLADA_8B.config_digest}) == len(dataclasses.fields(LLADA_8B))
+
+
+@pytest.mark.parametrize(
+    ("base", "key", "value", "supported"),
+    [
+        (LLADA_TINY, "model_type", "llama", "llada"),
+        (LLADA_TINY, "model_type", None, "llada"),
+        (LLADA_TINY, "block_type", "sequential", "llama"),
+        (LLADA_TINY, "activation_type", "gelu", "silu"),
+        (LLADA_TINY, "layer_norm_type", "default", "rms"),
+        (LLADA_TINY, "layer_norm_with_affine", False, "True"),
+        (LLADA_TINY, "alibi", True, "False"),
+        (LLADA_TINY, "rope", False, "True"),
+        (LLADA_TINY, "rope_scaling", {"type": "linear", "factor": 4.0}, "null"),
+        (LLADA_TINY, "attention_layer_norm", True, "False"),
+        (LLADA_TINY, "include_bias", True, "False"),
+        (LLADA_TINY, "scale_logits", True, "False"),
+        (LLADA_TINY, "input_emb_norm", True, "False"),
+        (LLADA_TINY, "block_group_size", 4, "1"),
+        (LLADA_TINY, "quantization_config", {"bits": 4}, "null"),
+        (LLADA_TINY, "d_model", "48", "whole number"),
+        (LLADA_TINY, "d_model", None, "required"),
+        (LLADA_TINY, "n_layers", True, "whole number"),
+        (LLADA_TINY, "n_heads", 5, "divisor"),
+        (LLADA_TINY, "rope_theta", "big", "number"),
+        (LLADA_TINY, "weight_tying", "no", "true or false"),
+        (LLADA_TINY, "mask_token_id", None, "required"),
+        (LLADA_TINY, "eos_token_id", "</s>", "token id"),
+        (DREAM_TINY, "hidden_act", "gelu", "silu"),
+        (DREAM_TINY, "use_sliding_window", True, "False"),
+        (DREAM_TINY, "rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "null"),
+        (DREAM_TINY, "quantization_config", {"quant_method": "gptq"}, "null"),
+        (DREAM_TINY, "num_attention_heads", 7, "divisor"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_field_value_and_what_is_supported(base, key, value, supported):
+    with pytest.raises(ModelLoadError) as caught:
+        ModelConfig.from_dict({**base, key: value})
+    assert caught.value.field == key
+    assert caught.value.value == value
+    assert supported in str(caught.value.limit)
+    assert key in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "key", "value", "field"),
+    [
+        (LLADA_TINY, "n_layers", 0, "num_layers"),
+        (LLADA_TINY, "mlp_hidden_size", -1, "intermediate_size"),
+        (LLADA_TINY, "n_kv_heads", 2, "num_kv_heads"),
+        (LLADA_TINY, "embedding_size", 50, "embedding_size"),
+        (LLADA_TINY, "mask_token_id", 104, "mask_token_id"),
+        (DREAM_TINY, "head_dim", 7, "head_dim"),
+        (LLADA_TINY, "rms_norm_eps", float("nan"), "rms_norm_eps"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_field(base, key, value, field):
+    with pytest.raises(ModelLoadError) as caught:
+        ModelConfig.from_dict({**base, key: value})
+    assert caught.value.field == field
+    assert caught.value.limit
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b"\xff\xfe{}", b"3"])
+def test_a_missing_or_broken_config_file_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ModelLoadError, match=r"config\.json") as caught:
+        ModelConfig.from_folder(tmp_path)
+    assert caught.value.field == "config.json"
+
+
+def test_a_folder_reads_as_its_config_file(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(DREAM_TINY))
+    assert ModelConfig.from_folder(tmp_path) == ModelConfig.from_dict(DREAM_TINY)
