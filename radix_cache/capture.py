@@ -146,7 +146,9 @@ def apply_capture(storage: Storage, plan: Plan, tokens: bytes, namespace: Namesp
     config, page_bytes = storage.config, storage.page_bytes
     kv_ids = _flat([step.kv for step in plan.steps])
     boundary_ids = _flat([step.boundary for step in plan.steps])
-    storage.adopt(kv_ids, boundary_ids)
+    # Pages of nodes that nobody uses are offered for eviction; mostly all are, and one pass marks both.
+    offered = not any(step.node is not None and step.node.in_use for step in plan.steps)
+    storage.adopt(kv_ids, boundary_ids, offered=offered)
     now = storage.tick()
     new_tokens = token_layers = 0
     last = upper = plan.last
@@ -161,10 +163,10 @@ def apply_capture(storage: Storage, plan: Plan, tokens: bytes, namespace: Namesp
         if step.node is None:
             parent = upper if upper is not None else storage.root(namespace)
             piece = tokens[step.start * page_bytes : step.stop * page_bytes]
-            storage.add_leaf(parent, piece, step.level, step.kv, step.boundary, ratio, now)
+            storage.add_leaf(parent, piece, step.level, step.kv, step.boundary, ratio, now, offered)
         else:
             node = upper if step.node is last and upper is not None else step.node
-            storage.raise_node(node, step.level, step.kv, step.boundary, ratio, now)
+            storage.raise_node(node, step.level, step.kv, step.boundary, ratio, now, offered)
     return CaptureResult(len(tokens) // TOKEN_BYTES, new_tokens, token_layers, kv_ids, boundary_ids)
 
 
@@ -176,9 +178,9 @@ def _flat(parts: list[Pages | None]) -> Pages:
 
 
 def _checked(name: str, pages: npt.ArrayLike | None, shape: tuple[int, ...]) -> Pages:
-    array = np.asarray([] if pages is None else pages)
+    array = pages if isinstance(pages, np.ndarray) else np.asarray([] if pages is None else pages)
     if array.shape != shape:
         raise InvalidArgumentError(name, f"must have shape {list(shape)}, got {list(array.shape)}")
     if array.size and array.dtype.kind not in "iu":
         raise InvalidArgumentError(name, f"must be integers, got {array.dtype}")
-    return array.astype(np.int32, copy=False)
+    return array if array.dtype == np.int32 else array.astype(np.int32)

@@ -17,6 +17,7 @@ _HELD = 2
 _OFFERED = 1
 _FLAGS = _HELD | _OFFERED
 _RECLAIMABLE = _REFERENCE | _FLAGS
+_FRESH = np.int32(_REFERENCE).tobytes()
 
 
 class PageAllocator:
@@ -39,7 +40,6 @@ class PageAllocator:
         self._free = self.num_pages
         self._state = np.zeros(num_pages, dtype=np.int32)
         self._order = np.arange(num_pages, dtype=np.int32)
-        self._last_seen = np.zeros(num_pages, dtype=np.int32)
         self._reclaimable = 0
 
     @property
@@ -85,7 +85,7 @@ class PageAllocator:
         if not ids.size:
             return
         state = self._referenced(ids, "acquire")
-        if self._has_duplicates(ids):
+        if self._has_duplicates(ids, state):
             np.add.at(self._state, ids, _REFERENCE)
             self._reclaimable -= int(np.count_nonzero(state[np.unique(ids, return_index=True)[1]] == _RECLAIMABLE))
             return
@@ -103,7 +103,7 @@ class PageAllocator:
             return 0
         state = self._referenced(ids, "release")
         drop: npt.NDArray[Any] | int = _REFERENCE
-        if self._has_duplicates(ids):
+        if self._has_duplicates(ids, state):
             ids, counts = np.unique(ids, return_counts=True)
             state, drop = self._state[ids], counts * _REFERENCE
         after = state - drop
@@ -119,21 +119,25 @@ class PageAllocator:
         ids = self._ids(pages, "refcount")
         return (self._state[ids] // _REFERENCE).reshape(np.shape(pages))
 
-    def adopt(self, pages: npt.ArrayLike) -> None:
-        """Take the tree's reference on pages that somebody has a reference on, and mark them held.
+    def adopt(self, pages: npt.ArrayLike, *, offered: bool = False) -> None:
+        """Take the tree's reference on pages that somebody has a reference on; mark them held (and offered).
 
         Raises PageReferenceError and changes nothing when a page is foreign, free, named twice or held already.
         """
         ids = self._ids(pages, "adopt")
         if not ids.size:
             return
-        state = self._referenced(ids, "adopt")
-        if (state & _HELD).any():
-            page = ids[int((state & _HELD).argmax())]
-            raise PageReferenceError(f"adopt: page {page} is in the tree already, for other tokens")
-        if self._has_duplicates(ids):
+        state = self._state[ids]
+        # The common case is fresh pages, one reference each: a comparison of bytes is the cheapest way to see it.
+        if state.tobytes() != _FRESH * ids.size:
+            state = self._referenced(ids, "adopt")
+            if int(np.bitwise_or.reduce(state)) & _HELD:
+                page = ids[int((state & _HELD).argmax())]
+                raise PageReferenceError(f"adopt: page {page} is in the tree already, for other tokens")
+        if self._has_duplicates(ids, state):
             raise PageReferenceError("adopt: a page is named twice")
-        self._state[ids] = state + (_REFERENCE + _HELD)
+        # Whoever offers the pages has a reference as well, so none becomes reclaimable by this.
+        self._state[ids] = state + (_REFERENCE + _HELD + (_OFFERED if offered else 0))
 
     def give_up(self, pages: npt.ArrayLike) -> int:
         """Undo `adopt` (all of the pages must be held, each named once); return how many pages became free by it."""
@@ -182,7 +186,8 @@ class PageAllocator:
             raise PageReferenceError(f"{what}: page ids must be integers, got {array.dtype}")
         # numpy converts int32 indices at every use; once is cheaper.
         ids = array.astype(np.intp, copy=False).reshape(-1)
-        if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= self.num_pages):
+        # Seen as unsigned, a negative id is a large one: one pass checks both ends.
+        if ids.size and int(ids.view(np.uintp).max()) >= self.num_pages:
             raise PageReferenceError(f"{what}: page ids must be in [0, {self.num_pages}), got {ids.min()}..{ids.max()}")
         return ids
 
@@ -192,13 +197,18 @@ class PageAllocator:
             raise PageReferenceError(f"{what}: page {ids[int(state.argmin())]} has no reference")
         return state
 
-    def _has_duplicates(self, ids: Ids) -> bool:
-        """Whether a page occurs twice: linear, without a sort. Later occurrences overwrite earlier ones."""
+    def _has_duplicates(self, ids: Ids, state: npt.NDArray[np.int32]) -> bool:
+        """Whether a page occurs twice: linear, without a sort; `state` is what the pages have and keep.
+
+        Each page is numbered in place; a page that occurs twice shows its last number at its first occurrence.
+        """
         if ids.size > self.num_pages:
             return True
         order = self._order[: ids.size]
-        self._last_seen[ids] = order
-        return self._last_seen[ids].tobytes() != order.tobytes()
+        self._state[ids] = order
+        once = self._state[ids].tobytes() == order.tobytes()
+        self._state[ids] = state
+        return not once
 
     def _return(self, freed: npt.NDArray[Any]) -> int:
         self._stack[self._free : self._free + freed.size] = freed

@@ -69,20 +69,31 @@ class Storage:
         if level:
             node.hits[level] += 1
 
-    def adopt(self, kv: Pages, boundary: Pages) -> None:
-        """Take the tree's references on pages (flat ids) that are about to be stored; all or nothing."""
+    def adopt(self, kv: Pages, boundary: Pages, *, offered: bool) -> None:
+        """Take the tree's references on pages (flat ids) that are about to be stored; all or nothing.
+
+        `offered`: every node that gets them will be idle.
+        """
         if self.kv is not None:
-            self.kv.adopt(kv)
+            self.kv.adopt(kv, offered=offered)
         if self.boundary is not None:
             try:
-                self.boundary.adopt(boundary)
+                self.boundary.adopt(boundary, offered=offered)
             except PageReferenceError:
                 if self.kv is not None:
                     self.kv.give_up(kv)
                 raise
 
     def add_leaf(
-        self, parent: Node, tokens: bytes, level: int, kv: Pages | None, boundary: Pages | None, ratio: float, now: int
+        self,
+        parent: Node,
+        tokens: bytes,
+        level: int,
+        kv: Pages | None,
+        boundary: Pages | None,
+        ratio: float,
+        now: int,
+        offered: bool,
     ) -> Node:
         """Hang a node with adopted pages below `parent`. The arrays become the node's."""
         node = Node(parent.namespace, tokens, len(tokens) // self.page_bytes, parent, level, len(self.config.levels))
@@ -92,11 +103,11 @@ class Storage:
         parent.count_child(level, 1)
         self.num_nodes += 1
         self.num_tokens += node.num_tokens
-        self._stored(node, 0, now)
+        self._stored(node, 0, now, offered)
         return node
 
     def raise_node(
-        self, node: Node, level: int, kv: Pages | None, boundary: Pages | None, ratio: float, now: int
+        self, node: Node, level: int, kv: Pages | None, boundary: Pages | None, ratio: float, now: int, offered: bool
     ) -> None:
         """Deepen `node` to `level` with adopted pages for the missing bands and boundary depths.
 
@@ -115,7 +126,7 @@ class Storage:
         node.level = level
         node.ratio = ratio
         node.drifted = False
-        self._stored(node, before, now)
+        self._stored(node, before, now, offered)
 
     def split(self, node: Node, pages: int) -> Node:
         """Split `node` after `pages` pages; return the new upper part."""
@@ -210,20 +221,18 @@ class Storage:
                     self._remove(node)
             node = parent
 
-    def _stored(self, node: Node, before: int, now: int) -> None:
+    def _stored(self, node: Node, before: int, now: int, offered: bool) -> None:
         config = self.config
         kv_count = (config.bands_at[node.level] - config.bands_at[before]) * node.num_pages
         boundary_count = (config.boundaries_at[node.level] - config.boundaries_at[before]) * node.num_pages
         self.num_kv_pages += kv_count
         self.num_boundary_pages += boundary_count
         if not node.in_use:
-            kv = None if node.kv is None else node.kv[config.bands_at[before] :]
-            boundary = None if node.boundary is None else node.boundary[config.boundaries_at[before] :]
             self._count_idle(kv_count, boundary_count)
-            if self.kv is not None and kv is not None:
-                self.kv.offer(kv)
-            if self.boundary is not None and boundary is not None:
-                self.boundary.offer(boundary)
+            if not offered and self.kv is not None and node.kv is not None:
+                self.kv.offer(node.kv[config.bands_at[before] :])
+            if not offered and self.boundary is not None and node.boundary is not None:
+                self.boundary.offer(node.boundary[config.boundaries_at[before] :])
         self.touch(node, 0, now)
         self.queue.void(node)
         self.queue.push(node)

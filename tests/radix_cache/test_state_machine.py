@@ -202,13 +202,14 @@ class TreeMachine(RuleBasedStateMachine):
         if match.node is not None:
             tokens = self.world.requests[key].tokens
             level = floor_level(depth)
+            below = []
             for start, _, keys in self.stretches(tokens, match.namespace, 0):
                 holds_cut = start * PAGE < match.cut <= (start + len(keys)) * PAGE
                 if holds_cut or (whole and start * PAGE < match.cut):
                     self.model.lower(keys, level, drifted)
                 if holds_cut or (whole and start == 0):
-                    below = self.model.below(match.namespace, keys[-1][1])
-                    self.model.lower(below, level, False)
+                    below = below or self.model.below(match.namespace, keys[-1][1])
+            self.model.lower(below, level, False)
         self.both(lambda world: world.tree.shrink(world.requests[key].match, depth, drifted=drifted, whole_path=whole))
 
     @precondition(lambda self: self.world.tree.num_nodes > 2)
