@@ -27,6 +27,11 @@ def test_rms_norm_divides_by_the_root_mean_square(dtype, function):
     torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
+def test_rms_norm_squares_in_fp32():
+    x = torch.full((2, 64), 1000.0, dtype=torch.float16)
+    assert torch.equal(rms_norm(x, torch.ones(64, dtype=torch.float16), 1e-5), torch.ones_like(x))
+
+
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("function", [apply_rope, apply_rope_reference])
 def test_rope_turns_dimension_j_with_j_plus_half_by_position_times_speed(dtype, function):

@@ -1,0 +1,106 @@
+"""Finding a model's folder: on disk, in the package, on the Hub; all offline."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from shoal.runtime.errors import ModelLoadError
+from shoal.runtime.hub import bundled_model_folder, resolve_model_folder
+from shoal.runtime.loader import load_model
+
+
+def test_an_existing_folder_is_used_as_it_is(tmp_path):
+    assert resolve_model_folder(tmp_path) == tmp_path
+    assert resolve_model_folder(str(tmp_path)) == tmp_path
+
+
+def test_shop_is_the_bundled_folder_or_said_to_be_absent():
+    if bundled_model_folder().is_dir():
+        assert resolve_model_folder("shop") == bundled_model_folder()
+    else:
+        with pytest.raises(ModelLoadError, match="bundled") as caught:
+            resolve_model_folder("shop")
+        assert caught.value.field == "model"
+
+
+@pytest.mark.parametrize("name", ["no-such-folder", "/no/such/folder", "a/b/c", "", "../up", "org/na me"])
+def test_a_name_that_is_neither_folder_nor_hub_id_lists_what_is_accepted(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelLoadError, match="shop") as caught:
+        resolve_model_folder(name)
+    assert caught.value.field == "model"
+    assert caught.value.value == name
+
+
+def test_a_file_is_not_a_model_folder(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.touch()
+    with pytest.raises(ModelLoadError, match="is a file"):
+        resolve_model_folder(path)
+
+
+def test_a_hub_id_in_offline_mode_fails_fast_and_clearly(monkeypatch, tmp_path):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    start = time.monotonic()
+    with pytest.raises(ModelLoadError, match="some-org/some-model") as caught:
+        load_model("some-org/some-model")
+    assert time.monotonic() - start < 5
+    assert caught.value.field == "model"
+    assert "Hub" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_fails_fast_and_clearly(monkeypatch, tmp_path):
+    import huggingface_hub.constants
+    from huggingface_hub.utils import _http as hub_http
+
+    httpx: Any = getattr(hub_http, "httpx2", None) or getattr(hub_http, "httpx", None)
+    calls = []
+
+    def refuse(request):
+        calls.append(request.url.path)
+        raise httpx.ConnectError("connection refused", request=request)
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    huggingface_hub.set_client_factory(lambda: httpx.Client(transport=httpx.MockTransport(refuse)))
+    try:
+        start = time.monotonic()
+        with pytest.raises(ModelLoadError, match="some-org/some-model") as caught:
+            resolve_model_folder("some-org/some-model")
+        assert time.monotonic() - start < 5
+    finally:
+        huggingface_hub.set_client_factory(hub_http.default_client_factory)
+    assert calls
+    assert caught.value.field == "model"
+
+
+def test_a_download_takes_weights_and_settings_but_no_code_and_no_pickles(monkeypatch, tmp_path):
+    import fnmatch
+
+    import huggingface_hub
+
+    asked: dict[str, Any] = {}
+
+    def download(repo_id, **options):
+        asked.update(options, repo_id=repo_id)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve_model_folder("some-org/some-model") == tmp_path
+    assert asked["repo_id"] == "some-org/some-model"
+
+    def taken(name):
+        return any(fnmatch.fnmatch(name, pattern) for pattern in asked["allow_patterns"]) and not any(
+            fnmatch.fnmatch(name, pattern) for pattern in asked["ignore_patterns"]
+        )
+
+    for name in ("config.json", "model-00001-of-00004.safetensors", "merges.txt", "chat_template.jinja"):
+        assert taken(name), name
+    for name in ("modeling_llada.py", "pytorch_model.bin", "model.pt", "original/params.json", "README.md"):
+        assert not taken(name), name
