@@ -127,7 +127,11 @@ def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
 
 def _load_backend(folder: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+    from transformers.utils import logging
 
+    # transformers warns of every model type that it has no class for; here that is all of them.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception:
@@ -136,3 +140,5 @@ def _load_backend(folder: Path) -> Any:
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             return Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
         raise
+    finally:
+        logging.set_verbosity(verbosity)

@@ -11,6 +11,8 @@ from tokenizers import decoders, models, pre_tokenizers
 from shoal.runtime.errors import ModelLoadError
 from shoal.runtime.tokenizer import Tokenizer
 
+from .oracle import LLADA_TINY
+
 WORDS = ["red", "blue", "apple", "pear", "costs", "system", "user", "assistant", "."]
 SPECIAL = ["<bos>", "<eot>", "<head>", "</head>", "<mask>"]
 
@@ -54,6 +56,13 @@ def test_special_tokens_in_the_text_are_parsed_and_none_are_added(tmp_path):
     assert tokenizer.encode("purple") == [vocabulary["<unk>"]]
     assert tokenizer.encode("") == []
     assert tokenizer.vocab_size == len(vocabulary)
+
+
+def test_loading_beside_a_llada_configuration_says_nothing(tmp_path, capfd):
+    write_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(LLADA_TINY))
+    Tokenizer.load(tmp_path)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_decode_skips_special_tokens_unless_told_not_to(tmp_path):
