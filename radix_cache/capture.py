@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .config import TreeConfig
 from .errors import InvalidArgumentError
-from .match import common_bytes
+from .match import NO_PAGES, common_bytes
 from .namespace import Namespace
 from .node import TOKEN_BYTES, Node, Pages
 from .storage import Storage
@@ -135,7 +135,8 @@ class PageTable:
                 return None
         if self.boundary is not None:
             rows = self.boundary[config.boundaries_at[before] : config.boundaries_at[level]]
-            boundary = np.array([row[start:stop] for row in rows], dtype=np.int32).reshape(len(rows), stop - start)
+            flat = np.concatenate([row[start:stop] for row in rows]) if rows else NO_PAGES
+            boundary = flat.reshape(len(rows), stop - start)
             if boundary.size and int(boundary.min()) < 0:
                 return None
         return Step(node, start, stop, before, level, kv, boundary)
@@ -144,6 +145,8 @@ class PageTable:
 def apply_capture(storage: Storage, plan: Plan, tokens: bytes, namespace: Namespace, ratio: float) -> CaptureResult:
     """Adopt the planned pages and store them. Raises PageReferenceError, with nothing changed, for unfit pages."""
     config, page_bytes = storage.config, storage.page_bytes
+    if not plan.steps:
+        return CaptureResult(len(tokens) // TOKEN_BYTES, 0, 0, NO_PAGES, NO_PAGES)
     kv_ids = _flat([step.kv for step in plan.steps])
     boundary_ids = _flat([step.boundary for step in plan.steps])
     # Pages of nodes that nobody uses are offered for eviction; mostly all are, and one pass marks both.
@@ -152,7 +155,7 @@ def apply_capture(storage: Storage, plan: Plan, tokens: bytes, namespace: Namesp
     now = storage.tick()
     new_tokens = token_layers = 0
     last = upper = plan.last
-    at_last = bool(plan.steps) and plan.steps[-1].node in (None, last)
+    at_last = plan.steps[-1].node in (None, last)
     if last is not None and plan.common < len(last.tokens) and at_last:
         upper = storage.split(last, plan.common // page_bytes)
     for step in plan.steps:
@@ -174,7 +177,7 @@ def _flat(parts: list[Pages | None]) -> Pages:
     held = [part.reshape(-1) for part in parts if part is not None]
     if len(held) == 1:
         return held[0]
-    return np.concatenate(held) if held else np.empty(0, dtype=np.int32)
+    return np.concatenate(held) if held else NO_PAGES
 
 
 def _checked(name: str, pages: npt.ArrayLike | None, shape: tuple[int, ...]) -> Pages:

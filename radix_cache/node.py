@@ -30,7 +30,7 @@ class Node:
         drifted: an audit lowered it; only a strictly better ratio may raise it again.
         last_used: the tree's counter at its last use.
         age: the eviction policy's clock at its last use.
-        hits: how often a request stopped at each level of it; the sum is the number of uses.
+        hits: how often a request stopped at each level of it; the sum is the number of uses. May be shared while zero.
         locks: matches locked at this node or below; pins: likewise for pinned prefixes.
         generation: grows when pages were given up, so that a stale match is noticed.
         ticket: number of its valid entry in the eviction queue; -1 for none.
@@ -58,7 +58,7 @@ class Node:
     )
 
     def __init__(
-        self, namespace: Namespace, tokens: bytes, num_pages: int, parent: "Node | None", level: int, num_levels: int
+        self, namespace: Namespace, tokens: bytes, num_pages: int, parent: "Node | None", level: int, hits: list[int]
     ):
         self.namespace = namespace
         self.tokens = tokens
@@ -73,7 +73,7 @@ class Node:
         self.drifted = False
         self.last_used = 0
         self.age = 0.0
-        self.hits = [0] * num_levels
+        self.hits = hits
         self.locks = 0
         self.pins = 0
         self.generation = 0
@@ -120,12 +120,11 @@ class Node:
         parent = self.parent
         assert parent is not None
         cut = pages * page_bytes
-        upper = Node(self.namespace, self.tokens[:cut], pages, parent, self.level, len(self.hits))
+        upper = Node(self.namespace, self.tokens[:cut], pages, parent, self.level, self.hits.copy())
         upper.ratio = self.ratio
         upper.drifted = self.drifted
         upper.last_used = self.last_used
         upper.age = self.age
-        upper.hits = self.hits.copy()
         upper.locks = self.locks
         upper.pins = self.pins
         upper.generation = self.generation

@@ -109,6 +109,7 @@ class PageAllocator:
         after = state - drop
         # With the tree's mark on it a page keeps at least the tree's own reference.
         if int(after.min()) < 0 or ((after < _REFERENCE) & (after > 0)).any():
+            self._state[ids] = state
             raise PageReferenceError("release: a page is released more often than the caller has references")
         self._state[ids] = after
         self._reclaimable += int(np.count_nonzero(after == _RECLAIMABLE))
@@ -182,10 +183,10 @@ class PageAllocator:
 
     def _ids(self, pages: npt.ArrayLike, what: str) -> Ids:
         array = np.asarray(pages)
-        if array.size and array.dtype.kind not in "iu":
+        if array.dtype != np.int32 and array.size and array.dtype.kind not in "iu":
             raise PageReferenceError(f"{what}: page ids must be integers, got {array.dtype}")
         # numpy converts int32 indices at every use; once is cheaper.
-        ids = array.astype(np.intp, copy=False).reshape(-1)
+        ids = array.astype(np.intp).reshape(-1)
         # Seen as unsigned, a negative id is a large one: one pass checks both ends.
         if ids.size and int(ids.view(np.uintp).max()) >= self.num_pages:
             raise PageReferenceError(f"{what}: page ids must be in [0, {self.num_pages}), got {ids.min()}..{ids.max()}")
@@ -198,17 +199,19 @@ class PageAllocator:
         return state
 
     def _has_duplicates(self, ids: Ids, state: npt.NDArray[np.int32]) -> bool:
-        """Whether a page occurs twice: linear, without a sort; `state` is what the pages have and keep.
+        """Whether a page occurs twice: linear, without a sort; `state` is what the pages have.
 
-        Each page is numbered in place; a page that occurs twice shows its last number at its first occurrence.
+        Each page is numbered in place; a page that occurs twice shows its last number at its first occurrence. When
+        none does, the caller has to write the pages' state next; else it is put back here.
         """
         if ids.size > self.num_pages:
             return True
         order = self._order[: ids.size]
         self._state[ids] = order
-        once = self._state[ids].tobytes() == order.tobytes()
+        if self._state[ids].tobytes() == order.tobytes():
+            return False
         self._state[ids] = state
-        return not once
+        return True
 
     def _return(self, freed: npt.NDArray[Any]) -> int:
         self._stack[self._free : self._free + freed.size] = freed

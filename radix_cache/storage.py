@@ -41,6 +41,8 @@ class Storage:
         self.policy = make_policy(config)
         self.queue = EvictionQueue(self.policy)
         self.roots: dict[Namespace, Node] = {}
+        # Shared by all nodes that were never used (most, on diverse prompts); replaced at the first use.
+        self.no_hits = [0] * len(config.levels)
         self.clock = 0
         self.num_nodes = 0
         self.num_tokens = 0
@@ -58,8 +60,7 @@ class Storage:
         """The root of `namespace`, made if need be. It has no tokens and all levels."""
         root = self.roots.get(namespace)
         if root is None:
-            levels = len(self.config.levels)
-            root = self.roots[namespace] = Node(namespace, b"", 0, None, levels - 1, levels)
+            root = self.roots[namespace] = Node(namespace, b"", 0, None, len(self.no_hits) - 1, self.no_hits)
         return root
 
     def touch(self, node: Node, level: int, now: int) -> None:
@@ -67,6 +68,8 @@ class Storage:
         node.last_used = now
         node.age = self.policy.clock
         if level:
+            if node.hits is self.no_hits:
+                node.hits = self.no_hits.copy()
             node.hits[level] += 1
 
     def adopt(self, kv: Pages, boundary: Pages, *, offered: bool) -> None:
@@ -96,7 +99,7 @@ class Storage:
         offered: bool,
     ) -> Node:
         """Hang a node with adopted pages below `parent`. The arrays become the node's."""
-        node = Node(parent.namespace, tokens, len(tokens) // self.page_bytes, parent, level, len(self.config.levels))
+        node = Node(parent.namespace, tokens, len(tokens) // self.page_bytes, parent, level, self.no_hits)
         node.kv, node.boundary = kv, boundary
         node.ratio = ratio
         parent.children[tokens[: self.page_bytes]] = node
@@ -116,7 +119,7 @@ class Storage:
         assert node.parent is not None
         before = node.level
         if not before:
-            node.hits = [0] * len(node.hits)
+            node.hits = self.no_hits
         node.parent.count_child(before, -1)
         node.parent.count_child(level, 1)
         if kv is not None and node.kv is not None:
