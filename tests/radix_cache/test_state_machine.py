@@ -6,20 +6,22 @@ set other numbers.
 """
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+import shoal.radix_cache.tree
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.radix_cache.errors import InvalidArgumentError, LockError, PageReferenceError
 from shoal.radix_cache.tree import Namespace
 
 from .brute_eviction import predict_eviction
 from .model import Model, floor_level
-from .world import BAND, BOUNDARIES, LAYERS, PAGE, World, prefixes
+from .world import BAND, BOUNDARIES, LAYERS, LEVELS, PAGE, World, prefixes
 
 MASK = 126336
 NAMESPACES = [Namespace(), Namespace("a"), Namespace("a", "final")]
@@ -37,10 +39,12 @@ prompts = st.tuples(
     st.lists(st.sampled_from([0, 0, 1, 2]), min_size=0, max_size=4),
     st.sampled_from([(), (), (1,)]),
 ).map(lambda parts: [token for page in ([0] * parts[0] + parts[1]) for token in PAGES[page]] + list(parts[2]))
+# An index stands for a prompt that is cached, once there is one.
+known_prompts = st.one_of(prompts, st.integers(0, 63))
 namespaces = st.sampled_from(NAMESPACES)
 profiles = st.sampled_from(PROFILES)
 canvases = st.sampled_from([0, 1, 2, 4, 8, 30])
-ratios = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
+ratios = st.sampled_from([0.5, 0.5, 0.25, 1.0])
 depths = st.sampled_from([LAYERS, 6, 4, 8, LAYERS, 6, 4, 2, 0])
 indices = st.integers(0, 63)
 
@@ -70,6 +74,16 @@ class TreeMachine(RuleBasedStateMachine):
         keys = list(self.world.requests)
         return keys[index % len(keys)]
 
+    def resolve(self, tokens, namespace):
+        """The prompt, and the namespace that it is in, for a prompt or the index of a cached one."""
+        if not isinstance(tokens, int):
+            return tokens, namespace
+        layout = self.world.layout()
+        if not layout:
+            return list(PAGES[0]), namespace
+        _, namespace, pages = layout[tokens % len(layout)]
+        return list(pages[-1]), namespace
+
     def stretches(self, tokens, namespace, matched):
         """[(start, stop)] pages of the nodes along the prompt, as far as each agrees with it; and those nodes' keys."""
         rows = {}
@@ -96,7 +110,7 @@ class TreeMachine(RuleBasedStateMachine):
     # Rules
 
     @rule(
-        tokens=prompts,
+        tokens=known_prompts,
         namespace=namespaces,
         canvas=canvases,
         profile=profiles,
@@ -104,6 +118,7 @@ class TreeMachine(RuleBasedStateMachine):
         touch=st.booleans(),
     )
     def match(self, tokens, namespace, canvas, profile, limit, touch):
+        tokens, namespace = self.resolve(tokens, namespace)
         nodes, total = self.world.tree.num_nodes, len(tokens) + canvas
         got = self.both(
             lambda world: world.match(
@@ -148,20 +163,23 @@ class TreeMachine(RuleBasedStateMachine):
             self.check_match(got, request.tokens, request.namespace, max(len(request.tokens), 1), None, None)
             self.expect_use(request.tokens, request.namespace, *got[1:3])
 
-    @rule(tokens=prompts, namespace=namespaces, depth=depths, canvas=canvases, profile=profiles)
+    @rule(tokens=known_prompts, namespace=namespaces, depth=depths, canvas=canvases, profile=profiles)
     def admit(self, tokens, namespace, depth, canvas, profile):
+        tokens, namespace = self.resolve(tokens, namespace)
         self.do_admit(tokens, namespace, depth, canvas, profile)
 
-    @rule(tokens=prompts, namespace=namespaces, depth=depths, canvas=canvases, profile=profiles, ratio=ratios)
+    @rule(tokens=known_prompts, namespace=namespaces, depth=depths, canvas=canvases, profile=profiles, ratio=ratios)
     def admit_and_capture(self, tokens, namespace, depth, canvas, profile, ratio):
+        tokens, namespace = self.resolve(tokens, namespace)
         key = self.do_admit(tokens, namespace, depth, canvas, profile)
         if key is not None:
             self.do_capture(key, depth, ratio, relock=True)
 
-    @rule(tokens=prompts, depth=depths, canvas=canvases, profile=profiles, ratio=ratios)
+    @rule(tokens=known_prompts, depth=depths, canvas=canvases, profile=profiles, ratio=ratios)
     def serve(self, tokens, depth, canvas, profile, ratio):
-        """A whole life in the first namespace, as most are."""
-        key = self.do_admit(tokens, NAMESPACES[0], depth, canvas, profile)
+        """A whole life, mostly in the first namespace."""
+        tokens, namespace = self.resolve(tokens, NAMESPACES[0])
+        key = self.do_admit(tokens, namespace, depth, canvas, profile)
         if key is not None:
             self.do_capture(key, depth, ratio, relock=True)
             self.both(lambda world: world.finish(key))
@@ -212,6 +230,18 @@ class TreeMachine(RuleBasedStateMachine):
             self.model.lower(below, level, False)
         self.both(lambda world: world.tree.shrink(world.requests[key].match, depth, drifted=drifted, whole_path=whole))
 
+    @precondition(lambda self: self.world.tree.num_nodes)
+    @rule(index=indices, level=st.sampled_from([2, 1, 2, 0]), drifted=st.booleans())
+    def shrink_node(self, index, level, drifted):
+        """What an audit finds of a node that nobody may be using."""
+        layout = self.world.layout()
+        index %= len(layout)
+        _, namespace, pages = layout[index]
+        keys = [(namespace, page) for page in pages]
+        self.model.lower(keys, level, drifted)
+        self.model.lower(self.model.below(namespace, pages[-1]), level, False)
+        self.both(lambda world: tuple(world.tree.shrink(world.layout()[index][0], LEVELS[level], drifted=drifted)))
+
     @precondition(lambda self: self.world.tree.num_nodes > 2)
     @rule(namespace=st.sampled_from([None, *NAMESPACES]), defer=st.booleans())
     def flush(self, namespace, defer):
@@ -229,8 +259,9 @@ class TreeMachine(RuleBasedStateMachine):
             del self.model.cells[key]
         self.pins = {key: value for key, value in self.pins.items() if namespace not in (None, key[0])}
 
-    @rule(tokens=prompts, namespace=namespaces)
+    @rule(tokens=known_prompts, namespace=namespaces)
     def pin(self, tokens, namespace):
+        tokens, namespace = self.resolve(tokens, namespace)
         key = (namespace, tuple(tokens[: len(tokens) // PAGE * PAGE]))
         cached = self.model.match(tokens, namespace, max(len(tokens), 1), None, None)[0]
         pinned = self.both(lambda world: world.tree.pin(tokens, namespace))
@@ -259,8 +290,9 @@ class TreeMachine(RuleBasedStateMachine):
         self.both(lambda world: world.tree.unpin(tokens, namespace))
 
     @precondition(lambda self: self.world.tree.num_nodes)
-    @rule(tokens=prompts, namespace=namespaces, kv=st.sampled_from([1, 2, 8]), profile=profiles)
+    @rule(tokens=indices, namespace=namespaces, kv=st.sampled_from([1, 1, 2, 8]), profile=profiles)
     def lock_a_match_after_an_eviction(self, tokens, namespace, kv, profile):
+        tokens, namespace = self.resolve(tokens, namespace)
         matches = {id(world): world.match(tokens, namespace, profile=profile, touch=False) for world in self.worlds}
         plain = matches[id(self.world)][1]
         before = self.contents()
@@ -428,8 +460,15 @@ def machine_settings():
         stateful_step_count=int(os.environ.get("SHOAL_RADIX_STEPS", "40")),
         deadline=None,
         report_multiple_bugs=False,
+        phases=[Phase.generate] if os.environ.get("SHOAL_RADIX_NO_SHRINK") else list(Phase),
         suppress_health_check=list(HealthCheck),
     )
+
+
+def test_the_package_under_test_is_the_one_asked_for():
+    """The mutation script runs this file against a faulty copy; make sure that it is the copy that runs."""
+    wanted = os.environ.get("SHOAL_RADIX_PACKAGE")
+    assert wanted is None or Path(shoal.radix_cache.tree.__file__).is_relative_to(wanted)
 
 
 TestTree = TreeMachine.TestCase
