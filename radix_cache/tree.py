@@ -128,8 +128,9 @@ class RadixTree:
     def lock(self, match: Match) -> None:
         """Take a reference on each page of `match` for the request, and lock its nodes up to the root.
 
-        Locked nodes are not evicted or trimmed under pressure. A match with cut 0 locks nothing but still has to be
-        unlocked. Raises StaleMatchError when the tree gave up pages of the match since, LockError when it is locked.
+        Locked nodes are not evicted or trimmed under pressure. A node that the cut ends in is split there. A match
+        with cut 0 locks nothing but still has to be unlocked. Raises StaleMatchError when the tree gave up pages of
+        the match since, LockError when it is locked.
         """
         if match.locked:
             raise LockError("the match is locked already")
@@ -142,8 +143,12 @@ class RadixTree:
                 storage.kv.acquire(match.kv_pages)
             if storage.boundary is not None:
                 storage.boundary.acquire(match.boundary_pages)
-            match.node = self._cut_node(match)
-            storage.hold(match.node, True)
+            node, start = self._cut_node(match)
+            if start + node.num_tokens > match.cut:
+                # Lock no more than the cut: the rest of the node stays free to go.
+                node = storage.split(node, (match.cut - start) // self.config.page_size)
+            match.node, match.generation = node, node.generation
+            storage.hold(node, True)
         match.locked = True
         self._locked[id(match)] = match
 
@@ -173,15 +178,15 @@ class RadixTree:
         kv, boundary = gather(path, len(path), level, match.cut // self.config.page_size, self.config)
         return np.array_equal(kv, match.kv_pages) and np.array_equal(boundary, match.boundary_pages)
 
-    def _cut_node(self, match: Match) -> Node:
-        """The node that the cut ends in, now: a split behind the cut leaves `match.node` behind it."""
+    def _cut_node(self, match: Match) -> tuple[Node, int]:
+        """The node that the cut ends in, now, and the tokens before it: a split may have left `match.node` behind."""
         node = match.node
         assert node is not None
         start = self._tokens_to(node) - node.num_tokens
         while start >= match.cut and node.parent is not None and not node.parent.is_root:
             node = node.parent
             start -= node.num_tokens
-        return node
+        return node, start
 
     # Storing
 
@@ -271,7 +276,9 @@ class RadixTree:
         """
         if not 0 <= depth <= self.config.num_layers:
             raise InvalidArgumentError("depth", f"must be in [0, {self.config.num_layers}], got {depth}")
-        node = (target.node and self._cut_node(target)) if isinstance(target, Match) else target
+        node = target.node if isinstance(target, Match) else target
+        if isinstance(target, Match) and node is not None:
+            node, _ = self._cut_node(target)
         if node is None or node.parent is None:
             return Freed()
         level = self.config.level_of(depth)

@@ -6,33 +6,9 @@ import pytest
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.radix_cache.errors import LockError, OutOfPagesError, StaleMatchError, TreeInUseError
 from shoal.radix_cache.page_allocator import PageAllocator
-from shoal.radix_cache.tree import Namespace, RadixTree, TreeConfig
+from shoal.radix_cache.tree import RadixTree
 
-P = 4
-CONFIG = TreeConfig(page_size=P, num_layers=16, layers_per_band=4, boundary_depths=(4, 8))
-
-
-class Request:
-    """A request's pages: what the scheduler would hold for it."""
-
-    def __init__(self, tree, kv, boundary, tokens, depth=8, ratio=0.5, namespace=None):
-        self.tree, self.kv, self.boundary = tree, kv, boundary
-        pages = len(tokens) // P
-        self.kv_pages = kv.alloc(tree.config.bands(depth) * pages).reshape(-1, pages)
-        self.boundary_pages = {d: boundary.alloc(pages) for d in tree.config.boundary_depths if d <= depth}
-        self.result = tree.capture(
-            tokens,
-            namespace or Namespace(),
-            depth=depth,
-            kv_pages=self.kv_pages,
-            boundary_pages=self.boundary_pages,
-            ratio=ratio,
-        )
-
-    def finish(self):
-        self.kv.release(self.kv_pages)
-        for pages in self.boundary_pages.values():
-            self.boundary.release(pages)
+from .single import CONFIG, Request
 
 
 @pytest.fixture

@@ -1,0 +1,127 @@
+"""Depth profiles: look-up, rounding, built-in tables, files, and what is refused."""
+
+import json
+
+import pytest
+
+from shoal.radix_cache.depth_profile import DepthProfile
+from shoal.radix_cache.errors import ProfileError, RadixCacheError
+
+PROFILE = DepthProfile(
+    32,
+    ((0.1, 3), (0.5, 11), (0.9, 18)),
+    capture="alone",
+    refresh_interval=16,
+    tolerance=0.97,
+    metric="cosine",
+    data_digest="d",
+    model_digest="m",
+    versions={"shoal": "0.1"},
+    source="test",
+)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "depth"), [(0.0, 0), (0.0999, 0), (0.1, 3), (0.3, 3), (0.5, 11), (0.9, 18), (1.0, 18), (7.0, 18)]
+)
+def test_depth_of_the_largest_ratio_not_above(ratio, depth):
+    assert PROFILE.depth(ratio) == depth
+
+
+def test_an_empty_table_never_reuses():
+    empty = DepthProfile(4, ())
+    assert (empty.depth(1.0), empty.max_depth, empty.depths) == (0, 0, ())
+
+
+def test_depths_and_floor():
+    assert (PROFILE.max_depth, PROFILE.depths) == (18, (3, 11, 18))
+    whole = PROFILE.floor_to(4)
+    assert whole.table == ((0.5, 8), (0.9, 16))
+    assert whole.depths == (8, 16)
+    assert whole.model_digest == "m"
+    # Rounded down everywhere, never up.
+    assert all(whole.depth(r / 100) == PROFILE.depth(r / 100) // 4 * 4 for r in range(101))
+
+
+def test_constant_and_all_layers():
+    everything = DepthProfile.constant(30, 30, capture="final")
+    assert (everything.depth(0.0), everything.depths, everything.capture) == (30, (), "final")
+    assert everything.floor_to(4).max_depth == 30
+    assert DepthProfile.constant(8, 30).depths == (8,)
+
+
+@pytest.mark.parametrize(("name", "layers", "top"), [("llada", 32, 22), ("dream", 28, 18)])
+def test_builtin_is_the_published_table_and_scales_down(name, layers, top):
+    published = DepthProfile.builtin(name, layers)
+    assert published.max_depth == top
+    half = DepthProfile.builtin(name, layers // 2)
+    for percent in range(101):
+        assert half.depth(percent / 100) == published.depth(percent / 100) // 2
+
+
+def test_builtin_values():
+    assert DepthProfile.builtin("llada", 32).depth(0.5) == 11
+    assert DepthProfile.builtin("dream", 28).depth(0.5) == 7
+    assert DepthProfile.builtin("llada", 32).depth(0.04) == 0
+
+
+def test_file_round_trip(tmp_path):
+    path = tmp_path / "depth_profile.json"
+    PROFILE.save(path)
+    data = json.loads(path.read_text())
+    assert (data["format"], data["version"]) == ("shoal-depth-profile", 1)
+    assert DepthProfile.load(path, num_layers=32, model_digest="m") == PROFILE
+    with pytest.raises(ProfileError, match="num_layers"):
+        DepthProfile.load(path, num_layers=16)
+    with pytest.raises(ProfileError, match="model_digest"):
+        DepthProfile.load(path, model_digest="other")
+    path.write_text("{")
+    with pytest.raises(ProfileError, match="not JSON"):
+        DepthProfile.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"format": "x"}, "format"),
+        ({"version": 2}, "version"),
+        ({"version": True}, "version"),
+        ({"num_layers": 0}, "num_layers"),
+        ({"num_layers": "32"}, "num_layers"),
+        ({"table": {"0.1": 3}}, "table"),
+        ({"table": [[0.5]]}, "table"),
+        ({"table": [[1.5, 3]]}, "table"),
+        ({"table": [[-0.1, 3]]}, "table"),
+        ({"table": [[float("nan"), 3]]}, "table"),
+        ({"table": [[0.5, 33]]}, "table"),
+        ({"table": [[0.5, 2.5]]}, "table"),
+        ({"table": [[0.5, 3], [0.5, 4]]}, "table"),
+        ({"table": [[0.5, 5], [0.6, 4]]}, "table"),
+        ({"capture": "last"}, "capture"),
+        ({"refresh_interval": 0}, "refresh_interval"),
+        ({"tolerance": "low"}, "tolerance"),
+        ({"metric": 3}, "metric"),
+        ({"versions": {"a": 1}}, "versions"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_what_is_refused_names_the_field(change, field):
+    with pytest.raises(ProfileError) as caught:
+        DepthProfile.from_json({**PROFILE.to_json(), **change})
+    assert caught.value.field == field
+    assert isinstance(caught.value, RadixCacheError)
+
+
+def test_missing_fields_and_other_types_are_refused():
+    data = PROFILE.to_json()
+    del data["table"]
+    with pytest.raises(ProfileError, match="table: is missing"):
+        DepthProfile.from_json(data)
+    with pytest.raises(ProfileError, match="JSON object"):
+        DepthProfile.from_json([])
+    with pytest.raises(ProfileError, match="architecture"):
+        DepthProfile.builtin("gpt", 12)
+
+
+def test_profiles_are_hashable():
+    assert len({PROFILE, DepthProfile.from_json(PROFILE.to_json())}) == 1
