@@ -45,6 +45,19 @@ class Match:
         """Token-layers that the cut saves."""
         return self.cut * self.depth
 
+    def covers(self, other: "Match") -> bool:
+        """Whether every KV page of `other` is among this match's: then a request that has both may unlock `other`.
+
+        A request that captured and matched again may get another cut than before (longer but shallower). Unless the
+        new match covers the old one, pages of the old one are still in its page table and need the old lock.
+        """
+        bands, pages = other.kv_pages.shape
+        return (
+            self.cut >= other.cut
+            and self.depth >= other.depth
+            and np.array_equal(self.kv_pages[:bands, :pages], other.kv_pages)
+        )
+
 
 NO_PAGES = np.empty(0, dtype=np.int32)
 NO_KV = np.empty((0, 0), dtype=np.int32)
