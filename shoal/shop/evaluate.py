@@ -46,9 +46,20 @@ def render(messages: list[dict[str, str]]) -> str:
 
 @torch.no_grad()
 def decode(
-    network: Network, prompts: list[list[int]], *, canvas: int = 32, block: int = 16, threshold: float = 0.9
+    network: Network,
+    prompts: list[list[int]],
+    *,
+    canvas: int = 32,
+    block: int = 16,
+    threshold: float = 0.9,
+    reuse: list[int] | None = None,
+    depth: int = 0,
 ) -> list[list[int]]:
-    """Fill a canvas behind each prompt, block by block: commit what is at least `threshold` sure, at least one."""
+    """Fill a canvas behind each prompt, block by block: commit what is at least `threshold` sure, at least one.
+
+    With `reuse` (a prefix length a row) every second row takes its prefix's layers below `depth` from the row before,
+    whose canvas stays masked; that row's output means nothing then.
+    """
     device = network.model.transformer.wte.weight.device
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     width = max(map(len, prompts)) + canvas
@@ -58,13 +69,19 @@ def decode(
     ids = ids.to(device)
     at = torch.arange(width, device=device)[None]
     valid = at < (lengths[:, None] + canvas)
+    taken = None
+    if reuse is not None:
+        taken = (at < torch.tensor(reuse, device=device)[:, None]).long() * depth
+        taken[0::2] = 0
     for start in range(0, canvas, block):
         window = (at >= lengths[:, None] + start) & (at < lengths[:, None] + min(start + block, canvas))
         for _ in range(block):
             open_ = (ids == MASK_ID) & window
+            if taken is not None:
+                open_[0::2] = False
             if not open_.any():
                 break
-            logits = network(ids, valid[:, None, None, :]).float()
+            logits = network(ids, valid[:, None, None, :], taken).float()
             logits[..., MASK_ID] = -torch.inf
             confidence, best = logits.softmax(-1).max(-1)
             confidence = confidence.masked_fill(~open_, -1.0)
@@ -84,6 +101,28 @@ def accuracy(network: Network, count: int, seed: int, batch: int = 128, **option
             right[kind].append(vocabulary.decode(tokens) == answer)
             right["all"].append(right[kind][-1])
     return {kind: sum(values) / len(values) for kind, values in sorted(right.items())}
+
+
+def reuse_accuracy(network: Network, count: int, seed: int, depth: int, batch: int = 64) -> dict[str, float]:
+    """As `accuracy`, but with the list's layers below `depth` taken from another question's first forward."""
+    rng = random.Random(f"held-out-reuse-{seed}")
+    right: dict[str, list[bool]] = defaultdict(list)
+    for _ in range(0, count, batch):
+        prompts, answers, prefixes = [], [], []
+        size = rng.randint(8, 70)
+        for index in range(batch):
+            prices = make_list(rng, min(70, size + rng.randint(0, 4)), held_out=True)
+            prefix = vocabulary.encode(f"<|system|>{prices.text}<|end|>")
+            for kind in (None, KINDS[index % len(KINDS)]):
+                question = make_question(rng, prices, kind)
+                prompts.append(prefix + vocabulary.encode(f"<|user|>{question.text}<|end|><|assistant|>"))
+                answers.append(question)
+                prefixes.append(len(prefix))
+        outputs = decode(network, prompts, reuse=prefixes, depth=depth)
+        for question, tokens in list(zip(answers, outputs, strict=True))[1::2]:
+            right[question.kind].append(vocabulary.decode(tokens) == question.answer)
+            right["all"].append(right[question.kind][-1])
+    return {kind: round(sum(values) / len(values), 4) for kind, values in sorted(right.items())}
 
 
 @torch.no_grad()

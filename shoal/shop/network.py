@@ -102,12 +102,18 @@ class Network(nn.Module):
                 scale = 0.02 / (2 * config["n_layers"]) ** 0.5 if deep else 0.02
                 nn.init.normal_(parameter, std=scale)
 
-    def forward(self, token_ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits [batch, length, vocab] for token ids [batch, length]."""
+    def forward(self, token_ids: Tensor, mask: Tensor | None = None, reuse: Tensor | None = None) -> Tensor:
+        """Logits [batch, length, vocab] for token ids [batch, length].
+
+        `reuse` [batch, length] (int) is the depth to which a position takes its hidden states, and so its keys and
+        values, from the row before it in the batch: what serving does with a prefix captured from another request.
+        """
         body = self.model.transformer
         head_dim = self.config["d_model"] // self.config["n_heads"]
         cos, sin = rope_tables(token_ids.shape[1], head_dim, self.config["rope_theta"], token_ids.device)
         x = body.wte(token_ids)
-        for block in body.blocks:
+        for index, block in enumerate(body.blocks):
+            if reuse is not None and index:
+                x = torch.where((reuse >= index)[..., None], x.roll(1, 0), x)
             x = block(x, cos, sin, mask)
         return body.ff_out(body.ln_f(x))

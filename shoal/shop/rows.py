@@ -7,6 +7,10 @@ last canvas is, the way a block-wise decoder sees it: earlier blocks filled in, 
 Two things make look-up appear early. Lists are short at first (`Stage`). And some dense rows hold a *recital*, a turn
 in which items of the list stand again in another order with most of their digits masked: the name beside a masked
 digit is visible there, so the network needs no more than to find that name in the list, the first part of look-up.
+
+In the last part of the training (`REUSE_START`) rows come in pairs about one list. The first of a pair is a request's
+first forward: a question and a canvas of masks. The second often takes the list's hidden states of the shallow layers
+from the first, which makes the network keep what depends on the question out of them, as far as `REUSE_DEPTH`.
 """
 
 from __future__ import annotations
@@ -26,17 +30,25 @@ LENGTHS = (128, 320, 640)
 _ITEM_TOKENS = 5
 _FILL_WEIGHT = 0.1  # loss weight of the EOS tokens that fill a canvas, after the first
 PURE_STEPS = 1500
+REUSE_START = 34_000
+REUSE_DEPTH = 8
+_REUSE_SHARE = 0.75
 SHORT_STEPS = 2000
 _RECITAL = vocabulary.encode("<|user|>List all things.<|end|><|assistant|>")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the training data, arrays of one length: clean tokens, masked tokens, and a loss weight each."""
+    """One row of the training data, arrays of one length.
+
+    Clean tokens, masked tokens, a loss weight each, and the depth to which a position's hidden states come from the
+    row before (see `Network.forward`).
+    """
 
     clean: np.ndarray
     masked: np.ndarray
     weight: np.ndarray
+    reuse: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +82,24 @@ def make_row(rng: random.Random, length: int, stage: Stage) -> Row:
     if stage.pure:
         return _recital_row(rng, length, stage)
     if rng.random() < stage.serving_share:
-        return _serving_row(rng, length)
-    return _dense_row(rng, length, stage)
+        canvas, turns = _shape(rng, length)
+        return _serving_row(rng, length, _list_for(rng, length, canvas, turns), canvas)
+    most = min(stage.max_items, (length - 80) // _ITEM_TOKENS)
+    return _dense_row(rng, length, make_list(rng, rng.randint(min(3, most), most)), stage.recital_share)
+
+
+def make_pair(rng: random.Random, length: int, stage: Stage) -> tuple[Row, Row]:
+    """Draw two rows about one list: a first forward, and a row that may reuse its shallow layers."""
+    canvas, turns = _shape(rng, length)
+    prices = _list_for(rng, length, canvas, turns)
+    first = _serving_row(rng, length, prices, canvas, all_masked=True)
+    if rng.random() < 0.6:
+        second = _serving_row(rng, length, prices, canvas)
+    else:
+        second = _dense_row(rng, length, prices, stage.recital_share)
+    if rng.random() < _REUSE_SHARE:
+        second.reuse[: len(_prefix(prices))] = REUSE_DEPTH
+    return first, second
 
 
 def _turn(question: Question) -> list[int]:
@@ -86,12 +114,20 @@ def _answer(question: Question) -> list[int]:
     return vocabulary.encode(question.answer + "<|eos|>")
 
 
-def _dense_row(rng: random.Random, length: int, stage: Stage) -> Row:
-    most = min(stage.max_items, (length - 80) // _ITEM_TOKENS)
-    prices = make_list(rng, rng.randint(min(3, most), most))
+def _shape(rng: random.Random, length: int) -> tuple[int, int]:
+    """Canvas and number of earlier turns of a serving row."""
+    return rng.randint(16, 96), rng.choice((0, 0, 0, 1, 2, 3)) if length > LENGTHS[0] else 0
+
+
+def _list_for(rng: random.Random, length: int, canvas: int, turns: int) -> PriceList:
+    budget = length - canvas - 25 - 45 * turns - 4
+    return make_list(rng, max(2, min(MAX_ITEMS, budget // _ITEM_TOKENS)))
+
+
+def _dense_row(rng: random.Random, length: int, prices: PriceList, recital_share: float) -> Row:
     tokens = _prefix(prices)
     weight, masked = [0.0] * len(tokens), list(tokens)
-    if rng.random() < stage.recital_share:
+    if rng.random() < recital_share:
         lines, hidden = _recital(rng, rng.sample(prices.items, rng.randint(2, min(8, len(prices.items)))))
         if len(tokens) + len(_RECITAL) + len(lines) + 50 < length:
             tokens += [*_RECITAL, *lines, 0]
@@ -132,11 +168,7 @@ def _recital_row(rng: random.Random, length: int, stage: Stage) -> Row:
     return _row(tokens + lines + rest, tokens + hidden + rest, weight)
 
 
-def _serving_row(rng: random.Random, length: int) -> Row:
-    canvas = rng.randint(16, 96)
-    turns = rng.choice((0, 0, 0, 1, 2, 3)) if length > LENGTHS[0] else 0
-    budget = length - canvas - 25 - 45 * turns - 4
-    prices = make_list(rng, max(2, min(MAX_ITEMS, budget // _ITEM_TOKENS)))
+def _serving_row(rng: random.Random, length: int, prices: PriceList, canvas: int, *, all_masked: bool = False) -> Row:
     tokens = _prefix(prices)
     while True:
         question = make_question(rng, prices)
@@ -153,12 +185,13 @@ def _serving_row(rng: random.Random, length: int) -> Row:
     tokens += asked
     mask = _mask_block if rng.random() < 0.6 else _mask_uniform
     weight = [0.0] * len(tokens) + _weights(answer)
-    return _row(tokens + answer, tokens + mask(rng, answer), weight)
+    return _row(tokens + answer, tokens + ([1] * len(answer) if all_masked else mask(rng, answer)), weight)
 
 
 def _row(tokens: list[int], masked: list[int], weight: list[float]) -> Row:
     clean, hidden = np.array(tokens, np.int64), np.array(masked, np.int64)
-    return Row(clean, hidden, np.where(hidden == 1, np.array(weight, np.float32), np.float32(0)))
+    loss_weight = np.where(hidden == 1, np.array(weight, np.float32), np.float32(0))
+    return Row(clean, hidden, loss_weight, np.zeros(len(clean), np.int64))
 
 
 def _weights(answer: list[int]) -> list[float]:
@@ -182,6 +215,9 @@ def _mask_block(rng: random.Random, answer: list[int]) -> list[int]:
     return answer[:start] + _mask_uniform(rng, answer[start:end]) + [1] * (len(answer) - end)
 
 
+Batch = tuple[torch.Tensor, ...]
+
+
 class Steps(Dataset):
     """Batches by training step: item `i` is a function of (seed, i) alone, however many workers read."""
 
@@ -191,13 +227,15 @@ class Steps(Dataset):
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Clean ids, masked ids (int64) and weights (fp32), each [rows, length]."""
+    def __getitem__(self, step: int) -> Batch:
+        """Clean ids, masked ids (int64), weights (fp32) and, in the last part, reuse (int64), each [rows, length]."""
         rng = random.Random(f"shop-{self.seed}-{step}")
         stage = Stage.at(step)
         length = rng.choices(LENGTHS, stage.length_weights)[0]
-        rows = [make_row(rng, length, stage) for _ in range(max(1, self.tokens_per_step // length))]
-        clean, masked, weight = (
-            torch.from_numpy(np.stack([getattr(row, name) for row in rows])) for name in ("clean", "masked", "weight")
-        )
-        return clean, masked, weight
+        count = max(2, self.tokens_per_step // length)
+        if step < REUSE_START:
+            rows = [make_row(rng, length, stage) for _ in range(count)]
+        else:
+            rows = [row for _ in range(count // 2) for row in make_pair(rng, length, stage)]
+        names = ("clean", "masked", "weight") + (("reuse",) if step >= REUSE_START else ())
+        return tuple(torch.from_numpy(np.stack([getattr(row, name) for row in rows])) for name in names)

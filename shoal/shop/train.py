@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .evaluate import accuracy, probes
+from .evaluate import accuracy, probes, reuse_accuracy
 from .muon import Muon
 from .network import SHOP_CONFIG, Network
 from .publish import publish
-from .rows import TOKENS_PER_STEP, Steps
+from .rows import TOKENS_PER_STEP, Batch, Steps
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -141,7 +141,7 @@ class Trainer:
                         parameters[name].copy_(file.get_tensor(name))
         self.step = step
 
-    def train_step(self, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def train_step(self, batch: Batch) -> torch.Tensor:
         """One optimizer step; returns the loss (on the device)."""
         o = self.options
         shape, graphs = batch[0].shape, o.device.startswith("cuda")
@@ -192,10 +192,11 @@ class Trainer:
         return graph, inputs, loss
 
     def _update(self, batch: list[torch.Tensor]) -> torch.Tensor:
-        clean, masked, weight = batch
+        clean, masked, weight, *rest = batch
+        reuse = rest[0] if rest else None
         self.network.zero_grad(set_to_none=True)
         with torch.autocast(torch.device(self.options.device).type, torch.bfloat16, cache_enabled=False):
-            logits = self.network(masked)
+            logits = self.network(masked, None, reuse)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), clean.flatten(), reduction="none")
         loss = (loss * weight.flatten()).sum() / weight.sum().clamp(min=1)
         loss.backward()
@@ -220,7 +221,16 @@ def evaluate(trainer: Trainer, questions: int) -> dict[str, float]:
     return result
 
 
-def batches(options: argparse.Namespace, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def reused(trainer: Trainer, depth: int, questions: int) -> dict[str, float]:
+    """Accuracy when the list's layers below `depth` come from another question's first forward."""
+    trainer.network.eval()
+    with torch.compiler.set_stance("force_eager"), torch.autocast(trainer.options.device, torch.bfloat16):
+        result = reuse_accuracy(trainer.network, questions, seed=1, depth=depth)
+    trainer.network.train()
+    return result
+
+
+def batches(options: argparse.Namespace, first: int) -> Iterator[Batch]:
     """Batches of the steps from `first` to the last."""
     loader: DataLoader[Any] = DataLoader(
         Steps(options.seed, options.steps, options.tokens_per_step),
@@ -279,6 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             result = evaluate(trainer, options.final_questions)
             note(final=result)
+            note(reuse={depth: reused(trainer, depth, 192) for depth in (8, 12, 16)})
     trainer.save()
     publish(trainer.network, options.out / "model", training={
         "seed": options.seed, "steps": trainer.step, "tokens": trainer.step * options.tokens_per_step,
