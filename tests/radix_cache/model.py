@@ -41,7 +41,7 @@ class Model:
     """Cells by (namespace, prefix)."""
 
     def __init__(self):
-        self.cells = {}
+        self.cells: dict = {}
 
     def match(self, tokens, namespace, total, profile, max_tokens):
         """(matched, cut, depth, kv, boundary) by trying every page-aligned cut."""
@@ -76,10 +76,12 @@ class Model:
             stretch = keys[start:stop]
             if not stretch:
                 continue
-            old = [self.cells.get(key) for key in stretch]
-            before = old[0].level if old[0] else 0
-            assert all((cell.level if cell else 0) == before for cell in old)
-            allowed = not before or (ratio > old[0].ratio if old[0].drifted else ratio >= old[0].ratio)
+            nothing = Cell(0, [], [], 0.0)
+            old = [self.cells.get(key, nothing) for key in stretch]
+            first = old[0]
+            before = first.level
+            assert all(cell.level == before for cell in old)
+            allowed = not before or (ratio > first.ratio if first.drifted else ratio >= first.ratio)
             rows = range(bands(before), bands(limit))
             depths = range(states(before), states(limit))
             pages = range(start, stop)

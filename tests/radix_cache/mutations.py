@@ -241,6 +241,7 @@ def run(mutation: Mutation | None, examples: int, steps: int) -> tuple[bool, str
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "pytest", "-q", "-x", "--import-mode=importlib", "-p", "no:cacheprovider"),
+                *("--hypothesis-seed", "1"),
                 *("--rootdir", folder, "-c", os.devnull, str(tests / "test_state_machine.py")),
             ],
             cwd=folder,
@@ -263,14 +264,15 @@ def run(mutation: Mutation | None, examples: int, steps: int) -> tuple[bool, str
         raise SystemExit(f"pytest failed to run:\n{done.stdout}{done.stderr}")
     errors = re.findall(r"^E\s+(\S*(?:Error|Exception)\b.*)$", done.stdout, re.MULTILINE)
     places = re.findall(r"^(\S+\.py:\d+): ", done.stdout, re.MULTILINE)
-    reason = errors[0].split(".")[-1] if errors else "assertion"
+    reason = re.sub(r"^(\w+\.)+", "", errors[0]) if errors else "assert"
     where = Path(places[-1]).name if places else ""
-    return True, f"{reason[:70]} {'(' + where + ')' if where else ''}".strip(), seconds
+    reason = "assert" if reason.startswith("AssertionError") else reason[:70]
+    return True, f"{reason} ({where})" if where else reason, seconds
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=150)
+    parser.add_argument("--examples", type=int, default=300)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--only")
     parser.add_argument("--markdown", type=Path, help="file to write the table to")

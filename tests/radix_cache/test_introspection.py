@@ -67,7 +67,7 @@ def test_render(shared):
 
 
 def test_events():
-    seen = []
+    seen: list = []
     kv, boundary = PageAllocator(40), PageAllocator(40)
     tree = RadixTree(CONFIG, kv, boundary, on_event=seen.append, event_limit=2)
     Request(tree, kv, boundary, np.arange(2 * P)).finish()
@@ -164,8 +164,9 @@ def test_pools_have_to_fit_the_config():
         RadixTree(CONFIG, PageAllocator(4))
     with pytest.raises(InvalidArgumentError, match="kv"):
         RadixTree(CONFIG, None, PageAllocator(4))
-    everything = RadixTree(TreeConfig(page_size=P, num_layers=6, layers_per_band=4), PageAllocator(4))
-    pages = everything._storage.kv.alloc(2).reshape(2, 1)
+    kv = PageAllocator(4)
+    everything = RadixTree(TreeConfig(page_size=P, num_layers=6, layers_per_band=4), kv)
+    pages = kv.alloc(2).reshape(2, 1)
     everything.capture([1] * P, Namespace("", "final"), depth=6, kv_pages=pages, ratio=1.0)
     match = everything.match([1] * P, Namespace("", "final"))
     assert (match.depth, match.kv_pages.shape, match.boundary_pages.size) == (6, (2, 1), 0)

@@ -6,7 +6,7 @@ import pytest
 from shoal.radix_cache.config import POLICIES, TreeConfig
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.radix_cache.errors import InvalidArgumentError
-from shoal.radix_cache.policy import make_policy
+from shoal.radix_cache.policy import CostAware, make_policy
 
 from .single import P, Request, make_world
 
@@ -133,7 +133,9 @@ def test_only_boundary_pages_short(policy):
 def test_cost_values_are_layers_per_byte():
     config = TreeConfig(4, 16, 4, (4, 12), policy="cost", kv_page_bytes=8, boundary_page_bytes=2)
     # Levels 4, 12, 16: 4 layers for 8 + 2, 8 layers for 16 + 2, 4 layers for 8 bytes (no states at the top).
-    assert make_policy(config).values == pytest.approx([0, 0.4 / 0.5, (8 / 18) / 0.5, 1.0])
+    policy = make_policy(config)
+    assert isinstance(policy, CostAware)
+    assert policy.values == pytest.approx([0, 0.4 / 0.5, (8 / 18) / 0.5, 1.0])
 
 
 def test_unknown_policy():

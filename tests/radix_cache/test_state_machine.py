@@ -223,7 +223,7 @@ class TreeMachine(RuleBasedStateMachine):
         if match.node is not None:
             tokens = self.world.requests[key].tokens
             level = floor_level(depth)
-            below = []
+            below: list = []
             for start, _, keys in self.stretches(tokens, match.namespace, 0):
                 holds_cut = start * PAGE < match.cut <= (start + len(keys)) * PAGE
                 if holds_cut or (whole and start * PAGE < match.cut):
@@ -293,15 +293,29 @@ class TreeMachine(RuleBasedStateMachine):
         self.both(lambda world: world.tree.unpin(tokens, namespace))
 
     @precondition(lambda self: self.world.tree.num_nodes)
-    @rule(tokens=indices, namespace=namespaces, kv=st.sampled_from([1, 1, 2, 8]), profile=profiles)
-    def lock_a_match_after_an_eviction(self, tokens, namespace, kv, profile):
+    @rule(
+        tokens=indices, namespace=namespaces, pressure=st.sampled_from([1, 2, 8, "shrink", "shrink"]), profile=profiles
+    )
+    def lock_a_match_after_pressure(self, tokens, namespace, pressure, profile):
+        """Between match and lock the tree may give up pages of the match: then the lock is refused."""
         tokens, namespace = self.resolve(tokens, namespace)
         matches = {id(world): world.match(tokens, namespace, profile=profile, touch=False) for world in self.worlds}
         plain = matches[id(self.world)][1]
-        before = self.contents()
-        events = len(self.world.events)
-        self.both(lambda world: tuple(world.tree.evict(kv)))
-        self.after_eviction(before, events)
+        if pressure == "shrink":
+            node = matches[id(self.world)][0].node
+            for other, _, pages in self.world.layout():
+                if other is node:
+                    level = node.level - 1
+                    keys = [(namespace, page) for page in pages]
+                    self.model.lower(keys + self.model.below(namespace, pages[-1]), level, False)
+                    self.both(
+                        lambda world: tuple(world.tree.shrink(matches[id(world)][0].node, LEVELS[level], drifted=False))
+                    )
+        else:
+            before = self.contents()
+            events = len(self.world.events)
+            self.both(lambda world: tuple(world.tree.evict(pressure)))
+            self.after_eviction(before, events)
         locked = self.both(lambda world: world.try_lock_stale(matches[id(world)][0]))
         cells = [self.model.cells.get((namespace, prefix)) for prefix in prefixes(tokens)[: plain[1] // PAGE]]
         assert locked == all(cell is not None and cell.level >= floor_level(plain[2]) for cell in cells)
@@ -436,7 +450,8 @@ class TreeMachine(RuleBasedStateMachine):
             for layout in (world.layout() for world in self.worlds)
         )
         assert first == second
-        np.testing.assert_array_equal(*(world.tree.page_references().kv for world in self.worlds))
+        kv = [world.tree.page_references().kv for world in self.worlds]
+        np.testing.assert_array_equal(kv[0], kv[1])
 
     def teardown(self):
         """Whatever happened: when all requests and pins are gone, everything can be evicted and no page is lost."""

@@ -45,7 +45,7 @@ class World:
         config = TreeConfig(
             page_size=PAGE, num_layers=LAYERS, layers_per_band=BAND, boundary_depths=BOUNDARIES, policy=policy
         )
-        self.events = []
+        self.events: list = []
         self.tree = RadixTree(config, self.kv, self.boundary, on_event=self.events.append)
         self.requests = {}
 
@@ -153,10 +153,11 @@ class World:
 
     def layout(self):
         """[(node, namespace, prefixes of its pages)] from the parent links alone, not from the walk under test."""
-        rows = []
+        rows: list = []
         for node in self.tree.nodes():
-            tokens, above = (), node
-            while above is not None:
+            tokens: tuple = ()
+            above = node
+            while not above.is_root:
                 tokens = (*above.token_ids.tolist(), *tokens)
                 above = above.parent
             rows.append((node, node.namespace, prefixes(tokens)[-node.num_pages :]))
