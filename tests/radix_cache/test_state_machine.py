@@ -301,17 +301,14 @@ class TreeMachine(RuleBasedStateMachine):
         tokens, namespace = self.resolve(tokens, namespace)
         matches = {id(world): world.match(tokens, namespace, profile=profile, touch=False) for world in self.worlds}
         plain = matches[id(self.world)][1]
-        if pressure == "shrink":
-            node = matches[id(self.world)][0].node
-            for other, _, pages in self.world.layout():
-                if other is node:
-                    level = node.level - 1
-                    keys = [(namespace, page) for page in pages]
-                    self.model.lower(keys + self.model.below(namespace, pages[-1]), level, False)
-                    self.both(
-                        lambda world: tuple(world.tree.shrink(matches[id(world)][0].node, LEVELS[level], drifted=False))
-                    )
-        else:
+        node = matches[id(self.world)][0].node
+        if pressure == "shrink" and node is not None:
+            level = node.level - 1
+            (pages,) = [pages for other, _, pages in self.world.layout() if other is node]
+            keys = [(namespace, page) for page in pages]
+            self.model.lower(keys + self.model.below(namespace, pages[-1]), level, False)
+            self.both(lambda world: tuple(world.tree.shrink(matches[id(world)][0].node, LEVELS[level], drifted=False)))
+        elif pressure != "shrink":
             before = self.contents()
             events = len(self.world.events)
             self.both(lambda world: tuple(world.tree.evict(pressure)))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shoal.radix_cache.errors import OutOfPagesError, StaleMatchError, TreeInUseError
+from shoal.radix_cache.node import Node
 from shoal.radix_cache.page_allocator import PageAllocator
 from shoal.radix_cache.tree import RadixTree, TreeConfig
 
@@ -156,8 +157,8 @@ class World:
         rows: list = []
         for node in self.tree.nodes():
             tokens: tuple = ()
-            above = node
-            while not above.is_root:
+            above: Node | None = node
+            while above is not None:
                 tokens = (*above.token_ids.tolist(), *tokens)
                 above = above.parent
             rows.append((node, node.namespace, prefixes(tokens)[-node.num_pages :]))
