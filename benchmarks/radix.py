@@ -17,6 +17,9 @@ allocators, and stores page ids of several bands and boundary depths. SGLang run
 at ours. Times are wall-clock per call with the garbage collector off, the best of `--repeats` runs of the whole
 workload (the machine is shared).
 
+`shoal-fragmented` is our side with the free pages in random order: operations on runs of consecutive page ids are
+faster, and a pool that has served for long has fewer of them.
+
 `evict_scaling` rows: our tree alone, one eviction after another in trees of 1k to 64k leaves of one page, time per
 page freed. `memory` rows: bytes per node beside its arrays (tokens and page ids), by `tracemalloc`.
 """
@@ -104,12 +107,17 @@ class Clock:
         return result
 
 
-def run_shoal(prompts: list[np.ndarray], order: np.ndarray, page_size: int) -> tuple[dict[str, list[float]], int]:
+def run_shoal(
+    prompts: list[np.ndarray], order: np.ndarray, page_size: int, *, fragmented: bool = False
+) -> tuple[dict[str, list[float]], int]:
     config = TreeConfig(page_size=page_size, num_layers=32, layers_per_band=4, boundary_depths=BOUNDARIES)
     bands = config.bands(DEPTH)
     total = sum(len(prompt) // page_size for prompt in prompts)
     kv = PageAllocator(bands * total + bands * 1024)
     boundary = PageAllocator(len(BOUNDARIES) * total + len(BOUNDARIES) * 1024)
+    if fragmented:
+        for pool in (kv, boundary):
+            pool.release(np.random.default_rng(1).permutation(pool.alloc(pool.num_pages)))
     tree = RadixTree(config, kv, boundary)
     clock = Clock()
     for serving in ("first", "second"):
@@ -310,7 +318,7 @@ def main() -> None:
                 "calls": calls,
             }
         )
-        print(f"{workload:24} {system:14} page {page_size:3} {operation:16} {value:10.2f} {unit}", flush=True)
+        print(f"{workload:24} {system:16} page {page_size:3} {operation:16} {value:10.2f} {unit}", flush=True)
 
     gc.disable()
     for workload in options.workload or WORKLOADS:
@@ -318,7 +326,8 @@ def main() -> None:
         prompts = WORKLOADS[workload](rng, options.scale)
         order = rng.permutation(len(prompts))
         contenders: list[tuple[str, int, Callable[..., tuple[dict[str, list[float]], int]]]] = [
-            ("shoal", options.page_size, run_shoal)
+            ("shoal", options.page_size, run_shoal),
+            ("shoal-fragmented", options.page_size, partial(run_shoal, fragmented=True)),
         ]
         if radix_cache is not None:
             sglang = partial(run_sglang, radix_cache)

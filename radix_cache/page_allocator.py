@@ -8,7 +8,7 @@ import numpy.typing as npt
 from .errors import InvalidArgumentError, InvariantError, OutOfPagesError, PageReferenceError
 
 Pages = npt.NDArray[np.int32]
-Ids = npt.NDArray[np.intp]
+Where = slice | npt.NDArray[np.intp]
 
 # A page's state is one integer, so that an operation reads and writes it once: 4 x references + 2 if the tree holds
 # one of them + 1 if the tree would give it up (only together with 2).
@@ -24,7 +24,8 @@ class PageAllocator:
     """Hands out the page ids 0 .. num_pages-1 and counts who refers to each.
 
     A page is free when its last reference goes. It owns numbers only, no memory. The order is deterministic: a fresh
-    allocator hands out 0, 1, 2, ...; freed pages are handed out again last in, first out.
+    allocator hands out 0, 1, 2, ...; of freed pages, those that were released last come first, in their order. So
+    what was allocated together mostly stays together, and operations on a run of consecutive ids are the fast ones.
 
     Two marks belong to the tree that shares the pool: a page is *held* while the tree has one of its references, and
     *offered* while the tree would give it up under pressure (nobody has its node locked or pinned).
@@ -81,15 +82,15 @@ class PageAllocator:
 
         Raises PageReferenceError and changes nothing when a page is foreign or free.
         """
-        ids = self._ids(pages, "acquire")
+        ids, where = self._select(pages, "acquire")
         if not ids.size:
             return
-        state = self._referenced(ids, "acquire")
-        if self._has_duplicates(ids, state):
+        state = self._referenced(ids, where, "acquire")
+        if self._has_duplicates(where, state):
             np.add.at(self._state, ids, _REFERENCE)
             self._reclaimable -= int(np.count_nonzero(state[np.unique(ids, return_index=True)[1]] == _RECLAIMABLE))
             return
-        self._state[ids] = state + _REFERENCE
+        self._state[where] = state + _REFERENCE
         self._reclaimable -= int(np.count_nonzero(state == _RECLAIMABLE))
 
     def release(self, pages: npt.ArrayLike) -> int:
@@ -98,70 +99,75 @@ class PageAllocator:
         Raises PageReferenceError and changes nothing when a page is foreign or free, has fewer references than are
         dropped, or would lose the tree's reference.
         """
-        ids = self._ids(pages, "release")
+        ids, where = self._select(pages, "release")
         if not ids.size:
             return 0
-        state = self._referenced(ids, "release")
+        state = self._referenced(ids, where, "release")
         drop: npt.NDArray[Any] | int = _REFERENCE
-        if self._has_duplicates(ids, state):
+        if self._has_duplicates(where, state):
             ids, counts = np.unique(ids, return_counts=True)
+            where = ids
             state, drop = self._state[ids], counts * _REFERENCE
         after = state - drop
         # With the tree's mark on it a page keeps at least the tree's own reference.
         if int(after.min()) < 0 or ((after < _REFERENCE) & (after > 0)).any():
-            self._state[ids] = state
+            self._state[where] = state
             raise PageReferenceError("release: a page is released more often than the caller has references")
-        self._state[ids] = after
+        self._state[where] = after
         self._reclaimable += int(np.count_nonzero(after == _RECLAIMABLE))
         return self._return(ids[after == 0])
 
     def refcount(self, pages: npt.ArrayLike) -> npt.NDArray[np.int32]:
         """References of each page, in the shape of `pages`; 0 means free."""
-        ids = self._ids(pages, "refcount")
-        return (self._state[ids] // _REFERENCE).reshape(np.shape(pages))
+        _, where = self._select(pages, "refcount")
+        return (self._state[where] // _REFERENCE).reshape(np.shape(pages))
 
     def adopt(self, pages: npt.ArrayLike, *, offered: bool = False) -> None:
         """Take the tree's reference on pages that somebody has a reference on; mark them held (and offered).
 
         Raises PageReferenceError and changes nothing when a page is foreign, free, named twice or held already.
         """
-        ids = self._ids(pages, "adopt")
+        ids, where = self._select(pages, "adopt")
         if not ids.size:
             return
-        state = self._state[ids]
+        state = self._state[where]
         # The common case is fresh pages, one reference each: a comparison of bytes is the cheapest way to see it.
         if state.tobytes() != _FRESH * ids.size:
-            state = self._referenced(ids, "adopt")
+            state = self._referenced(ids, where, "adopt")
             if int(np.bitwise_or.reduce(state)) & _HELD:
                 page = ids[int((state & _HELD).argmax())]
                 raise PageReferenceError(f"adopt: page {page} is in the tree already, for other tokens")
-        if self._has_duplicates(ids, state):
+        if self._has_duplicates(where, state):
             raise PageReferenceError("adopt: a page is named twice")
         # Whoever offers the pages has a reference as well, so none becomes reclaimable by this.
-        self._state[ids] = state + (_REFERENCE + _HELD + (_OFFERED if offered else 0))
+        self._state[where] = state + (_REFERENCE + _HELD + (_OFFERED if offered else 0))
 
     def give_up(self, pages: npt.ArrayLike) -> int:
         """Undo `adopt` (all of the pages must be held, each named once); return how many pages became free by it."""
-        ids = np.asarray(pages, dtype=np.intp).reshape(-1)
-        state = self._state[ids]
-        self._reclaimable -= int(np.count_nonzero(state == _RECLAIMABLE))
+        ids, where = self._select(pages, "give_up")
+        state = self._state[where]
+        reclaimable = int(np.count_nonzero(state == _RECLAIMABLE))
+        self._reclaimable -= reclaimable
+        if reclaimable == ids.size:
+            self._state[where] = 0
+            return self._return(ids)
         after = (state & ~_FLAGS) - _REFERENCE
-        self._state[ids] = after
+        self._state[where] = after
         return self._return(ids[after == 0])
 
     def offer(self, pages: npt.ArrayLike) -> None:
         """Mark held pages, none of them offered, as ones that the tree would give up under pressure."""
-        ids = np.asarray(pages, dtype=np.intp).reshape(-1)
-        state = self._state[ids] | _OFFERED
-        self._state[ids] = state
+        _, where = self._select(pages, "offer")
+        state = self._state[where] | _OFFERED
+        self._state[where] = state
         self._reclaimable += int(np.count_nonzero(state == _RECLAIMABLE))
 
     def withdraw(self, pages: npt.ArrayLike) -> None:
         """Undo `offer` (all of the pages must be offered)."""
-        ids = np.asarray(pages, dtype=np.intp).reshape(-1)
-        state = self._state[ids]
-        self._state[ids] = state & ~_OFFERED
+        _, where = self._select(pages, "withdraw")
+        state = self._state[where]
         self._reclaimable -= int(np.count_nonzero(state == _RECLAIMABLE))
+        self._state[where] = state & ~_OFFERED
 
     def check_invariants(self) -> None:
         """Raise InvariantError unless free list, reference counts, marks and the reclaimable count agree."""
@@ -181,39 +187,55 @@ class PageAllocator:
         if reclaimable != self._reclaimable:
             raise InvariantError(f"{reclaimable} pages are reclaimable, the count says {self._reclaimable}")
 
-    def _ids(self, pages: npt.ArrayLike, what: str) -> Ids:
+    def _select(self, pages: npt.ArrayLike, what: str) -> tuple[npt.NDArray[Any], Where]:
+        """The ids, flat, and an index for them: a slice where they are a run of consecutive ids, as mostly they are.
+
+        Raises PageReferenceError for ids outside of the pool.
+        """
         array = np.asarray(pages)
-        if array.dtype != np.int32 and array.size and array.dtype.kind not in "iu":
+        ids = array if array.ndim == 1 else array.reshape(-1)
+        if not ids.size:
+            return ids, slice(0, 0)
+        if ids.dtype == np.int32:
+            first, last = int(ids[0]), int(ids[-1])
+            if last - first == ids.size - 1 and first >= 0 and last < self.num_pages:
+                run = slice(first, last + 1)
+                if ids.tobytes() == self._order[run].tobytes():
+                    return ids, run
+        elif ids.dtype.kind not in "iu":
             raise PageReferenceError(f"{what}: page ids must be integers, got {array.dtype}")
         # numpy converts int32 indices at every use; once is cheaper.
-        ids = array.astype(np.intp).reshape(-1)
+        ids = ids.astype(np.intp)
         # Seen as unsigned, a negative id is a large one: one pass checks both ends.
-        if ids.size and int(ids.view(np.uintp).max()) >= self.num_pages:
+        if int(ids.view(np.uintp).max()) >= self.num_pages:
             raise PageReferenceError(f"{what}: page ids must be in [0, {self.num_pages}), got {ids.min()}..{ids.max()}")
-        return ids
+        return ids, ids
 
-    def _referenced(self, ids: Ids, what: str) -> npt.NDArray[np.int32]:
-        state = self._state[ids]
+    def _referenced(self, ids: npt.NDArray[Any], where: Where, what: str) -> npt.NDArray[np.int32]:
+        state = self._state[where]
         if int(state.min()) < _REFERENCE:
             raise PageReferenceError(f"{what}: page {ids[int(state.argmin())]} has no reference")
-        return state
+        return state.copy() if isinstance(where, slice) else state
 
-    def _has_duplicates(self, ids: Ids, state: npt.NDArray[np.int32]) -> bool:
+    def _has_duplicates(self, where: Where, state: npt.NDArray[np.int32]) -> bool:
         """Whether a page occurs twice: linear, without a sort; `state` is what the pages have.
 
         Each page is numbered in place; a page that occurs twice shows its last number at its first occurrence. When
         none does, the caller has to write the pages' state next; else it is put back here.
         """
-        if ids.size > self.num_pages:
-            return True
-        order = self._order[: ids.size]
-        self._state[ids] = order
-        if self._state[ids].tobytes() == order.tobytes():
+        if isinstance(where, slice):
             return False
-        self._state[ids] = state
+        if where.size > self.num_pages:
+            return True
+        order = self._order[: where.size]
+        self._state[where] = order
+        if self._state[where].tobytes() == order.tobytes():
+            return False
+        self._state[where] = state
         return True
 
     def _return(self, freed: npt.NDArray[Any]) -> int:
-        self._stack[self._free : self._free + freed.size] = freed
+        # Backwards, so that a run comes out of `alloc` in ascending order again.
+        self._stack[self._free : self._free + freed.size] = freed[::-1]
         self._free += int(freed.size)
         return int(freed.size)

