@@ -60,7 +60,7 @@ def decode(
     With `reuse` (a prefix length a row) every second row takes its prefix's layers below `depth` from the row before,
     whose canvas stays masked; that row's output means nothing then.
     """
-    device = network.model.transformer.wte.weight.device
+    device = network.device
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     width = max(map(len, prompts)) + canvas
     ids = torch.full((len(prompts), width), MASK_ID, dtype=torch.long)
@@ -132,10 +132,11 @@ def probes(network: Network) -> dict[str, float]:
     Chance is about 0.1 a digit. The recital is right before look-ups are; both show learning long before answers do.
     """
     out: dict[str, float] = {}
-    device = network.model.transformer.wte.weight.device
+    device = network.device
     for name, size, recite in (("recital-6", 6, True), ("look-up-4", 4, False), ("look-up-16", 16, False)):
         rng = random.Random(f"probe-{name}")
-        clean, masked = [], []
+        clean: list[list[int]] = []
+        masked: list[list[int]] = []
         while len(clean) < 64:
             prices = make_list(rng, size, held_out=True)
             item = rng.choice(prices.items)

@@ -82,25 +82,42 @@ class Block(nn.Module):
         return x + self.ff_out(F.silu(self.ff_proj(y)) * self.up_proj(y))
 
 
+class Transformer(nn.Module):
+    """Embedding, blocks, last norm and head, under the names that LLaDA's checkpoints give them."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        width = config["d_model"]
+        self.wte = nn.Embedding(config["embedding_size"], width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config["n_layers"]))
+        self.ln_f = nn.RMSNorm(width, eps=config["rms_norm_eps"])
+        self.ff_out = nn.Linear(width, config["embedding_size"], bias=False)
+
+
+class Outer(nn.Module):
+    """Holds the transformer: the `model.` in the weights' names."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        self.transformer = Transformer(config)
+
+
 class Network(nn.Module):
     """A LLaDA model; `forward` maps token ids [batch, length] to logits [batch, length, vocab]."""
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
         self.config = config
-        width = config["d_model"]
-        self.model = nn.Module()
-        self.model.transformer = nn.Module()
-        body = self.model.transformer
-        body.wte = nn.Embedding(config["embedding_size"], width)
-        body.blocks = nn.ModuleList(Block(config) for _ in range(config["n_layers"]))
-        body.ln_f = nn.RMSNorm(width, eps=config["rms_norm_eps"])
-        body.ff_out = nn.Linear(width, config["embedding_size"], bias=False)
+        self.model = Outer(config)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                deep = name.endswith(("attn_out.weight", "blocks.ff_out.weight"))
-                scale = 0.02 / (2 * config["n_layers"]) ** 0.5 if deep else 0.02
+                scale = 0.02 / (2 * config["n_layers"]) ** 0.5 if name.endswith("attn_out.weight") else 0.02
                 nn.init.normal_(parameter, std=scale)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.transformer.wte.weight.device
 
     def forward(self, token_ids: Tensor, mask: Tensor | None = None, reuse: Tensor | None = None) -> Tensor:
         """Logits [batch, length, vocab] for token ids [batch, length].

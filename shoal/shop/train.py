@@ -69,10 +69,10 @@ def learning_rate_factor(step: int, steps: int, decay_start: int, warm_up: int) 
 class Trainer:
     """Network, optimizers and the step reached; saved to and restored from one safetensors file."""
 
-    def __init__(self, options: argparse.Namespace):
+    def __init__(self, options: argparse.Namespace, config: dict[str, Any] = SHOP_CONFIG):
         torch.manual_seed(options.seed)
         self.options = options
-        self.network = Network(SHOP_CONFIG).to(options.device)
+        self.network = Network(config).to(options.device)
         muon = options.optimizer == "muon"
         named = dict(self.network.named_parameters())
         matrices = [p for n, p in named.items() if muon and ".blocks." in n and p.dim() == 2]
@@ -240,18 +240,18 @@ def batches(options: argparse.Namespace, first: int) -> Iterator[Batch]:
     return iter(loader)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, config: dict[str, Any] = SHOP_CONFIG) -> None:
     """Train until the last step or the time limit, then save; publish the model at the end of either."""
     options = parse_arguments(arguments)
     begin = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
     torch.use_deterministic_algorithms(options.deterministic)
-    trainer = Trainer(options)
-    if options.resume_from_published:
-        trainer.restore_published(options.resume_from_published, options.at_step)
-    elif trainer.restore():
+    trainer = Trainer(options, config)
+    if trainer.restore():
         print(f"resumed at step {trainer.step}")
+    elif options.resume_from_published:
+        trainer.restore_published(options.resume_from_published, options.at_step)
     if not options.no_compile:
         torch._dynamo.config.recompile_limit = 64
         for block in trainer.network.model.transformer.blocks:
@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
     publish(trainer.network, options.out / "model", training={
         "seed": options.seed, "steps": trainer.step, "tokens": trainer.step * options.tokens_per_step,
         "seconds": round(trainer.seconds), "hardware": hardware, "optimizer": "Muon + AdamW",
-        "loss": mean,
+        "loss": mean if mean == mean else None,
         "accuracy": result,
     })  # fmt: skip
 
