@@ -1,0 +1,57 @@
+# Every target sets up .venv by itself when it is missing or older than pyproject.toml or constraints.txt.
+# Needs make and Python 3.11 or later (PYTHON=python3.12 chooses one). ARGS is passed on: make demo ARGS=--quick
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/set-up
+ARGS ?=
+
+.PHONY: help demo serve bench test test-all lint format clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+
+demo: $(STAMP) ## answers, speed and reuse of every cache mode with the bundled model
+	$(BIN)/shoal demo $(ARGS)
+
+serve: $(STAMP) ## serve the bundled model over HTTP
+	$(BIN)/shoal serve --model-path shop $(ARGS)
+
+bench: $(STAMP) ## every benchmark that runs on this machine; tables to out/benchmarks
+	@mkdir -p out/benchmarks
+	@set -e; for file in benchmarks/*.py; do \
+		name=$$(basename $$file .py); echo "$$file"; \
+		$(BIN)/python $$file --out out/benchmarks/$$name.csv $(ARGS); \
+	done
+
+test: $(STAMP) ## the tests, without the slow ones
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(STAMP) ## the tests, with the slow ones
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p shoal
+	$(BIN)/mypy tests benchmarks
+
+format: $(STAMP) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv, builds and caches (not out, where trainings live)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch is named in the same command as all else: so the pinned release is the one that is resolved, once.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "shoal needs Python 3.11 or later; make PYTHON=... chooses one" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Setting up $(VENV): about 2 GB, a minute or two on a fast network"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+		"$$(grep '^torch==' constraints.txt)" -e '.[test,lint]'
+	@touch $@
