@@ -159,3 +159,29 @@ def as_token_bytes(tokens: npt.ArrayLike) -> bytes:
     if int(array.min()) < -(2**31) or int(array.max()) >= 2**31:
         raise InvalidArgumentError("tokens", f"must fit 32 bits, got {array.min()}..{array.max()}")
     return array.astype(np.int32).tobytes()
+
+
+def cut_node(match: Match) -> tuple[Node, int]:
+    """The node that the cut (> 0) ends in, now, and the tokens before it: a split may have left `match.node` behind."""
+    node = match.node
+    assert node is not None
+    start = node.end - node.num_tokens
+    while start >= match.cut and node.parent is not None and not node.parent.is_root:
+        node = node.parent
+        start -= node.num_tokens
+    return node, start
+
+
+def still_valid(match: Match, config: TreeConfig) -> bool:
+    """Whether the tree still holds every page of the match (whose cut is > 0) where it was."""
+    path: list[tuple[Node, int]] = []
+    node = match.node
+    while node is not None and not node.is_root:
+        path.append((node, len(node.tokens)))
+        node = node.parent
+    level = config.level_of(match.depth)
+    if node is None or path[0][0].level < level:
+        return False
+    path.reverse()
+    kv, boundary = gather(path, len(path), level, match.cut // config.page_size, config)
+    return np.array_equal(kv, match.kv_pages) and np.array_equal(boundary, match.boundary_pages)

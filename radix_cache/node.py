@@ -85,6 +85,16 @@ class Node:
         return len(self.tokens) // TOKEN_BYTES
 
     @property
+    def end(self) -> int:
+        """Tokens from the root to the end of this node."""
+        total = 0
+        node: Node | None = self
+        while node is not None:
+            total += node.num_tokens
+            node = node.parent
+        return total
+
+    @property
     def is_root(self) -> bool:
         """Roots hold no tokens; every other node holds at least a page."""
         return not self.tokens

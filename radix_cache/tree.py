@@ -13,10 +13,11 @@ from .errors import InvalidArgumentError, LockError, StaleMatchError, TreeInUseE
 from .events import EventLog, TreeEvent
 from .eviction import EvictResult
 from .invariants import check_tree
-from .match import NO_KV, NO_PAGES, Match, as_token_bytes, best_cut, gather, walk
+from .match import NO_KV, NO_PAGES, Match, as_token_bytes, best_cut, cut_node, gather, still_valid, walk
 from .namespace import Namespace
 from .node import TOKEN_BYTES, Node
 from .page_allocator import PageAllocator
+from .pins import Pins
 from .snapshot import render_tree, snapshot_tree
 from .storage import Freed, Storage
 
@@ -66,7 +67,7 @@ class RadixTree:
         self.events = EventLog(event_limit, on_event)
         self._storage = Storage(config, kv, boundary, self.events)
         self._locked: dict[int, Match] = {}
-        self._pinned: dict[tuple[Namespace, bytes], tuple[Node, int]] = {}
+        self._pins = Pins(self._storage)
 
     # Matching and locking
 
@@ -137,13 +138,13 @@ class RadixTree:
         storage = self._storage
         node = match.node
         if node is not None:
-            if node.generation != match.generation and not self._still_valid(match, node):
+            if node.generation != match.generation and not still_valid(match, self.config):
                 raise StaleMatchError("the tree gave up pages of the match since it was made: match again")
             if storage.kv is not None:
                 storage.kv.acquire(match.kv_pages)
             if storage.boundary is not None:
                 storage.boundary.acquire(match.boundary_pages)
-            node, start = self._cut_node(match)
+            node, start = cut_node(match)
             if start + node.num_tokens > match.cut:
                 # Lock no more than the cut: the rest of the node stays free to go.
                 node = storage.split(node, (match.cut - start) // self.config.page_size)
@@ -164,29 +165,6 @@ class RadixTree:
             if storage.boundary is not None:
                 storage.boundary.release(match.boundary_pages)
             storage.unhold(match.node, True)
-
-    def _still_valid(self, match: Match, node: Node) -> bool:
-        level = self.config.level_of(match.depth)
-        path: list[tuple[Node, int]] = []
-        above: Node | None = node
-        while above is not None and not above.is_root:
-            path.append((above, len(above.tokens)))
-            above = above.parent
-        if above is None or node.level < level:
-            return False
-        path.reverse()
-        kv, boundary = gather(path, len(path), level, match.cut // self.config.page_size, self.config)
-        return np.array_equal(kv, match.kv_pages) and np.array_equal(boundary, match.boundary_pages)
-
-    def _cut_node(self, match: Match) -> tuple[Node, int]:
-        """The node that the cut ends in, now, and the tokens before it: a split may have left `match.node` behind."""
-        node = match.node
-        assert node is not None
-        start = self._tokens_to(node) - node.num_tokens
-        while start >= match.cut and node.parent is not None and not node.parent.is_root:
-            node = node.parent
-            start -= node.num_tokens
-        return node, start
 
     # Storing
 
@@ -278,7 +256,7 @@ class RadixTree:
             raise InvalidArgumentError("depth", f"must be in [0, {self.config.num_layers}], got {depth}")
         node = target.node if isinstance(target, Match) else target
         if isinstance(target, Match) and node is not None:
-            node, _ = self._cut_node(target)
+            node, _ = cut_node(target)
         if node is None or node.parent is None:
             return Freed()
         level = self.config.level_of(depth)
@@ -301,15 +279,12 @@ class RadixTree:
         later match sees the old content, and pages that running requests hold become free when they unlock.
         """
         storage = self._storage
-        scope = [ns for ns in storage.roots if namespace is None or ns == namespace]
+        scope = [ns for ns in storage.roots if namespace in (None, ns)]
         locks = sum(match.node is not None and match.namespace in scope for match in self._locked.values())
         if locks and not defer:
             raise TreeInUseError(locks)
         kv = boundary = 0
-        for key in [key for key in self._pinned if key[0] in scope]:
-            node, count = self._pinned.pop(key)
-            for _ in range(count):
-                storage.unhold(node, False)
+        self._pins.drop(scope)
         for ns in scope:
             for node in list(storage.roots[ns].children.values()) if ns in storage.roots else []:
                 freed = storage.lower_subtree(node, 0)
@@ -324,48 +299,15 @@ class RadixTree:
 
         Pins count: pin twice, unpin twice. What is captured later is not pinned by it. 0: nothing is cached.
         """
-        storage = self._storage
-        data = self._aligned(tokens)
-        root = storage.roots.get(namespace)
-        held = self._pinned.get((namespace, data))
-        if held is not None:
-            node, count = held
-            storage.hold(node, False)
-            self._pinned[namespace, data] = (node, count + 1)
-            return self._tokens_to(node)
-        path = walk(root, data, storage.page_bytes) if root is not None else []
-        if not path:
-            return 0
-        node, common = path[-1]
-        if common < len(node.tokens):
-            node = storage.split(node, common // storage.page_bytes)
-        storage.hold(node, False)
-        self._pinned[namespace, data] = (node, 1)
-        return self._tokens_to(node)
+        return self._pins.pin(self._aligned(tokens), namespace)
 
     def unpin(self, tokens: npt.ArrayLike, namespace: Namespace = DEFAULT_NAMESPACE) -> None:
         """Undo one `pin` of the same tokens. Raises LockError when there is none."""
-        data = self._aligned(tokens)
-        held = self._pinned.pop((namespace, data), None)
-        if held is None:
-            raise LockError("these tokens are not pinned")
-        node, count = held
-        if count > 1:
-            self._pinned[namespace, data] = (node, count - 1)
-        self._storage.unhold(node, False)
+        self._pins.unpin(self._aligned(tokens), namespace)
 
     def _aligned(self, tokens: npt.ArrayLike) -> bytes:
         data = as_token_bytes(tokens)
         return data[: len(data) // self._storage.page_bytes * self._storage.page_bytes]
-
-    @staticmethod
-    def _tokens_to(node: Node) -> int:
-        total = 0
-        above: Node | None = node
-        while above is not None:
-            total += above.num_tokens
-            above = above.parent
-        return total
 
     # Counts and views
 
@@ -430,7 +372,7 @@ class RadixTree:
 
     def check_invariants(self) -> None:
         """Recount everything and compare; raises InvariantError. Linear in the tree."""
-        check_tree(self._storage, list(self.nodes()), list(self._locked.values()), list(self._pinned.values()))
+        check_tree(self._storage, list(self.nodes()), list(self._locked.values()), self._pins.holders())
 
     def snapshot(self) -> dict[str, Any]:
         """The tree as JSON-able data (no page ids): see docs/radix-cache.md for the fields."""

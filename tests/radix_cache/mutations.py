@@ -112,7 +112,7 @@ MUTATIONS = [
     Mutation(
         "lock: a stale match is not noticed",
         "tree.py",
-        "if node.generation != match.generation and not self._still_valid(match, node):",
+        "if node.generation != match.generation and not still_valid(match, self.config):",
         "if node.parent is None:",
     ),
     Mutation(
