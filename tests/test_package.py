@@ -1,0 +1,219 @@
+"""Rules that hold for the whole repository: imports, layers, safety, sizes, and what a wheel and an sdist contain."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("runtime", "radix_cache", "kernels", "frontend")
+MAX_TREE_BYTES, MAX_FILE_BYTES = 40_000_000, 16_000_000
+
+
+def files() -> list[Path]:
+    """Files that git tracks or would track, relative to the root; links and deleted files left out."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if run.returncode:
+        pytest.skip("not a git checkout")
+    names = [Path(name) for name in run.stdout.split("\0") if name]
+    return [name for name in names if (ROOT / name).is_file() and not (ROOT / name).is_symlink()]
+
+
+def modules() -> Iterator[tuple[Path, ast.Module]]:
+    for name in files():
+        if name.suffix == ".py":
+            yield name, ast.parse((ROOT / name).read_text(encoding="utf-8"))
+
+
+def imported(name: Path, tree: ast.Module) -> Iterator[str]:
+    """Absolute names of what a file imports; `radix_cache/x.py` counts as `shoal.radix_cache.x`."""
+    package = ["shoal", *name.parent.parts] if name.parts[0] in FOLDERS else list(name.parent.parts)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def within(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def unsafe(name: Path, tree: ast.Module) -> list[str]:
+    """What could run code out of data: pickles in any dress, and remote code."""
+    found = [
+        m
+        for m in imported(name, tree)
+        if within(m, "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "torch.load")
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and (
+            ast.unparse(node) == "torch.load" or node.attr in ("send_pyobj", "recv_pyobj")
+        ):
+            found.append(ast.unparse(node))
+        if isinstance(node, ast.Call):
+            for keyword in node.keywords:
+                value = getattr(keyword.value, "value", None)
+                if (keyword.arg == "trust_remote_code" and value is not False) or (
+                    keyword.arg == "allow_pickle" and value is True
+                ):
+                    found.append(f"{keyword.arg}={ast.unparse(keyword.value)}")
+    return found
+
+
+# --- imports and layers ------------------------------------------------------------------------------------------
+
+
+def test_no_second_copy_of_a_module():
+    """`import runtime` would load every class again beside `shoal.runtime`."""
+    wrong = {str(name): [m for m in imported(name, tree) if within(m, *FOLDERS)] for name, tree in modules()}
+    assert {name: names for name, names in wrong.items() if names} == {}
+
+
+def test_imports_are_read_as_python_reads_them():
+    name, source = Path("kernels/rope.py"), "import runtime.x\nfrom . import a\nfrom ..radix_cache.tree import b"
+    assert list(imported(name, ast.parse(source))) == ["runtime.x", "shoal.kernels.a", "shoal.radix_cache.tree.b"]
+    assert list(imported(Path("tests/a/test_b.py"), ast.parse("from .c import d"))) == ["tests.a.c.d"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "forbidden"),
+    [
+        ("radix_cache", ("shoal.runtime", "shoal.kernels", "shoal.frontend", "shoal.shop", "torch", "transformers")),
+        ("kernels", ("shoal.runtime", "shoal.radix_cache", "shoal.frontend", "shoal.shop", "transformers")),
+        ("runtime", ("shoal.frontend",)),
+    ],
+)
+def test_layers(folder, forbidden):
+    own = [(name, tree) for name, tree in modules() if name.parts[0] == folder]
+    assert own
+    wrong = {str(name): [m for m in imported(name, tree) if within(m, *forbidden)] for name, tree in own}
+    assert {name: names for name, names in wrong.items() if names} == {}
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level packages, and shoal's own, that a statement loads in a fresh interpreter."""
+    code = f"import sys\n{statement}\nprint(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = run.stdout.split()
+    return {name.partition(".")[0] for name in names} | {name for name in names if name.count(".") == 1}
+
+
+def test_import_of_shoal_is_light():
+    heavy = {"torch", "transformers", "triton", "numpy", "matplotlib", "zmq", "tokenizers", "huggingface_hub"}
+    assert loaded_by("import shoal") & heavy == set()
+    assert "torch" in loaded_by("import torch")
+
+
+def test_radix_cache_loads_nothing_of_the_rest():
+    names = loaded_by("import shoal.radix_cache.tree")
+    assert "numpy" in names
+    assert names & {"torch", "transformers", "shoal.runtime", "shoal.kernels", "shoal.frontend"} == set()
+
+
+# --- safety ------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_unpickles_or_runs_remote_code():
+    found = {str(name): unsafe(name, tree) for name, tree in modules()}
+    assert {name: what for name, what in found.items() if what} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import torch\ntorch.load('x')",
+        "from torch import load",
+        "f('x', trust_remote_code=True)",
+        "f('x', trust_remote_code=flag)",
+        "np.load('x', allow_pickle=True)",
+        "socket.recv_pyobj()",
+    ],
+)
+def test_unsafe_code_is_seen(source):
+    assert unsafe(Path("runtime/x.py"), ast.parse(source))
+
+
+def test_no_paths_of_one_machine():
+    machine = re.compile(rb"(?<![\w./:])/(?:work|root|home|Users|mnt)/\w")
+    assert machine.search(b" '/" + b"root/x'")
+    found = [str(name) for name in files() if machine.search((ROOT / name).read_bytes())]
+    assert found == []
+
+
+# --- sizes -------------------------------------------------------------------------------------------------------
+
+
+def test_repository_is_small():
+    sizes = {str(name): (ROOT / name).stat().st_size for name in files()}
+    assert {name: size for name, size in sizes.items() if size > MAX_FILE_BYTES} == {}
+    assert sum(sizes.values()) < MAX_TREE_BYTES
+
+
+# --- wheel and sdist ---------------------------------------------------------------------------------------------
+
+BUILD = "import sys; from setuptools import build_meta as b; print(getattr(b, 'build_' + sys.argv[1])(sys.argv[2]))"
+
+
+def build(kind: str, source: Path, out: Path) -> Path:
+    command = [sys.executable, "-c", BUILD, kind, str(out)]
+    run = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return out / run.stdout.split()[-1]
+
+
+def contents() -> set[str]:
+    """What a distribution must contain: every module of the package and the bundled model's files."""
+    out = set()
+    for name in files():
+        inside = Path("shoal", *name.parts) if name.parts[0] in FOLDERS else name
+        if inside.parts[0] == "shoal" and (inside.suffix == ".py" or inside.parent == Path("shoal/shop/model")):
+            out.add(str(inside))
+    return out
+
+
+def test_wheel_and_sdist_are_complete(tmp_path):
+    """A wheel of the tree, and a wheel of its sdist, as `pip install` of either makes them."""
+    tree, unpacked = tmp_path / "tree", tmp_path / "unpacked"
+    for name in files():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes((ROOT / name).read_bytes())
+    for folder in FOLDERS:
+        (tree / "shoal" / folder).symlink_to(Path("..", folder))
+    wanted = contents() | {"shoal/py.typed"}
+    assert {"shoal/runtime/decoder.py", "shoal/radix_cache/tree.py", "shoal/shop/model/config.json"} <= wanted
+
+    sdist = build("sdist", tree, tmp_path)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(unpacked, filter="data")
+    (source,) = unpacked.iterdir()
+    names = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    assert wanted | {"LICENSE", "pyproject.toml"} <= names
+
+    wheels = [build("wheel", origin, tmp_path / place) for origin, place in ((tree, "one"), (source, "two"))]
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as package:
+            names = set(package.namelist())
+            assert wanted <= names
+            assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"shoal"}
+            assert any(name.endswith("LICENSE") for name in names)
+            assert {"triton", "torch"} <= requirements(package)
+
+
+def requirements(package: zipfile.ZipFile) -> set[str]:
+    """Names of what a wheel requires."""
+    (metadata,) = (name for name in package.namelist() if name.endswith(".dist-info/METADATA"))
+    return set(re.findall(r"^Requires-Dist: ([\w-]+)", package.read(metadata).decode(), re.MULTILINE))
