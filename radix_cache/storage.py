@@ -197,18 +197,21 @@ class Storage:
 
     def hold(self, node: Node, lock: bool) -> None:
         """Count a lock (or a pin) on `node` and all above it."""
+        taken = []
         while not node.is_root:
             if not node.in_use:
-                self._node_idle(node, False)
+                taken.append(node)
             if lock:
                 node.locks += 1
             else:
                 node.pins += 1
             assert node.parent is not None
             node = node.parent
+        self._mark_idle(taken, False)
 
     def unhold(self, node: Node, lock: bool) -> None:
         """Undo `hold`."""
+        let_go = []
         while not node.is_root:
             parent = node.parent
             assert parent is not None
@@ -218,11 +221,12 @@ class Storage:
                 node.pins -= 1
             if not node.in_use:
                 if node.level:
-                    self._node_idle(node, True)
+                    let_go.append(node)
                     self.queue.push(node)
                 else:
                     self._remove(node)
             node = parent
+        self._mark_idle(let_go, True)
 
     def _stored(self, node: Node, before: int, now: int, offered: bool) -> None:
         config = self.config
@@ -257,14 +261,18 @@ class Storage:
         if parent.is_root and not parent.children:
             del self.roots[parent.namespace]
 
-    def _node_idle(self, node: Node, idle: bool) -> None:
+    def _mark_idle(self, nodes: list[Node], idle: bool) -> None:
+        """Offer (or withdraw) the pages of `nodes`, all in one go: a conversation is a path of many small nodes."""
         config = self.config
-        kv_count = config.bands_at[node.level] * node.num_pages
-        boundary_count = config.boundaries_at[node.level] * node.num_pages
         sign = 1 if idle else -1
-        self._count_idle(sign * kv_count, sign * boundary_count)
-        for pool, ids in ((self.kv, node.kv), (self.boundary, node.boundary)):
-            if pool is not None and ids is not None:
+        for node in nodes:
+            kv_count = config.bands_at[node.level] * node.num_pages
+            self._count_idle(sign * kv_count, sign * config.boundaries_at[node.level] * node.num_pages)
+        kv = [node.kv.reshape(-1) for node in nodes if node.kv is not None]
+        boundary = [node.boundary.reshape(-1) for node in nodes if node.boundary is not None]
+        for pool, parts in ((self.kv, kv), (self.boundary, boundary)):
+            if pool is not None and parts:
+                ids = parts[0] if len(parts) == 1 else np.concatenate(parts)
                 if idle:
                     pool.offer(ids)
                 else:

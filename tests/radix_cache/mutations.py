@@ -172,8 +172,8 @@ MUTATIONS = [
     Mutation(
         "eviction: an unlocked node is not queued again",
         "storage.py",
-        "                    self._node_idle(node, True)\n                    self.queue.push(node)\n",
-        "                    self._node_idle(node, True)\n",
+        "                    let_go.append(node)\n                    self.queue.push(node)\n",
+        "                    let_go.append(node)\n",
     ),
     Mutation(
         "trim: pages above are not released",
