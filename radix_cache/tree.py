@@ -204,6 +204,9 @@ class RadixTree:
         data = as_token_bytes(tokens)
         pages = len(data) // storage.page_bytes
         data = data[: pages * storage.page_bytes]
+        level = config.level_of(depth)
+        if not level:
+            return CaptureResult(pages * config.page_size, 0, 0, NO_PAGES, NO_PAGES)
         table = PageTable(
             config,
             depth,
@@ -212,7 +215,6 @@ class RadixTree:
             boundary_pages,
             pools=(storage.kv is not None, storage.boundary is not None),
         )
-        level = config.level_of(depth)
         plan = plan_capture(storage.roots.get(namespace), data, level, ratio, storage.page_bytes, table)
         return apply_capture(storage, plan, data, namespace, ratio)
 

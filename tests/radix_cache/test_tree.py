@@ -109,6 +109,12 @@ def test_flush_refused_then_deferred(world):
     assert (kv.num_free, boundary.num_free, tree.num_nodes) == (200, 100, 0)
 
 
+def test_a_capture_below_the_first_level_stores_nothing(world):
+    tree, kv, boundary = world
+    assert tree.capture(np.arange(8), depth=0, ratio=0.5).num_tokens == 8
+    assert (tree.num_nodes, kv.num_free, boundary.num_free) == (0, 200, 100)
+
+
 def test_planning_tree():
     tree = RadixTree(CONFIG)
     tree.capture([1, 2, 3, 4, 5, 6, 7, 8], depth=8, ratio=0.5)
