@@ -265,7 +265,7 @@ def run(mutation: Mutation | None, examples: int, steps: int) -> tuple[bool, str
     errors = re.findall(r"^E\s+(\S*(?:Error|Exception)\b.*)$", done.stdout, re.MULTILINE)
     places = re.findall(r"^(\S+\.py:\d+): ", done.stdout, re.MULTILINE)
     reason = re.sub(r"^(\w+\.)+", "", errors[0]) if errors else "assert"
-    where = Path(places[-1]).name if places else ""
+    where = Path(places[-1].split(":")[0]).name if places else ""
     reason = "assert" if reason.startswith("AssertionError") else reason[:70]
     return True, f"{reason} ({where})" if where else reason, seconds
 
