@@ -24,7 +24,10 @@ class TreeEvent(NamedTuple):
 
 
 class EventLog:
-    """The last `limit` events, totals of all, and an optional callback that sees each."""
+    """The last `limit` events, totals of all, and an optional callback that sees each.
+
+    The callback runs in the middle of the change: it must not call the tree.
+    """
 
     def __init__(self, limit: int = 1024, callback: Callable[[TreeEvent], None] | None = None):
         self.recent: deque[TreeEvent] = deque(maxlen=limit)

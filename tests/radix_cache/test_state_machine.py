@@ -472,8 +472,8 @@ def machine_settings():
     if settings.get_current_profile_name() == "radix-nightly":
         return settings.get_profile("radix-nightly")
     return settings(
-        max_examples=int(os.environ.get("SHOAL_RADIX_EXAMPLES", "60")),
-        stateful_step_count=int(os.environ.get("SHOAL_RADIX_STEPS", "40")),
+        max_examples=int(os.environ.get("SHOAL_RADIX_EXAMPLES", "150")),
+        stateful_step_count=int(os.environ.get("SHOAL_RADIX_STEPS", "50")),
         deadline=None,
         report_multiple_bugs=False,
         phases=[Phase.generate] if os.environ.get("SHOAL_RADIX_NO_SHRINK") else list(Phase),
