@@ -33,7 +33,7 @@ def write_weights(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
-        if size + tensor.nbytes > MAX_SHARD_BYTES:
+        if shards[-1] and size + tensor.nbytes > MAX_SHARD_BYTES:
             shards.append({})
             size = 0
         shards[-1][name] = tensor.contiguous()
