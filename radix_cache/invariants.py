@@ -10,13 +10,18 @@ from .node import Node
 from .storage import Storage
 
 
-def check_tree(storage: Storage, nodes: list[Node], locked: list[Match], pinned: list[tuple[Node, int]]) -> None:
-    """Raise InvariantError, naming the node's first tokens and both numbers, at the first disagreement."""
+def check_tree(
+    storage: Storage, nodes: list[Node], locked: list[Match], pinned: list[tuple[Node, int]], sole_owner: bool = True
+) -> None:
+    """Raise InvariantError, naming the node's first tokens and both numbers, at the first disagreement.
+
+    `sole_owner`: no other tree keeps pages of the same pools.
+    """
     for node in nodes:
         _check_node(storage, node)
     _check_counts(storage, nodes)
     _check_holders(nodes, locked, pinned)
-    _check_pages(storage, nodes)
+    _check_pages(storage, nodes, sole_owner)
     for namespace, root in storage.roots.items():
         _equal(root.namespace, namespace, "namespace of a root")
         _equal(bool(root.children), True, "a root has children")
@@ -101,7 +106,7 @@ def _check_holders(nodes: list[Node], locked: list[Match], pinned: list[tuple[No
             raise InvariantError("a locked match's node left the tree")
 
 
-def _check_pages(storage: Storage, nodes: list[Node]) -> None:
+def _check_pages(storage: Storage, nodes: list[Node], sole_owner: bool) -> None:
     for name, pool in (
         ("kv", storage.kv),
         ("boundary", storage.boundary),
@@ -118,9 +123,10 @@ def _check_pages(storage: Storage, nodes: list[Node]) -> None:
                 idle[ids] = True
         if (counts > 1).any():
             raise InvariantError(f"{name}: page {int(counts.argmax())} is twice in the tree")
-        if ((counts > 0) != pool.held).any():
+        others = pool.held & (counts == 0) if not sole_owner else np.zeros_like(pool.held)
+        if ((counts > 0) != (pool.held & ~others)).any():
             raise InvariantError(f"{name}: the mask of held pages disagrees with the nodes")
         if (pool.refcount(np.arange(pool.num_pages)) < counts).any():
             raise InvariantError(f"{name}: the tree holds a page without a reference")
-        if (pool.offered != idle).any():
+        if ((pool.offered & ~others) != idle).any():
             raise InvariantError(f"{name}: offered pages are not the idle nodes' pages")

@@ -372,9 +372,13 @@ class RadixTree:
                     np.add.at(boundary, match.boundary_pages, 1)
         return PageReferences(kv, boundary)
 
-    def check_invariants(self) -> None:
-        """Recount everything and compare; raises InvariantError. Linear in the tree."""
-        check_tree(self._storage, list(self.nodes()), list(self._locked.values()), self._pins.holders())
+    def check_invariants(self, *, sole_owner: bool = True) -> None:
+        """Recount everything and compare; raises InvariantError. Linear in the tree.
+
+        With another tree over the same pools say `sole_owner=False`: pages of the other are then left out.
+        """
+        locked = list(self._locked.values())
+        check_tree(self._storage, list(self.nodes()), locked, self._pins.holders(), sole_owner)
 
     def snapshot(self) -> dict[str, Any]:
         """The tree as JSON-able data (no page ids): see docs/radix-cache.md for the fields."""

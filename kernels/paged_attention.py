@@ -1,0 +1,51 @@
+"""Ragged bidirectional attention over paged KVs, and the write of fresh KVs to their pages (torch reference).
+
+Every query of a request sees all of the request's key positions: there is no causal mask. Requests of one call may
+have any lengths; nothing is padded to the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def write_kv_reference(layer_pages: Tensor, k: Tensor, v: Tensor, pages: Tensor, offsets: Tensor) -> None:
+    """Write the keys and values of tokens to their places in the pool.
+
+    Args:
+        layer_pages: [num_pages, 2, page_size, kv_heads, head_dim], one layer's part of every page (a view).
+        k, v: [tokens, kv_heads, head_dim].
+        pages, offsets: int64 [tokens]: page id and position within the page of each token.
+    """
+    layer_pages[pages, 0, offsets] = k
+    layer_pages[pages, 1, offsets] = v
+
+
+def paged_attention_reference(
+    q: Tensor, layer_pages: Tensor, page_tables: Sequence[Tensor], query_lengths: Sequence[int],
+    key_lengths: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """softmax(q k^T / sqrt(head_dim)) v for each request, over all its keys.
+
+    Args:
+        q: [tokens, heads, head_dim], the requests' queries one after another.
+        layer_pages: [num_pages, 2, page_size, kv_heads, head_dim].
+        page_tables: for each request its page ids, int64 [>= ceil(key_length / page_size)].
+        query_lengths, key_lengths: tokens of q and keys of each request.
+
+    Returns [tokens, heads, head_dim]. A request's result does not depend on the others in the call.
+    """
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    start = 0
+    for table, queries, keys in zip(page_tables, query_lengths, key_lengths, strict=True):
+        kv = layer_pages.index_select(0, table)  # [n, 2, page_size, kv_heads, head_dim]
+        k, v = (kv[:, i].flatten(0, 1)[:keys].transpose(0, 1)[None] for i in (0, 1))
+        part = q[start : start + queries].transpose(0, 1)[None]
+        result = F.scaled_dot_product_attention(part, k, v, enable_gqa=q.shape[1] != k.shape[1])
+        out[start : start + queries] = result[0].transpose(0, 1)
+        start += queries
+    return out

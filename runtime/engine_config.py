@@ -1,0 +1,99 @@
+"""Options of an engine; a default stands here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from .errors import ConfigError, shorten
+from .request import CACHE_MODES, CacheMode
+
+POLICIES = ("lpm", "fcfs", "dfs-weight")
+EVICTION_POLICIES = ("lru", "lfu", "slru", "cost")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Options of an engine. Raises ConfigError, naming the field, for values out of range.
+
+    Attributes:
+        model_path: `shop` (the bundled model), a folder, or a hub id.
+        device: `auto`, `cpu`, `cuda` or a torch device name.
+        dtype: `auto` (float32 on a CPU, bfloat16 on a GPU), `float32` or `bfloat16`.
+        load_format: `auto`, or `dummy` for random weights of the model's shapes.
+        cache_mode: default for requests that name none.
+        depth_profile: file to use instead of `depth_profile.json` beside the weights.
+        depth: constant depth for every ratio instead of a profile (for experiments).
+        refresh_interval: NFE between prefix refreshes; 0: once per request; None: what the profile says.
+        page_size: token positions of a page.
+        layers_per_band: layers that are paged together.
+        kv_cache_tokens: token positions that the KV pool holds; None: as many as fit `kv_cache_bytes`.
+        kv_cache_bytes: memory for KV pages and boundary pages together.
+        max_running_requests: requests with a canvas at a time.
+        max_refresh_tokens: tokens that one refresh forward may compute (a single request may exceed it).
+        max_steps_per_message: block steps that the worker may run before it answers.
+        schedule_policy: order of waiting requests: `lpm` (longest prefix match first), `fcfs`, `dfs-weight`.
+        eviction_policy: of the radix tree.
+        block_length: default of the sampling parameter; None: what generation_config.json says, else 32.
+        check_invariants: check page accounting and tree after every step (slow; for tests).
+    """
+
+    model_path: str = "shop"
+    device: str = "auto"
+    dtype: str = "auto"
+    load_format: Literal["auto", "dummy"] = "auto"
+    cache_mode: CacheMode = "bicache"
+    depth_profile: str | None = None
+    depth: int | None = None
+    refresh_interval: int | None = None
+    page_size: int = 16
+    layers_per_band: int = 4
+    kv_cache_tokens: int | None = None
+    kv_cache_bytes: int = 1 << 30
+    max_running_requests: int = 32
+    max_refresh_tokens: int = 8192
+    max_steps_per_message: int = 1
+    schedule_policy: str = "lpm"
+    eviction_policy: str = "lru"
+    block_length: int | None = None
+    seed: int = 0
+    check_invariants: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("page_size", "layers_per_band", "kv_cache_bytes", "max_running_requests", "max_refresh_tokens",
+                     "max_steps_per_message"):  # fmt: skip
+            self._at_least(name, 1)
+        for name in ("kv_cache_tokens", "block_length"):
+            if getattr(self, name) is not None:
+                self._at_least(name, 1)
+        for name in ("refresh_interval", "depth", "seed"):
+            if getattr(self, name) is not None:
+                self._at_least(name, 0)
+        self._one_of("cache_mode", CACHE_MODES)
+        self._one_of("dtype", ("auto", "float32", "bfloat16"))
+        self._one_of("load_format", ("auto", "dummy"))
+        self._one_of("schedule_policy", POLICIES)
+        self._one_of("eviction_policy", EVICTION_POLICIES)
+
+    @classmethod
+    def build(cls, **options: Any) -> EngineConfig:
+        """From keyword arguments; an unknown one is a ConfigError that lists the known ones."""
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                message = f"unknown engine option {name!r}; known: {', '.join(known)}"
+                raise ConfigError(message, field=name, value=options[name], limit=known)
+        return cls(**options)
+
+    def _at_least(self, name: str, low: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            self._refuse(name, value, f"an integer of at least {low}")
+
+    def _one_of(self, name: str, choices: tuple[str, ...]) -> None:
+        if getattr(self, name) not in choices:
+            self._refuse(name, getattr(self, name), "one of " + ", ".join(choices))
+
+    @staticmethod
+    def _refuse(name: str, value: object, limit: str) -> None:
+        raise ConfigError(f"{name} is {shorten(value)}; it must be {limit}", field=name, value=value, limit=limit)

@@ -1,0 +1,60 @@
+"""The tensors behind page ids: KV pages (token positions x one band) and boundary pages (hidden states)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .model_config import ModelConfig
+
+
+class KVPool:
+    """KV pages, `data` [pages, layers_per_band, 2, page_size, kv_heads, head_dim].
+
+    A page holds keys (index 0) and values (1) of `page_size` token positions in the layers of one band. Which band
+    is up to whose page table names it: all pages are alike. The contents of a page that nobody wrote are undefined.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_pages: int,
+        page_size: int,
+        layers_per_band: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        shape = (num_pages, layers_per_band, 2, page_size, config.num_kv_heads, config.head_dim)
+        self.data = torch.empty(shape, dtype=dtype, device=device)
+        self.page_size = page_size
+        self.layers_per_band = layers_per_band
+
+    def layer(self, index: int) -> tuple[int, Tensor]:
+        """The band of layer `index`, and a view [pages, 2, page_size, kv_heads, head_dim] of its place in a page."""
+        return index // self.layers_per_band, self.data[:, index % self.layers_per_band]
+
+    @staticmethod
+    def page_bytes(config: ModelConfig, page_size: int, layers_per_band: int, dtype: torch.dtype) -> int:
+        """Bytes of one page."""
+        return layers_per_band * 2 * page_size * config.kv_size * dtype.itemsize
+
+
+class BoundaryPool:
+    """Boundary pages, `data` [pages, page_size, hidden]: hidden states of prompt tokens as they enter a band."""
+
+    def __init__(self, config: ModelConfig, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device):
+        self.data = torch.empty((num_pages, page_size, config.hidden_size), dtype=dtype, device=device)
+        self.page_size = page_size
+
+    def read(self, pages: Tensor, tokens: int) -> Tensor:
+        """Hidden states [tokens, hidden] of the first `tokens` positions held by `pages` (int64)."""
+        return self.data.index_select(0, pages).flatten(0, 1)[:tokens]
+
+    def write(self, pages: Tensor, states: Tensor) -> None:
+        """Fill `pages` (int64, [n]) with states [n * page_size, hidden]."""
+        self.data[pages] = states.view(-1, self.page_size, states.shape[-1])
+
+    @staticmethod
+    def page_bytes(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
+        """Bytes of one page."""
+        return page_size * config.hidden_size * dtype.itemsize

@@ -1,0 +1,90 @@
+"""Pages and trees: who holds what of the two pools, and how room is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ..radix_cache.config import TreeConfig
+from ..radix_cache.depth_profile import DepthProfile
+from ..radix_cache.errors import InvariantError
+from ..radix_cache.page_allocator import PageAllocator
+from ..radix_cache.tree import RadixTree
+from .request import CacheMode, Pages, Request
+
+
+class Memory:
+    """Allocators of both pools and one radix tree for each kind of capture, over the same pages.
+
+    `bicache` keeps first-forward captures with boundary states in one tree, `lm` finished sequences of all layers in
+    another: their nodes differ in shape, and neither mode may see what the other stored.
+    """
+
+    def __init__(self, tree: TreeConfig, profile: DepthProfile, kv_pages: int, boundary_pages: int):
+        self.config = tree
+        self.profile = profile
+        self.lm_profile = DepthProfile.constant(tree.num_layers, tree.num_layers, capture="final")
+        self.kv = PageAllocator(kv_pages)
+        self.boundary = PageAllocator(boundary_pages)
+        self.tree = RadixTree(tree, self.kv, self.boundary)
+        lm_config = TreeConfig(tree.page_size, tree.num_layers, tree.layers_per_band, (), tree.policy)
+        self.lm_tree = RadixTree(lm_config, self.kv, self.boundary)
+
+    def tree_for(self, mode: CacheMode) -> tuple[RadixTree, DepthProfile] | None:
+        """Tree and profile of a cache mode; None for modes that share nothing between requests."""
+        if mode == "bicache":
+            return self.tree, self.profile
+        if mode == "lm":
+            return self.lm_tree, self.lm_profile
+        return None
+
+    def pages_for(self, tokens: int) -> int:
+        """Pages of one band that hold `tokens` positions."""
+        return -(-tokens // self.config.page_size)
+
+    def reserve(self, kv_pages: int, boundary_pages: int) -> tuple[Pages, Pages] | None:
+        """Allocate pages of both pools, evicting cached prefixes as needed; None when that is not enough."""
+        short = (kv_pages - self.kv.num_free, boundary_pages - self.boundary.num_free)
+        for tree in (self.lm_tree, self.tree):
+            if max(short) <= 0:
+                break
+            tree.evict(max(0, short[0]), max(0, short[1]))
+            short = (kv_pages - self.kv.num_free, boundary_pages - self.boundary.num_free)
+        if max(short) > 0:
+            return None
+        return self.kv.alloc(kv_pages), self.boundary.alloc(boundary_pages)
+
+    def release(self, request: Request) -> None:
+        """Give back everything that a request holds: its lock and its pages. Safe to call twice."""
+        trees = self.tree_for(request.cache_mode)
+        if request.match is not None and request.match.locked and trees is not None:
+            trees[0].unlock(request.match)
+        request.match = None
+        self.kv.release(request.own_kv)
+        self.boundary.release(request.own_boundary)
+        request.own_kv = request.own_boundary = np.empty(0, np.int32)
+
+    def check(self, requests: Iterable[Request]) -> None:
+        """Check that free + tree + request pages are all pages, page by page. Raises InvariantError with numbers."""
+        held = list(requests)
+        kv, boundary = np.zeros(self.kv.num_pages, np.int64), np.zeros(self.boundary.num_pages, np.int64)
+        for tree in (self.tree, self.lm_tree):
+            tree.check_invariants(sole_owner=False)
+            references = tree.page_references(include_locks=True)
+            kv += references.kv
+            boundary += references.boundary
+        for request in held:
+            np.add.at(kv, request.own_kv, 1)
+            np.add.at(boundary, request.own_boundary, 1)
+        for name, allocator, expected in (("KV", self.kv, kv), ("boundary", self.boundary, boundary)):
+            allocator.check_invariants()
+            actual = allocator.refcount(np.arange(allocator.num_pages))
+            wrong = np.flatnonzero(actual != expected)
+            free = int((expected == 0).sum())
+            if len(wrong) or free != allocator.num_free:
+                page = int(wrong[0]) if len(wrong) else -1
+                raise InvariantError(
+                    f"{name} pages: {allocator.num_free} free, {free} unreferenced of {allocator.num_pages}; "
+                    f"{len(wrong)} with another count than tree and {len(held)} requests hold, first: page {page}"
+                )

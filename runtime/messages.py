@@ -1,0 +1,90 @@
+"""What the scheduler tells the worker, and what the worker answers.
+
+Plain frozen dataclasses of numbers, tuples and NumPy arrays: the same in one process and, encoded, between two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .sampling_params import SamplingParams
+
+Pages = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class AddRequest:
+    """Create the canvas of a request: its prompt, then `canvas_length` masks.
+
+    `page_table` is int32 [bands, ceil((prompt + canvas) / page_size)]; the worker keeps it until `Release`.
+    `steps_per_block` is the quota of forwards for a block, None when confidence decides.
+    """
+
+    rid: str
+    prompt: npt.NDArray[np.int64]
+    canvas_length: int
+    sampling: SamplingParams
+    seed: int
+    steps_per_block: int | None
+    page_table: Pages
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardItem:
+    """One request's part of a forward.
+
+    Tokens [start, stop) run through all layers. With depth > 0, tokens [join, start) come in at layer `depth`, resumed
+    from boundary pages `resume` (int32 [(start - join) / page_size]): a prefix refresh. Without, join == start.
+
+    `keys` is how many positions the tokens attend to. The block [block_start, block_stop) is the one whose masks the
+    step may commit (empty: none). `captures` (depth, first position, page ids) asks for the hidden states that enter
+    layer `depth`, of whole pages of tokens from that position on, to be written to boundary pages.
+    """
+
+    rid: str
+    start: int
+    stop: int
+    keys: int
+    block_start: int
+    block_stop: int
+    join: int
+    depth: int = 0
+    resume: Pages | None = None
+    captures: tuple[tuple[int, int, Pages], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Run `items` together, up to `max_steps` times; an item that needs no further step is left out of the next.
+
+    Only block steps (no resume, no captures) may have max_steps > 1.
+    """
+
+    items: tuple[ForwardItem, ...]
+    max_steps: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Forget requests: they finished or were aborted."""
+
+    rids: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a `Forward` did for one request: positions (of the whole sequence) and tokens committed, in order.
+
+    `nfe` counts its forward passes, `token_layers` the token-layers they computed. `error`: the worker failed, in
+    words; nothing else is valid then.
+    """
+
+    rid: str
+    positions: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    nfe: int = 0
+    token_layers: int = 0
+    error: str | None = None

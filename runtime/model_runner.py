@@ -1,0 +1,120 @@
+"""Runs forwards of the decoder over ragged batches, with KVs in pages and prefixes that join half way up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels.paged_attention import paged_attention_reference, write_kv_reference
+from .decoder import Decoder
+from .kv_pool import BoundaryPool, KVPool
+from .messages import ForwardItem
+
+
+@dataclass(slots=True)
+class Entry:
+    """One request in a forward: what is asked, its tokens (int64 [prompt + canvas]) and page table (int64)."""
+
+    item: ForwardItem
+    tokens: Tensor
+    page_table: Tensor
+
+
+class _Layout:
+    """Where each request's active tokens [low, stop) stand in the flat batch, and in which pages they live."""
+
+    def __init__(self, entries: Sequence[Entry], lows: Sequence[int], page_size: int, device: torch.device):
+        self.entries = entries
+        self.lows = list(lows)
+        self.lengths = [entry.item.stop - low for entry, low in zip(entries, lows, strict=True)]
+        self.bases = [0]
+        for length in self.lengths:
+            self.bases.append(self.bases[-1] + length)
+        spans = [torch.arange(low, entry.item.stop, device=device) for entry, low in zip(entries, lows, strict=True)]
+        self.positions = torch.cat(spans)
+        self.offsets = self.positions % page_size
+        self._page_numbers = [span // page_size for span in spans]
+        self._tables = [-(-entry.item.keys // page_size) for entry in entries]
+        self._band = -1
+
+    def enter(self, band: int) -> tuple[Tensor, list[Tensor]]:
+        """Page id of every active token in `band`, and every request's page table there."""
+        if band != self._band:
+            rows = [entry.page_table[band] for entry in self.entries]
+            self._pages = torch.cat([row[at] for row, at in zip(rows, self._page_numbers, strict=True)])
+            self._rows = [row[:count] for row, count in zip(rows, self._tables, strict=True)]
+            self._band = band
+        return self._pages, self._rows
+
+
+class ModelRunner:
+    """Executes forwards; owns nothing but references to the decoder and the two pools."""
+
+    def __init__(self, decoder: Decoder, kv: KVPool, boundary: BoundaryPool):
+        self.decoder = decoder
+        self.kv = kv
+        self.boundary = boundary
+
+    @torch.inference_mode()
+    def forward(self, entries: Sequence[Entry]) -> tuple[Tensor, list[int]]:
+        """Run all layers for every entry.
+
+        Keys and values of the active tokens are written to their pages in every layer, captures to boundary pages.
+        Returns the last hidden states [tokens, hidden] and, for each entry, the row of position 0 (it may lie before
+        its first row: row of position p = that + p, for the positions that ran).
+        """
+        page_size = self.kv.page_size
+        layout = _Layout(entries, [e.item.start for e in entries], page_size, self.decoder.device)
+        hidden = self.decoder.embed(torch.cat([e.tokens[e.item.start : e.item.stop] for e in entries]))
+        rotary = self.decoder.rotary(layout.positions)
+        joins = {e.item.depth for e in entries if e.item.depth}
+        captures = {depth for e in entries for depth, _, _ in e.item.captures}
+        for index in range(self.decoder.num_layers):
+            if index in joins:
+                hidden, layout = self._join(hidden, layout, index)
+                rotary = self.decoder.rotary(layout.positions)
+            if index in captures:
+                self._capture(hidden, layout, index)
+            current = layout
+
+            def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, at: _Layout = current) -> Tensor:
+                band, pages_of_layer = self.kv.layer(layer)
+                pages, tables = at.enter(band)
+                write_kv_reference(pages_of_layer, k, v, pages, at.offsets)
+                keys = [entry.item.keys for entry in at.entries]
+                return paged_attention_reference(q, pages_of_layer, tables, at.lengths, keys)
+
+            hidden = self.decoder.layer(index, hidden, layout.positions, attend, rotary)
+        return hidden, [base - low for base, low in zip(layout.bases, layout.lows, strict=False)]
+
+    def _join(self, hidden: Tensor, layout: _Layout, depth: int) -> tuple[Tensor, _Layout]:
+        """Put the prefix tokens of the entries that join here before their other tokens."""
+        parts, lows = [], []
+        for number, entry in enumerate(layout.entries):
+            item, low = entry.item, layout.lows[number]
+            if item.depth == depth and item.resume is not None:
+                pages = torch.as_tensor(item.resume, dtype=torch.int64, device=hidden.device)
+                parts.append(self.boundary.read(pages, item.start - item.join))
+                low = item.join
+            parts.append(hidden[layout.bases[number] : layout.bases[number + 1]])
+            lows.append(low)
+        return torch.cat(parts), _Layout(layout.entries, lows, self.kv.page_size, hidden.device)
+
+    def _capture(self, hidden: Tensor, layout: _Layout, depth: int) -> None:
+        """Write the states that enter layer `depth` to the boundary pages that items name."""
+        for number, entry in enumerate(layout.entries):
+            for at, first, ids in entry.item.captures:
+                if at == depth:
+                    row = layout.bases[number] + first - layout.lows[number]
+                    pages = torch.as_tensor(ids, dtype=torch.int64, device=hidden.device)
+                    self.boundary.write(pages, hidden[row : row + len(ids) * self.kv.page_size])
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Logits [n, vocab] of rows (int64 [n]) of the last hidden states; the mask token is impossible."""
+        logits = self.decoder.logits(hidden.index_select(0, rows))
+        logits[:, self.decoder.config.mask_token_id] = -torch.inf
+        return logits

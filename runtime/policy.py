@@ -1,0 +1,28 @@
+"""In which order waiting requests are admitted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from .request import Request
+from .reuse import ReusePlanner
+
+_MATCHED_AT_MOST = 256  # requests whose prefix is looked up at a time; the rest keep their order behind them
+
+
+def admission_order(policy: str, waiting: Sequence[Request], planner: ReusePlanner) -> list[Request]:
+    """Waiting requests in the order in which they should be admitted.
+
+    `fcfs`: as they came. `lpm`: the longest cached prefix first. `dfs-weight`: requests under the same cached prefix
+    together, the prefix that most of them share first. Ties keep the order of arrival.
+    """
+    if policy == "fcfs" or len(waiting) < 2:
+        return list(waiting)
+    head, tail = list(waiting[:_MATCHED_AT_MOST]), list(waiting[_MATCHED_AT_MOST:])
+    cached = {request.rid: planner.cached_tokens(request) for request in head}
+    if policy == "lpm":
+        return sorted(head, key=lambda r: -cached[r.rid]) + tail
+    prefix = {r.rid: (r.cache_mode, r.cache_salt, r.prompt[: cached[r.rid]].tobytes()) for r in head}
+    weight = Counter(prefix.values())
+    return sorted(head, key=lambda r: (-weight[prefix[r.rid]], prefix[r.rid])) + tail

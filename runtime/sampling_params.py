@@ -1,0 +1,118 @@
+"""How one request is decoded: canvas, blocks, which masks are committed when, and when to stop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from .errors import InvalidRequestError, shorten
+
+STRATEGIES = ("low_confidence", "entropy", "margin", "random")
+MAX_STOP_STRINGS = 16
+DEFAULT_THRESHOLD = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """Decoding parameters of one request; checked on construction (InvalidRequestError names the field).
+
+    Attributes:
+        max_new_tokens: canvas length. 0 computes and caches the prompt and generates nothing.
+        block_length: canvas positions decoded together; must divide max_new_tokens. None: the engine's default, with
+            a shorter last block where it does not divide.
+        steps: fixed quota: forward passes for the whole canvas, spread evenly over blocks (must be a multiple of
+            the number of blocks); each commits its share of the block's masks.
+        threshold: commit every mask whose confidence is at least this, at least one a pass (Fast-dLLM).
+        factor: commit the n most confident masks as long as the n-th has confidence >= 1 - factor / (n + 1)
+            (Fast-dLLM), at least one a pass.
+            At most one of steps, threshold and factor; without any, threshold = 0.9.
+        strategy: what confidence is: `low_confidence` (probability of the chosen token), `margin` (probability of
+            the best token less that of the second), `entropy` (1 - entropy / log vocabulary) or `random`.
+        temperature: 0 takes the most probable token; above, tokens are drawn with Gumbel noise.
+        seed: of the draws; the same seed gives the same tokens whatever else runs. None draws one.
+        stop: strings that end the text (they are not part of it).
+        stop_token_ids: token ids that end the text, beside the model's EOS.
+        ignore_eos: go on to the end of the canvas; EOS and stop_token_ids are then ordinary tokens.
+    """
+
+    max_new_tokens: int = 128
+    block_length: int | None = None
+    steps: int | None = None
+    threshold: float | None = None
+    factor: float | None = None
+    strategy: str = "low_confidence"
+    temperature: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        _check_int("max_new_tokens", self.max_new_tokens, 0)
+        for name in ("block_length", "steps"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), 1)
+        chosen = [name for name in ("steps", "threshold", "factor") if getattr(self, name) is not None]
+        if len(chosen) > 1:
+            _refuse(
+                chosen[1], getattr(self, chosen[1]), f"at most one of steps, threshold, factor ({chosen[0]} is set)"
+            )
+        if self.threshold is not None:
+            _check_float("threshold", self.threshold, 0.0, 1.0, open_low=True)
+        if self.factor is not None:
+            _check_float("factor", self.factor, 0.0, math.inf, open_low=True)
+        _check_float("temperature", self.temperature, 0.0, math.inf)
+        if self.strategy not in STRATEGIES:
+            _refuse("strategy", self.strategy, f"one of {', '.join(STRATEGIES)}")
+        if self.seed is not None:
+            _check_int("seed", self.seed, 0, 2**63 - 1)
+        if len(self.stop) > MAX_STOP_STRINGS:
+            _refuse("stop", self.stop, f"at most {MAX_STOP_STRINGS} strings")
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                _refuse("stop", text, "strings of at least one character")
+        for token in self.stop_token_ids:
+            _check_int("stop_token_ids", token, 0)
+        if not isinstance(self.ignore_eos, bool):
+            _refuse("ignore_eos", self.ignore_eos, "true or false")
+        if self.block_length is not None and self.max_new_tokens % self.block_length:
+            _refuse("block_length", self.block_length, f"a divisor of max_new_tokens = {self.max_new_tokens}")
+        if self.block_length is not None:
+            self._check_steps(self.block_length)
+
+    def blocks(self, default_block_length: int) -> tuple[tuple[int, int], ...]:
+        """(start, stop) of each block in canvas positions."""
+        size = self.block_length or default_block_length
+        return tuple((at, min(at + size, self.max_new_tokens)) for at in range(0, self.max_new_tokens, size))
+
+    def check_for(self, default_block_length: int) -> None:
+        """Check what depends on the engine's default block length. Raises InvalidRequestError."""
+        self._check_steps(self.block_length or default_block_length)
+
+    def _check_steps(self, block_length: int) -> None:
+        if self.steps is None or not self.max_new_tokens:
+            return
+        blocks = math.ceil(self.max_new_tokens / block_length)
+        if self.steps % blocks or self.steps > self.max_new_tokens:
+            limit = f"a multiple of the {blocks} blocks, at most max_new_tokens = {self.max_new_tokens}"
+            _refuse("steps", self.steps, limit)
+
+
+def _check_int(name: str, value: Any, low: int, high: float = math.inf) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        _refuse(name, value, f"an integer of at least {low}" + (f" and at most {high}" if high < math.inf else ""))
+
+
+def _check_float(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not low <= value <= high or (open_low and value == low):
+        above = f"above {low}" if open_low else f"at least {low}"
+        _refuse(name, value, f"a number {above}" + (f" and at most {high}" if high < math.inf else ""))
+
+
+def _refuse(field: str, value: object, limit: str) -> NoReturn:
+    raise InvalidRequestError(f"{field} is {shorten(value)}; it must be {limit}", field=field, value=value, limit=limit)

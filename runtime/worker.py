@@ -1,0 +1,160 @@
+"""The worker: owns the model, the pools and the canvases, does what the scheduler says and decides nothing."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .messages import AddRequest, Forward, ForwardItem, Release, StepResult
+from .model_runner import Entry, ModelRunner
+from .sampler import choose_commits, choose_tokens, quota
+from .sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Canvas:
+    """A request's tokens on the worker: prompt and canvas, and which canvas positions are still masks.
+
+    A mask is a position that `masked` says is one: a mask token written in the prompt is an ordinary token.
+    """
+
+    tokens: Tensor
+    prompt_length: int
+    masked: npt.NDArray[np.bool_]
+    page_table: Tensor
+    sampling: SamplingParams
+    stop_ids: frozenset[int]
+    generator: torch.Generator
+    steps_per_block: int | None
+    block: tuple[int, int] = (-1, -1)
+    block_masks: int = 0
+    block_step: int = 0
+    frontier: int = 0
+    stopped: bool = field(default=False)
+
+    def open_positions(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Masked positions (of the whole sequence) in [start, stop)."""
+        canvas = self.masked[start - self.prompt_length : stop - self.prompt_length]
+        return np.flatnonzero(canvas) + start
+
+    def enter(self, start: int, stop: int) -> None:
+        """Note that block [start, stop) is the current one; its steps are counted from here."""
+        if self.block != (start, stop):
+            self.block = (start, stop)
+            self.block_masks = len(self.open_positions(start, stop))
+            self.block_step = 0
+
+    def commit(self, positions: npt.NDArray[np.int64], tokens: Tensor) -> None:
+        """Replace masks by tokens, and see whether the text up to the first mask holds a stop token."""
+        at = positions - self.prompt_length
+        self.tokens[torch.from_numpy(positions).to(self.tokens.device)] = tokens
+        self.masked[at] = False
+        while self.frontier < len(self.masked) and not self.masked[self.frontier]:
+            if self.stop_ids and int(self.tokens[self.prompt_length + self.frontier]) in self.stop_ids:
+                self.stopped = True
+            self.frontier += 1
+
+
+class Worker:
+    """Executes messages of the scheduler, in order."""
+
+    def __init__(self, runner: ModelRunner):
+        self.runner = runner
+        self._canvases: dict[str, Canvas] = {}
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have a canvas."""
+        return len(self._canvases)
+
+    def add(self, message: AddRequest) -> None:
+        """Create a canvas of masks behind the prompt."""
+        config, device = self.runner.decoder.config, self.runner.decoder.device
+        tokens = np.full(len(message.prompt) + message.canvas_length, config.mask_token_id, np.int64)
+        tokens[: len(message.prompt)] = message.prompt
+        sampling = message.sampling
+        stop_ids = () if sampling.ignore_eos else (config.eos_token_id, *sampling.stop_token_ids)
+        self._canvases[message.rid] = Canvas(
+            torch.from_numpy(tokens).to(device),
+            len(message.prompt),
+            np.ones(message.canvas_length, np.bool_),
+            torch.from_numpy(message.page_table.astype(np.int64)).to(device),
+            sampling,
+            frozenset(stop_ids),
+            torch.Generator().manual_seed(message.seed),
+            message.steps_per_block,
+        )
+
+    def release(self, message: Release) -> None:
+        """Forget canvases; unknown requests are ignored (an abort may come twice)."""
+        for rid in message.rids:
+            self._canvases.pop(rid, None)
+
+    def forward(self, message: Forward) -> list[StepResult]:
+        """Run a forward, one result an item, in order. A failure is reported in the results, never raised."""
+        results = {item.rid: StepResult(item.rid) for item in message.items}
+        items = list(message.items)
+        try:
+            for _ in range(message.max_steps):
+                if not items:
+                    break
+                self._step(items, results)
+                items = [item for item in items if self._continues(item)]
+        except Exception as error:  # whatever broke, the requests of this batch fail and the others go on
+            logger.exception("a forward of %d requests failed", len(message.items))
+            for result in results.values():
+                result.error = f"{type(error).__name__}: {error}"
+        return list(results.values())
+
+    def _continues(self, item: ForwardItem) -> bool:
+        canvas = self._canvases[item.rid]
+        return not canvas.stopped and len(canvas.open_positions(item.block_start, item.block_stop)) > 0
+
+    @torch.inference_mode()
+    def _step(self, items: list[ForwardItem], results: dict[str, StepResult]) -> None:
+        canvases = [self._canvases[item.rid] for item in items]
+        entries = [Entry(item, c.tokens, c.page_table) for item, c in zip(items, canvases, strict=True)]
+        hidden, origins = self.runner.forward(entries)
+        shift = int(self.runner.decoder.config.shift_logits)
+        layers = self.runner.decoder.num_layers
+        asked: list[tuple[ForwardItem, Canvas, npt.NDArray[np.int64]]] = []
+        rows: list[npt.NDArray[np.int64]] = []
+        for item, canvas, origin in zip(items, canvases, origins, strict=True):
+            result = results[item.rid]
+            result.nfe += 1
+            result.token_layers += (item.stop - item.start) * layers + (item.start - item.join) * (layers - item.depth)
+            if item.block_stop > item.block_start:
+                canvas.enter(item.block_start, item.block_stop)
+                positions = canvas.open_positions(item.block_start, item.block_stop)
+                if len(positions):
+                    asked.append((item, canvas, positions))
+                    rows.append(positions - shift + origin)
+        if not asked:
+            return
+        logits = self.runner.logits(hidden, torch.from_numpy(np.concatenate(rows)).to(hidden.device))
+        begin = 0
+        for item, canvas, positions in asked:
+            own = logits[begin : begin + len(positions)]
+            begin += len(positions)
+            self._commit(canvas, positions, own, results[item.rid])
+
+    def _commit(self, canvas: Canvas, positions: npt.NDArray[np.int64], logits: Tensor, result: StepResult) -> None:
+        params = canvas.sampling
+        token, confidence = choose_tokens(logits, params, canvas.generator)
+        count = None
+        if canvas.steps_per_block is not None:
+            count = quota(canvas.block_masks, canvas.steps_per_block, canvas.block_step)
+        canvas.block_step += 1
+        chosen = choose_commits(confidence, params, count).cpu()
+        committed = positions[chosen.numpy()]
+        tokens = token[chosen.to(token.device)]
+        canvas.commit(committed, tokens)
+        result.positions += committed.tolist()
+        result.tokens += tokens.tolist()
