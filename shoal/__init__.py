@@ -1,3 +1,73 @@
-"""shoal: a serving runtime for diffusion language models with bidirectional prefix caching."""
+"""shoal: a serving runtime for diffusion language models with bidirectional prefix caching.
+
+    import shoal
+
+    with shoal.Engine("shop") as engine:
+        print(engine.generate("...", shoal.SamplingParams(max_new_tokens=32)).text)
+
+Names are loaded on first use: `import shoal` alone imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .radix_cache.depth_profile import DepthProfile
+    from .runtime.engine import Engine
+    from .runtime.engine_config import EngineConfig
+    from .runtime.errors import (
+        ConfigError,
+        EngineClosedError,
+        EngineError,
+        InvalidRequestError,
+        ModelLoadError,
+        PoolTooSmallError,
+        ShoalError,
+    )
+    from .runtime.request import RequestOutput
+    from .runtime.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "ConfigError": "runtime.errors",
+    "DepthProfile": "radix_cache.depth_profile",
+    "Engine": "runtime.engine",
+    "EngineClosedError": "runtime.errors",
+    "EngineConfig": "runtime.engine_config",
+    "EngineError": "runtime.errors",
+    "InvalidRequestError": "runtime.errors",
+    "ModelLoadError": "runtime.errors",
+    "PoolTooSmallError": "runtime.errors",
+    "RequestOutput": "runtime.request",
+    "SamplingParams": "runtime.sampling_params",
+    "ShoalError": "runtime.errors",
+}
+
+__all__ = [
+    "ConfigError",
+    "DepthProfile",
+    "Engine",
+    "EngineClosedError",
+    "EngineConfig",
+    "EngineError",
+    "InvalidRequestError",
+    "ModelLoadError",
+    "PoolTooSmallError",
+    "RequestOutput",
+    "SamplingParams",
+    "ShoalError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+    return getattr(import_module(f"shoal.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

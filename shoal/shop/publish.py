@@ -22,7 +22,7 @@ def publish(network: Network, folder: Path, training: dict[str, Any]) -> None:
     write_json(folder / "config.json", network.config)
     write_json(
         folder / "generation_config.json",
-        {"eos_token_id": 0, "pad_token_id": 0, "mask_token_id": 1, "max_new_tokens": 32, "block_length": 16},
+        {"eos_token_id": 0, "pad_token_id": 0, "mask_token_id": 1, "max_new_tokens": 32, "block_length": 8},
     )
     write_json(folder / "training.json", training)
     vocabulary.write_tokenizer(folder)
