@@ -42,8 +42,8 @@ def paged_attention_reference(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     start = 0
     for table, queries, keys in zip(page_tables, query_lengths, key_lengths, strict=True):
-        kv = layer_pages.index_select(0, table)  # [n, 2, page_size, kv_heads, head_dim]
-        k, v = (kv[:, i].flatten(0, 1)[:keys].transpose(0, 1)[None] for i in (0, 1))
+        # One copy each: index_select of a strided view is contiguous, so flatten copies nothing.
+        k, v = (layer_pages[:, i].index_select(0, table).flatten(0, 1)[:keys].transpose(0, 1)[None] for i in (0, 1))
         part = q[start : start + queries].transpose(0, 1)[None]
         result = F.scaled_dot_product_attention(part, k, v, enable_gqa=q.shape[1] != k.shape[1])
         out[start : start + queries] = result[0].transpose(0, 1)
