@@ -3,9 +3,9 @@
     python benchmarks/depth.py --out benchmarks/results/depth.csv
     python benchmarks/depth.py --out benchmarks/results/depth.csv --profile shoal/shop/model/depth_profile.json
 
-For every list size one question is asked first; the others reuse its list (captured from its first forward) to the depth
-of the row, refreshed once per request. Rows count those others only. With `--profile`, the largest depth at which every
-kind of question agrees with `none` at least as often as `--min-agreement` becomes the profile's entry for that ratio.
+For every list size one question is asked first; the others reuse its list (captured from its first forward) to the
+depth of the row, refreshed once per request. Rows count those others only. With `--profile`, the largest depth at which
+every kind of question agrees with `none` at least as often as `--min-agreement` becomes that ratio's entry.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import shoal
 from shoal import DepthProfile, Engine, RequestOutput, SamplingParams
 from shoal.runtime.hub import resolve_model_folder
 from shoal.runtime.model_digest import model_digest
+from shoal.runtime.request import CacheMode
 from shoal.shop.task import KINDS, PriceList, Question, chat, make_list, make_question
 
 SIZES = (6, 10, 18, 32, 50, 70)
@@ -70,7 +71,7 @@ def workload(seed: int, lists: int, questions: int) -> dict[int, list[tuple[Pric
     return out
 
 
-def ask(engine: Engine, prices: PriceList, questions: list[Question], mode: str) -> list[RequestOutput]:
+def ask(engine: Engine, prices: PriceList, questions: list[Question], mode: CacheMode) -> list[RequestOutput]:
     """One question, then the others together."""
     prompts = [chat(prices, [], question.text) for question in questions]
     first = engine.generate(prompts[:1], PARAMS, cache_mode=mode)
