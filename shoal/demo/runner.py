@@ -1,0 +1,91 @@
+"""Runs the demo's workload: every cache mode list by list, then depth by depth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from ..runtime.engine import Engine
+from ..runtime.errors import ConfigError, shorten
+from ..runtime.request import CACHE_MODES
+from ..runtime.sampling_params import SamplingParams
+from .tally import Tally
+from .workload import Asked, Workload, make_workload
+
+MODEL = "shop"
+SAMPLING = SamplingParams(max_new_tokens=32, block_length=8, steps=16)
+_WARM_UP = make_workload(0, [8], 2)
+
+Advance = Callable[[str], None]
+"""Told the name of a run whenever a question of it was answered; called from an engine's thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Tallies by name; the cache and the depth profile of mode `bicache` (without it, of the last engine)."""
+
+    tallies: dict[str, Tally]
+    snapshot: dict[str, Any]
+    profile_source: str
+
+
+def check_modes(modes: Sequence[str]) -> None:
+    """Raise ConfigError unless `modes` are different cache modes, at least one."""
+    limit = ", ".join(CACHE_MODES)
+    for mode in modes:
+        if mode not in CACHE_MODES:
+            message = f"modes has {shorten(mode)}; known modes: {limit}"
+            raise ConfigError(message, field="modes", value=mode, limit=limit)
+    if not modes or len(set(modes)) < len(modes):
+        message = f"modes is {list(modes)}; it must name different modes, at least one"
+        raise ConfigError(message, field="modes", value=list(modes), limit=limit)
+
+
+def run_modes(workload: Workload, modes: Sequence[str], advance: Advance) -> Runs:
+    """Ask everything in every mode, each with an engine of its own that starts cold."""
+    check_modes(modes)
+    return _run(workload, {mode: {"cache_mode": mode} for mode in modes}, advance)
+
+
+def run_depths(workload: Workload, depths: Sequence[int], advance: Advance) -> dict[int, Tally]:
+    """Ask everything in mode `bicache` with a constant depth; at depth 0 that is what mode `dual` does."""
+    runs = _run(workload, {str(depth): {"cache_mode": "bicache", "depth": depth} for depth in depths}, advance)
+    return {int(name): tally for name, tally in runs.tallies.items()}
+
+
+def _run(workload: Workload, options: Mapping[str, dict[str, Any]], advance: Advance) -> Runs:
+    """Interleaved: all engines answer about a list before any sees the next one, so that a slow spell of the machine
+    hits all of them alike. Seconds are summed for each engine over its own batches.
+    """
+    with ExitStack() as stack:
+        engines: dict[str, Engine] = {}
+        for name, chosen in options.items():
+            engines[name] = stack.enter_context(Engine(MODEL, **chosen))
+            _warm_up(engines[name])
+        tallies = {name: Tally(engine.model_config.num_layers) for name, engine in engines.items()}
+        for part in workload.lists:
+            for name, engine in engines.items():
+                for batch in part.rounds:
+                    outputs, seconds = _ask(engine, batch, lambda name=name: advance(name))  # type: ignore[misc]
+                    tallies[name].add(batch, outputs, seconds)
+        for engine in engines.values():
+            engine.check()
+        profiled = engines.get("bicache", list(engines.values())[-1])
+        return Runs(tallies, profiled.cache_snapshot(), profiled.depth_profile.source)
+
+
+def _ask(engine: Engine, batch: Sequence[Asked], advance: Callable[[], None]) -> tuple[list[Any], float]:
+    prompts = [list(asked.messages) for asked in batch]
+    start = time.perf_counter()
+    outputs = engine.generate(prompts, SAMPLING, on_output=lambda _: advance())
+    return outputs, time.perf_counter() - start
+
+
+def _warm_up(engine: Engine) -> None:
+    """Run a short unrelated list, so that no mode pays for first uses, and forget it."""
+    for part in _WARM_UP.lists:
+        _ask(engine, part.rounds[0], lambda: None)
+    engine.flush_cache()

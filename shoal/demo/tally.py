@@ -1,0 +1,92 @@
+"""What one mode, or one depth, did with the workload: answers, work and time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..runtime.request import RequestOutput
+from .workload import Asked
+
+
+@dataclass(slots=True)
+class Tally:
+    """Answers to the questions asked so far, and the seconds they took.
+
+    Args:
+        num_layers: layers of the model, for shares of token-layers.
+    """
+
+    num_layers: int
+    seconds: float = 0.0
+    asked: list[Asked] = field(default_factory=list)
+    outputs: list[RequestOutput] = field(default_factory=list)
+
+    def add(self, asked: Sequence[Asked], outputs: Sequence[RequestOutput], seconds: float) -> None:
+        """Take over a batch: its questions, their outputs in the same order, and its wall time."""
+        self.asked += asked
+        self.outputs += outputs
+        self.seconds += seconds
+
+    @property
+    def right(self) -> list[bool]:
+        """For each question whether the text is exactly the right answer."""
+        return [o.text == a.question.answer for a, o in zip(self.asked, self.outputs, strict=True)]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return _mean(self.right)
+
+    @property
+    def accuracy_by_kind(self) -> dict[str, float]:
+        """Share of right answers to each kind of question; `json` and `follow_up` cut across the kinds."""
+        groups: dict[str, list[bool]] = {}
+        for asked, right in zip(self.asked, self.right, strict=True):
+            names = [asked.question.kind, *["json"] * asked.question.json, *["follow_up"] * asked.follow_up]
+            for name in names:
+                groups.setdefault(name, []).append(right)
+        return {name: _mean(group) for name, group in sorted(groups.items())}
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens before EOS, of all answers."""
+        return sum(o.completion_tokens for o in self.outputs)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Completion tokens a second of wall time."""
+        return self.completion_tokens / self.seconds if self.seconds else 0.0
+
+    def agreement(self, other: Tally) -> float:
+        """Share of questions that both answered with the same text. They must have been asked the same questions."""
+        pairs = zip(self.outputs, other.outputs, strict=True)
+        return _mean([mine.text == theirs.text for mine, theirs in pairs])
+
+    def figures(self) -> dict[str, Any]:
+        """JSON-able figures.
+
+        `cached_share` is the share of prompt tokens whose KVs came from another request in at least one layer;
+        `reused_share` weights them by the layers: reused token-layers over prompt tokens x layers.
+        `computed_token_layers` is for a request, over all its forward passes.
+        """
+        count = max(1, len(self.outputs))
+        prompt = sum(o.prompt_tokens for o in self.outputs)
+        by_kind = self.accuracy_by_kind
+        return {
+            "accuracy": self.accuracy,
+            "accuracy_by_kind": by_kind,
+            "nfe": sum(o.nfe for o in self.outputs) / count,
+            "cached_share": sum(o.cached_tokens for o in self.outputs) / max(1, prompt),
+            "reused_share": sum(o.reused_token_layers for o in self.outputs) / max(1, prompt * self.num_layers),
+            "computed_token_layers": sum(o.computed_token_layers for o in self.outputs) / count,
+            "prompt_tokens": prompt,
+            "completion_tokens": self.completion_tokens,
+            "seconds": self.seconds,
+            "tokens_per_s": self.tokens_per_s,
+        }
+
+
+def _mean(values: Sequence[bool]) -> float:
+    return sum(values) / len(values) if values else 0.0
