@@ -17,10 +17,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from depth import commit, hardware
 from tqdm import tqdm
 
 from shoal import Engine, SamplingParams
+from shoal.provenance import commit, hardware
 from shoal.runtime.request import CACHE_MODES
 from shoal.shop.task import KINDS, Question, chat, make_list, make_question
 
@@ -39,7 +39,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 def workload(count: int, seed: int) -> list[list[tuple[list[dict[str, str]], Question]]]:
     """Lists of (chat messages, question), ten to a price list."""
     rng = random.Random(f"accuracy-{seed}")
-    out = []
+    out: list[list[tuple[list[dict[str, str]], Question]]] = []
     for _ in range(count // _ON_A_LIST):
         prices = make_list(rng, rng.randint(8, 70), held_out=True)
         group = []

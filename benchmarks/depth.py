@@ -13,10 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import os
-import platform
 import random
-import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -27,6 +24,7 @@ from tqdm import tqdm
 
 import shoal
 from shoal import DepthProfile, Engine, RequestOutput, SamplingParams
+from shoal.provenance import commit, hardware
 from shoal.runtime.hub import resolve_model_folder
 from shoal.runtime.model_digest import model_digest
 from shoal.runtime.request import CacheMode
@@ -35,27 +33,6 @@ from shoal.shop.task import KINDS, PriceList, Question, chat, make_list, make_qu
 SIZES = (6, 10, 18, 32, 50, 70)
 DEPTHS = (4, 8, 12, 16)
 PARAMS = SamplingParams(max_new_tokens=32, block_length=8, steps=16)
-
-
-def hardware() -> str:
-    """CPU model and cores, or the GPU."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    return f"{cpu}, {os.cpu_count()} cores"
-
-
-def commit() -> str:
-    """The commit that runs, with + when the tree differs from it."""
-    try:
-        text = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return text
 
 
 def workload(seed: int, lists: int, questions: int) -> dict[int, list[tuple[PriceList, list[Question]]]]:
