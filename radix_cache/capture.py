@@ -8,11 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import TreeConfig
-from .errors import InvalidArgumentError
-from .match import NO_PAGES, common_bytes
+from .errors import InvalidArgumentError, PageReferenceError
+from .match import INT32, NO_PAGES, TokenBytes, common_bytes
 from .namespace import Namespace
 from .node import TOKEN_BYTES, Node, Pages
+from .page_allocator import PageAllocator, Where
 from .storage import Storage
+
+
+_NOWHERE = slice(0, 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +38,10 @@ class CaptureResult:
 
 
 class Step(NamedTuple):
-    """One stretch [start, stop) of pages to store at `level`: raise `node`, or (None) hang a leaf below the path."""
+    """One stretch [start, stop) of pages to store at `level`: raise `node`, or (None) hang a leaf below the path.
+
+    `at`: where the allocators find `kv` and `boundary`.
+    """
 
     node: Node | None
     start: int
@@ -44,6 +51,7 @@ class Step(NamedTuple):
 
     kv: Pages | None
     boundary: Pages | None
+    at: tuple[Where, Where]
 
 
 class Plan(NamedTuple):
@@ -67,7 +75,7 @@ def may_raise(node: Node, ratio: float) -> bool:
 
 
 def plan_capture(
-    root: Node | None, tokens: bytes, level: int, ratio: float, page_bytes: int, table: "PageTable"
+    root: Node | None, tokens: TokenBytes, level: int, ratio: float, page_bytes: int, table: "PageTable"
 ) -> Plan:
     """Decide what to store, top down, so that no node gets deeper than the one above it."""
     steps: list[Step] = []
@@ -75,7 +83,7 @@ def plan_capture(
     at, last, common = 0, None, 0
     node = root
     while node is not None and at < len(tokens):
-        child = node.children.get(tokens[at : at + page_bytes])
+        child = node.children.get(bytes(tokens[at : at + page_bytes]))
         if child is None:
             break
         common = common_bytes(child, tokens, at, page_bytes)
@@ -109,67 +117,75 @@ class PageTable:
         kv_pages: npt.ArrayLike | None,
         boundary_pages: Mapping[int, npt.ArrayLike] | None,
         *,
-        pools: tuple[bool, bool],
+        pools: tuple[PageAllocator | None, PageAllocator | None],
     ):
         self.config = config
+        self.pools = pools
         self.kv: Pages | None = None
         self.boundary: list[Pages] | None = None
-        if pools[0]:
-            shape = (config.bands(depth), num_pages)
-            self.kv = _checked("kv_pages", kv_pages, shape)
-        if pools[1]:
-            stored = config.boundary_depths[: config.boundaries_at[config.level_of(depth)]]
+        if pools[0] is not None:
+            self.kv = _checked("kv_pages", 0, kv_pages, (config.bands(depth), num_pages))
+        if pools[1] is not None:
             offered = boundary_pages or {}
-            missing = [at for at in stored if at not in offered]
-            if missing:
-                raise InvalidArgumentError("boundary_pages", f"states that enter layer {missing[0]} are missing")
-            self.boundary = [_checked(f"boundary_pages[{at}]", offered[at], (num_pages,)) for at in stored]
+            shape = (num_pages,)
+            self.boundary = []
+            for at in config.boundary_depths[: config.boundaries_at[config.level_at[depth]]]:
+                if at not in offered:
+                    raise InvalidArgumentError("boundary_pages", f"states that enter layer {at} are missing")
+                self.boundary.append(_checked("boundary_pages", at, offered[at], shape))
 
     def step(self, node: Node | None, start: int, stop: int, before: int, level: int) -> Step | None:
         """The step with copies of the page ids that it stores; None when the request lacks (-1) one of them."""
         config = self.config
         kv = boundary = None
-        if self.kv is not None:
+        at_kv: Where | None = _NOWHERE
+        at_boundary: Where | None = _NOWHERE
+        if self.kv is not None and self.pools[0] is not None:
             kv = self.kv[config.bands_at[before] : config.bands_at[level], start:stop].copy()
-            if kv.size and int(kv.min()) < 0:
-                return None
-        if self.boundary is not None:
+            at_kv = self.pools[0].find(kv.reshape(-1))
+        if self.boundary is not None and self.pools[1] is not None:
             rows = self.boundary[config.boundaries_at[before] : config.boundaries_at[level]]
-            flat = np.concatenate([row[start:stop] for row in rows]) if rows else NO_PAGES
-            boundary = flat.reshape(len(rows), stop - start)
-            if boundary.size and int(boundary.min()) < 0:
-                return None
-        return Step(node, start, stop, before, level, kv, boundary)
+            boundary = np.empty((len(rows), stop - start), INT32)
+            for index, row in enumerate(rows):
+                boundary[index] = row[start:stop]
+            at_boundary = self.pools[1].find(boundary.reshape(-1))
+        if at_kv is None or at_boundary is None:
+            return None
+        return Step(node, start, stop, before, level, kv, boundary, (at_kv, at_boundary))
 
 
-def apply_capture(storage: Storage, plan: Plan, tokens: bytes, namespace: Namespace, ratio: float) -> CaptureResult:
+def apply_capture(storage: Storage, plan: Plan, tokens: TokenBytes, namespace: Namespace, ratio: float) -> CaptureResult:
     """Adopt the planned pages and store them. Raises PageReferenceError, with nothing changed, for unfit pages."""
     config, page_bytes = storage.config, storage.page_bytes
-    if not plan.steps:
+    steps = plan.steps
+    if not steps:
         return CaptureResult(len(tokens) // TOKEN_BYTES, 0, 0, NO_PAGES, NO_PAGES)
-    kv_ids = _flat([step.kv for step in plan.steps])
-    boundary_ids = _flat([step.boundary for step in plan.steps])
-    # Pages of nodes that nobody uses are offered for eviction; mostly all are, and one pass marks both.
-    offered = not any(step.node is not None and step.node.in_use for step in plan.steps)
-    storage.adopt(kv_ids, boundary_ids, offered=offered)
+    for index, step in enumerate(steps):
+        try:
+            storage.adopt(step.kv, step.boundary, step.at, offered=step.node is None or step.node.offered)
+        except PageReferenceError:
+            for done in steps[:index]:
+                storage.give_back(done.kv, done.boundary)
+            raise
     now = storage.tick()
     new_tokens = token_layers = 0
     last = upper = plan.last
-    at_last = plan.steps[-1].node in (None, last)
+    at_last = steps[-1].node in (None, last)
     if last is not None and plan.common < len(last.tokens) and at_last:
         upper = storage.split(last, plan.common // page_bytes)
-    for step in plan.steps:
+    for step in steps:
         count = (step.stop - step.start) * config.page_size
         token_layers += count * (config.levels[step.level] - config.levels[step.before])
         if not step.before:
             new_tokens += count
         if step.node is None:
             parent = upper if upper is not None else storage.root(namespace)
-            piece = tokens[step.start * page_bytes : step.stop * page_bytes]
-            storage.add_leaf(parent, piece, step.level, step.kv, step.boundary, ratio, now, offered)
+            piece = bytes(tokens[step.start * page_bytes : step.stop * page_bytes])
+            storage.add_leaf(parent, piece, step.level, step.kv, step.boundary, ratio, now)
         else:
             node = upper if step.node is last and upper is not None else step.node
-            storage.raise_node(node, step.level, step.kv, step.boundary, ratio, now, offered)
+            storage.raise_node(node, step.level, step.kv, step.boundary, ratio, now)
+    kv_ids, boundary_ids = _flat([step.kv for step in steps]), _flat([step.boundary for step in steps])
     return CaptureResult(len(tokens) // TOKEN_BYTES, new_tokens, token_layers, kv_ids, boundary_ids)
 
 
@@ -180,8 +196,11 @@ def _flat(parts: list[Pages | None]) -> Pages:
     return np.concatenate(held) if held else NO_PAGES
 
 
-def _checked(name: str, pages: npt.ArrayLike | None, shape: tuple[int, ...]) -> Pages:
+def _checked(name: str, at: int, pages: npt.ArrayLike | None, shape: tuple[int, ...]) -> Pages:
+    if isinstance(pages, np.ndarray) and pages.dtype is INT32 and pages.shape == shape:
+        return pages
     array = pages if isinstance(pages, np.ndarray) else np.asarray([] if pages is None else pages)
+    name = f"{name}[{at}]" if at else name
     if array.shape != shape:
         raise InvalidArgumentError(name, f"must have shape {list(shape)}, got {list(array.shape)}")
     if array.size and array.dtype.kind not in "iu":

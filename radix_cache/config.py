@@ -2,11 +2,33 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from .errors import InvalidArgumentError
 
 POLICIES = ("lru", "lfu", "slru", "cost")
+
+
+class Levels(NamedTuple):
+    """What follows from layers, bands and boundary depths: see `TreeConfig`."""
+
+    levels: tuple[int, ...]
+    bands_at: tuple[int, ...]
+    boundaries_at: tuple[int, ...]
+    level_at: tuple[int, ...]
+
+
+@lru_cache(maxsize=64)
+def _levels(num_layers: int, layers_per_band: int, boundary_depths: tuple[int, ...]) -> Levels:
+    levels = (0, *boundary_depths, num_layers)
+    stored = len(boundary_depths)
+    return Levels(
+        levels,
+        tuple(-(-depth // layers_per_band) for depth in levels),
+        tuple(min(level, stored) for level in range(len(levels))),
+        tuple(bisect_right(levels, depth) - 1 for depth in range(num_layers + 1)),
+    )
 
 
 @dataclass(frozen=True)
@@ -37,6 +59,7 @@ class TreeConfig:
     levels: tuple[int, ...] = field(init=False, repr=False, compare=False)
     bands_at: tuple[int, ...] = field(init=False, repr=False, compare=False)
     boundaries_at: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    level_at: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("page_size", "num_layers", "layers_per_band", "kv_page_bytes", "boundary_page_bytes"):
@@ -52,11 +75,11 @@ class TreeConfig:
                     f"must ascend in whole bands of {self.layers_per_band} layers below {self.num_layers}, "
                     f"got {self.boundary_depths}",
                 )
-        levels = (0, *self.boundary_depths, self.num_layers)
-        object.__setattr__(self, "levels", levels)
-        object.__setattr__(self, "bands_at", tuple(self.bands(depth) for depth in levels))
-        stored = len(self.boundary_depths)
-        object.__setattr__(self, "boundaries_at", tuple(min(level, stored) for level in range(len(levels))))
+        derived = _levels(self.num_layers, self.layers_per_band, self.boundary_depths)
+        object.__setattr__(self, "levels", derived.levels)
+        object.__setattr__(self, "bands_at", derived.bands_at)
+        object.__setattr__(self, "boundaries_at", derived.boundaries_at)
+        object.__setattr__(self, "level_at", derived.level_at)
 
     @cached_property
     def num_bands(self) -> int:
@@ -69,7 +92,7 @@ class TreeConfig:
 
     def level_of(self, depth: int) -> int:
         """Index of the deepest level that is not below layer `depth` (level_of(levels[i]) == i)."""
-        return bisect_right(self.levels, depth) - 1
+        return self.level_at[depth]
 
     def check_depth(self, depth: int) -> None:
         """Raise InvalidArgumentError unless `depth` is in [0, num_layers] and whole bands (or all layers)."""

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from .errors import InvariantError
-from .match import Match
+from .match import Match, still_valid
 from .node import Node
 from .storage import Storage
 
@@ -21,6 +21,7 @@ def check_tree(
         _check_node(storage, node)
     _check_counts(storage, nodes)
     _check_holders(nodes, locked, pinned)
+    _check_deferred(storage, nodes, locked)
     _check_pages(storage, nodes, sole_owner)
     for namespace, root in storage.roots.items():
         _equal(root.namespace, namespace, "namespace of a root")
@@ -40,6 +41,7 @@ def _check_node(storage: Storage, node: Node) -> None:
         raise InvariantError(f"{name}: has no parent")
     _equal(len(node.tokens), node.num_pages * storage.page_bytes, f"{name}: bytes of whole pages")
     _equal(node.num_pages > 0, True, f"{name}: has pages")
+    _equal(node.end, parent.end + node.num_tokens, f"{name}: tokens to its end")
     _equal(parent.children.get(node.tokens[: storage.page_bytes]) is node, True, f"{name}: parent's child")
     _equal(node.namespace, parent.namespace, f"{name}: namespace")
     if node.level > parent.level:
@@ -106,6 +108,18 @@ def _check_holders(nodes: list[Node], locked: list[Match], pinned: list[tuple[No
             raise InvariantError("a locked match's node left the tree")
 
 
+def _check_deferred(storage: Storage, nodes: list[Node], locked: list[Match]) -> None:
+    """What the pools are not told yet: marks of nodes in `stale`, references of matches in `deferred`."""
+    late = {id(node) for node in nodes if node.offered == node.in_use}
+    _equal({id(node) for node in storage.stale}, late, "nodes whose marks lag behind")
+    known = {id(match) for match in locked}
+    for key, match in storage.deferred.items():
+        if key != id(match) or key not in known:
+            raise InvariantError("references of a match are deferred that is not locked")
+        if match.node is None or not still_valid(match, storage.config):
+            raise InvariantError("references are deferred on pages that the tree does not hold there any more")
+
+
 def _check_pages(storage: Storage, nodes: list[Node], sole_owner: bool) -> None:
     for name, pool in (
         ("kv", storage.kv),
@@ -119,7 +133,7 @@ def _check_pages(storage: Storage, nodes: list[Node], sole_owner: bool) -> None:
         for node in nodes:
             ids = getattr(node, name)
             np.add.at(counts, ids, 1)
-            if not node.in_use:
+            if node.offered:
                 idle[ids] = True
         if (counts > 1).any():
             raise InvariantError(f"{name}: page {int(counts.argmax())} is twice in the tree")
@@ -129,4 +143,4 @@ def _check_pages(storage: Storage, nodes: list[Node], sole_owner: bool) -> None:
         if (pool.refcount(np.arange(pool.num_pages)) < counts).any():
             raise InvariantError(f"{name}: the tree holds a page without a reference")
         if ((pool.offered & ~others) != idle).any():
-            raise InvariantError(f"{name}: offered pages are not the idle nodes' pages")
+            raise InvariantError(f"{name}: offered pages are not those of nodes marked so")

@@ -19,6 +19,7 @@ class Node:
         namespace: the namespace of the tree that it hangs in.
         tokens: its token ids, int32 in machine order (bytes compare and hash at memory speed; 4 bytes a token).
         num_pages: len(tokens) / page_size.
+        end: tokens from the root to its end; a split changes it for neither part.
         parent: the node above; None for a root and for a node that was dropped.
         children: by the bytes of a child's first page of tokens.
         child_levels: number of children at each level, so that "has a child as deep as itself" needs no scan; None
@@ -32,6 +33,7 @@ class Node:
         age: the eviction policy's clock at its last use.
         hits: how often a request stopped at each level of it; the sum is the number of uses. May be shared while zero.
         locks: matches locked at this node or below; pins: likewise for pinned prefixes.
+        offered: whether its pages are marked as offered in their allocators (which lags behind locks and pins).
         generation: grows when pages were given up, so that a stale match is noticed.
         ticket: number of its valid entry in the eviction queue; -1 for none.
     """
@@ -42,6 +44,7 @@ class Node:
         "child_levels",
         "children",
         "drifted",
+        "end",
         "generation",
         "hits",
         "kv",
@@ -50,6 +53,7 @@ class Node:
         "locks",
         "namespace",
         "num_pages",
+        "offered",
         "parent",
         "pins",
         "ratio",
@@ -63,6 +67,7 @@ class Node:
         self.namespace = namespace
         self.tokens = tokens
         self.num_pages = num_pages
+        self.end: int = len(tokens) // TOKEN_BYTES + (0 if parent is None else parent.end)
         self.parent = parent
         self.children: dict[bytes, Node] = {}
         self.child_levels: list[int] | None = None
@@ -76,6 +81,7 @@ class Node:
         self.hits = hits
         self.locks = 0
         self.pins = 0
+        self.offered = True
         self.generation = 0
         self.ticket = -1
 
@@ -83,16 +89,6 @@ class Node:
     def num_tokens(self) -> int:
         """Tokens of this node alone."""
         return len(self.tokens) // TOKEN_BYTES
-
-    @property
-    def end(self) -> int:
-        """Tokens from the root to the end of this node."""
-        total = 0
-        node: Node | None = self
-        while node is not None:
-            total += node.num_tokens
-            node = node.parent
-        return total
 
     @property
     def is_root(self) -> bool:
@@ -137,6 +133,7 @@ class Node:
         upper.age = self.age
         upper.locks = self.locks
         upper.pins = self.pins
+        upper.offered = self.offered
         upper.generation = self.generation
         if self.kv is not None:
             upper.kv = self.kv[:, :pages].copy()

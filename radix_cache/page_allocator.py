@@ -1,6 +1,8 @@
 """Reference-counted page ids of one pool (KV pages and boundary pages have an allocator each)."""
 
-from typing import Any
+import sys
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,17 @@ _HELD = 2
 _OFFERED = 1
 _FLAGS = _HELD | _OFFERED
 _RECLAIMABLE = _REFERENCE | _FLAGS
-_FRESH = np.int32(_REFERENCE).tobytes()
+_NOWHERE = slice(0, 0)
+
+
+class PageOwner(Protocol):
+    """A tree that writes references and marks of its pages later than it takes them."""
+
+    def deferred_references(self, pool: "PageAllocator") -> Iterable[Pages]:
+        """Page ids, int32, that have one reference more than written, for each time that they are named."""
+
+    def settle_marks(self) -> None:
+        """Offer and withdraw what the tree has not yet."""
 
 
 class PageAllocator:
@@ -31,6 +43,9 @@ class PageAllocator:
     *offered* while the tree would give it up under pressure (nobody has its node locked or pinned).
     `num_reclaimable` counts the pages that would become free then: offered, and the tree's reference is the only one.
     The count is kept here because only the allocator sees every change of a reference count.
+
+    The tree may defer two things (`attach`): a second reference on a page that it holds anyway, until it gives the
+    page up, and the mark *offered*, until somebody asks. `refcount` and `num_reclaimable` take both into account.
     """
 
     def __init__(self, num_pages: int):
@@ -41,7 +56,13 @@ class PageAllocator:
         self._free = self.num_pages
         self._state = np.zeros(num_pages, dtype=np.int32)
         self._order = np.arange(num_pages, dtype=np.int32)
+        self._order_bytes = self._order.tobytes()
         self._reclaimable = 0
+        self._owners: list[PageOwner] = []
+
+    def attach(self, owner: PageOwner) -> None:
+        """Ask `owner`, from now on, what it has deferred."""
+        self._owners.append(owner)
 
     @property
     def num_free(self) -> int:
@@ -51,6 +72,8 @@ class PageAllocator:
     @property
     def num_reclaimable(self) -> int:
         """Offered pages whose only reference is the tree's."""
+        for owner in self._owners:
+            owner.settle_marks()
         return self._reclaimable
 
     @property
@@ -60,7 +83,7 @@ class PageAllocator:
 
     @property
     def offered(self) -> npt.NDArray[np.bool_]:
-        """Which pages the tree offers, bool [num_pages]; a copy."""
+        """Which pages are marked as offered at the moment, bool [num_pages]; a copy."""
         return (self._state & _OFFERED) > 0
 
     def alloc(self, n: int) -> Pages:
@@ -74,7 +97,8 @@ class PageAllocator:
             raise OutOfPagesError(n, self._free)
         self._free -= n
         pages = self._stack[self._free : self._free + n][::-1].copy()
-        self._state[pages] = _REFERENCE
+        run = self._run(pages) if n else _NOWHERE
+        self._state[pages if run is None else run] = _REFERENCE
         return pages
 
     def acquire(self, pages: npt.ArrayLike) -> None:
@@ -120,19 +144,46 @@ class PageAllocator:
     def refcount(self, pages: npt.ArrayLike) -> npt.NDArray[np.int32]:
         """References of each page, in the shape of `pages`; 0 means free."""
         _, where = self._select(pages, "refcount")
-        return (self._state[where] // _REFERENCE).reshape(np.shape(pages))
+        counts = self._state // _REFERENCE
+        for owner in self._owners:
+            for deferred in owner.deferred_references(self):
+                np.add.at(counts, deferred, 1)
+        return counts[where].reshape(np.shape(pages))
 
-    def adopt(self, pages: npt.ArrayLike, *, offered: bool = False) -> None:
+    def find(self, ids: Pages) -> Where | None:
+        """An index for `ids` (flat, contiguous), to `adopt` them by; None when one of them is negative.
+
+        Raises PageReferenceError for ids outside of the pool.
+        """
+        if not ids.size:
+            return _NOWHERE
+        run = self._run(ids)
+        if run is not None:
+            return run
+        where = ids.astype(np.intp)
+        # Seen as unsigned, a negative id is a large one: one pass checks both ends.
+        if int(np.maximum.reduce(where.view(np.uintp))) < self.num_pages:
+            return where
+        if int(where.min()) < 0:
+            return None
+        raise PageReferenceError(f"adopt: page ids must be in [0, {self.num_pages}), got {ids.min()}..{ids.max()}")
+
+    def adopt(self, pages: npt.ArrayLike, where: Where | None = None, *, offered: bool = False) -> None:
         """Take the tree's reference on pages that somebody has a reference on; mark them held (and offered).
 
-        Raises PageReferenceError and changes nothing when a page is foreign, free, named twice or held already.
+        `where`: what `find` returned for them, if it was asked. Raises PageReferenceError and changes nothing when a
+        page is foreign, free, named twice or held already.
         """
-        ids, where = self._select(pages, "adopt")
+        if where is None:
+            ids, where = self._select(pages, "adopt")
+        else:
+            ids = np.asarray(pages)
         if not ids.size:
             return
         state = self._state[where]
         # The common case is fresh pages, one reference each: a comparison of bytes is the cheapest way to see it.
-        if state.tobytes() != _FRESH * ids.size:
+        fresh = _uniform(state) == _REFERENCE
+        if not fresh:
             state = self._referenced(ids, where, "adopt")
             if int(np.bitwise_or.reduce(state)) & _HELD:
                 page = ids[int((state & _HELD).argmax())]
@@ -140,17 +191,20 @@ class PageAllocator:
         if self._has_duplicates(where, state):
             raise PageReferenceError("adopt: a page is named twice")
         # Whoever offers the pages has a reference as well, so none becomes reclaimable by this.
-        self._state[where] = state + (_REFERENCE + _HELD + (_OFFERED if offered else 0))
+        add = _REFERENCE + _HELD + (_OFFERED if offered else 0)
+        self._state[where] = _REFERENCE + add if fresh else state + add
 
     def give_up(self, pages: npt.ArrayLike) -> int:
         """Undo `adopt` (all of the pages must be held, each named once); return how many pages became free by it."""
         ids, where = self._select(pages, "give_up")
+        if not ids.size:
+            return 0
         state = self._state[where]
-        reclaimable = int(np.count_nonzero(state == _RECLAIMABLE))
-        self._reclaimable -= reclaimable
-        if reclaimable == ids.size:
+        if _uniform(state) == _RECLAIMABLE:
+            self._reclaimable -= ids.size
             self._state[where] = 0
             return self._return(ids)
+        self._reclaimable -= int(np.count_nonzero(state == _RECLAIMABLE))
         after = (state & ~_FLAGS) - _REFERENCE
         self._state[where] = after
         return self._return(ids[after == 0])
@@ -187,6 +241,15 @@ class PageAllocator:
         if reclaimable != self._reclaimable:
             raise InvariantError(f"{reclaimable} pages are reclaimable, the count says {self._reclaimable}")
 
+    def _run(self, ids: Pages) -> slice | None:
+        """The slice that flat, contiguous, not empty int32 `ids` are, if they are consecutive pages of the pool."""
+        first = ids.item(0)
+        stop = first + ids.size
+        if first < 0 or stop > self.num_pages or ids.item(-1) != stop - 1:
+            return None
+        # bytes.startswith takes any buffer and compares it where it lies.
+        return slice(first, stop) if self._order_bytes.startswith(ids.data, 4 * first) else None
+
     def _select(self, pages: npt.ArrayLike, what: str) -> tuple[npt.NDArray[Any], Where]:
         """The ids, flat, and an index for them: a slice where they are a run of consecutive ids, as mostly they are.
 
@@ -195,13 +258,11 @@ class PageAllocator:
         array = np.asarray(pages)
         ids = array if array.ndim == 1 else array.reshape(-1)
         if not ids.size:
-            return ids, slice(0, 0)
+            return ids, _NOWHERE
         if ids.dtype == np.int32:
-            first, last = int(ids[0]), int(ids[-1])
-            if last - first == ids.size - 1 and first >= 0 and last < self.num_pages:
-                run = slice(first, last + 1)
-                if ids.tobytes() == self._order[run].tobytes():
-                    return ids, run
+            run = self._run(ids if ids.flags.c_contiguous else ids.copy())
+            if run is not None:
+                return ids, run
         elif ids.dtype.kind not in "iu":
             raise PageReferenceError(f"{what}: page ids must be integers, got {array.dtype}")
         # numpy converts int32 indices at every use; once is cheaper.
@@ -227,9 +288,8 @@ class PageAllocator:
             return False
         if where.size > self.num_pages:
             return True
-        order = self._order[: where.size]
-        self._state[where] = order
-        if self._state[where].tobytes() == order.tobytes():
+        self._state[where] = self._order[: where.size]
+        if self._order_bytes.startswith(self._state[where].data):
             return False
         self._state[where] = state
         return True
@@ -239,3 +299,10 @@ class PageAllocator:
         self._stack[self._free : self._free + freed.size] = freed[::-1]
         self._free += int(freed.size)
         return int(freed.size)
+
+
+def _uniform(state: npt.NDArray[np.int32]) -> int:
+    """The state that all of these pages (at least one) have; -1 when they differ."""
+    first: int = state.item(0)
+    same = state.tobytes() == first.to_bytes(4, sys.byteorder, signed=True) * state.size
+    return first if same else -1

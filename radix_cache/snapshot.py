@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .node import Node
+import numpy as np
+
+from .node import Node, Pages
 from .storage import Storage
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ FIRST_TOKENS = 8
 def snapshot_tree(storage: Storage) -> dict[str, Any]:
     """JSON-able description of every namespace, nodes nested, oldest child first."""
     config = storage.config
+    references = None if storage.kv is None else storage.kv.refcount(np.arange(storage.kv.num_pages))
     return {
         "format": "shoal-radix-tree",
         "version": 1,
@@ -34,31 +37,31 @@ def snapshot_tree(storage: Storage) -> dict[str, Any]:
             {
                 "salt": namespace.salt,
                 "capture": namespace.capture,
-                "nodes": [_node(storage, child) for child in root.children.values()],
+                "nodes": [_node(storage, child, references) for child in root.children.values()],
             }
             for namespace, root in storage.roots.items()
         ],
     }
 
 
-def _node(storage: Storage, top: Node) -> dict[str, Any]:
+def _node(storage: Storage, top: Node, references: Pages | None) -> dict[str, Any]:
     """One node and all below it (iteratively: a conversation of a thousand turns is a path of a thousand nodes)."""
-    described = _describe(storage, top)
+    described = _describe(storage, top, references)
     stack = [(top, described)]
     while stack:
         node, data = stack.pop()
         for child in node.children.values():
-            below = _describe(storage, child)
+            below = _describe(storage, child, references)
             data["children"].append(below)
             stack.append((child, below))
     return described
 
 
-def _describe(storage: Storage, node: Node) -> dict[str, Any]:
+def _describe(storage: Storage, node: Node, references: Pages | None) -> dict[str, Any]:
     config = storage.config
-    references = None
-    if storage.kv is not None and node.kv is not None and node.kv.size:
-        references = int(storage.kv.refcount(node.kv).max())
+    most = None
+    if references is not None and node.kv is not None and node.kv.size:
+        most = int(references[node.kv].max())
     return {
         "tokens": node.num_tokens,
         "first_tokens": node.token_ids[:FIRST_TOKENS].tolist(),
@@ -67,7 +70,7 @@ def _describe(storage: Storage, node: Node) -> dict[str, Any]:
         "drifted": node.drifted,
         "bytes_by_band": [node.num_pages * config.kv_page_bytes] * config.bands_at[node.level],
         "boundary_bytes": node.num_pages * config.boundaries_at[node.level] * config.boundary_page_bytes,
-        "references": references,
+        "references": most,
         "locks": node.locks,
         "pins": node.pins,
         "hits": sum(node.hits),

@@ -1,6 +1,7 @@
 """The nodes and the page references that they own: the only code that changes either."""
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -10,8 +11,11 @@ from .events import EventKind, EventLog, TreeEvent
 from .eviction import EvictionQueue
 from .namespace import Namespace
 from .node import TOKEN_BYTES, Node, Pages
-from .page_allocator import PageAllocator
+from .page_allocator import PageAllocator, Where
 from .policy import make_policy
+
+if TYPE_CHECKING:
+    from .match import Match
 
 
 class Freed(NamedTuple):
@@ -26,6 +30,14 @@ class Storage:
 
     Owns one reference on each page that a node names. A node that nobody has locked or pinned is *idle*; the pages
     of idle nodes are offered to the allocators, which count those that are reclaimable.
+
+    A lock is a count on its nodes. What it means for single pages is done late, and mostly never, because an unlock
+    comes first:
+
+    * the references of a locked match on its pages are written when the tree gives up pages of a locked node
+      (`write_references`). Until then the tree's own reference keeps them, and `deferred` names the match;
+    * the marks of a node's pages follow when somebody asks for reclaimable pages (`settle_marks`). Until then the node
+      is in `stale`: its pages are offered though it is in use, or not though it is idle.
     """
 
     def __init__(self, config: TreeConfig, kv: PageAllocator | None, boundary: PageAllocator | None, events: EventLog):
@@ -40,6 +52,11 @@ class Storage:
         self.events = events
         self.policy = make_policy(config)
         self.queue = EvictionQueue(self.policy)
+        self.deferred: dict[int, Match] = {}
+        self.stale: dict[Node, None] = {}
+        for pool in (kv, boundary):
+            if pool is not None:
+                pool.attach(self)
         self.roots: dict[Namespace, Node] = {}
         # Shared by all nodes that were never used (most, on diverse prompts); replaced at the first use.
         self.no_hits = [0] * len(config.levels)
@@ -72,47 +89,45 @@ class Storage:
                 node.hits = self.no_hits.copy()
             node.hits[level] += 1
 
-    def adopt(self, kv: Pages, boundary: Pages, *, offered: bool) -> None:
-        """Take the tree's references on pages (flat ids) that are about to be stored; all or nothing.
+    def adopt(self, kv: Pages | None, boundary: Pages | None, at: tuple[Where, Where], *, offered: bool) -> None:
+        """Take the tree's references on pages that are about to be stored (`at`: where they are found); all or nothing.
 
-        `offered`: every node that gets them will be idle.
+        `offered`: mark them so; the node that gets them is marked alike.
         """
-        if self.kv is not None:
-            self.kv.adopt(kv, offered=offered)
-        if self.boundary is not None:
+        if self.kv is not None and kv is not None:
+            self.kv.adopt(kv.reshape(-1), at[0], offered=offered)
+        if self.boundary is not None and boundary is not None:
             try:
-                self.boundary.adopt(boundary, offered=offered)
+                self.boundary.adopt(boundary.reshape(-1), at[1], offered=offered)
             except PageReferenceError:
-                if self.kv is not None:
-                    self.kv.give_up(kv)
+                self.give_back(kv, None)
                 raise
 
+    def give_back(self, kv: Pages | None, boundary: Pages | None) -> None:
+        """Undo `adopt`."""
+        if self.kv is not None and kv is not None:
+            self.kv.give_up(kv)
+        if self.boundary is not None and boundary is not None:
+            self.boundary.give_up(boundary)
+
     def add_leaf(
-        self,
-        parent: Node,
-        tokens: bytes,
-        level: int,
-        kv: Pages | None,
-        boundary: Pages | None,
-        ratio: float,
-        now: int,
-        offered: bool,
+        self, parent: Node, tokens: bytes, level: int, kv: Pages | None, boundary: Pages | None, ratio: float, now: int
     ) -> Node:
-        """Hang a node with adopted pages below `parent`. The arrays become the node's."""
+        """Hang a node with adopted and offered pages below `parent`. The arrays become the node's."""
         node = Node(parent.namespace, tokens, len(tokens) // self.page_bytes, parent, level, self.no_hits)
         node.kv, node.boundary = kv, boundary
         node.ratio = ratio
         parent.children[tokens[: self.page_bytes]] = node
         parent.count_child(level, 1)
         self.num_nodes += 1
-        self.num_tokens += node.num_tokens
-        self._stored(node, 0, now, offered)
+        self.num_tokens += len(tokens) // TOKEN_BYTES
+        self._stored(node, 0, now)
         return node
 
     def raise_node(
-        self, node: Node, level: int, kv: Pages | None, boundary: Pages | None, ratio: float, now: int, offered: bool
+        self, node: Node, level: int, kv: Pages | None, boundary: Pages | None, ratio: float, now: int
     ) -> None:
-        """Deepen `node` to `level` with adopted pages for the missing bands and boundary depths.
+        """Deepen `node` to `level` with adopted pages, marked like its others, for the missing bands and boundaries.
 
         A node that had lost all its pages starts its counters anew, as if it had left the tree.
         """
@@ -129,12 +144,15 @@ class Storage:
         node.level = level
         node.ratio = ratio
         node.drifted = False
-        self._stored(node, before, now, offered)
+        self.queue.void(node)
+        self._stored(node, before, now)
 
     def split(self, node: Node, pages: int) -> Node:
         """Split `node` after `pages` pages; return the new upper part."""
         upper = node.split(pages, self.page_bytes)
         self.num_nodes += 1
+        if node in self.stale:
+            self.stale[upper] = None
         return upper
 
     def lower(self, node: Node, level: int) -> Freed:
@@ -144,6 +162,8 @@ class Storage:
         to matches, until its last lock goes.
         """
         assert node.parent is not None
+        if node.locks and self.deferred:
+            self.write_references()
         config = self.config
         before = node.level
         bands, bands_before = config.bands_at[level], config.bands_at[before]
@@ -197,54 +217,108 @@ class Storage:
 
     def hold(self, node: Node, lock: bool) -> None:
         """Count a lock (or a pin) on `node` and all above it."""
-        taken = []
-        while not node.is_root:
-            if not node.in_use:
-                taken.append(node)
+        bands_at, boundaries_at, stale = self.config.bands_at, self.config.boundaries_at, self.stale
+        kv = boundary = 0
+        while node.tokens:
+            if not node.locks and not node.pins:
+                kv += bands_at[node.level] * node.num_pages
+                boundary += boundaries_at[node.level] * node.num_pages
+                if node.offered:
+                    stale[node] = None
+                else:
+                    del stale[node]
             if lock:
                 node.locks += 1
             else:
                 node.pins += 1
             assert node.parent is not None
             node = node.parent
-        self._mark_idle(taken, False)
+        self.idle_kv_pages -= kv
+        self.idle_boundary_pages -= boundary
 
     def unhold(self, node: Node, lock: bool) -> None:
         """Undo `hold`."""
-        let_go = []
-        while not node.is_root:
+        bands_at, boundaries_at, stale = self.config.bands_at, self.config.boundaries_at, self.stale
+        kv = boundary = 0
+        while node.tokens:
             parent = node.parent
             assert parent is not None
             if lock:
                 node.locks -= 1
             else:
                 node.pins -= 1
-            if not node.in_use:
+            if not node.locks and not node.pins:
+                if node.offered:
+                    del stale[node]
+                else:
+                    stale[node] = None
                 if node.level:
-                    let_go.append(node)
+                    kv += bands_at[node.level] * node.num_pages
+                    boundary += boundaries_at[node.level] * node.num_pages
                     self.queue.push(node)
                 else:
                     self._remove(node)
             node = parent
-        self._mark_idle(let_go, True)
+        self.idle_kv_pages += kv
+        self.idle_boundary_pages += boundary
 
-    def _stored(self, node: Node, before: int, now: int, offered: bool) -> None:
+    def write_references(self) -> None:
+        """Take the references of locked matches that were put off: the tree is about to give up pages of theirs."""
+        for match in self.deferred.values():
+            if self.kv is not None:
+                self.kv.acquire(match.kv_pages)
+            if self.boundary is not None:
+                self.boundary.acquire(match.boundary_pages)
+        self.deferred.clear()
+
+    def drop_references(self, match: "Match") -> None:
+        """Give back the references of a match that is unlocked, if they were ever written."""
+        if self.deferred.pop(id(match), None) is None:
+            if self.kv is not None:
+                self.kv.release(match.kv_pages)
+            if self.boundary is not None:
+                self.boundary.release(match.boundary_pages)
+
+    def deferred_references(self, pool: PageAllocator) -> Iterable[Pages]:
+        """Pages of `pool` with one reference more than written, for `PageAllocator.refcount`."""
+        for match in self.deferred.values():
+            if pool is self.kv:
+                yield match.kv_pages
+            if pool is self.boundary:
+                yield match.boundary_pages
+
+    def settle_marks(self) -> None:
+        """Offer the pages of nodes that became idle, and withdraw those of nodes that came into use, since last time."""
+        if not self.stale:
+            return
+        lists = [node for node in self.stale if not node.offered], [node for node in self.stale if node.offered]
+        for idle, nodes in zip((True, False), lists, strict=True):
+            kv = [node.kv.reshape(-1) for node in nodes if node.kv is not None]
+            boundary = [node.boundary.reshape(-1) for node in nodes if node.boundary is not None]
+            for pool, parts in ((self.kv, kv), (self.boundary, boundary)):
+                if pool is not None and parts:
+                    if idle:
+                        pool.offer(np.concatenate(parts))
+                    else:
+                        pool.withdraw(np.concatenate(parts))
+            for node in nodes:
+                node.offered = idle
+        self.stale.clear()
+
+    def _stored(self, node: Node, before: int, now: int) -> None:
         config = self.config
-        kv_count = (config.bands_at[node.level] - config.bands_at[before]) * node.num_pages
-        boundary_count = (config.boundaries_at[node.level] - config.boundaries_at[before]) * node.num_pages
+        level, pages = node.level, node.num_pages
+        kv_count = (config.bands_at[level] - config.bands_at[before]) * pages
+        boundary_count = (config.boundaries_at[level] - config.boundaries_at[before]) * pages
         self.num_kv_pages += kv_count
         self.num_boundary_pages += boundary_count
         if not node.in_use:
             self._count_idle(kv_count, boundary_count)
-            if not offered and self.kv is not None and node.kv is not None:
-                self.kv.offer(node.kv[config.bands_at[before] :])
-            if not offered and self.boundary is not None and node.boundary is not None:
-                self.boundary.offer(node.boundary[config.boundaries_at[before] :])
-        self.touch(node, 0, now)
-        self.queue.void(node)
+        node.last_used = now
+        node.age = self.policy.clock
         self.queue.push(node)
         self.events.add(
-            TreeEvent("stored", node.namespace, node.num_tokens, config.levels[node.level], kv_count, boundary_count)
+            TreeEvent("stored", node.namespace, pages * config.page_size, config.levels[level], kv_count, boundary_count)
         )
 
     def _remove(self, node: Node) -> None:
@@ -253,6 +327,7 @@ class Storage:
         assert parent is not None
         assert not node.children
         self.queue.void(node)
+        self.stale.pop(node, None)
         del parent.children[node.tokens[: self.page_bytes]]
         parent.count_child(node.level, -1)
         node.parent = None
@@ -260,23 +335,6 @@ class Storage:
         self.num_tokens -= node.num_tokens
         if parent.is_root and not parent.children:
             del self.roots[parent.namespace]
-
-    def _mark_idle(self, nodes: list[Node], idle: bool) -> None:
-        """Offer (or withdraw) the pages of `nodes`, all in one go: a conversation is a path of many small nodes."""
-        config = self.config
-        sign = 1 if idle else -1
-        for node in nodes:
-            kv_count = config.bands_at[node.level] * node.num_pages
-            self._count_idle(sign * kv_count, sign * config.boundaries_at[node.level] * node.num_pages)
-        kv = [node.kv.reshape(-1) for node in nodes if node.kv is not None]
-        boundary = [node.boundary.reshape(-1) for node in nodes if node.boundary is not None]
-        for pool, parts in ((self.kv, kv), (self.boundary, boundary)):
-            if pool is not None and parts:
-                ids = parts[0] if len(parts) == 1 else np.concatenate(parts)
-                if idle:
-                    pool.offer(ids)
-                else:
-                    pool.withdraw(ids)
 
     def _count_idle(self, kv_count: int, boundary_count: int) -> None:
         self.idle_kv_pages += kv_count

@@ -114,7 +114,8 @@ class RadixTree:
         path = walk(root, data[:usable], storage.page_bytes)
         if not path:
             return Match(namespace, 0, 0, 0, NO_KV, NO_PAGES, None)
-        matched = sum(common for _, common in path) // TOKEN_BYTES
+        last, common = path[-1]
+        matched = last.end - (len(last.tokens) - common) // TOKEN_BYTES
         cut, level, used = best_cut(path, self.config, profile, total_tokens)
         if not cut:
             return Match(namespace, matched, 0, 0, NO_KV, NO_PAGES, None)
@@ -140,16 +141,14 @@ class RadixTree:
         if node is not None:
             if node.generation != match.generation and not still_valid(match, self.config):
                 raise StaleMatchError("the tree gave up pages of the match since it was made: match again")
-            if storage.kv is not None:
-                storage.kv.acquire(match.kv_pages)
-            if storage.boundary is not None:
-                storage.boundary.acquire(match.boundary_pages)
-            node, start = cut_node(match)
-            if start + node.num_tokens > match.cut:
-                # Lock no more than the cut: the rest of the node stays free to go.
-                node = storage.split(node, (match.cut - start) // self.config.page_size)
+            if node.end != match.cut:
+                node, start = cut_node(match)
+                if node.end > match.cut:
+                    # Lock no more than the cut: the rest of the node stays free to go.
+                    node = storage.split(node, (match.cut - start) // self.config.page_size)
             match.node, match.generation = node, node.generation
             storage.hold(node, True)
+            storage.deferred[id(match)] = match
         match.locked = True
         self._locked[id(match)] = match
 
@@ -160,10 +159,7 @@ class RadixTree:
         match.locked = False
         storage = self._storage
         if match.node is not None:
-            if storage.kv is not None:
-                storage.kv.release(match.kv_pages)
-            if storage.boundary is not None:
-                storage.boundary.release(match.boundary_pages)
+            storage.drop_references(match)
             storage.unhold(match.node, True)
 
     # Storing
@@ -213,7 +209,7 @@ class RadixTree:
             pages,
             kv_pages,
             boundary_pages,
-            pools=(storage.kv is not None, storage.boundary is not None),
+            pools=(storage.kv, storage.boundary),
         )
         plan = plan_capture(storage.roots.get(namespace), data, level, ratio, storage.page_bytes, table)
         return apply_capture(storage, plan, data, namespace, ratio)
@@ -309,7 +305,7 @@ class RadixTree:
 
     def _aligned(self, tokens: npt.ArrayLike) -> bytes:
         data = as_token_bytes(tokens)
-        return data[: len(data) // self._storage.page_bytes * self._storage.page_bytes]
+        return bytes(data[: len(data) // self._storage.page_bytes * self._storage.page_bytes])
 
     # Counts and views
 
