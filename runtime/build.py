@@ -69,7 +69,7 @@ def build_parts(config: EngineConfig) -> Parts:
     memory = Memory(tree, profile, kv_pages, boundary_pages)
     worker = Worker(ModelRunner(decoder, kv, boundary))
     interval = profile.refresh_interval if config.refresh_interval is None else (config.refresh_interval or None)
-    planner = ReusePlanner(memory, int(model.shift_logits), interval)
+    planner = ReusePlanner(memory, int(model.shift_logits), interval, config.reuse_margin)
     scheduler = Scheduler(
         memory, planner, worker, eos_token_id=model.eos_token_id,
         max_running_requests=config.max_running_requests, max_refresh_tokens=config.max_refresh_tokens,

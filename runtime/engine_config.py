@@ -25,6 +25,9 @@ class EngineConfig:
         depth_profile: file to use instead of `depth_profile.json` beside the weights.
         depth: constant depth for every ratio instead of a profile (for experiments).
         refresh_interval: NFE between prefix refreshes; 0: once per request; None: what the profile says.
+        reuse_margin: tokens at the end of what a prompt shares with the cache that are computed afresh (mode
+            `bicache`). Right before the place where prompts part, keys and values depend on what follows from the
+            first layers on: "Which things are" knows already whether "red" or "blue" comes.
         page_size: token positions of a page.
         layers_per_band: layers that are paged together.
         kv_cache_tokens: token positions that the KV pool holds; None: as many as fit `kv_cache_bytes`.
@@ -46,6 +49,7 @@ class EngineConfig:
     depth_profile: str | None = None
     depth: int | None = None
     refresh_interval: int | None = None
+    reuse_margin: int = 16
     page_size: int = 16
     layers_per_band: int = 4
     kv_cache_tokens: int | None = None
@@ -66,7 +70,7 @@ class EngineConfig:
         for name in ("kv_cache_tokens", "block_length"):
             if getattr(self, name) is not None:
                 self._at_least(name, 1)
-        for name in ("refresh_interval", "depth", "seed"):
+        for name in ("refresh_interval", "depth", "reuse_margin", "seed"):
             if getattr(self, name) is not None:
                 self._at_least(name, 0)
         self._one_of("cache_mode", CACHE_MODES)

@@ -22,12 +22,14 @@ class ReusePlanner:
         memory: pools and trees.
         shift: 1 for models whose logits are shifted by one position, else 0.
         refresh_interval: NFE between prefix refreshes; None: the first forward is the only one.
+        reuse_margin: see EngineConfig.
     """
 
-    def __init__(self, memory: Memory, shift: int, refresh_interval: int | None):
+    def __init__(self, memory: Memory, shift: int, refresh_interval: int | None, reuse_margin: int = 0):
         self.memory = memory
         self.shift = shift
         self.refresh_interval = refresh_interval
+        self.reuse_margin = reuse_margin
 
     def namespace(self, request: Request) -> Namespace:
         """Namespace of a request's prefixes."""
@@ -50,13 +52,14 @@ class ReusePlanner:
         bands = config.num_bands
         table = np.empty((bands, pages), np.int32)
         cut = depth = 0
+        request.capture_tokens = request.capture_depth = 0
         trees = memory.tree_for(request.cache_mode) if capture else None
         whole = (len(request.prompt) - self.shift) // page_size * page_size
         if trees is not None:
             tree, profile = trees
             match = tree.match(
                 request.prompt, self.namespace(request), total_tokens=request.total_tokens, profile=profile,
-                max_tokens=whole,
+                max_tokens=self._reusable_tokens(request, whole),
             )  # fmt: skip
             tree.lock(match)
             request.match, cut, depth = match, match.cut, match.depth
@@ -82,10 +85,15 @@ class ReusePlanner:
         request.join, request.depth = cut, depth
         return True
 
+    def _reusable_tokens(self, request: Request, whole: int) -> int:
+        """How far the request may reuse: in mode `lm` all that is cached, else a margin less of it."""
+        if request.cache_mode == "lm":
+            return whole
+        return max(0, min(whole, self.cached_tokens(request) - self.reuse_margin))
+
     def _plan_capture(self, request: Request, whole: int, cut: int, depth: int) -> dict[int, int]:
         """Decide how much the first forward captures; boundary pages needed for each depth."""
         config, profile = self.memory.config, self.memory.profile
-        request.capture_tokens = request.capture_depth = 0
         if request.cache_mode != "bicache" or not whole:
             return {}
         own = profile.depth(whole / request.total_tokens)
