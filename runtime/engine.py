@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from .build import Parts, build_parts
 from .engine_config import EngineConfig
-from .errors import EngineClosedError, EngineError, InvalidRequestError, ShoalError
+from .engine_loop import EngineLoop, Listener
+from .errors import ConfigError, shorten
 from .intake import Intake, Prompt, is_single
-from .request import CacheMode, Request, RequestOutput
+from .request import CacheMode, RequestOutput
 from .sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
-_Listener = Callable[[RequestOutput], None]
 
 
 class Engine:
@@ -36,19 +33,15 @@ class Engine:
 
     def __init__(self, model: str | None = None, *, config: EngineConfig | None = None, **options: Any):
         if config is not None and (model is not None or options):
-            raise InvalidRequestError("give either config or options, not both", field="config")
+            raise ConfigError("give either config or options, not both", field="config", value=sorted(options))
+        if config is not None and not isinstance(config, EngineConfig):
+            raise ConfigError(f"config is {shorten(config)}; it must be an EngineConfig", field="config", value=config)
         if model is not None:
             options["model_path"] = str(model)
         self.config = config or EngineConfig.build(**options)
         self._parts: Parts = build_parts(self.config)
         self._intake = Intake(self._parts, self.config.cache_mode)
-        self._threads = torch.get_num_threads()
-        self._listeners: dict[str, tuple[Request, _Listener]] = {}
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._closed = False
-        self._state = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="shoal-engine", daemon=True)
-        self._thread.start()
+        self._loop = EngineLoop(self._parts.scheduler)
 
     # Generation
 
@@ -59,13 +52,13 @@ class Engine:
         *,
         cache_mode: CacheMode | None = None,
         cache_salt: str = "",
-        on_output: _Listener | None = None,
+        on_output: Listener | None = None,
     ) -> Any:
         """Generate for one prompt (returns a RequestOutput) or for a list of them (returns a list, in order).
 
         All prompts are checked before any runs: InvalidRequestError or PoolTooSmallError name the field and the
         limit. A request that fails later raises its error here, after the others are done. `on_output` is called in
-        the engine's thread with every terminal output as it comes.
+        the engine's thread with every terminal output as it comes; what it raises is logged.
         """
         single = is_single(prompts)
         requests = self._intake.requests([prompts] if single else prompts, sampling_params, cache_mode, cache_salt)
@@ -73,15 +66,17 @@ class Engine:
 
         def listen(output: RequestOutput) -> None:
             if output.finished:
-                if on_output is not None:
-                    on_output(output)
-                done.put(output)
+                try:
+                    if on_output is not None:
+                        on_output(output)
+                finally:
+                    done.put(output)
 
-        self._submit(requests, listen)
+        self._loop.submit(requests, listen)
         try:
             outputs = {output.rid: output for output in (done.get() for _ in requests)}
         except BaseException:
-            self._call(lambda: self._abort_all(requests))
+            self._loop.abort([request.rid for request in requests])
             raise
         results = [_raised(outputs[request.rid]) for request in requests]
         return results[0] if single else results
@@ -96,7 +91,7 @@ class Engine:
         """
         (request,) = self._intake.requests([prompt], sampling_params, cache_mode, cache_salt)
         outputs: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
-        self._submit([request], outputs.put)
+        self._loop.submit([request], outputs.put)
         finished = False
         try:
             while not finished:
@@ -105,7 +100,7 @@ class Engine:
                 yield output
         finally:
             if not finished:
-                self._call(lambda: self._abort(request.rid))
+                self._loop.abort([request.rid])
 
     async def async_generate(
         self,
@@ -125,11 +120,11 @@ class Engine:
             if output.finished:
                 _post(loop, _resolve, futures[output.rid], output)
 
-        self._submit(requests, listen)
+        self._loop.submit(requests, listen)
         try:
             outputs = await asyncio.gather(*futures.values())
         except asyncio.CancelledError:
-            self._call(lambda: self._abort_all(requests))
+            self._loop.abort([request.rid for request in requests])
             raise
         results = [_raised(output) for output in outputs]
         return results[0] if single else results
@@ -142,7 +137,7 @@ class Engine:
         (request,) = self._intake.requests([prompt], sampling_params, cache_mode, cache_salt)
         loop = asyncio.get_running_loop()
         outputs: asyncio.Queue[RequestOutput] = asyncio.Queue()
-        self._submit([request], lambda output: _post(loop, outputs.put_nowait, output))
+        self._loop.submit([request], lambda output: _post(loop, outputs.put_nowait, output))
         finished = False
         try:
             while not finished:
@@ -151,35 +146,38 @@ class Engine:
                 yield output
         finally:
             if not finished:
-                self._call(lambda: self._abort(request.rid))
+                self._loop.abort([request.rid])
 
     def abort(self, rid: str) -> None:
-        """End a request early; its caller gets an output with finish_reason `abort`. Unknown ids are ignored."""
-        self._call(lambda: self._abort(rid))
+        """End a request early; its caller gets an output with finish_reason `abort`.
+
+        Ids of requests that have ended, or never were, are ignored.
+        """
+        self._loop.abort([rid])
 
     # The cache
 
     def flush_cache(self) -> None:
         """Drop every cached prefix. Raises TreeInUseError while requests run that share one."""
+        memory = self._parts.scheduler.memory
 
         def flush() -> None:
-            memory = self._parts.scheduler.memory
             memory.tree.flush()
             memory.lm_tree.flush()
 
-        self._call_and_wait(flush)
+        self._loop.call_and_wait(flush)
 
     def cache_snapshot(self) -> dict[str, Any]:
         """The radix tree as JSON-able data: nodes with tokens, depth, ratio, pages and hits."""
-        return self._call_and_wait(self._parts.scheduler.memory.tree.snapshot)
+        return self._loop.call_and_wait(self._parts.scheduler.memory.tree.snapshot)
 
     def render_cache(self) -> Any:
         """The radix tree as something `rich` can print."""
-        return self._call_and_wait(self._parts.scheduler.memory.tree.render)
+        return self._loop.call_and_wait(self._parts.scheduler.memory.tree.render)
 
     def check(self) -> None:
         """Check the page accounting and the trees. Raises InvariantError with the numbers."""
-        self._call_and_wait(self._parts.scheduler.check)
+        self._loop.call_and_wait(self._parts.scheduler.check)
 
     @property
     def tokenizer(self) -> Any:
@@ -200,13 +198,7 @@ class Engine:
 
     def shutdown(self) -> None:
         """Stop the engine; requests that still run end with EngineClosedError. May be called twice."""
-        with self._state:
-            if self._closed:
-                return
-            self._closed = True
-            self._inbox.put(None)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        self._loop.close(wait=True)
 
     def __enter__(self) -> Engine:
         return self
@@ -215,92 +207,8 @@ class Engine:
         self.shutdown()
 
     def __del__(self) -> None:
-        if hasattr(self, "_thread"):
-            self.shutdown()
-
-    # The engine's thread
-
-    def _run(self) -> None:
-        torch.set_num_threads(self._threads)
-        scheduler = self._parts.scheduler
-        try:
-            while True:
-                while not scheduler.has_work or not self._inbox.empty():
-                    task = self._inbox.get()
-                    if task is None:
-                        self._end_all(EngineClosedError("the engine was shut down"))
-                        return
-                    task()
-                for output in scheduler.step():
-                    self._deliver(output)
-        except Exception as error:
-            logger.exception("the engine's loop failed")
-            with self._state:
-                self._closed = True
-            self._end_all(EngineError(f"the engine's loop failed: {type(error).__name__}: {error}"))
-
-    def _end_all(self, error: ShoalError) -> None:
-        for rid, (request, listener) in list(self._listeners.items()):
-            self._parts.scheduler.abort(rid)
-            request.fail(error)
-            listener(request.output())
-        self._listeners.clear()
-        while not self._inbox.empty():
-            task = self._inbox.get()
-            if task is not None:
-                task()
-
-    def _deliver(self, output: RequestOutput) -> None:
-        if output.rid not in self._listeners:
-            return
-        _, listener = self._listeners[output.rid]
-        if output.finished:
-            del self._listeners[output.rid]
-        listener(output)
-
-    def _abort(self, rid: str) -> None:
-        output = self._parts.scheduler.abort(rid)
-        if output is not None:
-            self._deliver(output)
-
-    def _abort_all(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            self._abort(request.rid)
-
-    def _submit(self, requests: Sequence[Request], listener: _Listener) -> None:
-        def submit() -> None:
-            for request in requests:
-                self._listeners[request.rid] = (request, listener)
-                try:
-                    if self._closed:
-                        raise EngineClosedError("the engine was shut down")
-                    self._parts.scheduler.add(request)
-                except ShoalError as error:
-                    request.fail(error)
-                    self._deliver(request.output())
-
-        self._call(submit)
-
-    def _call(self, task: Callable[[], Any]) -> None:
-        with self._state:
-            if self._closed:
-                raise EngineClosedError("the engine was shut down")
-            self._inbox.put(task)
-
-    def _call_and_wait(self, task: Callable[[], Any]) -> Any:
-        done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-
-        def run() -> None:
-            try:
-                done.put((task(), None))
-            except Exception as error:
-                done.put((None, error))
-
-        self._call(run)
-        value, error = done.get()
-        if error is not None:
-            raise error
-        return value
+        if hasattr(self, "_loop"):
+            self._loop.close(wait=False)  # at the interpreter's end the thread would never come back
 
 
 def _raised(output: RequestOutput) -> RequestOutput:

@@ -44,8 +44,13 @@ class Memory:
         return -(-tokens // self.config.page_size)
 
     def reserve(self, kv_pages: int, boundary_pages: int) -> tuple[Pages, Pages] | None:
-        """Allocate pages of both pools, evicting cached prefixes as needed; None when that is not enough."""
+        """Allocate pages of both pools, evicting cached prefixes as needed.
+
+        None, and nothing is evicted, when that would not be enough.
+        """
         short = (kv_pages - self.kv.num_free, boundary_pages - self.boundary.num_free)
+        if short[0] > self.kv.num_reclaimable or short[1] > self.boundary.num_reclaimable:
+            return None
         for tree in (self.lm_tree, self.tree):
             if max(short) <= 0:
                 break

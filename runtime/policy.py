@@ -15,7 +15,8 @@ def admission_order(policy: str, waiting: Sequence[Request], planner: ReusePlann
     """Waiting requests in the order in which they should be admitted.
 
     `fcfs`: as they came. `lpm`: the longest cached prefix first. `dfs-weight`: requests under the same cached prefix
-    together, the prefix that most of them share first. Ties keep the order of arrival.
+    together, the prefix that most of them share first, those without a cached prefix last. Ties keep the order of
+    arrival.
     """
     if policy == "fcfs" or len(waiting) < 2:
         return list(waiting)
@@ -24,5 +25,8 @@ def admission_order(policy: str, waiting: Sequence[Request], planner: ReusePlann
     if policy == "lpm":
         return sorted(head, key=lambda r: -cached[r.rid]) + tail
     prefix = {r.rid: (r.cache_mode, r.cache_salt, r.prompt[: cached[r.rid]].tobytes()) for r in head}
-    weight = Counter(prefix.values())
-    return sorted(head, key=lambda r: (-weight[prefix[r.rid]], prefix[r.rid])) + tail
+    weight = Counter(prefix[rid] for rid, tokens in cached.items() if tokens)
+    first: dict[tuple[str, str, bytes], int] = {}
+    for place, request in enumerate(head):
+        first.setdefault(prefix[request.rid], place)
+    return sorted(head, key=lambda r: (-weight[prefix[r.rid]], first[prefix[r.rid]])) + tail

@@ -187,6 +187,8 @@ class Scheduler:
             leading.capture(request.prompt[:tokens], self.planner.namespace(request), depth=depth, ratio=1.0)
 
     def _follows(self, request: Request, leading: RadixTree) -> bool:
+        if self.memory.tree_for(request.cache_mode) is None:
+            return False
         shared = leading.match(request.prompt, self.planner.namespace(request), touch=False).num_tokens
         return shared > 0 and shared > self.planner.cached_tokens(request)
 

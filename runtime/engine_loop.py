@@ -1,0 +1,152 @@
+"""The engine's thread: drives the scheduler, runs what other threads ask for between its steps, delivers outputs."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .errors import EngineClosedError, EngineError, ShoalError
+from .request import Request, RequestOutput
+from .scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+Listener = Callable[[RequestOutput], None]
+
+
+class EngineLoop:
+    """Owns the thread, and for every request that is under way the listener that gets its outputs.
+
+    A listener is called in the engine's thread; what it raises is logged and harms nobody. Every request that
+    `submit` took gets exactly one terminal output, whatever happens. Holds no reference to the Engine: so an engine
+    that nobody uses any more can be collected.
+    """
+
+    def __init__(self, scheduler: Scheduler):
+        self._scheduler = scheduler
+        self._torch_threads = torch.get_num_threads()
+        self._listeners: dict[str, tuple[Request, Listener]] = {}
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._closed: ShoalError | None = None
+        self._state = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="shoal-engine", daemon=True)
+        self._thread.start()
+
+    # From any thread
+
+    def submit(self, requests: Sequence[Request], listener: Listener) -> None:
+        """Queue requests. Raises EngineClosedError when the engine is closed."""
+
+        def submit() -> None:
+            for request in requests:
+                self._listeners[request.rid] = (request, listener)
+            for request in requests:
+                try:
+                    self._refuse_if_closed()
+                    self._scheduler.add(request)
+                except ShoalError as error:
+                    request.fail(error)
+                    self._deliver(request.output())
+
+        self.call(submit)
+
+    def abort(self, rids: Sequence[str]) -> None:
+        """End requests early; ids of others, or of requests that have ended, are ignored, as is a closed engine."""
+
+        def abort() -> None:
+            for rid in rids:
+                output = self._scheduler.abort(rid)
+                if output is not None:
+                    self._deliver(output)
+
+        try:
+            self.call(abort)
+        except EngineClosedError:
+            logger.debug("closing has ended the requests already")
+
+    def call(self, task: Callable[[], None]) -> None:
+        """Run `task` in the engine's thread, soon. Raises EngineClosedError when the engine is closed."""
+        with self._state:
+            self._refuse_if_closed()
+            self._inbox.put(task)
+
+    def call_and_wait(self, task: Callable[[], Any]) -> Any:
+        """Run `task` in the engine's thread; returns what it returns, raises what it raises."""
+        done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                done.put((task(), None))
+            except Exception as error:
+                done.put((None, error))
+
+        self.call(run)
+        value, error = done.get()
+        if error is not None:
+            raise error
+        return value
+
+    def close(self, wait: bool) -> None:
+        """Stop; requests that still run end with EngineClosedError. May be called twice."""
+        with self._state:
+            if self._closed is None:
+                self._closed = EngineClosedError("the engine was shut down")
+                self._inbox.put(None)
+        if wait and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    # In the engine's thread
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._torch_threads)
+        scheduler = self._scheduler
+        try:
+            while True:
+                while not scheduler.has_work or not self._inbox.empty():
+                    task = self._inbox.get()
+                    if task is None:
+                        self._end_all(EngineClosedError("the engine was shut down"))
+                        return
+                    task()
+                    del task  # it may hold what a caller wants to see collected
+                for output in scheduler.step():
+                    self._deliver(output)
+        except Exception as error:
+            logger.exception("the engine's loop failed")
+            words = f"the engine's loop failed: {type(error).__name__}: {error}"
+            with self._state:
+                self._closed = EngineClosedError(words)
+            self._end_all(EngineError(words))
+
+    def _end_all(self, error: ShoalError) -> None:
+        for request, _ in list(self._listeners.values()):
+            self._guard(self._scheduler.abort, request.rid)
+            request.fail(error)
+            self._deliver(request.output())
+        while not self._inbox.empty():
+            task = self._inbox.get()
+            if task is not None:
+                self._guard(task)
+
+    def _deliver(self, output: RequestOutput) -> None:
+        if output.rid not in self._listeners:
+            return
+        _, listener = self._listeners[output.rid]
+        if output.finished:
+            del self._listeners[output.rid]
+        self._guard(listener, output)
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed is not None:
+            raise EngineClosedError(self._closed.message)
+
+    @staticmethod
+    def _guard(call: Callable[..., Any], *arguments: object) -> None:
+        try:
+            call(*arguments)
+        except Exception:
+            logger.exception("a callback of the engine's thread failed")
