@@ -15,7 +15,6 @@ from .node import TOKEN_BYTES, Node, Pages
 from .page_allocator import PageAllocator, Where
 from .storage import Storage
 
-
 _NOWHERE = slice(0, 0)
 
 
@@ -109,6 +108,8 @@ def plan_capture(
 class PageTable:
     """The page ids that a capture offers, checked for shape. Without pools it holds nothing and yields None."""
 
+    __slots__ = ("boundary", "config", "kv", "num_pages", "pools")
+
     def __init__(
         self,
         config: TreeConfig,
@@ -121,6 +122,7 @@ class PageTable:
     ):
         self.config = config
         self.pools = pools
+        self.num_pages = num_pages
         self.kv: Pages | None = None
         self.boundary: list[Pages] | None = None
         if pools[0] is not None:
@@ -130,31 +132,36 @@ class PageTable:
             shape = (num_pages,)
             self.boundary = []
             for at in config.boundary_depths[: config.boundaries_at[config.level_at[depth]]]:
-                if at not in offered:
+                row = offered.get(at)
+                if row is None:
                     raise InvalidArgumentError("boundary_pages", f"states that enter layer {at} are missing")
-                self.boundary.append(_checked("boundary_pages", at, offered[at], shape))
+                self.boundary.append(_checked("boundary_pages", at, row, shape))
 
     def step(self, node: Node | None, start: int, stop: int, before: int, level: int) -> Step | None:
-        """The step with copies of the page ids that it stores; None when the request lacks (-1) one of them."""
+        """The step with the page ids that it stores, to keep; None when the request lacks (-1) one of them."""
         config = self.config
         kv = boundary = None
         at_kv: Where | None = _NOWHERE
         at_boundary: Where | None = _NOWHERE
         if self.kv is not None and self.pools[0] is not None:
-            kv = self.kv[config.bands_at[before] : config.bands_at[level], start:stop].copy()
-            at_kv = self.pools[0].find(kv.reshape(-1))
+            rows = self.kv[config.bands_at[before] : config.bands_at[level], start:stop]
+            if rows.flags.c_contiguous:
+                kv, at_kv = self.pools[0].intern(rows.reshape(1, -1))
+                kv = kv.reshape(rows.shape)
+            else:
+                kv, at_kv = self.pools[0].intern(_contiguous(rows))
         if self.boundary is not None and self.pools[1] is not None:
-            rows = self.boundary[config.boundaries_at[before] : config.boundaries_at[level]]
-            boundary = np.empty((len(rows), stop - start), INT32)
-            for index, row in enumerate(rows):
-                boundary[index] = row[start:stop]
-            at_boundary = self.pools[1].find(boundary.reshape(-1))
+            states = self.boundary[config.boundaries_at[before] : config.boundaries_at[level]]
+            boundary, at_boundary = self.pools[1].intern([_contiguous(row[start:stop]) for row in states])
+            boundary = boundary.reshape(len(states), stop - start)
         if at_kv is None or at_boundary is None:
             return None
         return Step(node, start, stop, before, level, kv, boundary, (at_kv, at_boundary))
 
 
-def apply_capture(storage: Storage, plan: Plan, tokens: TokenBytes, namespace: Namespace, ratio: float) -> CaptureResult:
+def apply_capture(
+    storage: Storage, plan: Plan, tokens: TokenBytes, namespace: Namespace, ratio: float
+) -> CaptureResult:
     """Adopt the planned pages and store them. Raises PageReferenceError, with nothing changed, for unfit pages."""
     config, page_bytes = storage.config, storage.page_bytes
     steps = plan.steps
@@ -194,6 +201,11 @@ def _flat(parts: list[Pages | None]) -> Pages:
     if len(held) == 1:
         return held[0]
     return np.concatenate(held) if held else NO_PAGES
+
+
+def _contiguous(rows: Pages) -> Pages:
+    """As they are when each row lies in one piece, else a copy."""
+    return rows if rows.strides[-1] == rows.itemsize else rows.copy()
 
 
 def _checked(name: str, at: int, pages: npt.ArrayLike | None, shape: tuple[int, ...]) -> Pages:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from .config import TreeConfig
 from .errors import InvalidArgumentError
 from .namespace import Namespace
-from .node import TOKEN_BYTES, Node, Pages
+from .node import Node, Pages
 
 if TYPE_CHECKING:
     from .depth_profile import DepthProfile
@@ -70,25 +70,29 @@ NO_PAGES.flags.writeable = False
 NO_KV.flags.writeable = False
 
 
-def walk(root: Node, tokens: TokenBytes, page_bytes: int) -> list[tuple[Node, int]]:
-    """Nodes along the longest common prefix of `tokens` (whole pages), with the bytes matched of each (whole pages).
+def walk(root: Node, tokens: TokenBytes, page_bytes: int) -> tuple[list[Node], int]:
+    """Nodes along the longest common prefix of `tokens` (whole pages), and how many bytes of the last one agree.
 
     Nodes at level 0 (kept only while somebody has them locked) hold nothing and end the walk.
     """
-    path: list[tuple[Node, int]] = []
-    node = root
-    at, end = 0, len(tokens)
+    path: list[Node] = []
+    children = root.children
+    common = at = 0
+    end = len(tokens)
     while at < end:
-        child = node.children.get(bytes(tokens[at : at + page_bytes]))
+        child = children.get(bytes(tokens[at : at + page_bytes]))
         if child is None or not child.level:
             break
-        common = common_bytes(child, tokens, at, page_bytes)
-        path.append((child, common))
-        if common < len(child.tokens):
+        path.append(child)
+        held = child.tokens
+        common = len(held)
+        # bytes.startswith takes any buffer and compares it where it lies.
+        if not (at + common <= end and held.startswith(cast(bytes, tokens[at : at + common]))):
+            common = common_bytes(child, tokens, at, page_bytes)
             break
         at += common
-        node = child
-    return path
+        children = child.children
+    return path, common
 
 
 def common_bytes(node: Node, tokens: TokenBytes, at: int, page_bytes: int) -> int:
@@ -98,7 +102,6 @@ def common_bytes(node: Node, tokens: TokenBytes, at: int, page_bytes: int) -> in
     """
     held = node.tokens
     size = len(held)
-    # bytes.startswith takes any buffer and compares it where it lies.
     if at + size <= len(tokens) and held.startswith(cast(bytes, tokens[at : at + size])):
         return size
     same, limit = 1, min(size, len(tokens) - at) // page_bytes
@@ -113,9 +116,9 @@ def common_bytes(node: Node, tokens: TokenBytes, at: int, page_bytes: int) -> in
 
 
 def best_cut(
-    path: list[tuple[Node, int]], config: TreeConfig, profile: "DepthProfile | None", total_tokens: int
+    path: list[Node], matched: int, config: TreeConfig, profile: "DepthProfile | None", total_tokens: int
 ) -> tuple[int, int, int]:
-    """The cut that saves the most token-layers: (tokens, level, number of nodes used).
+    """The cut of `matched` tokens that saves the most token-layers: (tokens, level, number of nodes used).
 
     Between two nodes of a path only the depth along the path changes, and the profile's depth does not fall with
     the length; so the best cut ends where a node's match ends, and only those ends are tried. Of equal cuts the
@@ -123,10 +126,9 @@ def best_cut(
     """
     best = (0, 0, 0)
     best_saved = 0
-    length = 0
     levels = config.levels
-    for index, (node, common) in enumerate(path):
-        length += common // TOKEN_BYTES
+    for index, node in enumerate(path):
+        length = min(node.end, matched)
         level = node.level
         if profile is not None:
             level = min(level, config.level_at[profile.depth(length / total_tokens)])
@@ -137,25 +139,29 @@ def best_cut(
     return best
 
 
-def gather(
-    path: list[tuple[Node, int]], used: int, level: int, cut_pages: int, config: TreeConfig
-) -> tuple[Pages, Pages]:
-    """Page ids of the first `cut_pages` pages at `level`: (kv [bands, pages], boundary [pages] or empty)."""
+def gather(path: list[Node], level: int, cut_pages: int, config: TreeConfig) -> tuple[Pages, Pages]:
+    """Page ids of the first `cut_pages` pages of `path` at `level`: (kv [bands, pages], boundary [pages] or empty)."""
     bands = config.bands_at[level]
     row = level - 1 if config.levels[level] < config.num_layers else -1
-    first = path[0][0]
-    if used == 1:
-        if first.num_pages == cut_pages and first.level == level and first.kv is not None:
-            return first.kv, NO_PAGES if row < 0 or first.boundary is None else first.boundary[row]
-        kv = NO_KV if first.kv is None else first.kv[:bands, :cut_pages]
-        boundary = NO_PAGES if row < 0 or first.boundary is None else first.boundary[row, :cut_pages]
-        return kv, boundary
+    first = path[0]
     kv, boundary = NO_KV, NO_PAGES
+    if len(path) == 1:
+        if first.kv is not None:
+            kv = first.kv if first.level == level else first.kv[:bands]
+        if row >= 0 and first.boundary is not None:
+            # A copy, since runners hand it on to libraries that don't take read-only arrays.
+            boundary = first.boundary[row].copy()
+        if first.num_pages == cut_pages:
+            return kv, boundary
+        return kv[:, :cut_pages], boundary[:cut_pages]
     if first.kv is not None:
-        kv = np.concatenate([node.kv[:bands] for node, _ in path[:used] if node.kv is not None], axis=1)[:, :cut_pages]
+        kv = np.concatenate(
+            [node.kv if node.level == level else node.kv[:bands] for node in path if node.kv is not None], axis=1
+        )
     if row >= 0 and first.boundary is not None:
-        boundary = np.concatenate([node.boundary[row] for node, _ in path[:used] if node.boundary is not None])
-        boundary = boundary[:cut_pages]
+        boundary = np.concatenate([node.boundary[row] for node in path if node.boundary is not None])
+    if path[-1].end > cut_pages * config.page_size:
+        return kv[:, :cut_pages], boundary[:cut_pages]
     return kv, boundary
 
 
@@ -191,14 +197,14 @@ def cut_node(match: Match) -> tuple[Node, int]:
 
 def still_valid(match: Match, config: TreeConfig) -> bool:
     """Whether the tree still holds every page of the match (whose cut is > 0) where it was."""
-    path: list[tuple[Node, int]] = []
+    path: list[Node] = []
     node = match.node
     while node is not None and not node.is_root:
-        path.append((node, len(node.tokens)))
+        path.append(node)
         node = node.parent
     level = config.level_of(match.depth)
-    if node is None or path[0][0].level < level:
+    if node is None or path[0].level < level:
         return False
     path.reverse()
-    kv, boundary = gather(path, len(path), level, match.cut // config.page_size, config)
+    kv, boundary = gather(path, level, match.cut // config.page_size, config)
     return np.array_equal(kv, match.kv_pages) and np.array_equal(boundary, match.boundary_pages)

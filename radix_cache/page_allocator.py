@@ -1,8 +1,8 @@
 """Reference-counted page ids of one pool (KV pages and boundary pages have an allocator each)."""
 
 import sys
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from .errors import InvalidArgumentError, InvariantError, OutOfPagesError, PageReferenceError
 
 Pages = npt.NDArray[np.int32]
-Where = slice | npt.NDArray[np.intp]
+Index = slice | npt.NDArray[np.intp]
 
 # A page's state is one integer, so that an operation reads and writes it once: 4 x references + 2 if the tree holds
 # one of them + 1 if the tree would give it up (only together with 2).
@@ -20,6 +20,15 @@ _OFFERED = 1
 _FLAGS = _HELD | _OFFERED
 _RECLAIMABLE = _REFERENCE | _FLAGS
 _NOWHERE = slice(0, 0)
+
+
+class Block(NamedTuple):
+    """Rows of consecutive pages at equal distances: their states, a view of the allocator's own."""
+
+    states: npt.NDArray[np.int32]
+
+
+Where = Index | Block
 
 
 class PageOwner(Protocol):
@@ -55,8 +64,9 @@ class PageAllocator:
         self._stack = np.arange(num_pages - 1, -1, -1, dtype=np.int32)
         self._free = self.num_pages
         self._state = np.zeros(num_pages, dtype=np.int32)
-        self._order = np.arange(num_pages, dtype=np.int32)
-        self._order_bytes = self._order.tobytes()
+        self._order_bytes = np.arange(num_pages, dtype=np.int32).tobytes()
+        self._order = np.frombuffer(self._order_bytes, dtype=np.int32)
+        self._fresh_bytes = b""
         self._reclaimable = 0
         self._owners: list[PageOwner] = []
 
@@ -150,39 +160,61 @@ class PageAllocator:
                 np.add.at(counts, deferred, 1)
         return counts[where].reshape(np.shape(pages))
 
-    def find(self, ids: Pages) -> Where | None:
-        """An index for `ids` (flat, contiguous), to `adopt` them by; None when one of them is negative.
+    def intern(self, rows: Sequence[Pages] | Pages) -> tuple[Pages, Where | None]:
+        """Page ids (rows of equal length) as one array to keep, and where `adopt` finds them; None if one is negative.
 
-        Raises PageReferenceError for ids outside of the pool.
+        The array is a copy, or, where each row is a run and they start at equal distances, a read-only view of a
+        table that all share. Raises PageReferenceError for ids outside of the pool.
         """
-        if not ids.size:
-            return _NOWHERE
-        run = self._run(ids)
-        if run is not None:
-            return run
-        where = ids.astype(np.intp)
+        count = len(rows)
+        length = rows[0].size if count else 0
+        if not length:
+            return np.empty((count, length), np.int32), _NOWHERE
+        start: int = rows[0].item(0)
+        stride: int = rows[1].item(0) - start if count > 1 else length
+        if start >= 0 and stride >= length and start + (count - 1) * stride + length <= self.num_pages:
+            at, table = 4 * start, self._order_bytes
+            for row in rows:
+                # bytes.startswith takes any buffer and compares it where it lies.
+                if not table.startswith(row.data, at):
+                    break
+                at += 4 * stride
+            else:
+                shape, strides = (count, length), (4 * stride, 4)
+                kept: Pages = np.ndarray(shape, np.int32, table, 4 * start, strides)
+                return kept, Block(np.ndarray(shape, np.int32, self._state, 4 * start, strides))
+        kept = np.empty((count, length), np.int32)
+        for index, row in enumerate(rows):
+            kept[index] = row
+        where = kept.reshape(-1).astype(np.intp)
         # Seen as unsigned, a negative id is a large one: one pass checks both ends.
         if int(np.maximum.reduce(where.view(np.uintp))) < self.num_pages:
-            return where
+            return kept, where
         if int(where.min()) < 0:
-            return None
-        raise PageReferenceError(f"adopt: page ids must be in [0, {self.num_pages}), got {ids.min()}..{ids.max()}")
+            return kept, None
+        raise PageReferenceError(f"adopt: page ids must be in [0, {self.num_pages}), got up to {where.max()}")
 
     def adopt(self, pages: npt.ArrayLike, where: Where | None = None, *, offered: bool = False) -> None:
         """Take the tree's reference on pages that somebody has a reference on; mark them held (and offered).
 
-        `where`: what `find` returned for them, if it was asked. Raises PageReferenceError and changes nothing when a
-        page is foreign, free, named twice or held already.
+        `where`: what `intern` returned for them, if it was asked. Raises PageReferenceError and changes nothing when
+        a page is foreign, free, named twice or held already.
         """
+        # Whoever offers the pages has a reference as well, so none becomes reclaimable by this.
+        add = _REFERENCE + _HELD + (_OFFERED if offered else 0)
+        if isinstance(where, Block):
+            if self._all_fresh(where.states):
+                where.states.fill(_REFERENCE + add)
+                return
+            where = None
         if where is None:
             ids, where = self._select(pages, "adopt")
         else:
-            ids = np.asarray(pages)
+            ids = np.asarray(pages).reshape(-1)
         if not ids.size:
             return
         state = self._state[where]
-        # The common case is fresh pages, one reference each: a comparison of bytes is the cheapest way to see it.
-        fresh = _uniform(state) == _REFERENCE
+        fresh = self._all_fresh(state)
         if not fresh:
             state = self._referenced(ids, where, "adopt")
             if int(np.bitwise_or.reduce(state)) & _HELD:
@@ -190,8 +222,6 @@ class PageAllocator:
                 raise PageReferenceError(f"adopt: page {page} is in the tree already, for other tokens")
         if self._has_duplicates(where, state):
             raise PageReferenceError("adopt: a page is named twice")
-        # Whoever offers the pages has a reference as well, so none becomes reclaimable by this.
-        add = _REFERENCE + _HELD + (_OFFERED if offered else 0)
         self._state[where] = _REFERENCE + add if fresh else state + add
 
     def give_up(self, pages: npt.ArrayLike) -> int:
@@ -241,6 +271,12 @@ class PageAllocator:
         if reclaimable != self._reclaimable:
             raise InvariantError(f"{reclaimable} pages are reclaimable, the count says {self._reclaimable}")
 
+    def _all_fresh(self, state: npt.NDArray[np.int32]) -> bool:
+        """Whether these pages all have one reference, and it is not the tree's: a comparison of bytes is fastest."""
+        if len(self._fresh_bytes) < 4 * state.size:
+            self._fresh_bytes = np.full(2 * state.size, _REFERENCE, dtype=np.int32).tobytes()
+        return self._fresh_bytes.startswith(state.tobytes())
+
     def _run(self, ids: Pages) -> slice | None:
         """The slice that flat, contiguous, not empty int32 `ids` are, if they are consecutive pages of the pool."""
         first = ids.item(0)
@@ -250,7 +286,7 @@ class PageAllocator:
         # bytes.startswith takes any buffer and compares it where it lies.
         return slice(first, stop) if self._order_bytes.startswith(ids.data, 4 * first) else None
 
-    def _select(self, pages: npt.ArrayLike, what: str) -> tuple[npt.NDArray[Any], Where]:
+    def _select(self, pages: npt.ArrayLike, what: str) -> tuple[npt.NDArray[Any], Index]:
         """The ids, flat, and an index for them: a slice where they are a run of consecutive ids, as mostly they are.
 
         Raises PageReferenceError for ids outside of the pool.
@@ -272,13 +308,13 @@ class PageAllocator:
             raise PageReferenceError(f"{what}: page ids must be in [0, {self.num_pages}), got {ids.min()}..{ids.max()}")
         return ids, ids
 
-    def _referenced(self, ids: npt.NDArray[Any], where: Where, what: str) -> npt.NDArray[np.int32]:
+    def _referenced(self, ids: npt.NDArray[Any], where: Index, what: str) -> npt.NDArray[np.int32]:
         state = self._state[where]
         if int(state.min()) < _REFERENCE:
             raise PageReferenceError(f"{what}: page {ids[int(state.argmin())]} has no reference")
         return state.copy() if isinstance(where, slice) else state
 
-    def _has_duplicates(self, where: Where, state: npt.NDArray[np.int32]) -> bool:
+    def _has_duplicates(self, where: Index, state: npt.NDArray[np.int32]) -> bool:
         """Whether a page occurs twice: linear, without a sort; `state` is what the pages have.
 
         Each page is numbered in place; a page that occurs twice shows its last number at its first occurrence. When

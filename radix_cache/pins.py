@@ -24,11 +24,10 @@ class Pins:
             node, count = held
         else:
             root = storage.roots.get(namespace)
-            path = walk(root, tokens, storage.page_bytes) if root is not None else []
+            path, common = walk(root, tokens, storage.page_bytes) if root is not None else ([], 0)
             if not path:
                 return 0
-            node, common = path[-1]
-            count = 0
+            node, count = path[-1], 0
             if common < len(node.tokens):
                 node = storage.split(node, common // storage.page_bytes)
         storage.hold(node, False)

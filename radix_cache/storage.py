@@ -80,11 +80,12 @@ class Storage:
             root = self.roots[namespace] = Node(namespace, b"", 0, None, len(self.no_hits) - 1, self.no_hits)
         return root
 
-    def touch(self, node: Node, level: int, now: int) -> None:
-        """Count one use of `node` at `level`; level 0 only makes it recent."""
-        node.last_used = now
-        node.age = self.policy.clock
-        if level:
+    def touch(self, nodes: list[Node], level: int) -> None:
+        """Count one use of `nodes` at `level`, now."""
+        now, age = self.tick(), self.policy.clock
+        for node in nodes:
+            node.last_used = now
+            node.age = age
             if node.hits is self.no_hits:
                 node.hits = self.no_hits.copy()
             node.hits[level] += 1
@@ -95,10 +96,10 @@ class Storage:
         `offered`: mark them so; the node that gets them is marked alike.
         """
         if self.kv is not None and kv is not None:
-            self.kv.adopt(kv.reshape(-1), at[0], offered=offered)
+            self.kv.adopt(kv, at[0], offered=offered)
         if self.boundary is not None and boundary is not None:
             try:
-                self.boundary.adopt(boundary.reshape(-1), at[1], offered=offered)
+                self.boundary.adopt(boundary, at[1], offered=offered)
             except PageReferenceError:
                 self.give_back(kv, None)
                 raise
@@ -288,7 +289,7 @@ class Storage:
                 yield match.boundary_pages
 
     def settle_marks(self) -> None:
-        """Offer the pages of nodes that became idle, and withdraw those of nodes that came into use, since last time."""
+        """Offer the pages of nodes that became idle since last time, withdraw those of nodes that came into use."""
         if not self.stale:
             return
         lists = [node for node in self.stale if not node.offered], [node for node in self.stale if node.offered]
@@ -317,9 +318,8 @@ class Storage:
         node.last_used = now
         node.age = self.policy.clock
         self.queue.push(node)
-        self.events.add(
-            TreeEvent("stored", node.namespace, pages * config.page_size, config.levels[level], kv_count, boundary_count)
-        )
+        num_tokens, depth = pages * config.page_size, config.levels[level]
+        self.events.add(TreeEvent("stored", node.namespace, num_tokens, depth, kv_count, boundary_count))
 
     def _remove(self, node: Node) -> None:
         """Take a node without pages and children out of the tree."""

@@ -111,20 +111,20 @@ class RadixTree:
         if root is None:
             return Match(namespace, 0, 0, 0, NO_KV, NO_PAGES, None)
         usable = count // self.config.page_size * storage.page_bytes
-        path = walk(root, data[:usable], storage.page_bytes)
+        path, common = walk(root, data[:usable] if usable < len(data) else data, storage.page_bytes)
         if not path:
             return Match(namespace, 0, 0, 0, NO_KV, NO_PAGES, None)
-        last, common = path[-1]
+        last = path[-1]
         matched = last.end - (len(last.tokens) - common) // TOKEN_BYTES
-        cut, level, used = best_cut(path, self.config, profile, total_tokens)
+        cut, level, used = best_cut(path, matched, self.config, profile, total_tokens)
         if not cut:
             return Match(namespace, matched, 0, 0, NO_KV, NO_PAGES, None)
+        if used < len(path):
+            del path[used:]
         if touch:
-            now = storage.tick()
-            for node, _ in path[:used]:
-                storage.touch(node, level, now)
-        kv, boundary = gather(path, used, level, cut // self.config.page_size, self.config)
-        node = path[used - 1][0]
+            storage.touch(path, level)
+        kv, boundary = gather(path, level, cut // self.config.page_size, self.config)
+        node = path[-1]
         return Match(namespace, matched, cut, self.config.levels[level], kv, boundary, node, node.generation)
 
     def lock(self, match: Match) -> None:
