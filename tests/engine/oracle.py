@@ -140,12 +140,14 @@ class Cache:
     """Prefixes by their tokens, page by page.
 
     `table` is the depth profile with depths in whole bands; `refresh_interval` None: one prefix refresh a request.
+    The last `margin` tokens of what is there are not reused.
     """
 
     page_size: int
     num_layers: int
     table: Table
     refresh_interval: int | None = None
+    margin: int = 0
     pages: dict[tuple[int, ...], Page] = field(default_factory=dict)
 
     @property
@@ -158,12 +160,14 @@ class Cache:
 
     def match(self, prompt: Sequence[int], total: int, limit: int) -> tuple[int, int]:
         """The cut and depth that save most; of equal ones the longer cut."""
+        cached = 0
+        while cached < len(prompt) and tuple(prompt[: cached + self.page_size]) in self.pages:
+            cached += self.page_size
+        limit = min(limit, cached - self.margin)
         best = (0, 0)
         path = self.num_layers
-        for cut in range(self.page_size, min(limit, len(prompt)) + 1, self.page_size):
-            page = self.pages.get(tuple(prompt[:cut]))
-            if page is None:
-                break
+        for cut in range(self.page_size, limit + 1, self.page_size):
+            page = self.pages[tuple(prompt[:cut])]
             path = min(path, page.depth)
             depth = min(path, self.safe_depth(cut / total))
             if depth and cut * depth >= best[0] * best[1]:

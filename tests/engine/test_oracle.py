@@ -119,16 +119,16 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("refresh_interval", [None, 1, 4])
+@pytest.mark.parametrize(("refresh_interval", "margin"), [(None, 0), (1, 0), (4, 5)])
 @pytest.mark.parametrize("table", list(TABLES))
 def test_bicache_is_dual_with_a_frozen_prompt_and_reuses_what_others_left(
-    folder, oracle, tmp_path, table, refresh_interval
+    folder, oracle, tmp_path, table, refresh_interval, margin
 ):
     """Chains of turns, repeated prompts, shorter prefixes, other ratios: engine and oracle keep a cache each."""
     layers = oracle.num_layers
     rows = [[ratio, min(depth, layers)] for ratio, depth in TABLES[table]]
     path = write_profile(tmp_path / "profile.json", layers, rows, refresh_interval)
-    cache = Cache(4, layers, rows, refresh_interval)
+    cache = Cache(4, layers, rows, refresh_interval, margin)
     base = tokens(22, 1)
     requests: list[tuple[Sequence[int], int, dict[str, Any]]] = [
         (base, 16, {"threshold": 0.5}),
@@ -146,7 +146,7 @@ def test_bicache_is_dual_with_a_frozen_prompt_and_reuses_what_others_left(
         (base + tokens(9, 2) + tokens(6, 8), 16, {"threshold": 0.5}),
     ]
     hits, compared, refreshed = 0, 0, 0
-    with make_engine(folder, depth_profile=path) as engine:
+    with make_engine(folder, depth_profile=path, reuse_margin=margin) as engine:
         for prompt, size, rule in requests:
             expected = answer(oracle, prompt, size, 8, "bicache", cache, **rule)
             assert expected.gap > 1e-5, "too close to call: choose another prompt"
