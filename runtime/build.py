@@ -6,16 +6,15 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..radix_cache.config import TreeConfig
 from ..radix_cache.depth_profile import DepthProfile
-from ..radix_cache.errors import ProfileError
+from ..radix_cache.errors import ProfileError, RadixCacheError
 from .decoder import Decoder
 from .engine_config import EngineConfig
-from .errors import ConfigError
+from .errors import ConfigError, ModelLoadError
 from .hub import resolve_model_folder
 from .kv_pool import BoundaryPool, KVPool
 from .loader import load_model
@@ -46,7 +45,7 @@ class Parts:
 
 
 def build_parts(config: EngineConfig) -> Parts:
-    """Load the model and set up everything around it. Raises ModelLoadError, ConfigError or ProfileError."""
+    """Load the model and set up everything around it. Raises ModelLoadError or ConfigError."""
     folder = resolve_model_folder(config.model_path)
     device = torch.device(choose_device(config.device))
     dtype = choose_dtype(config.dtype, device)
@@ -64,9 +63,16 @@ def build_parts(config: EngineConfig) -> Parts:
         boundary_page_bytes=BoundaryPool.page_bytes(model, config.page_size, dtype),
     )  # fmt: skip
     kv_pages, boundary_pages = pool_sizes(config, tree)
-    kv = KVPool(model, kv_pages, config.page_size, config.layers_per_band, dtype, device)
-    boundary = BoundaryPool(model, boundary_pages, config.page_size, dtype, device)
-    memory = Memory(tree, profile, kv_pages, boundary_pages)
+    try:
+        kv = KVPool(model, kv_pages, config.page_size, config.layers_per_band, dtype, device)
+        boundary = BoundaryPool(model, boundary_pages, config.page_size, dtype, device)
+        memory = Memory(tree, profile, kv_pages, boundary_pages)
+    # torch raises RuntimeError for memory that it does not get, NumPy MemoryError, the allocator for its own limit.
+    except (RuntimeError, MemoryError, RadixCacheError) as error:
+        name = "kv_cache_bytes" if config.kv_cache_tokens is None else "kv_cache_tokens"
+        value, allowed = getattr(config, name), f"what the memory of {device} allows"
+        message = f"{name} is {value}; it must be {allowed}: {' '.join(str(error).split())[:300]}"
+        raise ConfigError(message, field=name, value=value, limit=allowed) from error
     worker = Worker(ModelRunner(decoder, kv, boundary))
     interval = profile.refresh_interval if config.refresh_interval is None else (config.refresh_interval or None)
     planner = ReusePlanner(memory, int(model.shift_logits), interval, config.reuse_margin)
@@ -76,8 +82,8 @@ def build_parts(config: EngineConfig) -> Parts:
         max_steps_per_message=config.max_steps_per_message, policy=config.schedule_policy,
         check_invariants=config.check_invariants,
     )  # fmt: skip
-    block_length = config.block_length or generation_config(folder).get("block_length") or DEFAULT_BLOCK_LENGTH
-    return Parts(folder, decoder, tokenizer, profile, scheduler, worker, int(block_length))
+    block_length = config.block_length or default_block_length(folder)
+    return Parts(folder, decoder, tokenizer, profile, scheduler, worker, block_length)
 
 
 def choose_device(name: str) -> str:
@@ -110,10 +116,13 @@ def load_profile(config: EngineConfig, folder: Path, architecture: str, num_laye
                               limit=limit)  # fmt: skip
         return DepthProfile.constant(config.depth, num_layers)
     path = Path(config.depth_profile) if config.depth_profile else folder / PROFILE_FILE
-    if path.exists():
-        return DepthProfile.load(path, num_layers=num_layers, model_digest=model_digest(folder))
-    if config.depth_profile:
-        raise ProfileError("file", f"{path} does not exist")
+    if config.depth_profile or path.exists():
+        try:
+            return DepthProfile.load(path, num_layers=num_layers, model_digest=model_digest(folder))
+        except (OSError, ProfileError) as error:
+            limit = "a profile of this model"
+            message = f"depth_profile is {str(path)!r}; it must be {limit}: {error}"
+            raise ConfigError(message, field="depth_profile", value=str(path), limit=limit) from error
     profile = DepthProfile.builtin(architecture, num_layers)
     logger.warning("no %s beside the weights: using the %s", PROFILE_FILE, profile.source)
     return profile
@@ -135,7 +144,19 @@ def pool_sizes(config: EngineConfig, tree: TreeConfig) -> tuple[int, int]:
     return pages * bands, pages * depths
 
 
-def generation_config(folder: Path) -> dict[str, Any]:
-    """The model's generation_config.json; empty when there is none."""
+def default_block_length(folder: Path) -> int:
+    """`block_length` of the model's generation_config.json; 32 where it says nothing."""
     path = folder / "generation_config.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        message = f"generation_config.json in {str(folder)!r} can't be read: {error}"
+        raise ModelLoadError(message, field="generation_config.json", value=str(path), limit="a JSON object") from error
+    value = values.get("block_length") if isinstance(values, dict) else None
+    if value is None:
+        return DEFAULT_BLOCK_LENGTH
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        limit = "an integer of at least 1"
+        message = f"block_length in generation_config.json is {value!r}; it must be {limit}"
+        raise ModelLoadError(message, field="block_length", value=value, limit=limit)
+    return value

@@ -73,6 +73,10 @@ class EngineConfig:
         for name in ("refresh_interval", "depth", "reuse_margin", "seed"):
             if getattr(self, name) is not None:
                 self._at_least(name, 0)
+        for name in ("model_path", "device", "depth_profile"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name != "depth_profile"):
+                self._refuse(name, value, "a string")
         self._one_of("cache_mode", CACHE_MODES)
         self._one_of("dtype", ("auto", "float32", "bfloat16"))
         self._one_of("load_format", ("auto", "dummy"))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .build import Parts
-from .errors import InvalidRequestError, shorten
+from .errors import InvalidRequestError, ShoalError, shorten
 from .request import CACHE_MODES, CacheMode, Request
 from .sampling_params import SamplingParams
 from .text_stream import TextStream
@@ -20,11 +20,20 @@ Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 
 
 def is_single(prompts: Any) -> bool:
-    """Whether `prompts` is one prompt: text, token ids, or the messages of one chat."""
+    """Whether `prompts` is one prompt: text, token ids, or the messages of one chat.
+
+    Raises InvalidRequestError for what is neither that nor a list of prompts.
+    """
     if isinstance(prompts, str):
         return True
-    first = next(iter(prompts), None)
-    return isinstance(first, int | np.integer | dict)
+    if not _is_list(prompts):
+        message = f"prompts is {shorten(prompts)}; it must be a prompt (text, token ids, messages) or a list of them"
+        raise InvalidRequestError(message, field="prompts", value=prompts)
+    return len(prompts) > 0 and isinstance(prompts[0], int | np.integer | dict)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
 
 
 class Intake:
@@ -46,22 +55,27 @@ class Intake:
 
         Raises InvalidRequestError or PoolTooSmallError, naming field, value and limit, for the first that is wrong.
         """
-        prompts = list(prompts)
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             params = [sampling_params or SamplingParams()] * len(prompts)
-        else:
+        elif _is_list(sampling_params):
             params = list(sampling_params)
+        else:
+            message = (
+                f"sampling_params is {shorten(sampling_params)}; it must be a SamplingParams, or one for each prompt"
+            )
+            raise InvalidRequestError(message, field="sampling_params", value=sampling_params)
         if len(params) != len(prompts):
             message = f"sampling_params has {len(params)} entries for {len(prompts)} prompts"
             raise InvalidRequestError(message, field="sampling_params", value=len(params), limit=len(prompts))
-        mode = cache_mode or self._cache_mode
+        mode = self._cache_mode if cache_mode is None else cache_mode
         if mode not in CACHE_MODES:
             limit = ", ".join(CACHE_MODES)
             raise InvalidRequestError(
                 f"cache_mode is {shorten(mode)}; it must be one of {limit}", field="cache_mode", value=mode, limit=limit
             )
         if not isinstance(cache_salt, str):
-            raise InvalidRequestError("cache_salt must be a string", field="cache_salt", value=cache_salt)
+            message = f"cache_salt is {shorten(cache_salt)}; it must be a string"
+            raise InvalidRequestError(message, field="cache_salt", value=cache_salt)
         return [self._request(p, s, mode, cache_salt, i) for i, (p, s) in enumerate(zip(prompts, params, strict=True))]
 
     def _request(self, prompt: Any, params: SamplingParams, mode: CacheMode, salt: str, index: int) -> Request:
@@ -73,7 +87,12 @@ class Intake:
         params.check_for(self._parts.block_length)
         tokens = self._encode(prompt, f"prompts[{index}]")
         block_length = params.block_length or self._parts.block_length
-        request = Request(
+        # Before anything of the canvas's size is made.
+        self._check_size(len(tokens), params.max_new_tokens or block_length, index)
+        if params.stop and self._parts.tokenizer is None:
+            message = "without a tokenizer there is no text that a stop string could be found in"
+            raise InvalidRequestError(message, field="stop", value=params.stop, limit=())
+        return Request(
             rid=f"{next(self._ids)}-{secrets.token_hex(4)}",
             prompt=tokens,
             sampling=params,
@@ -83,24 +102,22 @@ class Intake:
             seed=params.seed if params.seed is not None else secrets.randbits(63),
             stream=TextStream(self._parts.tokenizer, params.stop),
         )
+
+    def _check_size(self, prompt: int, canvas: int, index: int) -> None:
         limit = self._parts.decoder.config.max_position_embeddings
-        if request.total_tokens > limit:
+        if prompt + canvas > limit:
             message = (
-                f"prompts[{index}] has {len(tokens)} tokens and its canvas {request.canvas_length} (max_new_tokens): "
-                f"{request.total_tokens}, over the model's maximum of {limit}"
+                f"prompts[{index}] has {prompt} tokens and its canvas {canvas} (max_new_tokens): "
+                f"{prompt + canvas}, over the model's maximum of {limit}"
             )
-            raise InvalidRequestError(message, field="max_new_tokens", value=request.total_tokens, limit=limit)
-        self._parts.scheduler.check_fits(len(tokens), request.canvas_length)
-        return request
+            raise InvalidRequestError(message, field="max_new_tokens", value=prompt + canvas, limit=limit)
+        self._parts.scheduler.check_fits(prompt, canvas)
 
     def _encode(self, prompt: Any, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-        tokenizer = self._parts.tokenizer
         vocabulary = self._parts.decoder.config.embedding_size
-        if isinstance(prompt, str) or (prompt and all(isinstance(part, dict) for part in prompt)):
-            if tokenizer is None:
-                raise InvalidRequestError(f"{name}: without a tokenizer, prompts must be token ids", field="prompts")
-            ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.apply_chat_template(prompt)
-        elif all(isinstance(t, int | np.integer) and not isinstance(t, bool) for t in prompt):
+        if isinstance(prompt, str) or (_is_list(prompt) and len(prompt) and all(isinstance(p, dict) for p in prompt)):
+            ids = self._encode_text(prompt, name)
+        elif _is_list(prompt) and all(isinstance(t, int | np.integer) and not isinstance(t, bool) for t in prompt):
             ids = [int(token) for token in prompt]
         else:
             message = f"{name} is {shorten(prompt)}; it must be text, token ids or chat messages"
@@ -112,3 +129,16 @@ class Intake:
             message = f"{name} has token id {bad}; ids must be at least 0 and below {vocabulary}"
             raise InvalidRequestError(message, field="prompts", value=bad, limit=vocabulary)
         return np.array(ids, np.int64)
+
+    def _encode_text(self, prompt: str | Sequence[dict[str, str]], name: str) -> list[int]:
+        tokenizer = self._parts.tokenizer
+        if tokenizer is None:
+            raise InvalidRequestError(f"{name}: without a tokenizer, prompts must be token ids", field="prompts")
+        try:
+            return tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.apply_chat_template(prompt)
+        except ShoalError:
+            raise
+        # Tokenizers raise anything for text that is no valid Unicode, templates for messages that they don't expect.
+        except Exception as error:
+            message = f"{name} is {shorten(prompt)}, which can't be tokenized: {type(error).__name__}: {error}"
+            raise InvalidRequestError(message, field="prompts", value=prompt) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -49,9 +50,15 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        for name in ("stop", "stop_token_ids"):
+            value = getattr(self, name)
+            if value is None:
+                value = ()
+            elif isinstance(value, str):
+                value = (value,)
+            elif not isinstance(value, Sequence | Set):
+                _refuse(name, value, "a list")
+            object.__setattr__(self, name, tuple(value))
         _check_int("max_new_tokens", self.max_new_tokens, 0)
         for name in ("block_length", "steps"):
             if getattr(self, name) is not None:
