@@ -72,7 +72,7 @@ def make_engine(folder: Path, **options: Any) -> Engine:
     """An engine that checks its pages after every step."""
     defaults: dict[str, Any] = {
         "page_size": 4, "reuse_margin": 0, "layers_per_band": 2, "kv_cache_tokens": 1024, "block_length": 8, "depth": 4,
-        "check_invariants": True, "reuse_margin": 0, "device": "cpu",
+        "check_invariants": True, "device": "cpu",
     }  # fmt: skip
     if "depth_profile" in options:
         defaults.pop("depth")
