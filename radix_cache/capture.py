@@ -26,14 +26,24 @@ class CaptureResult:
         num_tokens: tokens offered, whole pages.
         new_tokens: tokens that the tree did not know before.
         token_layers: token-layers that became reusable (new tokens and raised depths).
-        kv_pages, boundary_pages: ids that the tree took a reference on, flat int32; empty in a tree without pools.
+        stored: what it took, step by step. `kv_pages` and `boundary_pages` are all ids that it took a reference on,
+            flat int32; empty in a tree without pools.
     """
 
     num_tokens: int
     new_tokens: int
     token_layers: int
-    kv_pages: Pages
-    boundary_pages: Pages
+    stored: list["Step"]
+
+    @property
+    def kv_pages(self) -> Pages:
+        """KV pages that the tree took a reference on."""
+        return _flat([step.kv for step in self.stored])
+
+    @property
+    def boundary_pages(self) -> Pages:
+        """Boundary pages that the tree took a reference on."""
+        return _flat([step.boundary for step in self.stored])
 
 
 class Step(NamedTuple):
@@ -145,15 +155,12 @@ class PageTable:
         at_boundary: Where | None = _NOWHERE
         if self.kv is not None and self.pools[0] is not None:
             rows = self.kv[config.bands_at[before] : config.bands_at[level], start:stop]
-            if rows.flags.c_contiguous:
-                kv, at_kv = self.pools[0].intern(rows.reshape(1, -1))
-                kv = kv.reshape(rows.shape)
-            else:
-                kv, at_kv = self.pools[0].intern(_contiguous(rows))
+            whole = rows.reshape(1, -1) if rows.flags.c_contiguous else _in_pieces(rows)
+            kv, at_kv = self.pools[0].intern(whole, (len(rows), stop - start))
         if self.boundary is not None and self.pools[1] is not None:
             states = self.boundary[config.boundaries_at[before] : config.boundaries_at[level]]
-            boundary, at_boundary = self.pools[1].intern([_contiguous(row[start:stop]) for row in states])
-            boundary = boundary.reshape(len(states), stop - start)
+            pieces = [_in_pieces(row[start:stop]) for row in states]
+            boundary, at_boundary = self.pools[1].intern(pieces, (len(states), stop - start))
         if at_kv is None or at_boundary is None:
             return None
         return Step(node, start, stop, before, level, kv, boundary, (at_kv, at_boundary))
@@ -166,7 +173,7 @@ def apply_capture(
     config, page_bytes = storage.config, storage.page_bytes
     steps = plan.steps
     if not steps:
-        return CaptureResult(len(tokens) // TOKEN_BYTES, 0, 0, NO_PAGES, NO_PAGES)
+        return CaptureResult(len(tokens) // TOKEN_BYTES, 0, 0, [])
     for index, step in enumerate(steps):
         try:
             storage.adopt(step.kv, step.boundary, step.at, offered=step.node is None or step.node.offered)
@@ -192,8 +199,7 @@ def apply_capture(
         else:
             node = upper if step.node is last and upper is not None else step.node
             storage.raise_node(node, step.level, step.kv, step.boundary, ratio, now)
-    kv_ids, boundary_ids = _flat([step.kv for step in steps]), _flat([step.boundary for step in steps])
-    return CaptureResult(len(tokens) // TOKEN_BYTES, new_tokens, token_layers, kv_ids, boundary_ids)
+    return CaptureResult(len(tokens) // TOKEN_BYTES, new_tokens, token_layers, steps)
 
 
 def _flat(parts: list[Pages | None]) -> Pages:
@@ -203,7 +209,7 @@ def _flat(parts: list[Pages | None]) -> Pages:
     return np.concatenate(held) if held else NO_PAGES
 
 
-def _contiguous(rows: Pages) -> Pages:
+def _in_pieces(rows: Pages) -> Pages:
     """As they are when each row lies in one piece, else a copy."""
     return rows if rows.strides[-1] == rows.itemsize else rows.copy()
 

@@ -160,8 +160,10 @@ class PageAllocator:
                 np.add.at(counts, deferred, 1)
         return counts[where].reshape(np.shape(pages))
 
-    def intern(self, rows: Sequence[Pages] | Pages) -> tuple[Pages, Where | None]:
-        """Page ids (rows of equal length) as one array to keep, and where `adopt` finds them; None if one is negative.
+    def intern(self, rows: Sequence[Pages] | Pages, shape: tuple[int, int]) -> tuple[Pages, Where | None]:
+        """Page ids as an array [shape] to keep, and where `adopt` finds them; None if one of them is negative.
+
+        `rows` are the rows of `shape`, each in one piece, or one row of all.
 
         The array is a copy, or, where each row is a run and they start at equal distances, a read-only view of a
         table that all share. Raises PageReferenceError for ids outside of the pool.
@@ -169,7 +171,7 @@ class PageAllocator:
         count = len(rows)
         length = rows[0].size if count else 0
         if not length:
-            return np.empty((count, length), np.int32), _NOWHERE
+            return np.empty(shape, np.int32), _NOWHERE
         start: int = rows[0].item(0)
         stride: int = rows[1].item(0) - start if count > 1 else length
         if start >= 0 and stride >= length and start + (count - 1) * stride + length <= self.num_pages:
@@ -180,12 +182,13 @@ class PageAllocator:
                     break
                 at += 4 * stride
             else:
-                shape, strides = (count, length), (4 * stride, 4)
+                strides = (4 * stride if count > 1 else 4 * shape[1], 4)
                 kept: Pages = np.ndarray(shape, np.int32, table, 4 * start, strides)
                 return kept, Block(np.ndarray(shape, np.int32, self._state, 4 * start, strides))
         kept = np.empty((count, length), np.int32)
         for index, row in enumerate(rows):
             kept[index] = row
+        kept = kept.reshape(shape)
         where = kept.reshape(-1).astype(np.intp)
         # Seen as unsigned, a negative id is a large one: one pass checks both ends.
         if int(np.maximum.reduce(where.view(np.uintp))) < self.num_pages:

@@ -202,7 +202,7 @@ class RadixTree:
         data = data[: pages * storage.page_bytes]
         level = config.level_of(depth)
         if not level:
-            return CaptureResult(pages * config.page_size, 0, 0, NO_PAGES, NO_PAGES)
+            return CaptureResult(pages * config.page_size, 0, 0, [])
         table = PageTable(
             config,
             depth,

@@ -70,14 +70,14 @@ MUTATIONS = [
     Mutation(
         "match: common prefix not rounded down to pages",
         "match.py",
-        "return first * TOKEN_BYTES // page_bytes * page_bytes",
-        "return -(-first * TOKEN_BYTES // page_bytes) * page_bytes",
+        "return same * page_bytes",
+        "return min(same * page_bytes + page_bytes, size)",
     ),
     Mutation(
         "match: the cut ignores the profile",
         "match.py",
-        "level = min(level, config.level_of(profile.depth(length / total_tokens)))",
-        "config.level_of(profile.depth(length / total_tokens))",
+        "level = min(level, config.level_at[profile.depth(length / total_tokens)])",
+        "config.level_at[profile.depth(length / total_tokens)]",
     ),
     Mutation(
         "match: the first cut wins, not the best",
@@ -105,8 +105,8 @@ MUTATIONS = [
     ),
     Mutation(
         "lock: no reference on the boundary pages",
-        "tree.py",
-        "                storage.boundary.acquire(match.boundary_pages)\n",
+        "storage.py",
+        "                self.boundary.acquire(match.boundary_pages)\n",
         "                pass\n",
     ),
     Mutation(
@@ -114,6 +114,36 @@ MUTATIONS = [
         "tree.py",
         "if node.generation != match.generation and not still_valid(match, self.config):",
         "if node.parent is None:",
+    ),
+    Mutation(
+        "lock: references stay put off when pages go",
+        "storage.py",
+        "            self.write_references()\n",
+        "            pass\n",
+    ),
+    Mutation(
+        "lock: written references are taken for put off",
+        "storage.py",
+        "        self.deferred.clear()\n",
+        "",
+    ),
+    Mutation(
+        "unlock: references that were never written are given back",
+        "storage.py",
+        "if self.deferred.pop(id(match), None) is None:",
+        "if self.deferred.pop(id(match), None) is None or True:",
+    ),
+    Mutation(
+        "split: the upper part's marks are taken for settled",
+        "storage.py",
+        "            self.stale[upper] = None\n",
+        "            pass\n",
+    ),
+    Mutation(
+        "marks: a node that came into use stays offered",
+        "storage.py",
+        "                    del stale[node]\n                else:\n                    stale[node] = None\n",
+        "                    stale.pop(node, None)\n",
     ),
     Mutation(
         "capture: a child may become deeper than its parent",
@@ -135,9 +165,9 @@ MUTATIONS = [
     ),
     Mutation(
         "capture: missing pages (-1) are stored",
-        "capture.py",
-        "            if kv.size and int(kv.min()) < 0:\n                return None\n",
-        "            kv = abs(kv)\n",
+        "page_allocator.py",
+        "            return kept, None\n",
+        "            return abs(kept), abs(where)\n",
     ),
     Mutation(
         "eviction: locked nodes are not spared",
@@ -172,8 +202,9 @@ MUTATIONS = [
     Mutation(
         "eviction: an unlocked node is not queued again",
         "storage.py",
-        "                    let_go.append(node)\n                    self.queue.push(node)\n",
-        "                    let_go.append(node)\n",
+        "                    boundary += boundaries_at[node.level] * node.num_pages\n"
+        "                    self.queue.push(node)\n",
+        "                    boundary += boundaries_at[node.level] * node.num_pages\n",
     ),
     Mutation(
         "trim: pages above are not released",
@@ -205,6 +236,18 @@ MUTATIONS = [
         "        self._state[where] = state + _REFERENCE\n"
         "        self._reclaimable -= int(np.count_nonzero(state == _RECLAIMABLE))\n",
         "        self._state[where] = state + _REFERENCE\n",
+    ),
+    Mutation(
+        "allocator: references that are put off are not counted",
+        "page_allocator.py",
+        "                np.add.at(counts, deferred, 1)\n",
+        "                pass\n",
+    ),
+    Mutation(
+        "allocator: rows at unequal distances are taken for a block",
+        "page_allocator.py",
+        "                if not table.startswith(row.data, at):\n",
+        "                if not table.startswith(row.data[:1], at):\n",
     ),
     Mutation(
         "allocator: a page may be adopted twice",

@@ -317,6 +317,22 @@ class TreeMachine(RuleBasedStateMachine):
         cells = [self.model.cells.get((namespace, prefix)) for prefix in prefixes(tokens)[: plain[1] // PAGE]]
         assert locked == all(cell is not None and cell.level >= floor_level(plain[2]) for cell in cells)
 
+    @precondition(lambda self: self.world.requests and self.world.tree.num_nodes)
+    @rule(index=indices, node=indices)
+    def borrow(self, index, node):
+        """A request takes references of its own on cached pages, locked or not, until it ends."""
+        key = self.pick(index)
+
+        def take(world):
+            layout = world.layout()
+            cached = layout[node % len(layout)][0]
+            world.kv.acquire(cached.kv)
+            world.boundary.acquire(cached.boundary)
+            world.requests[key].own_kv.append(cached.kv.reshape(-1))
+            world.requests[key].own_boundary.append(cached.boundary.reshape(-1))
+
+        self.both(take)
+
     @precondition(lambda self: self.world.requests)
     @rule(index=indices)
     def misuse(self, index):
