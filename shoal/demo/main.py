@@ -13,11 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .. import provenance
 from ..runtime.errors import ConfigError
 from ..runtime.request import CACHE_MODES
 from . import environment
 from .plot import SUFFIXES, plot_depths
-from .report import depth_figures, mode_figures, print_report
+from .report import depth_figures, mode_figures, print_report, print_tree
 from .runner import MODEL, SAMPLING, check_modes, run_depths, run_modes
 from .tally import Tally
 from .workload import Workload, make_workload
@@ -42,7 +43,7 @@ class DemoOptions:
 
     list_sizes: tuple[int, ...] = (44, 56, 68)
     questions: int = 32
-    sweep_questions: int = 32
+    sweep_questions: int = 24
     modes: tuple[str, ...] = CACHE_MODES
     seed: int = 0
     plot: Path = Path("shoal-demo.png")
@@ -91,7 +92,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
             )
     report: dict[str, Any] = {
         "command": options.command,
-        "commit": environment.commit(),
+        "commit": provenance.commit(),
         "model": MODEL,
         "workload": workload.describe(),
         "decoding": {k: v for k, v in asdict(SAMPLING).items() if k in ("max_new_tokens", "block_length", "steps")},
@@ -103,7 +104,9 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
         "hardware": environment.hardware(),
         "versions": environment.versions(),
     }
-    print_report(console, report, runs.snapshot if "bicache" in options.modes else None)
+    print_report(console, report)
+    if "bicache" in options.modes:
+        print_tree(console, runs.snapshot, runs.decode)
     if sweep is not None:
         caption = (f"bundled model shop (16 layers), list of {sweep.describe()['list_sizes'][0]} items, "
                    f"{sweep.num_questions} questions; {report['hardware']['cores']} CPU cores")  # fmt: skip

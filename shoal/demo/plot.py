@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".png", ".svg", ".pdf")
+LOSS_SHOWN = 0.005
+"""Depths that lose more accuracy than this are drawn hollow."""
 
 
 def plot_depths(
@@ -28,15 +30,23 @@ def plot_depths(
     colours = [(d, 100 * f["accuracy_colour"]) for d, f in zip(at, depths.values(), strict=True)
                if f["accuracy_colour"] is not None]  # fmt: skip
     if colours:
-        quality.plot(*zip(*colours, strict=True), "s--", color="#c8553d", label="“which things are red?”")
+        quality.plot(*zip(*colours, strict=True), "s--", color="#c8553d", label="“Which things are red?”")
     quality.set_ylim(-4, 104)
     quality.set_ylabel("right answers, %")
     quality.set_title("Accuracy", loc="left", fontweight="bold")
 
     ratios = [f["speedup_over_dual"] or 0.0 for f in depths.values()]
-    speed.plot(at, ratios, "o-", color="#1f6f8b")
-    for depth, ratio in zip(at, ratios, strict=True):
-        speed.annotate(f"{ratio:.1f}×", (depth, ratio), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+    best = max(f["accuracy"] for f in depths.values())
+    speed.plot(at, ratios, "-", color="#1f6f8b")
+    for depth, ratio, f in zip(at, ratios, depths.values(), strict=True):
+        right = f["accuracy"] >= best - LOSS_SHOWN
+        speed.plot([depth], [ratio], "o", color="#1f6f8b", markerfacecolor="#1f6f8b" if right else "white", zorder=3)
+        speed.annotate(
+            f"{ratio:.1f}×", (depth, ratio), (0, 8), textcoords="offset points", ha="center", fontsize=9, zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+        )  # fmt: skip
+    speed.plot([], [], "o", color="#1f6f8b", markerfacecolor="white", label="answers are lost")
+    speed.legend(loc="lower right", fontsize=9, framealpha=1, edgecolor="none")
     speed.set_ylim(0, max([*ratios, 1.0]) * 1.2)
     speed.set_ylabel("tokens/s, times mode dual")
     speed.set_title("Speed", loc="left", fontweight="bold")
@@ -47,7 +57,9 @@ def plot_depths(
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if safe_depth is not None:
-            axes.axvline(safe_depth, color="#777777", linestyle=":", linewidth=1.5, label="depth profile's choice")
-    quality.legend(loc="lower left", frameon=False, fontsize=9)
+            axes.axvline(
+                safe_depth, color="#777777", linestyle=":", linewidth=1.5, label="what the depth profile allows"
+            )
+    quality.legend(loc="lower left", fontsize=9, framealpha=1, edgecolor="none")
     figure.supxlabel(caption, fontsize=8, color="#555555")
     figure.savefig(path)

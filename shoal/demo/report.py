@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -41,16 +41,13 @@ def depth_figures(tallies: Mapping[int, Tally]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def print_report(console: Console, report: Mapping[str, Any], snapshot: Mapping[str, Any] | None) -> None:
-    """Print the tables, the tree and what the columns mean."""
+def print_report(console: Console, report: Mapping[str, Any]) -> None:
+    """Print the tables of `report["modes"]` and `report["depths"]`, and what the columns mean."""
     console.print(modes_table(report["modes"]))
     console.print(COLUMNS, style="dim", highlight=False)
     console.print(kinds_table(report["modes"]))
     if report["depths"]:
         console.print(depths_table(report["depths"]))
-    if snapshot is not None:
-        console.print("\nThe cache of mode bicache at the end:", style="bold")
-        print_tree(console, snapshot)
 
 
 COLUMNS = """\
@@ -106,14 +103,23 @@ def depths_table(depths: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def print_tree(console: Console, snapshot: Mapping[str, Any]) -> None:
-    """Print the radix tree; of a node's children only the most used ones, with a line on how many are left out."""
+def print_tree(console: Console, snapshot: Mapping[str, Any], decode: Callable[[Sequence[int]], str]) -> None:
+    """Print the radix tree with the text that each node begins with.
+
+    Of a node's children only the most used ones are shown, with a line on how many are left out.
+    """
     shown = deepcopy(dict(snapshot))
-    left_out = sum(_prune(node) for space in shown["namespaces"] for node in space["nodes"])
+    nodes = [node for space in shown["namespaces"] for node in space["nodes"]]
+    left_out = sum(_prune(node) for node in nodes)
+    while nodes:
+        node = nodes.pop()
+        node["first_tokens"] = repr(decode(node["first_tokens"]))
+        nodes += node["children"]
+    console.print("\nThe cache of mode bicache at the end:", style="bold")
     console.print(render_tree(shown), no_wrap=True, overflow="ellipsis", highlight=False)
     if left_out:
         console.print(
-            f"... and {left_out} more nodes with questions (the most used of each list are shown)", style="dim"
+            f"... and {left_out} nodes more (of each node's children the {CHILDREN_SHOWN} most used are shown)"
         )
 
 

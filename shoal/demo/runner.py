@@ -25,11 +25,15 @@ Advance = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Tallies by name; the cache and the depth profile of mode `bicache` (without it, of the last engine)."""
+    """Tallies by name; the cache and the depth profile of mode `bicache` (without it, of the last engine).
+
+    `decode` turns tokens of the cache into text.
+    """
 
     tallies: dict[str, Tally]
     snapshot: dict[str, Any]
     profile_source: str
+    decode: Callable[[Sequence[int]], str]
 
 
 def check_modes(modes: Sequence[str]) -> None:
@@ -74,7 +78,7 @@ def _run(workload: Workload, options: Mapping[str, dict[str, Any]], advance: Adv
         for engine in engines.values():
             engine.check()
         profiled = engines.get("bicache", list(engines.values())[-1])
-        return Runs(tallies, profiled.cache_snapshot(), profiled.depth_profile.source)
+        return Runs(tallies, profiled.cache_snapshot(), profiled.depth_profile.source, _decoder(profiled))
 
 
 def _ask(engine: Engine, batch: Sequence[Asked], advance: Callable[[], None]) -> tuple[list[Any], float]:
@@ -89,3 +93,8 @@ def _warm_up(engine: Engine) -> None:
     for part in _WARM_UP.lists:
         _ask(engine, part.rounds[0], lambda: None)
     engine.flush_cache()
+
+
+def _decoder(engine: Engine) -> Callable[[Sequence[int]], str]:
+    tokenizer = engine.tokenizer
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=False)

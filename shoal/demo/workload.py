@@ -120,4 +120,4 @@ def _questions(seed: int, size: int, count: int) -> ListQuestions:
 def _check(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         limit = f"from {low} to {high}"
-        raise ConfigError(f"{name} has {value}; it must be {limit}", field=name, value=value, limit=limit)
+        raise ConfigError(f"{name}: {value} is out of range; it must be {limit}", field=name, value=value, limit=limit)
