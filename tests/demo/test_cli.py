@@ -1,0 +1,137 @@
+"""The command line as a user calls it; the demo itself once, small, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import shoal
+from shoal.cli import app
+from shoal.shop.task import HEADER
+
+MODES = ("none", "prefix", "dual", "lm", "bicache")
+
+
+def call(*args: str, stdin: str | None = None):
+    return CliRunner().invoke(app, list(args), input=stdin)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "shoal.cli", "demo", "--quick", "--questions", "8", "--list-sizes", "44"]
+    run = subprocess.run(
+        [*command, "--json", "figures.json", "--plot", "plot.png"], cwd=folder, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return folder, run.stdout, json.loads((folder / "figures.json").read_text())
+
+
+def test_demo_bicache_answers_as_none_does_and_lm_does_not(demo):
+    """Colours are three of eight questions, and two of them cost mode lm its answer even in so small a run."""
+    modes = demo[2]["modes"]
+    assert modes["none"]["accuracy"] == 1.0
+    assert modes["bicache"]["accuracy"] == modes["none"]["accuracy"]
+    assert modes["bicache"]["agreement"] == 1.0
+    assert modes["lm"]["accuracy"] <= modes["none"]["accuracy"] - 0.2
+
+
+def test_demo_json_has_every_figure(demo):
+    report = demo[2]
+    assert tuple(report["modes"]) == MODES
+    for mode, figures in report["modes"].items():
+        assert set(figures) == {
+            "accuracy", "accuracy_by_kind", "agreement", "nfe", "cached_share", "reused_share", "computed_token_layers",
+            "prompt_tokens", "completion_tokens", "seconds", "tokens_per_s", "speedup_over_none", "speedup_over_dual",
+        }  # fmt: skip
+        assert (figures["cached_share"] > 0.5) == (mode in ("lm", "bicache"))
+        assert figures["tokens_per_s"] == pytest.approx(figures["completion_tokens"] / figures["seconds"])
+    assert report["modes"]["bicache"]["computed_token_layers"] < 0.8 * report["modes"]["dual"]["computed_token_layers"]
+    assert list(report["depths"]) == ["0", "4", "8", "12", "16"]
+    assert report["depths"]["0"]["reused_share"] == 0
+    assert report["depths"]["0"]["computed_token_layers"] == report["modes"]["dual"]["computed_token_layers"]
+    assert report["depths"]["0"]["accuracy"] == report["depths"]["8"]["accuracy"] == 1.0
+    assert report["workload"]["list_sizes"] == [44]
+    assert report["workload"]["questions"] == 8
+    assert report["decoding"] == {"max_new_tokens": 32, "block_length": 8, "steps": 16}
+    assert report["command"].endswith("--json figures.json --plot plot.png")
+    assert report["versions"]["shoal"] == shoal.__version__
+    assert report["hardware"]["cores"] >= 1
+    assert report["tree"]["num_nodes"] > 1
+
+
+def test_demo_prints_tables_and_tree_and_writes_a_plot(demo):
+    folder, text, _ = demo
+    words = " ".join(text.split())
+    assert "two tokens a forward pass" in words
+    for title in ("Cache modes", "Accuracy by kind", "constant depth", "radix tree:", "depth 8/16"):
+        assert title in words
+    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("demo", "--modes", "dual,foo"), "'foo'"),
+        (("demo", "--modes", "dual,dual"), "different modes"),
+        (("demo", "--modes", ","), "at least one"),
+        (("demo", "--list-sizes", "44,99"), "list_sizes: 99"),
+        (("demo", "--questions", "0"), "questions: 0"),
+        (("demo", "--json", "no/such/folder/x.json"), "no/such/folder/x.json"),
+        (("demo", "--plot", "no/such/folder/x.png"), "plot is"),
+        (("demo", "--plot", "x.gif"), ".png"),
+        (("generate", "no-such-model", "--chat", "x"), "no-such-model"),
+        (("generate", "shop", "--chat", "x", "--block-length", "5"), "block_length"),
+        (("generate", "shop", "--chat", "x", "--cache-mode", "foo"), "cache_mode"),
+        (("generate", "shop", "--prompt", ""), "empty"),
+        (("serve", "--model-path", "shop", "--port", "8000"), "not part of shoal"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_answered_in_one_line(args, words):
+    result = call(*args)
+    assert result.exit_code == 2
+    assert result.stdout == "" or args[0] == "demo"
+    assert words in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("demo", "--list-sizes", "many"),
+        ("generate", "shop"),
+        ("generate", "shop", "--prompt", "x", "--chat", "x"),
+        ("generate", "shop", "--prompt", "x", "--system", "x"),
+        ("nonsense",),
+    ],
+)  # fmt: skip
+def test_wrong_usage_exits_with_2(args):
+    assert call(*args).exit_code == 2
+
+
+def test_version():
+    assert call("version").stdout == shoal.__version__ + "\n"
+
+
+def test_generate_answers_from_a_list():
+    prices = HEADER + "\n red apple 42\n blue pear 17\n green plum 63"
+    args = ("generate", "shop", "--system", prices, "--chat", "-", "--max-new-tokens", "32")
+    result = call(*args, stdin="How much is the blue pear?")
+    assert result.exit_code == 0
+    assert result.stdout == "17\n"
+    assert "forward passes" in result.stderr
+    whole = json.loads(call(*args, "--json", stdin="How much is the blue pear?").stdout)
+    assert (whole["text"], whole["finish_reason"], whole["completion_tokens"]) == ("17", "stop", 2)
+
+
+def test_import_is_light():
+    code = "import sys, shoal.cli; print(*sys.modules)"
+    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "shoal.cli" in names
+    assert {"torch", "transformers", "numpy", "matplotlib", "rich.table", "shoal.demo"} & set(names) == set()
