@@ -35,7 +35,7 @@ def tally(wrong: str = "", seconds: float = 2.0, **other: Any) -> Tally:
 
 @pytest.fixture
 def modes():
-    shared = {"cached_tokens": 80, "depth": 8, "reused_token_layers": 640}
+    shared: dict[str, Any] = {"cached_tokens": 80, "depth": 8, "reused_token_layers": 640}
     return {"none": tally(seconds=8), "dual": tally(seconds=4), "lm": tally("colour"), "bicache": tally(**shared)}
 
 
@@ -86,7 +86,7 @@ def node(hits: int, children: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]
 
 def test_tree_shows_the_most_used_children_and_counts_the_rest():
     below = tuple(node(hits, (node(100 + hits),)) for hits in range(5))
-    snapshot = {
+    snapshot: dict[str, Any] = {
         "num_layers": 16, "num_nodes": 11, "num_tokens": 176, "kv_pages": 22, "boundary_pages": 11,
         "namespaces": [{"salt": "", "capture": "first", "nodes": [node(50, below)]}],
     }  # fmt: skip
