@@ -37,7 +37,7 @@ class RequestOutput:
     Attributes:
         rid: the request's id.
         text: committed contiguous text, without special tokens and without the stop string.
-        token_ids: its tokens, without the EOS or stop token that ended it.
+        token_ids: its tokens, without the EOS or stop token that ended it, or as far as the stop string goes.
         finish_reason: None while running; `stop`, `length` (canvas full), `abort` or `error`.
         matched_stop: the token id or string that stopped it.
         error: what went wrong, with finish_reason `error`.
@@ -168,7 +168,7 @@ class Request:
     def _update_text(self) -> None:
         text = self.stream.update(self.canvas[: self.frontier].tolist(), final=self.end is not None)
         if self.stream.matched_stop is not None:
-            self.end = self.frontier
+            self.end = self.frontier = self.stream.stop_tokens
             self.finish_reason, self.matched_stop = "stop", self.stream.matched_stop
         if self.first_text_at is None and (text or self.frontier):
             self.first_text_at = time.monotonic()

@@ -32,8 +32,8 @@ class SamplingParams:
             the best token less that of the second), `entropy` (1 - entropy / log vocabulary) or `random`.
         temperature: 0 takes the most probable token; above, tokens are drawn with Gumbel noise.
         seed: of the draws; the same seed gives the same tokens whatever else runs. None draws one.
-        stop: strings that end the text (they are not part of it).
-        stop_token_ids: token ids that end the text, beside the model's EOS.
+        stop: strings (or one string) that end the text; they are not part of it. Kept as a tuple.
+        stop_token_ids: token ids that end the text, beside the model's EOS. Kept as a tuple.
         ignore_eos: go on to the end of the canvas; EOS and stop_token_ids are then ordinary tokens.
     """
 
@@ -45,8 +45,8 @@ class SamplingParams:
     strategy: str = "low_confidence"
     temperature: float = 0.0
     seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:

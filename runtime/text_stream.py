@@ -19,6 +19,11 @@ class TextStream:
 
     `update` returns text that is safe to show: no half of a multi-byte character, and nothing that may turn out to be
     the beginning of a stop string. What it returned once stays a prefix of all that it returns later.
+
+    Attributes:
+        text: what `update` returned last.
+        matched_stop: the stop string that ended the text.
+        stop_tokens: how many tokens there are up to the one that completed it.
     """
 
     def __init__(self, tokenizer: Decodes | None, stop: Sequence[str] = ()):
@@ -26,6 +31,8 @@ class TextStream:
         self._stop = stop
         self.text = ""
         self.matched_stop: str | None = None
+        self.stop_tokens = 0
+        self._seen = 0
 
     def update(self, token_ids: Sequence[int], final: bool) -> str:
         """Text of `token_ids` (all tokens so far); `final` releases what was held back."""
@@ -36,7 +43,11 @@ class TextStream:
         if found:
             at, self.matched_stop = min(found)
             self.text = full[:at]
+            lengths = range(self._seen + 1, len(token_ids))
+            complete = (n for n in lengths if self.matched_stop in self._tokenizer.decode(token_ids[:n]))
+            self.stop_tokens = next(complete, len(token_ids))
             return self.text
+        self._seen = len(token_ids)
         shown = full if final else full.rstrip("\ufffd")
         if not final and self._stop:
             shown = shown[: len(shown) - self._held_back(shown)]
