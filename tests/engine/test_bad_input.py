@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -195,7 +196,8 @@ def test_sampling_params_that_are_right():
     params = SamplingParams(stop=["a", "b"], stop_token_ids=[3], max_new_tokens=20)
     assert (params.stop, params.stop_token_ids) == (("a", "b"), (3,))
     assert SamplingParams(stop="ab").stop == ("ab",)
-    assert SamplingParams(stop=None, stop_token_ids=None).stop == ()
+    nothing: Any = None
+    assert SamplingParams(stop=nothing, stop_token_ids=nothing).stop == ()
     assert params.blocks(8) == ((0, 8), (8, 16), (16, 20))
     assert SamplingParams(max_new_tokens=0).blocks(8) == ()
     assert SamplingParams(max_new_tokens=16, block_length=16).blocks(8) == ((0, 16),)
@@ -321,7 +323,7 @@ def test_a_profile_beside_the_weights_is_used_and_without_one_the_built_in_table
 # Model folders
 
 
-def broken(change: Callable[[Path], None]) -> Callable[[Path, Path], Path]:
+def broken(change: Callable[[Path], object]) -> Callable[[Path, Path], Path]:
     def make(source: Path, target: Path) -> Path:
         shutil.copytree(source, target)
         change(target)
@@ -330,7 +332,7 @@ def broken(change: Callable[[Path], None]) -> Callable[[Path, Path], Path]:
     return make
 
 
-def _config(**changes: Any) -> Callable[[Path], None]:
+def _config(**changes: Any) -> Callable[[Path], object]:
     return lambda folder: (folder / "config.json").write_text(json.dumps({**LLADA, **changes})) and None
 
 
@@ -347,28 +349,31 @@ def _reshape(folder: Path) -> None:
 FOLDERS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "no-such-folder": (lambda source, target: target, "model"),
     "a-file": (lambda source, target: source / "config.json", "model"),
-    "empty": (lambda source, target: target.mkdir() or target, "config.json"),
+    "empty": (
+        lambda source, target: Path(shutil.copytree(source, target, ignore=lambda *_: os.listdir(source))),
+        "config.json",
+    ),
     "architecture": (broken(_config(model_type="gpt2")), "model_type"),
     "no-tokenizer": (broken(lambda folder: (folder / "tokenizer.json").unlink()), "tokenizer"),
-    "broken-tokenizer": (broken(lambda folder: (folder / "tokenizer.json").write_text("{") and None), "tokenizer"),
-    "config-not-json": (broken(lambda folder: (folder / "config.json").write_text("{") and None), "config.json"),
+    "broken-tokenizer": (broken(lambda folder: (folder / "tokenizer.json").write_text("{")), "tokenizer"),
+    "config-not-json": (broken(lambda folder: (folder / "config.json").write_text("{")), "config.json"),
     "more-layers": (broken(_config(n_layers=8)), "model.transformer.blocks.6.attn_norm.weight"),
     "missing-shard": (broken(lambda folder: _shard(folder).unlink()), "model-00002-of-00002.safetensors"),
     "cut-shard": (
-        broken(lambda folder: _shard(folder).write_bytes(_shard(folder).read_bytes()[:-100]) and None),
+        broken(lambda folder: _shard(folder).write_bytes(_shard(folder).read_bytes()[:-100])),
         "model-00002-of-00002.safetensors",
     ),
     "garbage-shard": (
-        broken(lambda folder: _shard(folder).write_bytes(b"\xff" * 500) and None),
+        broken(lambda folder: _shard(folder).write_bytes(b"\xff" * 500)),
         "model-00002-of-00002.safetensors",
     ),
     "wrong-shape": (broken(_reshape), "q_proj"),
     "generation-config": (
-        broken(lambda folder: (folder / "generation_config.json").write_text("{") and None),
+        broken(lambda folder: (folder / "generation_config.json").write_text("{")),
         "generation_config.json",
     ),
     "generation-block": (
-        broken(lambda folder: (folder / "generation_config.json").write_text('{"block_length": -8}') and None),
+        broken(lambda folder: (folder / "generation_config.json").write_text('{"block_length": -8}')),
         "block_length",
     ),
 }

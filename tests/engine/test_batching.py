@@ -9,7 +9,7 @@ import pytest
 
 from shoal.radix_cache.namespace import Namespace
 from shoal.runtime.messages import Forward
-from shoal.runtime.request import RequestOutput
+from shoal.runtime.request import CacheMode, RequestOutput
 from shoal.runtime.sampling_params import SamplingParams
 
 from .tiny import MASK, assert_nothing_lost, make_engine, tokens, write_profile
@@ -160,7 +160,12 @@ def test_modes_that_share_nothing_wait_for_nobody(llada, monkeypatch):
     with make_engine(llada) as engine:
         worker, batches = engine._parts.worker, []
         plain = worker.forward
-        monkeypatch.setattr(worker, "forward", lambda m: batches.append(len(m.items)) or plain(m))
+
+        def record(message: Forward):
+            batches.append(len(message.items))
+            return plain(message)
+
+        monkeypatch.setattr(worker, "forward", record)
         params = SamplingParams(max_new_tokens=8, steps=1, ignore_eos=True)
         scheduler = engine._parts.scheduler
         requests = engine._intake.requests([tokens(24, 1)], params, "bicache", "")
@@ -181,7 +186,8 @@ def test_a_request_without_new_tokens_warms_the_cache(folder):
         hit = engine.generate(tokens(24, 1) + tokens(3, 2), SamplingParams(max_new_tokens=8, ignore_eos=True))
         whole = (24 - engine.model_config.shift_logits) // 4 * 4
         assert (hit.cached_tokens, hit.depth) == (whole, 4)
-        for mode in ("none", "prefix", "dual", "lm"):
+        modes: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm")
+        for mode in modes:
             output = engine.generate(tokens(7, 3), SamplingParams(max_new_tokens=0), cache_mode=mode)
             assert (output.text, output.finish_reason, output.nfe) == ("", "length", 1)
         assert_nothing_lost(engine)
