@@ -15,7 +15,7 @@ only (`kv_events`, `allocator`, `memory_pool`): the class runs unchanged, withou
 stub whose `free` does nothing, so its evictions cost less here than in a server; ours counts references in real
 allocators, and stores page ids of several bands and boundary depths. SGLang runs at its default page size of 1 and
 at ours. Times are wall-clock per call with the garbage collector off, the best of `--repeats` runs of the whole
-workload (the machine is shared).
+workload, in which the sides take turns (the machine is shared).
 
 `shoal-fragmented` is our side with the free pages in random order: operations on runs of consecutive page ids are
 faster, and a pool that has served for long has fewer of them.
@@ -300,7 +300,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="CSV to write")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the workloads' prompts")
     parser.add_argument("--page-size", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workload", choices=sorted(WORKLOADS), action="append")
     options = parser.parse_args()
     radix_cache = load_sglang(options.sglang) if options.sglang else None
@@ -332,13 +332,16 @@ def main() -> None:
         if radix_cache is not None:
             sglang = partial(run_sglang, radix_cache)
             contenders += [("sglang-0.5.2", 1, sglang), ("sglang-0.5.2", options.page_size, sglang)]
-        for system, page_size, run in contenders:
-            runs = []
-            for _ in range(options.repeats):
-                spent, nodes = run(prompts, order, page_size)
-                runs.append(spent)
+        # The sides take turns, so that a busy spell of the machine does not fall on one of them alone.
+        runs: list[list[dict[str, list[float]]]] = [[] for _ in contenders]
+        counts = [0] * len(contenders)
+        for _ in range(options.repeats):
+            for side, (_, page_size, run) in enumerate(contenders):
+                spent, counts[side] = run(prompts, order, page_size)
+                runs[side].append(spent)
                 gc.collect()
-            for operation, (micros, calls) in summarise(runs).items():
+        for (system, page_size, _), side_runs, nodes in zip(contenders, runs, counts, strict=True):
+            for operation, (micros, calls) in summarise(side_runs).items():
                 add(workload, system, page_size, operation, micros, "us", calls)
             add(workload, system, page_size, "nodes", nodes, "nodes", 1)
         seconds, count = conversion(prompts)
