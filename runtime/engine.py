@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -84,7 +84,7 @@ class Engine:
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_mode: CacheMode | None = None,
         cache_salt: str = "",
-    ) -> Iterator[RequestOutput]:  # fmt: skip
+    ) -> Generator[RequestOutput, None, None]:  # fmt: skip
         """Outputs of one request as text is committed; `text` of each begins with the text of the one before.
 
         Closing the iterator early aborts the request.
@@ -132,7 +132,7 @@ class Engine:
     async def async_stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_mode: CacheMode | None = None,
         cache_salt: str = "",
-    ) -> AsyncIterator[RequestOutput]:  # fmt: skip
+    ) -> AsyncGenerator[RequestOutput, None]:  # fmt: skip
         """As `stream`, asynchronous."""
         (request,) = self._intake.requests([prompt], sampling_params, cache_mode, cache_salt)
         loop = asyncio.get_running_loop()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ from .scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 Listener = Callable[[RequestOutput], None]
+_OPEN: weakref.WeakSet[EngineLoop] = weakref.WeakSet()
 
 
 class EngineLoop:
@@ -35,6 +38,7 @@ class EngineLoop:
         self._state = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="shoal-engine", daemon=True)
         self._thread.start()
+        _OPEN.add(self)
 
     # From any thread
 
@@ -150,3 +154,10 @@ class EngineLoop:
             call(*arguments)
         except Exception:
             logger.exception("a callback of the engine's thread failed")
+
+
+@atexit.register
+def _close_all() -> None:
+    """An interpreter that ends while a thread is inside torch aborts the process: stop between two steps."""
+    for loop in list(_OPEN):
+        loop.close(wait=True)
