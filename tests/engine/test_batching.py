@@ -197,11 +197,13 @@ def test_a_salt_and_a_mode_see_their_own_captures_only(llada):
     params = SamplingParams(max_new_tokens=8, steps=1, ignore_eos=True)
     prompt = [*tokens(16, 1), MASK, MASK, MASK, MASK, *tokens(3, 2)]
     with make_engine(llada) as engine:
-        cached = [
-            engine.generate(prompt, params, cache_mode=mode, cache_salt=salt).cached_tokens
-            for mode, salt in (("lm", ""), ("bicache", ""), ("bicache", "a"), ("bicache", "b"), ("bicache", "a"),
-                               ("lm", "a"), ("lm", ""), ("bicache", ""), ("dual", ""))
+        asked: list[tuple[CacheMode, str]] = [
+            ("lm", ""), ("bicache", ""), ("bicache", "a"), ("bicache", "b"), ("bicache", "a"), ("lm", "a"), ("lm", ""),
+            ("bicache", ""), ("dual", ""),
         ]  # fmt: skip
+        cached = [
+            engine.generate(prompt, params, cache_mode=mode, cache_salt=salt).cached_tokens for mode, salt in asked
+        ]
         assert cached == [0, 0, 0, 0, 20, 0, 20, 20, 0]
         tree = engine._parts.scheduler.memory.tree
         assert {node.namespace for node in tree.nodes()} == {Namespace(s, "first") for s in ("", "a", "b")}
