@@ -73,19 +73,20 @@ def _run(workload: Workload, options: Mapping[str, dict[str, Any]], advance: Adv
         for part in workload.lists:
             for name, engine in engines.items():
                 for batch in part.rounds:
-                    outputs, seconds = _ask(engine, batch, lambda name=name: advance(name))  # type: ignore[misc]
-                    tallies[name].add(batch, outputs, seconds)
+                    answered = _ask(engine, batch, lambda name=name: advance(name))  # type: ignore[misc]
+                    tallies[name].add(batch, *answered)
         for engine in engines.values():
             engine.check()
         profiled = engines.get("bicache", list(engines.values())[-1])
         return Runs(tallies, profiled.cache_snapshot(), profiled.depth_profile.source, _decoder(profiled))
 
 
-def _ask(engine: Engine, batch: Sequence[Asked], advance: Callable[[], None]) -> tuple[list[Any], float]:
+def _ask(engine: Engine, batch: Sequence[Asked], advance: Callable[[], None]) -> tuple[list[Any], float, float]:
+    """Outputs of a batch, its wall time and its CPU time."""
     prompts = [list(asked.messages) for asked in batch]
-    start = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     outputs = engine.generate(prompts, SAMPLING, on_output=lambda _: advance())
-    return outputs, time.perf_counter() - start
+    return outputs, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def _warm_up(engine: Engine) -> None:

@@ -12,7 +12,7 @@ from .workload import Asked
 
 @dataclass(slots=True)
 class Tally:
-    """Answers to the questions asked so far, and the seconds they took.
+    """Answers to the questions asked so far, and the seconds they took: wall time, and CPU time of the process.
 
     Args:
         num_layers: layers of the model, for shares of token-layers.
@@ -20,14 +20,16 @@ class Tally:
 
     num_layers: int
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     asked: list[Asked] = field(default_factory=list)
     outputs: list[RequestOutput] = field(default_factory=list)
 
-    def add(self, asked: Sequence[Asked], outputs: Sequence[RequestOutput], seconds: float) -> None:
-        """Take over a batch: its questions, their outputs in the same order, and its wall time."""
+    def add(self, asked: Sequence[Asked], outputs: Sequence[RequestOutput], seconds: float, cpu_seconds: float) -> None:
+        """Take over a batch: its questions, their outputs in the same order, its wall time and CPU time."""
         self.asked += asked
         self.outputs += outputs
         self.seconds += seconds
+        self.cpu_seconds += cpu_seconds
 
     @property
     def right(self) -> list[bool]:
@@ -69,7 +71,8 @@ class Tally:
 
         `cached_share` is the share of prompt tokens whose KVs came from another request in at least one layer;
         `reused_share` weights them by the layers: reused token-layers over prompt tokens x layers.
-        `computed_token_layers` is for a request, over all its forward passes.
+        `computed_token_layers` is for a request, over all its forward passes. `cpu_seconds` tells a slow spell of
+        the machine from slow work.
         """
         count = max(1, len(self.outputs))
         prompt = sum(o.prompt_tokens for o in self.outputs)
@@ -84,6 +87,7 @@ class Tally:
             "prompt_tokens": prompt,
             "completion_tokens": self.completion_tokens,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "tokens_per_s": self.tokens_per_s,
         }
 

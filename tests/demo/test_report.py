@@ -29,7 +29,7 @@ def tally(wrong: str = "", seconds: float = 2.0, **other: Any) -> Tally:
     """Everything right but the kind `wrong`."""
     made = Tally(16)
     texts = ["?" if asked.question.kind == wrong else asked.question.answer for asked in ASKED]
-    made.add(ASKED, [output(text, **other) for text in texts], seconds)
+    made.add(ASKED, [output(text, **other) for text in texts], seconds, 1.5 * seconds)
     return made
 
 
@@ -54,6 +54,7 @@ def test_figures_of_modes(modes):
     bicache = figures["bicache"]
     assert (bicache["cached_share"], bicache["reused_share"]) == (0.8, 0.4)
     assert (bicache["nfe"], bicache["seconds"], bicache["completion_tokens"]) == (4.0, 2.0, 40)
+    assert bicache["cpu_seconds"] == 3.0
     assert (bicache["tokens_per_s"], bicache["speedup_over_none"], bicache["speedup_over_dual"]) == (20.0, 4.0, 2.0)
 
 
