@@ -47,7 +47,8 @@ def test_demo_json_has_every_figure(demo):
     for mode, figures in report["modes"].items():
         assert set(figures) == {
             "accuracy", "accuracy_by_kind", "agreement", "nfe", "cached_share", "reused_share", "computed_token_layers",
-            "prompt_tokens", "completion_tokens", "seconds", "cpu_seconds", "tokens_per_s", "speedup_over_none", "speedup_over_dual",
+            "prompt_tokens", "completion_tokens", "seconds", "cpu_seconds", "tokens_per_s",
+            "speedup_over_none", "speedup_over_dual",
         }  # fmt: skip
         assert (figures["cached_share"] > 0.5) == (mode in ("lm", "bicache"))
         assert figures["tokens_per_s"] == pytest.approx(figures["completion_tokens"] / figures["seconds"])
