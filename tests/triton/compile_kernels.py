@@ -1,0 +1,124 @@
+"""Compile every Triton kernel for sm_90 as its launch function would launch it; no GPU is needed.
+
+A driver that only names its target takes the place of CUDA's, and every launch stops after compilation. So types,
+strides, tile sizes, warps and stages are those of real launches. Prints one JSON line a kernel compiled:
+{"case", "kernel", "shared", "warps", "constants"}. Run it with TRITON_INTERPRET unset; arguments choose cases by prefix.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime.jit import JITFunction
+
+from shoal.kernels.confidence_triton import confidence_triton
+from shoal.kernels.kv_write_triton import rope_write_kv_triton
+from shoal.kernels.paged_attention_triton import AttentionTiling, PagedBatch, paged_attention_triton
+from shoal.kernels.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
+from shoal.kernels.swiglu_triton import swiglu_triton
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+CASES: dict[str, Callable[[], object]] = {}
+
+
+class TargetOnly(DriverBase):
+    """Answers what compilation asks of a driver."""
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return True
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_benchmarker(self) -> Any:
+        raise NotImplementedError
+
+
+def case(name: str, function: Callable[..., object], *args: Any) -> None:
+    CASES[name] = lambda: function(*args)
+
+
+def attention(
+    dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int, page_size: int, splits: bool
+) -> None:
+    requests, max_pages = 2, 4096 // page_size
+    pool = torch.empty((max_pages, 2, 2, page_size, kv_heads, head_dim), dtype=dtype)
+    batch = PagedBatch(
+        torch.zeros((requests, max_pages), dtype=torch.int32),
+        torch.zeros(requests + 1, dtype=torch.int32),
+        torch.zeros(requests, dtype=torch.int32),
+    )
+    tiling = AttentionTiling.choose(tokens, requests, heads, kv_heads, 4096, dtype == torch.float32)
+    assert (tiling.split_keys is not None) == splits, tiling
+    paged_attention_triton(torch.empty((tokens, heads, head_dim), dtype=dtype), pool[:, 1], batch, tiling)
+
+
+def kv_write(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int) -> None:
+    qkv = torch.empty((100, heads + 2 * kv_heads, head_dim), dtype=dtype)
+    table = torch.empty((100, head_dim // 2))
+    at = torch.zeros(100, dtype=torch.int64)
+    pool = torch.empty((8, 2, 2, 16, kv_heads, head_dim), dtype=dtype)
+    q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+    rope_write_kv_triton(q, k, v, table, table, pool[:, 1], at, at, q)
+
+
+for _name, _dtype in DTYPES.items():
+    for _dim in (64, 128):
+        _at = f"{_name}-{_dim}"
+        case(f"{_at}-attention-long-mha", attention, _dtype, _dim, 32, 32, 4512, 16, False)
+        case(f"{_at}-attention-step-gqa", attention, _dtype, _dim, 28, 4, 64, 64, True)
+        if _name == "bf16":
+            case(f"{_at}-attention-long-gqa", attention, _dtype, _dim, 28, 4, 4512, 64, False)
+            case(f"{_at}-attention-step-mha", attention, _dtype, _dim, 32, 32, 64, 16, True)
+            case(f"{_at}-attention-one-token", attention, _dtype, _dim, 4, 4, 1, 16, True)
+        case(f"{_at}-kv-write", kv_write, _dtype, _dim, 28, 4)
+    _x, _weight = torch.empty((41, 3584), dtype=_dtype), torch.empty(3584, dtype=_dtype)
+    case(f"{_name}-64-rms-norm", rms_norm_triton, _x, _weight, 1e-5)
+    case(f"{_name}-64-add-rms-norm", add_rms_norm_triton, _x, _x, _weight, 1e-5)
+    case(f"{_name}-64-swiglu", swiglu_triton, torch.empty((41, 2 * 12288), dtype=_dtype))
+    for _rows in (1, 41):
+        case(f"{_name}-64-confidence-{_rows}", confidence_triton, torch.empty((_rows, 126464), dtype=_dtype))
+
+
+def main(prefixes: list[str]) -> None:
+    triton.runtime.driver.set_active(TargetOnly())
+    launch = JITFunction.run
+    compiled: list[Any] = []
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        compiled.append((self, launch(self, *args, grid=grid, warmup=True, **kwargs), kwargs))
+
+    JITFunction.run = compile_only
+    for name, launch_case in CASES.items():
+        if not prefixes or name.startswith(tuple(prefixes)):
+            compiled.clear()
+            launch_case()
+            for function, kernel, constants in compiled:
+                assert kernel.asm["cubin"], name
+                assert kernel.metadata.target.arch == 90, kernel.metadata.target
+                line = {"case": name, "kernel": function.__name__, "shared": kernel.metadata.shared}
+                print(json.dumps(line | {"warps": kernel.metadata.num_warps, "constants": constants}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

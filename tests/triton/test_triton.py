@@ -1,0 +1,106 @@
+"""Runs the checks of the Triton kernels: in the interpreter, on a GPU where there is one, and through the compiler.
+
+Each runs in a process of its own, for Triton decides when it is imported whether to interpret, and the rest of the
+suite must neither see that variable nor have imported Triton the other way.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CHECKS = sorted(path.name for path in HERE.glob("check_*.py"))
+SHARED_MEMORY = 227 * 1024
+"""What one block may use on sm_90."""
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+def run(arguments: list[str], **variables: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTEST_ADDOPTS", "TRITON_INTERPRET")}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"} | variables
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, f"{done.stdout[-20000:]}\n{done.stderr[-5000:]}"
+    return done.stdout
+
+
+def run_checks(name: str, **variables: str) -> None:
+    options = ["-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
+    output = run(["-m", "pytest", *options, str(HERE / name)], **variables)
+    tests = len(re.findall(r"^def test_", (HERE / name).read_text(), re.MULTILINE))
+    summary = output.strip().splitlines()[-1]
+    passed = re.match(r"(\d+) passed", summary)
+    assert passed, summary
+    assert int(passed[1]) >= tests, summary
+    assert "skipped" not in summary
+
+
+@needs_triton
+@pytest.mark.parametrize("name", CHECKS)
+def test_kernels_in_the_interpreter(name):
+    release = tuple(int(part) for part in version("triton").split(".")[:2])
+    if release < (3, 7):
+        pytest.skip("the interpreter of Triton before 3.7 fails with NumPy 2.4")
+    run_checks(name, TRITON_INTERPRET="1", SHOAL_TEST_DEVICE="cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", CHECKS)
+def test_kernels_on_a_gpu(name):
+    run_checks(name, SHOAL_TEST_DEVICE="cuda", CUBLAS_WORKSPACE_CONFIG=":4096:8")
+
+
+@needs_triton
+@pytest.mark.parametrize("group", ["bf16", "fp32-64", pytest.param("fp32-128", marks=pytest.mark.slow)])
+def test_every_kernel_compiles_for_sm_90(group, tmp_path):
+    output = run([str(HERE / "compile_kernels.py"), group], TRITON_CACHE_DIR=str(tmp_path), PYTHONPATH=str(ROOT))
+    lines = [json.loads(line) for line in output.splitlines()]
+    kernels = {line["kernel"] for line in lines}
+    assert {"_paged_attention_kernel", "_merge_kernel", "_rope_write_kernel"} <= kernels
+    if group != "fp32-128":
+        assert {"_rms_norm_kernel", "_swiglu_kernel", "_scan_kernel", "_finish_kernel"} <= kernels
+    for line in lines:
+        assert line["shared"] < SHARED_MEMORY, line
+    attention = [line["constants"] for line in lines if line["kernel"] == "_paged_attention_kernel"]
+    assert {constants["SPLIT"] for constants in attention} == {False, True}
+    assert {constants["GROUP"] for constants in attention} == {1, 7}
+    dims = {"bf16": {64, 128}, "fp32-64": {64}, "fp32-128": {128}}[group]
+    assert {constants["HEAD_DIM"] for constants in attention} == dims
+
+
+def test_only_triton_files_import_triton():
+    """The references, and the choice of a backend, work where Triton is missing."""
+    names = [path.stem for path in (ROOT / "kernels").glob("*.py") if not path.stem.endswith("_triton")]
+    names.remove("__init__")
+    assert "dispatch" in names
+    lines = [f"import shoal.kernels.{name}" for name in names]
+    code = "\n".join(["import sys, torch", *lines, "from shoal.kernels import dispatch",
+                      "dispatch.swiglu(torch.ones(1, 4))", "assert 'triton' not in sys.modules"])  # fmt: skip
+    run(["-c", code])
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, "reference"), ("reference", "reference"), ("triton", "triton")])
+def test_the_environment_chooses_the_backend(value, expected):
+    variables = {} if value is None else {"SHOAL_KERNELS": value}
+    assert run(["-c", "from shoal.kernels import dispatch; print(dispatch.backend())"], **variables).strip() == expected
+
+
+def test_an_unknown_backend_is_refused():
+    from shoal.kernels import dispatch
+
+    with pytest.raises(ValueError, match="choose from reference, triton"):
+        dispatch.set_backend("cutlass")
