@@ -2,7 +2,8 @@
 
 A driver that only names its target takes the place of CUDA's, and every launch stops after compilation. So types,
 strides, tile sizes, warps and stages are those of real launches. Prints one JSON line a kernel compiled:
-{"case", "kernel", "shared", "warps", "constants"}. Run it with TRITON_INTERPRET unset; arguments choose cases by prefix.
+{"case", "kernel", "shared", "warps", "constants"}. Run it with TRITON_INTERPRET unset;
+arguments choose cases by prefix.
 """
 
 from __future__ import annotations
