@@ -19,7 +19,7 @@ from .oracle import Answer, Cache, Dense, answer
 from .tiny import MASK, assert_nothing_lost, make_engine, tokens, write_profile
 
 GAP = 1e-4
-RULES: list[dict[str, Any]] = [{"threshold": 0.5}, {"threshold": 0.8}, {"factor": 1.0}, {"factor": 2.5}, {"steps": 9}]
+RULES: list[dict[str, Any]] = [{"threshold": 0.5}, {"threshold": 0.8}, {"factor": 1.0}, {"factor": 2.5}, {"steps": 12}]
 
 
 def compare(output: RequestOutput, expected: Answer, layers: int) -> None:
