@@ -310,6 +310,11 @@ class RadixTree:
     # Counts and views
 
     @property
+    def num_locks(self) -> int:
+        """Matches that are locked and share something (their cut is not 0)."""
+        return sum(match.cut > 0 for match in self._locked.values())
+
+    @property
     def num_nodes(self) -> int:
         """Nodes, roots not counted."""
         return self._storage.num_nodes

@@ -118,7 +118,10 @@ def load_profile(config: EngineConfig, folder: Path, architecture: str, num_laye
     path = Path(config.depth_profile) if config.depth_profile else folder / PROFILE_FILE
     if config.depth_profile or path.exists():
         try:
-            return DepthProfile.load(path, num_layers=num_layers, model_digest=model_digest(folder))
+            profile = DepthProfile.load(path, num_layers=num_layers, model_digest=model_digest(folder))
+            if profile.capture != "first":
+                raise ProfileError("capture", f"is {profile.capture!r}; the engine captures 'first' forwards only")
+            return profile
         except (OSError, ProfileError) as error:
             limit = "a profile of this model"
             message = f"depth_profile is {str(path)!r}; it must be {limit}: {error}"

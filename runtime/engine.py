@@ -158,14 +158,8 @@ class Engine:
     # The cache
 
     def flush_cache(self) -> None:
-        """Drop every cached prefix. Raises TreeInUseError while requests run that share one."""
-        memory = self._parts.scheduler.memory
-
-        def flush() -> None:
-            memory.tree.flush()
-            memory.lm_tree.flush()
-
-        self._loop.call_and_wait(flush)
+        """Drop every cached prefix. Raises CacheInUseError, with nothing dropped, while running requests share one."""
+        self._loop.call_and_wait(self._parts.scheduler.memory.flush)
 
     def cache_snapshot(self) -> dict[str, Any]:
         """The radix tree as JSON-able data: nodes with tokens, depth, ratio, pages and hits."""

@@ -36,6 +36,10 @@ class PoolTooSmallError(ShoalError):
     """A request needs more KV pages than the whole pool has."""
 
 
+class CacheInUseError(ShoalError):
+    """The cache can't be flushed while running requests share its pages."""
+
+
 class EngineClosedError(ShoalError):
     """The engine was shut down before or while the request ran."""
 

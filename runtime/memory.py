@@ -11,6 +11,7 @@ from ..radix_cache.depth_profile import DepthProfile
 from ..radix_cache.errors import InvariantError
 from ..radix_cache.page_allocator import PageAllocator
 from ..radix_cache.tree import RadixTree
+from .errors import CacheInUseError
 from .request import CacheMode, Pages, Request
 
 
@@ -69,6 +70,16 @@ class Memory:
         self.kv.release(request.own_kv)
         self.boundary.release(request.own_boundary)
         request.own_kv = request.own_boundary = np.empty(0, np.int32)
+
+    def flush(self) -> None:
+        """Drop every cached prefix of both trees. Raises CacheInUseError, with nothing dropped, while any is locked."""
+        trees = (self.tree, self.lm_tree)
+        locked = sum(tree.num_locks for tree in trees)
+        if locked:
+            message = f"flush refused: {locked} running requests share a cached prefix"
+            raise CacheInUseError(message, field="flush_cache", value=locked, limit=0)
+        for tree in trees:
+            tree.flush()
 
     def check(self, requests: Iterable[Request]) -> None:
         """Check that free + tree + request pages are all pages, page by page. Raises InvariantError with numbers."""

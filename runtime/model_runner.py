@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..kernels.paged_attention import paged_attention_reference, write_kv_reference
 from .decoder import Decoder
 from .kv_pool import BoundaryPool, KVPool
-from .messages import ForwardItem
+from .messages import ForwardItem, Pages
 
 
 @dataclass(slots=True)
@@ -48,6 +49,11 @@ class _Layout:
             self._rows = [row[:count] for row, count in zip(rows, self._tables, strict=True)]
             self._band = band
         return self._pages, self._rows
+
+
+def _ids(pages: Pages, device: torch.device) -> Tensor:
+    """Page ids as an index tensor; a copy, since the scheduler's arrays may be read-only."""
+    return torch.from_numpy(pages.astype(np.int64)).to(device)
 
 
 class ModelRunner:
@@ -96,7 +102,7 @@ class ModelRunner:
         for number, entry in enumerate(layout.entries):
             item, low = entry.item, layout.lows[number]
             if item.depth == depth and item.resume is not None:
-                pages = torch.as_tensor(item.resume, dtype=torch.int64, device=hidden.device)
+                pages = _ids(item.resume, hidden.device)
                 parts.append(self.boundary.read(pages, item.start - item.join))
                 low = item.join
             parts.append(hidden[layout.bases[number] : layout.bases[number + 1]])
@@ -109,7 +115,7 @@ class ModelRunner:
             for at, first, ids in entry.item.captures:
                 if at == depth:
                     row = layout.bases[number] + first - layout.lows[number]
-                    pages = torch.as_tensor(ids, dtype=torch.int64, device=hidden.device)
+                    pages = _ids(ids, hidden.device)
                     self.boundary.write(pages, hidden[row : row + len(ids) * self.kv.page_size])
 
     @torch.inference_mode()

@@ -205,8 +205,10 @@ class Scheduler:
         )  # fmt: skip
 
     def _reject(self, request: Request, outputs: list[RequestOutput]) -> None:
-        free = self.memory.kv.num_free
-        message = f"request needs more KV pages than can be made free ({free} of {self.memory.kv.num_pages} are)"
+        free = self.memory.kv.num_free // self.memory.config.num_bands * self.memory.config.page_size
+        message = (
+            f"prompt and canvas have {request.total_tokens} tokens; room for {free} can be made, the rest is pinned"
+        )
         request.fail(PoolTooSmallError(message, field="prompt", value=request.total_tokens, limit=free))
         outputs.append(self._finish(request))
 

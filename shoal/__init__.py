@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .runtime.engine import Engine
     from .runtime.engine_config import EngineConfig
     from .runtime.errors import (
+        CacheInUseError,
         ConfigError,
         EngineClosedError,
         EngineError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "CacheInUseError": "runtime.errors",
     "ConfigError": "runtime.errors",
     "DepthProfile": "radix_cache.depth_profile",
     "Engine": "runtime.engine",
@@ -47,6 +49,7 @@ _HOME = {
 }
 
 __all__ = [
+    "CacheInUseError",
     "ConfigError",
     "DepthProfile",
     "Engine",

@@ -39,7 +39,8 @@ def network(tensors):
 def test_files_and_sizes():
     sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
     assert sizes.keys() == {
-        "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors.index.json",
+        "README.md", "chat_template.jinja", "config.json", "depth_profile.json", "generation_config.json",
+        "model.safetensors.index.json",
         "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "tokenizer.json",
         "tokenizer_config.json", "training.json",
     }  # fmt: skip
