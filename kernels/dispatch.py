@@ -45,9 +45,18 @@ def _checked(name: str) -> str:
     return name
 
 
+def _triton(x: Tensor) -> bool:
+    """Whether Triton is to work on x. RuntimeError if it is but can not."""
+    if backend() == "reference":
+        return False
+    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError(f"the kernel backend is triton, which needs CUDA tensors, not {x.device}")
+    return True
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Contract: `rms_norm_reference`."""
-    if backend() == "reference":
+    if not _triton(x):
         return rms_norm_reference(x, weight, eps)
     from .rms_norm_triton import rms_norm_triton
 
@@ -56,7 +65,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(normed sum, sum) of x and residual [T, H], the sum rounded to their dtype before it is normalised."""
-    if backend() == "reference":
+    if not _triton(x):
         total = x + residual
         return rms_norm_reference(total, weight, eps), total
     from .rms_norm_triton import add_rms_norm_triton
@@ -66,7 +75,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """Contract: `swiglu_reference`."""
-    if backend() == "reference":
+    if not _triton(gate_up):
         return swiglu_reference(gate_up)
     from .swiglu_triton import swiglu_triton
 
@@ -80,7 +89,7 @@ def rope_write_kv(
 
     Contract: `apply_rope_reference` of q and of k, then `write_kv_reference`.
     """
-    if backend() == "reference":
+    if not _triton(q):
         write_kv_reference(layer_pages, apply_rope_reference(k, cos, sin), v, pages, offsets)
         return apply_rope_reference(q, cos, sin)
     from .kv_write_triton import rope_write_kv_triton
@@ -96,7 +105,7 @@ def paged_attention(
 
     A caller with many layers builds a `PagedBatch` once and calls `paged_attention_triton` itself.
     """
-    if backend() == "reference":
+    if not _triton(q):
         return paged_attention_reference(q, layer_pages, page_tables, query_lengths, key_lengths)
     from .paged_attention_triton import PagedBatch, paged_attention_triton
 
@@ -105,7 +114,7 @@ def paged_attention(
 
 def confidence(logits: Tensor) -> Confidence:
     """Contract: `confidence_reference`; the Triton kernel breaks ties of the best token towards the lower id."""
-    if backend() == "reference":
+    if not _triton(logits):
         return confidence_reference(logits)
     from .confidence_triton import confidence_triton
 

@@ -10,7 +10,7 @@ many program ids there as it has tiles; surplus ones return at once. So the grid
 and requests alone, nothing is padded to the longest request, and the launch needs no look at device memory.
 
 Cautions: fp32 products are exact ("ieee", no TF32), hence slow on tensor cores. Keys past a request's length are
-never used, whatever their pages hold; page ids past it are never read.
+never used, whatever their pages hold; page ids past it are never followed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LOG2_E = 1.4426950408889634
 class PagedBatch:
     """Where the queries and keys of each request of a batch are; the same for every layer of a band.
 
-    page_tables: int32 [requests, max_pages], contiguous; entries past a request's keys are never read.
+    page_tables: int32 [requests, max_pages], contiguous; entries past a request's keys may be anything.
     query_starts: int32 [requests + 1]; request r's queries are rows query_starts[r] .. query_starts[r + 1] - 1 of q.
     key_lengths: int32 [requests].
     """
@@ -44,7 +44,7 @@ class PagedBatch:
 
     @staticmethod
     def build(page_tables: Sequence[Tensor], query_lengths: Sequence[int], key_lengths: Sequence[int]) -> PagedBatch:
-        """From the arguments of `paged_attention_reference`, on the page tables' device."""
+        """From the arguments of `paged_attention_reference`, at least one request, on the page tables' device."""
         device = page_tables[0].device
         table = torch.nn.utils.rnn.pad_sequence(list(page_tables), batch_first=True).to(torch.int32)
         starts = torch.tensor([0, *query_lengths]).cumsum(0)
@@ -72,18 +72,19 @@ class AttentionTiling:
         """Tiling from what the host knows without a look at the device.
 
         Splits are made when (tile, KV head) pairs are too few for two programs on each processor, down to 256 keys
-        a split. `wide` means fp32. Chosen by arithmetic, not by measurement.
+        a split. `wide` means fp32, whose products need many registers: hence the small tiles. Chosen by arithmetic
+        and by what the compiler reports, not by measurement.
         """
         rows = math.ceil(tokens / max(1, requests)) * (heads // kv_heads)
-        limit = 64 if wide else 128
-        block_rows = min(limit, max(16, triton.next_power_of_2(rows)))
-        block_keys = 32 if wide else 64
+        block_rows = min(32 if wide else 128, max(16, triton.next_power_of_2(rows)))
+        block_keys = 16 if wide else 64
         programs = requests * triton.cdiv(rows, block_rows) * kv_heads
         splits = min(triton.cdiv(2 * processors, max(1, programs)), triton.cdiv(max_keys, 256))
         split_keys = None
         if splits > 1:
             split_keys = triton.cdiv(triton.cdiv(max_keys, splits), block_keys) * block_keys
-        return AttentionTiling(block_rows, block_keys, split_keys, 8 if block_rows == 128 else 4, 2 if wide else 3)
+        num_warps = 8 if wide or block_rows == 128 else 4
+        return AttentionTiling(block_rows, block_keys, split_keys, num_warps, 2 if wide else 3)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from shoal.kernels import attention_merge_triton, paged_attention_triton
 from shoal.kernels.attention_merge_triton import merge_state_reference, merge_states_triton
 from shoal.kernels.paged_attention_triton import AttentionTiling, PagedBatch, split_count
 
-from .checks import DEVICE, DTYPES, Recorder, close, fresh
+from .checks import DEVICE, DTYPES, Recorder, close, far, fresh
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -168,18 +168,10 @@ def test_tables_built_from_the_references_arguments():
 
 
 def test_offsets_past_two_to_the_31(tmp_path):
-    page_size, head_dim = 16, 64
-    stride = 2**30 + 64
-    if DEVICE.type == "cpu":
-        path = tmp_path / "sparse"
-        whole = torch.from_file(str(path), shared=True, size=3 * stride, dtype=torch.float32)
-    else:
-        whole = torch.empty(3 * stride, device=DEVICE)
-    world = World([3], [16], 1, 1, head_dim, page_size)
-    far = whole.as_strided((3, 2, page_size, 1, head_dim), (stride, page_size * head_dim, head_dim, head_dim, 1))
-    far[2] = world.pool[int(world.page_tables[0][0])]
-    assert 2 * stride > 2**31
-    world.pool = far
+    world = World([3], [16], 1, 1, 64)
+    pool = far(tmp_path, (3, 2, 16, 1, 64), (2**30 + 64, 1024, 64, 64, 1))
+    pool[2] = world.pool[int(world.page_tables[0][0])]
+    world.pool = pool
     world.batch.page_tables[0, 0] = 2
     world.check(AttentionTiling(16, 16))
 

@@ -8,7 +8,7 @@ import torch
 from shoal.kernels import confidence_triton, dispatch
 from shoal.kernels.confidence_triton import confidence_triton as confidence
 
-from .checks import DEVICE, DTYPES, Recorder, close, fresh
+from .checks import DEVICE, DTYPES, Recorder, close, far, fresh
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -70,6 +70,12 @@ def test_the_lower_of_two_equal_tokens_wins_with_no_margin(places, splits):
 def test_logits_far_from_zero():
     check(fresh(3, 500) + 1e4, 1)
     check(fresh(3, 500) - 1e4, 1)
+
+
+def test_offsets_past_two_to_the_31(tmp_path):
+    logits = far(tmp_path, (3, 123), (2**30 + 64, 1))
+    logits.copy_(fresh(3, 123))
+    check(logits, 1)
 
 
 def test_no_rows():

@@ -10,7 +10,7 @@ from shoal.kernels.kv_write_triton import rope_write_kv_triton
 from shoal.kernels.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
 from shoal.kernels.rope import rope_table
 
-from .checks import DEVICE, DTYPES, Recorder, close, fresh
+from .checks import DEVICE, DTYPES, Recorder, close, far, fresh
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -75,6 +75,23 @@ def test_rope_and_the_paged_write(monkeypatch, tokens, heads, kv_heads, head_dim
     pool[pages, 1, :, offsets] = torch.nan
     assert pool.isnan().all()
     assert recorder.grids == [(-(-tokens // 16), -(-heads // 8) + 2 * -(-kv_heads // 8))]
+
+
+def test_offsets_past_two_to_the_31(tmp_path):
+    rows, weight = fresh(3, 64), fresh(64)
+    x = far(tmp_path, (3, 64), (2**30 + 64, 1))
+    x.copy_(rows)
+    assert torch.equal(rms_norm_triton(x, weight, 0.1), rms_norm_triton(rows, weight, 0.1))
+    assert torch.equal(swiglu_triton.swiglu_triton(x), swiglu_triton.swiglu_triton(rows))
+
+
+def test_writes_to_places_past_two_to_the_31(tmp_path):
+    pool = far(tmp_path, (3, 2, 16, 1, 64), (2**30 + 64, 1024, 64, 64, 1))
+    q, cos, sin = fresh(2, 1, 64), torch.ones(2, 32, device=DEVICE), torch.zeros(2, 32, device=DEVICE)
+    places = torch.tensor([[2, 3], [2, 15]], dtype=torch.int32, device=DEVICE)
+    rope_write_kv_triton(q, q, q, cos, sin, pool, places[:, 0].contiguous(), places[:, 1].contiguous())
+    for kv in (0, 1):
+        assert torch.equal(pool[2, kv][[3, 15]], q)
 
 
 def test_arguments_that_do_not_fit_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,17 @@ def close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype = torc
 
 def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(*shape).to(DEVICE, dtype)
+
+
+def far(path: Path, shape: tuple[int, ...], strides: tuple[int, ...]) -> torch.Tensor:
+    """A view whose first stride takes it past 2^31 elements; on the CPU over a sparse file, which costs nothing."""
+    assert (shape[0] - 1) * strides[0] > 2**31
+    size = shape[0] * strides[0]
+    if DEVICE.type == "cpu":
+        whole = torch.from_file(str(path / "sparse"), shared=True, size=size, dtype=torch.float32)
+    else:
+        whole = torch.empty(size, device=DEVICE)
+    return whole.as_strided(shape, strides)
 
 
 class Recorder:

@@ -88,17 +88,16 @@ for _name, _dtype in DTYPES.items():
         _at = f"{_name}-{_dim}"
         case(f"{_at}-attention-long-mha", attention, _dtype, _dim, 32, 32, 4512, 16, False)
         case(f"{_at}-attention-step-gqa", attention, _dtype, _dim, 28, 4, 64, 64, True)
-        if _name == "bf16":
-            case(f"{_at}-attention-long-gqa", attention, _dtype, _dim, 28, 4, 4512, 64, False)
-            case(f"{_at}-attention-step-mha", attention, _dtype, _dim, 32, 32, 64, 16, True)
-            case(f"{_at}-attention-one-token", attention, _dtype, _dim, 4, 4, 1, 16, True)
+        case(f"{_at}-attention-long-gqa", attention, _dtype, _dim, 28, 4, 4512, 64, False)
+        case(f"{_at}-attention-step-mha", attention, _dtype, _dim, 32, 32, 64, 16, True)
+        case(f"{_at}-attention-one-token", attention, _dtype, _dim, 4, 4, 1, 16, True)
         case(f"{_at}-kv-write", kv_write, _dtype, _dim, 28, 4)
     _x, _weight = torch.empty((41, 3584), dtype=_dtype), torch.empty(3584, dtype=_dtype)
-    case(f"{_name}-64-rms-norm", rms_norm_triton, _x, _weight, 1e-5)
-    case(f"{_name}-64-add-rms-norm", add_rms_norm_triton, _x, _x, _weight, 1e-5)
-    case(f"{_name}-64-swiglu", swiglu_triton, torch.empty((41, 2 * 12288), dtype=_dtype))
+    case(f"{_name}-rms-norm", rms_norm_triton, _x, _weight, 1e-5)
+    case(f"{_name}-add-rms-norm", add_rms_norm_triton, _x, _x, _weight, 1e-5)
+    case(f"{_name}-swiglu", swiglu_triton, torch.empty((41, 2 * 12288), dtype=_dtype))
     for _rows in (1, 41):
-        case(f"{_name}-64-confidence-{_rows}", confidence_triton, torch.empty((_rows, 126464), dtype=_dtype))
+        case(f"{_name}-confidence-{_rows}", confidence_triton, torch.empty((_rows, 126464), dtype=_dtype))
 
 
 def main(prefixes: list[str]) -> None:
