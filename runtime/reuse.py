@@ -59,7 +59,7 @@ class ReusePlanner:
             tree, profile = trees
             match = tree.match(
                 request.prompt, self.namespace(request), total_tokens=request.total_tokens, profile=profile,
-                max_tokens=self._reusable_tokens(request, whole),
+                max_tokens=min(whole, self.reusable(request, self.cached_tokens(request))),
             )  # fmt: skip
             tree.lock(match)
             request.match, cut, depth = match, match.cut, match.depth
@@ -85,11 +85,12 @@ class ReusePlanner:
         request.join, request.depth = cut, depth
         return True
 
-    def _reusable_tokens(self, request: Request, whole: int) -> int:
-        """How far the request may reuse: in mode `lm` all that is cached, else a margin less of it."""
+    def reusable(self, request: Request, cached: int) -> int:
+        """How many of `cached` prompt tokens may be reused: in mode `lm` all, else whole pages before a margin."""
         if request.cache_mode == "lm":
-            return whole
-        return max(0, min(whole, self.cached_tokens(request) - self.reuse_margin))
+            return cached
+        size = self.memory.config.page_size
+        return max(0, cached - self.reuse_margin) // size * size
 
     def _plan_capture(self, request: Request, whole: int, cut: int, depth: int) -> dict[int, int]:
         """Decide how much the first forward captures; boundary pages needed for each depth."""

@@ -190,7 +190,8 @@ class Scheduler:
         if self.memory.tree_for(request.cache_mode) is None:
             return False
         shared = leading.match(request.prompt, self.planner.namespace(request), touch=False).num_tokens
-        return shared > 0 and shared > self.planner.cached_tokens(request)
+        reusable = self.planner.reusable
+        return reusable(request, shared) > reusable(request, self.planner.cached_tokens(request))
 
     def _start(self, request: Request) -> None:
         assert request.page_table is not None

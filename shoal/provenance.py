@@ -19,11 +19,12 @@ def hardware() -> str:
 
 
 def commit() -> str:
-    """The commit that runs, with + when the tree differs from it."""
+    """The commit of the checkout that shoal runs from, with + when the tree differs from it; else `unknown`."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        text = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return text
