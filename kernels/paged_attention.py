@@ -39,13 +39,28 @@ def paged_attention_reference(
 
     Returns [tokens, heads, head_dim]. A request's result does not depend on the others in the call.
     """
+    kv = [gather_kv_reference(layer_pages, t, keys) for t, keys in zip(page_tables, key_lengths, strict=True)]
+    return ragged_attention_reference(q, kv, query_lengths)
+
+
+def gather_kv_reference(layer_pages: Tensor, page_table: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+    """Copies of a request's first `keys` keys and values, each [keys, kv_heads, head_dim], out of its pages."""
+    # One copy each: index_select of a strided view is contiguous, so flatten copies nothing.
+    k, v = (layer_pages[:, i].index_select(0, page_table).flatten(0, 1)[:keys] for i in (0, 1))
+    return k, v
+
+
+def ragged_attention_reference(
+    q: Tensor, keys_values: Sequence[tuple[Tensor, Tensor]], query_lengths: Sequence[int]
+) -> Tensor:
+    """As `paged_attention_reference`, with each request's keys and values in one piece: [keys, kv_heads, head_dim]."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     start = 0
-    for table, queries, keys in zip(page_tables, query_lengths, key_lengths, strict=True):
-        # One copy each: index_select of a strided view is contiguous, so flatten copies nothing.
-        k, v = (layer_pages[:, i].index_select(0, table).flatten(0, 1)[:keys].transpose(0, 1)[None] for i in (0, 1))
+    for (k, v), queries in zip(keys_values, query_lengths, strict=True):
         part = q[start : start + queries].transpose(0, 1)[None]
-        result = F.scaled_dot_product_attention(part, k, v, enable_gqa=q.shape[1] != k.shape[1])
+        result = F.scaled_dot_product_attention(
+            part, k.transpose(0, 1)[None], v.transpose(0, 1)[None], enable_gqa=q.shape[1] != k.shape[1]
+        )
         out[start : start + queries] = result[0].transpose(0, 1)
         start += queries
     return out

@@ -7,6 +7,7 @@ import sys
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 # glibc refuses a higher mmap threshold on 64-bit systems.
 _MMAP_THRESHOLD_BYTES = 32 * 1024 * 1024
 _KEPT_BYTES = 256 * 1024 * 1024
@@ -25,6 +26,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
+    # Threads (the engine's is one) get arenas of their own otherwise, which return memory at every chance.
+    mallopt(_M_ARENA_MAX, 1)
     mapped = mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
     trimmed = mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     return bool(mapped and trimmed)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.paged_attention import paged_attention_reference, write_kv_reference
+from ..kernels.paged_attention import paged_attention_reference, ragged_attention_reference, write_kv_reference
 from .decoder import Decoder
+from .dense_kv import DenseKV
 from .kv_pool import BoundaryPool, KVPool
 from .messages import ForwardItem, Pages
 
@@ -57,12 +58,18 @@ def _ids(pages: Pages, device: torch.device) -> Tensor:
 
 
 class ModelRunner:
-    """Executes forwards; owns nothing but references to the decoder and the two pools."""
+    """Executes forwards over the decoder and the two pools; on a CPU keeps running requests' KVs in one piece too."""
 
     def __init__(self, decoder: Decoder, kv: KVPool, boundary: BoundaryPool):
         self.decoder = decoder
         self.kv = kv
         self.boundary = boundary
+        self._dense = DenseKV() if decoder.device.type == "cpu" else None
+
+    def forget(self, rid: str) -> None:
+        """A request has ended."""
+        if self._dense is not None:
+            self._dense.forget(rid)
 
     @torch.inference_mode()
     def forward(self, entries: Sequence[Entry]) -> tuple[Tensor, list[int]]:
@@ -87,14 +94,27 @@ class ModelRunner:
             current = layout
 
             def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, at: _Layout = current) -> Tensor:
-                band, pages_of_layer = self.kv.layer(layer)
-                pages, tables = at.enter(band)
-                write_kv_reference(pages_of_layer, k, v, pages, at.offsets)
-                keys = [entry.item.keys for entry in at.entries]
-                return paged_attention_reference(q, pages_of_layer, tables, at.lengths, keys)
+                return self._attend(at, layer, q, k, v)
 
             hidden = self.decoder.layer(index, hidden, layout.positions, attend, rotary)
         return hidden, [base - low for base, low in zip(layout.bases, layout.lows, strict=False)]
+
+    def _attend(self, at: _Layout, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write fresh keys and values to their pages, and attend over all of each request's."""
+        band, pages_of_layer = self.kv.layer(layer)
+        pages, tables = at.enter(band)
+        write_kv_reference(pages_of_layer, k, v, pages, at.offsets)
+        if self._dense is None:
+            keys = [entry.item.keys for entry in at.entries]
+            return paged_attention_reference(q, pages_of_layer, tables, at.lengths, keys)
+        keys_values = []
+        for number, entry in enumerate(at.entries):
+            own = slice(at.bases[number], at.bases[number + 1])
+            item, low = entry.item, at.lows[number]
+            keys_values.append(
+                self._dense.update(item.rid, layer, low, k[own], v[own], pages_of_layer, tables[number], item.keys)
+            )
+        return ragged_attention_reference(q, keys_values, at.lengths)
 
     def _join(self, hidden: Tensor, layout: _Layout, depth: int) -> tuple[Tensor, _Layout]:
         """Put the prefix tokens of the entries that join here before their other tokens."""

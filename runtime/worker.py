@@ -96,6 +96,7 @@ class Worker:
         """Forget canvases; unknown requests are ignored (an abort may come twice)."""
         for rid in message.rids:
             self._canvases.pop(rid, None)
+            self.runner.forget(rid)
 
     def forward(self, message: Forward) -> list[StepResult]:
         """Run a forward, one result an item, in order. A failure is reported in the results, never raised."""
