@@ -1,0 +1,123 @@
+"""Options of the HTTP server; a default stands here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ConfigError, InvalidRequestError, shorten
+from .sampling_params import SamplingParams
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Options of the HTTP server. Raises ConfigError, naming the field, for values out of range.
+
+    Attributes:
+        host: address to listen on.
+        port: TCP port to listen on; 0 takes a free one, which the log names.
+        api_key: key that clients must send as `Authorization: Bearer KEY`. None: anybody may use the server.
+        admin_api_key: key for flush, abort, the cache's snapshot and profiling. None: api_key is enough for them.
+        served_model_name: name of the model in the OpenAI routes. None: the model path.
+        max_body_bytes: largest request body.
+        max_n: most answers per prompt (n).
+        max_batch: most prompts in one request.
+        max_new_tokens_limit: largest max_new_tokens. None: what the model's length allows.
+        default_max_new_tokens: canvas length of requests that give none on /generate and the chat route
+            (/v1/completions takes 16, as OpenAI does).
+        default_steps: forward passes for the canvas of requests that give neither steps, threshold nor factor.
+        default_threshold: confidence threshold of such requests.
+        default_factor: factor of such requests.
+        default_strategy: what confidence is, for requests that give no strategy.
+        default_temperature: temperature of requests that give none. 0 takes the most probable token.
+        request_timeout_s: seconds after which a request that gives no timeout_s is ended. None: never.
+        max_request_timeout_s: largest timeout_s that a request may ask for.
+        keep_alive_s: seconds that an idle connection is kept.
+        drain_timeout_s: seconds that running requests get after SIGTERM.
+        health_timeout_s: seconds that /health_generate waits for its token.
+        skip_warmup: be ready without a warm-up request.
+        enable_cache_report: say in the usage of the OpenAI routes how many prompt tokens came from the cache.
+        log_level: `debug`, `info`, `warning` or `error`.
+        log_json: one JSON object a line instead of text.
+        log_requests: a line for every generation request with its counts (never its text).
+        disable_docs: no OpenAPI schema and no /docs page.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 30000
+    api_key: str | None = None
+    admin_api_key: str | None = None
+    served_model_name: str | None = None
+    max_body_bytes: int = 8 << 20
+    max_n: int = 32
+    max_batch: int = 1024
+    max_new_tokens_limit: int | None = None
+    default_max_new_tokens: int = 128
+    default_steps: int | None = None
+    default_threshold: float | None = None
+    default_factor: float | None = None
+    default_strategy: str = "low_confidence"
+    default_temperature: float = 0.0
+    request_timeout_s: float | None = None
+    max_request_timeout_s: float = 3600.0
+    keep_alive_s: int = 75
+    drain_timeout_s: float = 30.0
+    health_timeout_s: float = 20.0
+    skip_warmup: bool = False
+    enable_cache_report: bool = True
+    log_level: str = "info"
+    log_json: bool = False
+    log_requests: bool = False
+    disable_docs: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.host, str) or not self.host:
+            _refuse("host", self.host, "a host name or address")
+        _integer("port", self.port, 0, 65535)
+        for name in ("api_key", "admin_api_key", "served_model_name"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value.strip()):
+                _refuse(name, value if name == "served_model_name" else "", "a string that is not empty")
+        for name in ("max_body_bytes", "max_n", "max_batch", "keep_alive_s", "default_max_new_tokens"):
+            _integer(name, getattr(self, name), 1)
+        if self.max_new_tokens_limit is not None:
+            _integer("max_new_tokens_limit", self.max_new_tokens_limit, 1)
+        for name in ("max_request_timeout_s", "health_timeout_s"):
+            _seconds(name, getattr(self, name))
+        if self.request_timeout_s is not None:
+            _seconds("request_timeout_s", self.request_timeout_s)
+        if not _is_number(self.drain_timeout_s) or self.drain_timeout_s < 0:
+            _refuse("drain_timeout_s", self.drain_timeout_s, "a number of seconds of at least 0")
+        if self.log_level not in LOG_LEVELS:
+            _refuse("log_level", self.log_level, "one of " + ", ".join(LOG_LEVELS))
+        try:
+            SamplingParams(**self.decoding_defaults())
+        except InvalidRequestError as error:
+            name = f"default_{error.field}"
+            raise ConfigError(f"default_{error.message}", field=name, value=error.value, limit=error.limit) from error
+
+    def decoding_defaults(self) -> dict[str, Any]:
+        """Sampling parameters of requests that say nothing about them (max_new_tokens is not among them)."""
+        names = ("steps", "threshold", "factor", "strategy", "temperature")
+        return {name: getattr(self, f"default_{name}") for name in names}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _seconds(name: str, value: Any) -> None:
+    if not _is_number(value) or value <= 0:
+        _refuse(name, value, "a number of seconds above 0")
+
+
+def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+        _refuse(name, value, f"an integer of at least {low}" + (f" and at most {high}" if high is not None else ""))
+
+
+def _refuse(name: str, value: object, limit: str) -> None:
+    raise ConfigError(f"{name} is {shorten(value)}; it must be {limit}", field=name, value=value, limit=limit)
