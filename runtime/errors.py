@@ -40,6 +40,18 @@ class CacheInUseError(ShoalError):
     """The cache can't be flushed while running requests share its pages."""
 
 
+class QueueFullError(ShoalError):
+    """As many requests wait as may; try again later."""
+
+
+class RequestTimeoutError(ShoalError):
+    """The request was not done within its time; what it had so far comes with the error."""
+
+
+class WireError(ShoalError):
+    """A message between processes is too large, malformed or of another version."""
+
+
 class EngineClosedError(ShoalError):
     """The engine was shut down before or while the request ran."""
 

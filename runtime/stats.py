@@ -1,0 +1,82 @@
+"""What a scheduler has done and what it holds: the numbers behind metrics, logs and load reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerStats:
+    """State now, and counters since the start (never reset, never falling).
+
+    Attributes:
+        running: requests with pages and a canvas now.
+        waiting: requests not admitted yet, retracted ones included.
+        kv_pages: pages of the KV pool; `kv_pages_free` nobody holds, `kv_pages_tree` the radix trees hold,
+            `kv_pages_requests` running requests hold (a page may be in both).
+        boundary_pages, boundary_pages_free, boundary_pages_tree: the same of the pool of boundary states.
+        capacity_tokens: token positions (all bands) that the KV pool has room for.
+        token_usage: share of the KV pool that can't be had at the moment: neither free nor evictable; 0 to 1.
+        requests: requests accepted. Each of them ends in exactly one of finished_stop, finished_length, aborted,
+            timed_out or failed; refused ones (queue full, over-long) count in `refused` alone.
+        retractions: running requests that were put back because one of higher priority needed their place.
+        prompt_tokens: of the requests that were admitted (a retracted request counts once).
+        generated_tokens: tokens of texts: committed, contiguous, not behind the end.
+        canvas_tokens: masks committed, also behind the end of a text.
+        cache_query_tokens: prompt tokens looked up in the radix trees; `cache_hit_tokens` of them were reused.
+        cache_hits: admissions that reused a prefix, of `cache_queries`.
+        reused_token_layers: token-layers that hits were spared (cut x depth); `computed_token_layers` were computed.
+        nfe: forward passes, each counted for every request in it.
+        forwards: batches run; `refresh_forwards` of them refreshes, the others block steps.
+        prefix_refreshes: forwards of single requests that recomputed the prompt or its layers above the depth.
+        canvas_refreshes: starts of later blocks.
+        tree_stored, tree_trimmed, tree_evicted: events of the radix tree.
+        input_throughput: prompt tokens a second, cached ones included, over the last interval of the log.
+        gen_throughput: text tokens a second over the last interval of the log.
+        uptime: seconds since the scheduler started.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    kv_pages: int = 0
+    kv_pages_free: int = 0
+    kv_pages_tree: int = 0
+    kv_pages_requests: int = 0
+    boundary_pages: int = 0
+    boundary_pages_free: int = 0
+    boundary_pages_tree: int = 0
+    capacity_tokens: int = 0
+    token_usage: float = 0.0
+    requests: int = 0
+    refused: int = 0
+    finished_stop: int = 0
+    finished_length: int = 0
+    aborted: int = 0
+    timed_out: int = 0
+    failed: int = 0
+    retractions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    canvas_tokens: int = 0
+    cache_queries: int = 0
+    cache_hits: int = 0
+    cache_query_tokens: int = 0
+    cache_hit_tokens: int = 0
+    reused_token_layers: int = 0
+    computed_token_layers: int = 0
+    nfe: int = 0
+    forwards: int = 0
+    refresh_forwards: int = 0
+    prefix_refreshes: int = 0
+    canvas_refreshes: int = 0
+    tree_stored: int = 0
+    tree_trimmed: int = 0
+    tree_evicted: int = 0
+    input_throughput: float = 0.0
+    gen_throughput: float = 0.0
+    uptime: float = 0.0
+
+    @property
+    def mean_depth(self) -> float:
+        """Layers that a reused prompt token was reused in, on average; 0 without hits."""
+        return self.reused_token_layers / self.cache_hit_tokens if self.cache_hit_tokens else 0.0
