@@ -11,7 +11,7 @@ from collections import defaultdict
 import torch
 
 from . import vocabulary
-from .network import Network
+from .network import TrainingNetwork
 from .task import KINDS, chat, make_list, make_question
 
 MASK_ID, EOS_ID = 1, 0
@@ -46,7 +46,7 @@ def render(messages: list[dict[str, str]]) -> str:
 
 @torch.no_grad()
 def decode(
-    network: Network,
+    network: TrainingNetwork,
     prompts: list[list[int]],
     *,
     canvas: int = 32,
@@ -90,7 +90,7 @@ def decode(
     return [ids[row, n : n + canvas].tolist() for row, n in enumerate(lengths.tolist())]
 
 
-def accuracy(network: Network, count: int, seed: int, batch: int = 128, **options: float) -> dict[str, float]:
+def accuracy(network: TrainingNetwork, count: int, seed: int, batch: int = 128, **options: float) -> dict[str, float]:
     """Exact-match accuracy on held-out lists by kind of question, and under `all`."""
     prompts = sorted(held_out_prompts(count, seed), key=lambda p: len(p[1]))
     right: dict[str, list[bool]] = defaultdict(list)
@@ -103,7 +103,7 @@ def accuracy(network: Network, count: int, seed: int, batch: int = 128, **option
     return {kind: sum(values) / len(values) for kind, values in sorted(right.items())}
 
 
-def reuse_accuracy(network: Network, count: int, seed: int, depth: int, batch: int = 64) -> dict[str, float]:
+def reuse_accuracy(network: TrainingNetwork, count: int, seed: int, depth: int, batch: int = 64) -> dict[str, float]:
     """As `accuracy`, but with the list's layers below `depth` taken from another question's first forward."""
     rng = random.Random(f"held-out-reuse-{seed}")
     right: dict[str, list[bool]] = defaultdict(list)
@@ -126,7 +126,7 @@ def reuse_accuracy(network: Network, count: int, seed: int, depth: int, batch: i
 
 
 @torch.no_grad()
-def probes(network: Network) -> dict[str, float]:
+def probes(network: TrainingNetwork) -> dict[str, float]:
     """Share of masked price digits that the network gets right in one pass: a recital, and look-ups in short lists.
 
     Chance is about 0.1 a digit. The recital is right before look-ups are; both show learning long before answers do.

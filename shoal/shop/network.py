@@ -102,7 +102,29 @@ class Outer(nn.Module):
         self.transformer = Transformer(config)
 
 
-class Network(nn.Module):
+class TrainingNetwork(nn.Module):
+    """What the training script needs of a network, whatever its layout.
+
+    `forward(token_ids, mask=None, reuse=None)` maps token ids [batch, length] to logits [batch, length, vocab], those
+    at a position being about the token of that position. `reuse` [batch, length] (int) is the depth to which a
+    position takes its hidden states, and so its keys and values, from the row before it in the batch: what serving
+    does with a prefix captured from another request.
+    """
+
+    config: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks, first to last."""
+        raise NotImplementedError
+
+
+class Network(TrainingNetwork):
     """A LLaDA model; `forward` maps token ids [batch, length] to logits [batch, length, vocab]."""
 
     def __init__(self, config: dict[str, Any]):
@@ -115,16 +137,12 @@ class Network(nn.Module):
                 nn.init.normal_(parameter, std=scale)
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.transformer.wte.weight.device
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks, first to last."""
+        return self.model.transformer.blocks
 
     def forward(self, token_ids: Tensor, mask: Tensor | None = None, reuse: Tensor | None = None) -> Tensor:
-        """Logits [batch, length, vocab] for token ids [batch, length].
-
-        `reuse` [batch, length] (int) is the depth to which a position takes its hidden states, and so its keys and
-        values, from the row before it in the batch: what serving does with a prefix captured from another request.
-        """
+        """See TrainingNetwork."""
         body = self.model.transformer
         head_dim = self.config["d_model"] // self.config["n_heads"]
         cos, sin = rope_tables(token_ids.shape[1], head_dim, self.config["rope_theta"], token_ids.device)

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from . import vocabulary
-from .network import Network
+from .network import TrainingNetwork
 
 MAX_SHARD_BYTES = 15_000_000
 
 
-def publish(network: Network, folder: Path, training: dict[str, Any]) -> None:
+def publish(network: TrainingNetwork, folder: Path, training: dict[str, Any]) -> None:
     """Write config, bf16 weights in shards of at most 15 MB, tokenizer, generation config and `training.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_weights({n: p.detach().to("cpu", torch.bfloat16) for n, p in network.named_parameters()}, folder)

@@ -10,7 +10,11 @@ digit is visible there, so the network needs no more than to find that name in t
 
 In the last part of the training (`REUSE_START`) rows come in pairs about one list. The first of a pair is a request's
 first forward: a question and a canvas of masks. The second often takes the list's hidden states of the shallow layers
-from the first, which makes the network keep what depends on the question out of them, as far as `REUSE_DEPTH`.
+from the first, which makes the network keep what depends on the question out of them, as far as `Mix.reuse_depth`.
+
+A mix may also have *plain* rows: a conversation cut off at the row's end, without a canvas, masked anywhere. They show
+the network contexts in which nothing stands behind a list. A list's digits can't be predicted, so their weight is low
+and they start late.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ PURE_STEPS = 1500
 REUSE_START = 34_000
 REUSE_DEPTH = 8
 _REUSE_SHARE = 0.75
+_PLAIN_WEIGHT = 0.05
 SHORT_STEPS = 2000
 _RECITAL = vocabulary.encode("<|user|>List all things.<|end|><|assistant|>")
 
@@ -49,6 +54,26 @@ class Row:
     masked: np.ndarray
     weight: np.ndarray
     reuse: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What a model's training rows are drawn from, beside the stages.
+
+    Attributes:
+        name: part of the seed.
+        reuse_start: step from which rows come in pairs; reuse_depth: layers that the second row of a pair may reuse.
+        plain_start, plain_share: step from which, and share in which, single rows are plain ones.
+    """
+
+    name: str
+    reuse_start: int
+    reuse_depth: int
+    plain_start: int = 0
+    plain_share: float = 0.0
+
+
+SHOP_MIX = Mix("shop", REUSE_START, REUSE_DEPTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +113,26 @@ def make_row(rng: random.Random, length: int, stage: Stage) -> Row:
     return _dense_row(rng, length, make_list(rng, rng.randint(min(3, most), most)), stage.recital_share)
 
 
-def make_pair(rng: random.Random, length: int, stage: Stage) -> tuple[Row, Row]:
-    """Draw two rows about one list: a first forward, and a row that may reuse its shallow layers."""
+def make_plain_row(rng: random.Random, length: int, stage: Stage) -> Row:
+    """Draw a row without a canvas, cut off at `length` tokens (in half of them inside the list), masked anywhere."""
+    fits = (length - 4) // _ITEM_TOKENS
+    if rng.random() < 0.5:
+        prices = make_list(rng, min(MAX_ITEMS, fits + 2))
+    else:
+        prices = make_list(rng, rng.randint(3, max(3, min(stage.max_items, fits))))
+    tokens = _prefix(prices)
+    while len(tokens) < length:
+        question = make_question(rng, prices)
+        tokens += _turn(question) + _answer(question)
+    clean = np.array(tokens[:length], np.int64)
+    hidden = np.array([rng.random() for _ in range(length)]) < _ratio(rng)
+    hidden[0] = False
+    weight = np.where(hidden, np.float32(_PLAIN_WEIGHT), np.float32(0))
+    return Row(clean, np.where(hidden, 1, clean), weight, np.zeros(length, np.int64))
+
+
+def make_pair(rng: random.Random, length: int, stage: Stage, reuse_depth: int = REUSE_DEPTH) -> tuple[Row, Row]:
+    """Draw two rows about one list: a first forward, and a row that may reuse its layers below `reuse_depth`."""
     canvas, turns = _shape(rng, length)
     prices = _list_for(rng, length, canvas, turns)
     first = _serving_row(rng, length, prices, canvas, all_masked=True)
@@ -98,7 +141,7 @@ def make_pair(rng: random.Random, length: int, stage: Stage) -> tuple[Row, Row]:
     else:
         second = _dense_row(rng, length, prices, stage.recital_share)
     if rng.random() < _REUSE_SHARE:
-        second.reuse[: len(_prefix(prices))] = REUSE_DEPTH
+        second.reuse[: len(_prefix(prices))] = reuse_depth
     return first, second
 
 
@@ -219,23 +262,28 @@ Batch = tuple[torch.Tensor, ...]
 
 
 class Steps(Dataset):
-    """Batches by training step: item `i` is a function of (seed, i) alone, however many workers read."""
+    """Batches by training step: item `i` is a function of (mix, seed, i) alone, however many workers read."""
 
-    def __init__(self, seed: int, steps: int, tokens_per_step: int = TOKENS_PER_STEP):
-        self.seed, self.steps, self.tokens_per_step = seed, steps, tokens_per_step
+    def __init__(self, seed: int, steps: int, tokens_per_step: int = TOKENS_PER_STEP, mix: Mix = SHOP_MIX):
+        self.seed, self.steps, self.tokens_per_step, self.mix = seed, steps, tokens_per_step, mix
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
         """Clean ids, masked ids (int64), weights (fp32) and, in the last part, reuse (int64), each [rows, length]."""
-        rng = random.Random(f"shop-{self.seed}-{step}")
+        mix = self.mix
+        rng = random.Random(f"{mix.name}-{self.seed}-{step}")
         stage = Stage.at(step)
         length = rng.choices(LENGTHS, stage.length_weights)[0]
         count = max(2, self.tokens_per_step // length)
-        if step < REUSE_START:
-            rows = [make_row(rng, length, stage) for _ in range(count)]
+        if step < mix.reuse_start:
+            plain = mix.plain_share if step >= mix.plain_start else 0.0
+            rows = [
+                make_plain_row(rng, length, stage) if plain and rng.random() < plain else make_row(rng, length, stage)
+                for _ in range(count)
+            ]
         else:
-            rows = [row for _ in range(count // 2) for row in make_pair(rng, length, stage)]
-        names = ("clean", "masked", "weight") + (("reuse",) if step >= REUSE_START else ())
+            rows = [row for _ in range(count // 2) for row in make_pair(rng, length, stage, mix.reuse_depth)]
+        names = ("clean", "masked", "weight") + (("reuse",) if step >= mix.reuse_start else ())
         return tuple(torch.from_numpy(np.stack([getattr(row, name) for row in rows])) for name in names)

@@ -1,8 +1,10 @@
-"""Train `shop`: `python -m shoal.shop.train --out out/shop` on a GPU, in pieces if need be.
+"""Train `shop` or `shop-dream`: `python -m shoal.shop.train --out out/shop` on a GPU, in pieces if need be.
 
 The data of a step depends on the seed and the step's number alone, so a run that was stopped and resumed sees the same
 batches as one that was not. Matrices inside the blocks are trained by Muon, everything else by AdamW; the learning rate
-is constant after a warm-up and falls linearly to zero from `--decay-start` to `--steps`. Checkpoints are safetensors.
+is constant after a warm-up and falls linearly to zero from `--decay-start` to `--steps`, or follows the phases of the
+recipe; the model is published at the end of each. Checkpoints are safetensors. After a `--time-limit` the same command
+goes on from there.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from tqdm import tqdm
 
 from .evaluate import accuracy, probes, reuse_accuracy
 from .muon import Muon
-from .network import SHOP_CONFIG, Network
 from .publish import publish
+from .recipe import RECIPES, Phase, Recipe, scheduled
 from .rows import TOKENS_PER_STEP, Batch, Steps
 
 
@@ -33,8 +35,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line of the training script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and the published model")
-    parser.add_argument("--steps", type=int, default=34_000, help="training steps in all")
-    parser.add_argument("--decay-start", type=int, default=27_162, help="step from which the learning rate falls")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="shop")
+    parser.add_argument("--steps", type=int, help="training steps in all, in one phase; default: the recipe's")
+    parser.add_argument("--decay-start", type=int, help="with --steps: step from which the learning rate falls")
     parser.add_argument("--tokens-per-step", type=int, default=TOKENS_PER_STEP)
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="for the blocks' matrices")
     parser.add_argument("--muon-lr", type=float, default=0.008)
@@ -54,29 +57,32 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--at-step", type=int, default=0)
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--deterministic", action="store_true", help="bitwise reproducible kernels, slower")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if (options.steps is None) != (options.decay_start is None):
+        parser.error("--steps and --decay-start go together")
+    return options
 
 
-def learning_rate_factor(step: int, steps: int, decay_start: int, warm_up: int) -> float:
-    """Factor on the learning rates at a step, 0 to 1."""
-    if step < warm_up:
-        return (step + 1) / warm_up
-    if step < decay_start:
-        return 1.0
-    return max(0.0, (steps - step) / max(1, steps - decay_start))
+def phases_of(options: argparse.Namespace) -> tuple[Phase, ...]:
+    """The phases asked for: one of `--steps`, or the recipe's."""
+    if options.steps is not None:
+        return (Phase("model", options.steps, options.decay_start),)
+    return RECIPES[options.recipe].phases
 
 
 class Trainer:
     """Network, optimizers and the step reached; saved to and restored from one safetensors file."""
 
-    def __init__(self, options: argparse.Namespace, config: dict[str, Any] = SHOP_CONFIG):
+    def __init__(self, options: argparse.Namespace, config: dict[str, Any] | None = None):
         torch.manual_seed(options.seed)
         self.options = options
-        self.network = Network(config).to(options.device)
-        muon = options.optimizer == "muon"
-        named = dict(self.network.named_parameters())
-        matrices = [p for n, p in named.items() if muon and ".blocks." in n and p.dim() == 2]
-        others = [p for n, p in named.items() if not (muon and ".blocks." in n and p.dim() == 2)]
+        self.recipe: Recipe = RECIPES[options.recipe]
+        self.phases = phases_of(options)
+        self.network = self.recipe.network(config or self.recipe.config).to(options.device)
+        inside = {id(p) for p in self.network.blocks.parameters() if p.dim() == 2}
+        muon = inside if options.optimizer == "muon" else set()
+        matrices = [p for p in self.network.parameters() if id(p) in muon]
+        others = [p for p in self.network.parameters() if id(p) not in muon]
         graphs = options.device.startswith("cuda")
         rate = torch.tensor(0.0, device=options.device) if graphs else 0.0
         self.muon = Muon(matrices or [torch.zeros(1, 1)], lr=rate, weight_decay=options.weight_decay)
@@ -92,7 +98,7 @@ class Trainer:
                 group["lr"] = torch.tensor(0.0, device=options.device)
         self.step = 0
         self.seconds = 0.0
-        self.graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]] = {}
+        self.graphs: dict[tuple[torch.Size, int], tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]] = {}
 
     @property
     def checkpoint(self) -> Path:
@@ -107,7 +113,8 @@ class Trainer:
             for optimizer in (self.muon, self.adam):
                 for key, value in optimizer.state.get(parameter, {}).items():
                     tensors[f"state.{key}.{name}"] = value
-        metadata = {"step": str(self.step), "seconds": str(self.seconds), "seed": str(self.options.seed)}
+        metadata = {"step": str(self.step), "seconds": str(self.seconds), "seed": str(self.options.seed),
+                    "recipe": self.options.recipe}  # fmt: skip
         temporary = self.checkpoint.with_suffix(".tmp")
         save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, metadata)
         temporary.replace(self.checkpoint)
@@ -120,6 +127,8 @@ class Trainer:
             metadata = file.metadata()
             if int(metadata["seed"]) != self.options.seed:
                 raise SystemExit(f"{self.checkpoint} was trained with --seed {metadata['seed']}")
+            if (recipe := metadata.get("recipe", "shop")) != self.options.recipe:
+                raise SystemExit(f"{self.checkpoint} was trained with --recipe {recipe}")
             keys = set(file.keys())
             for name, parameter in self.network.named_parameters():
                 parameter.copy_(file.get_tensor("weight." + name))
@@ -144,10 +153,10 @@ class Trainer:
     def train_step(self, batch: Batch) -> torch.Tensor:
         """One optimizer step; returns the loss (on the device)."""
         o = self.options
-        shape, graphs = batch[0].shape, o.device.startswith("cuda")
+        shape, graphs = (batch[0].shape, len(batch)), o.device.startswith("cuda")
         if graphs and shape not in self.graphs:
             self.graphs[shape] = self._capture([t.to(o.device) for t in batch])
-        factor = learning_rate_factor(self.step, o.steps, o.decay_start, o.warm_up)
+        factor = scheduled(self.step, self.phases, o.warm_up)
         for optimizer, rate in ((self.muon, o.muon_lr), (self.adam, o.adam_lr)):
             for group in optimizer.param_groups:
                 if isinstance(group["lr"], torch.Tensor):  # a tensor of its own, read by the captured graphs
@@ -232,16 +241,17 @@ def reused(trainer: Trainer, depth: int, questions: int) -> dict[str, float]:
 
 def batches(options: argparse.Namespace, first: int) -> Iterator[Batch]:
     """Batches of the steps from `first` to the last."""
+    last = phases_of(options)[-1].stop
     loader: DataLoader[Any] = DataLoader(
-        Steps(options.seed, options.steps, options.tokens_per_step),
-        sampler=range(first, options.steps), batch_size=None, num_workers=options.workers,
+        Steps(options.seed, last, options.tokens_per_step, RECIPES[options.recipe].mix),
+        sampler=range(first, last), batch_size=None, num_workers=options.workers,
         prefetch_factor=16 if options.workers else None, pin_memory=options.device != "cpu",
     )  # fmt: skip
     return iter(loader)
 
 
-def main(arguments: list[str] | None = None, config: dict[str, Any] = SHOP_CONFIG) -> None:
-    """Train until the last step or the time limit, then save; publish the model at the end of either."""
+def main(arguments: list[str] | None = None, config: dict[str, Any] | None = None) -> None:
+    """Train until the last step or the time limit, then save; publish the model at the end of each phase, and then."""
     options = parse_arguments(arguments)
     begin = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -254,49 +264,66 @@ def main(arguments: list[str] | None = None, config: dict[str, Any] = SHOP_CONFI
         trainer.restore_published(options.resume_from_published, options.at_step)
     if not options.no_compile:
         torch._dynamo.config.recompile_limit = 64
-        for block in trainer.network.model.transformer.blocks:
+        for block in trainer.network.blocks:
             block.compile(dynamic=False)
+    ends = {phase.stop: phase.name for phase in trainer.phases}
+    total = trainer.phases[-1].stop
     losses: list[torch.Tensor] = []
-    result: dict[str, float] = {}
     mean = float("nan")
     earlier = trainer.seconds
-    hardware = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
-    with (options.out / "log.jsonl").open("a") as log, tqdm(total=options.steps, initial=trainer.step) as bar:
+    with (options.out / "log.jsonl").open("a") as log, tqdm(total=total, initial=trainer.step) as bar:
 
         def note(**record: Any) -> None:
+            trainer.seconds = earlier + time.monotonic() - begin
             record = {"step": trainer.step, "seconds": round(trainer.seconds, 1), **record}
             log.write(json.dumps(record) + "\n")
             log.flush()
             bar.write(json.dumps(record))
 
+        def finish(name: str) -> None:
+            result: dict[str, float] = {}
+            with contextlib.suppress(KeyboardInterrupt):
+                result = evaluate(trainer, options.final_questions)
+                note(final=result)
+                note(reuse={depth: reused(trainer, depth, 192) for depth in trainer.recipe.reuse_depths})
+            publish(trainer.network, options.out / name, training=summary(trainer, mean, result))
+
+        if trainer.step in ends and not (options.out / ends[trainer.step] / "training.json").exists():
+            finish(ends[trainer.step])  # stopped between saving and publishing
         for batch in batches(options, trainer.step):
             losses.append(trainer.train_step(batch))
             bar.update()
-            last = trainer.step == options.steps
+            last = trainer.step in ends
             if len(losses) == 250 or last:
                 mean = torch.stack(losses).mean().item()
                 losses.clear()
-                trainer.seconds = earlier + time.monotonic() - begin
                 note(loss=round(mean, 4), tokens=trainer.step * options.tokens_per_step, probes=probe(trainer))
                 bar.set_postfix(loss=f"{mean:.3f}")
                 if mean != mean:
                     raise SystemExit("the loss is not a number")
-            if trainer.step % options.eval_every == 0 and not last:
+            if last:
+                trainer.save()
+                finish(ends[trainer.step])
+            elif trainer.step % options.eval_every == 0:
                 note(accuracy=evaluate(trainer, options.eval_questions))
             if options.time_limit and time.monotonic() - begin > options.time_limit:
                 break
         trainer.seconds = earlier + time.monotonic() - begin
-        with contextlib.suppress(KeyboardInterrupt):
-            result = evaluate(trainer, options.final_questions)
-            note(final=result)
-            note(reuse={depth: reused(trainer, depth, 192) for depth in (8, 12, 16)})
-    trainer.save()
-    publish(trainer.network, options.out / "model", training={
-        "seed": options.seed, "steps": trainer.step, "tokens": trainer.step * options.tokens_per_step,
-        "seconds": round(trainer.seconds), "hardware": hardware, "optimizer": "Muon + AdamW",
-        "loss": mean if mean == mean else None,
-        "accuracy": result,
-    })  # fmt: skip
+        trainer.save()
+        if trainer.step not in ends:
+            finish(trainer.phases[-1].name)
+
+
+def summary(trainer: Trainer, loss: float, accuracy: dict[str, float]) -> dict[str, Any]:
+    """Content of `training.json`."""
+    options = trainer.options
+    return {
+        "recipe": options.recipe, "seed": options.seed, "steps": trainer.step,
+        "tokens": trainer.step * options.tokens_per_step, "seconds": round(trainer.seconds),
+        "hardware": torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU",
+        "optimizer": "Muon + AdamW" if options.optimizer == "muon" else "AdamW",
+        "loss": loss if loss == loss else None, "accuracy": accuracy,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

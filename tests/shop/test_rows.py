@@ -9,7 +9,18 @@ import pytest
 import torch
 
 from shoal.shop import rows, vocabulary
-from shoal.shop.rows import LENGTHS, REUSE_DEPTH, REUSE_START, Row, Stage, Steps, make_pair, make_row
+from shoal.shop.rows import (
+    LENGTHS,
+    REUSE_DEPTH,
+    REUSE_START,
+    Mix,
+    Row,
+    Stage,
+    Steps,
+    make_pair,
+    make_plain_row,
+    make_row,
+)  # fmt: skip
 
 NAMES = vocabulary.tokens()
 MASK, EOS, SYSTEM, USER, ASSISTANT, END = (
@@ -168,3 +179,39 @@ def test_stages_grow_to_the_longest_lists():
     for step in STEPS:
         assert sum(Stage.at(step).length_weights) == pytest.approx(1.0)
     assert Stage.at(9500) == Stage.at(60_000)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_plain_rows_have_no_canvas_and_masks_anywhere(length):
+    rng, stage = random.Random(f"plain-{length}"), Stage.at(9000)
+    in_list = cut_in_list = 0
+    for _ in range(60):
+        row = make_plain_row(rng, length, stage)
+        hidden = row.masked == MASK
+        assert len(row.clean) == len(row.masked) == length
+        assert np.array_equal(row.masked[~hidden], row.clean[~hidden])
+        assert (row.weight[hidden] == np.float32(0.05)).all()
+        assert not row.weight[~hidden].any()
+        assert MASK not in row.clean
+        assert not any((row.clean[1:] == EOS) & (row.clean[:-1] == EOS))  # a canvas would be filled up with EOS
+        in_list += (hidden & ~answer_positions(row)).any()
+        cut_in_list += END not in row.clean
+    assert in_list > 50
+    assert (10 < cut_in_list < 50) == (length < 640)
+
+
+def test_a_mix_decides_which_rows_come_when():
+    mix = Mix("other", reuse_start=5000, reuse_depth=3, plain_start=4000, plain_share=0.5)
+    before, plain, pairs = (Steps(1, 6000, 8192, mix)[step] for step in (3999, 4500, 5000))
+
+    def masks_outside_answers(batch) -> int:
+        clean, masked = batch[0].numpy(), batch[1].numpy()
+        zeros = np.zeros(clean.shape[1])
+        rows_ = [Row(c, m, zeros, zeros) for c, m in zip(clean, masked, strict=True)]
+        return sum(bool(((r.masked == MASK) & ~answer_positions(r)).any()) for r in rows_)
+
+    assert masks_outside_answers(before) == 0
+    assert 0.2 < masks_outside_answers(plain) / len(plain[0]) < 0.8
+    assert set(pairs[3].unique().tolist()) == {0, 3}
+    assert len(plain) == 3
+    assert not torch.equal(Steps(1, 6000, 8192)[3999][0], before[0])  # the name is part of the seed

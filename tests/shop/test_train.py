@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from shoal.shop import train
+from shoal.shop.recipe import RECIPES, Phase, learning_rate_factor, scheduled
 from shoal.shop.rows import REUSE_START
-from shoal.shop.train import Trainer, batches, learning_rate_factor, parse_arguments
+from shoal.shop.train import Trainer, batches, parse_arguments
 
-from .tiny import TINY, arguments
+from .tiny import TINY, TINY_DREAM, arguments
 
 
 @pytest.fixture(autouse=True)
@@ -157,3 +159,35 @@ def test_published_weights_start_the_second_phase(tmp_path, quick):
     assert second.step == REUSE_START
     rounded = {name: p.bfloat16().float() for name, p in weights(finished).items()}
     assert differing(rounded, weights(second)) == []
+
+
+def test_phases_warm_up_and_decay_on_their_own():
+    phases = (Phase("one", 100, 60), Phase("two", 200, 150, peak=0.5))
+    factors = [scheduled(step, phases, 10) for step in (0, 9, 59, 80, 99, 100, 109, 149, 175, 199, 200)]
+    assert factors == pytest.approx([0.1, 1, 1, 0.5, 0.025, 0.05, 0.5, 0.5, 0.25, 0.01, 0])
+
+
+def test_a_recipe_of_two_phases_publishes_both_and_goes_on_after_a_time_limit(tmp_path, quick, monkeypatch, capsys):
+    mix = replace(RECIPES["shop-dream"].mix, reuse_start=3, plain_start=1, plain_share=0.5)
+    phases = (Phase("natural", 3, 2), Phase("model", 5, 4))
+    monkeypatch.setitem(RECIPES, "shop-dream", replace(RECIPES["shop-dream"], mix=mix, phases=phases))
+    words = arguments(tmp_path, recipe="shop-dream")
+    for name in ("--steps", "--decay-start"):
+        at = words.index(name)
+        del words[at : at + 2]
+    for _ in range(2):  # one step at a time
+        train.main([*words, "--time-limit", "1e-6"], TINY_DREAM)
+    assert not (tmp_path / "natural").exists()
+    train.main(words, TINY_DREAM)
+    assert "resumed at step 2" in capsys.readouterr().out
+    steps = {
+        name: json.loads((tmp_path / name / "training.json").read_text())["steps"] for name in ("natural", "model")
+    }
+    assert steps == {"natural": 3, "model": 5}
+    weights_of = [(tmp_path / name / "model-00001-of-00001.safetensors").read_bytes() for name in steps]
+    assert weights_of[0] != weights_of[1]
+    (tmp_path / "model" / "training.json").unlink()
+    train.main(words, TINY_DREAM)
+    assert (tmp_path / "model" / "training.json").exists()
+    with pytest.raises(SystemExit, match="--recipe shop-dream"):
+        Trainer(parse_arguments(arguments(tmp_path)), TINY).restore()

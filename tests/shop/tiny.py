@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from shoal.shop.dream_network import SHOP_DREAM_CONFIG
 from shoal.shop.network import SHOP_CONFIG
 
 TINY: dict[str, Any] = {
@@ -14,6 +15,15 @@ TINY: dict[str, Any] = {
     "n_heads": 2,
     "n_kv_heads": 2,
     "mlp_hidden_size": 48,
+}
+
+TINY_DREAM: dict[str, Any] = {
+    **SHOP_DREAM_CONFIG,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 48,
 }
 
 
