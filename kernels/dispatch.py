@@ -1,26 +1,26 @@
-"""Which implementation of a kernel runs: the torch reference, or Triton on request.
+"""Which implementation of a kernel runs: Triton on CUDA tensors, the torch reference on all others.
 
-The reference is the default on every device. Triton is chosen for the whole process by the environment variable
-SHOAL_KERNELS=triton, read at the first call, or by `set_backend`; both accept `reference` too. Triton is imported when
-one of its kernels is first called, never before. The Triton kernels need CUDA tensors, or Triton's interpreter
-(TRITON_INTERPRET=1 in the environment before Triton is imported).
+That is the backend `auto`, the default. `reference` or `triton` for every tensor is chosen for the whole process by
+the environment variable SHOAL_KERNELS, read at the first call, or by `set_backend`. Triton is imported when one of its
+kernels is first called, never before. It needs CUDA tensors, or its interpreter (TRITON_INTERPRET=1 in the environment
+before Triton is imported).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from torch import Tensor
 
+from .attention import attention_reference
+from .attention_batch import AttentionBatch
 from .confidence import Confidence, confidence_reference
-from .paged_attention import paged_attention_reference, write_kv_reference
+from .kv_write import rope_write_kv_reference
 from .rms_norm import rms_norm_reference
-from .rope import apply_rope_reference
 from .swiglu import swiglu_reference
 
 VARIABLE = "SHOAL_KERNELS"
-BACKENDS = ("reference", "triton")
+BACKENDS = ("auto", "reference", "triton")
 
 _chosen: str | None = None
 
@@ -32,10 +32,10 @@ def set_backend(name: str | None) -> None:
 
 
 def backend() -> str:
-    """`reference` or `triton`."""
+    """`auto`, `reference` or `triton`."""
     global _chosen
     if _chosen is None:
-        _chosen = _checked(os.environ.get(VARIABLE, "reference"))
+        _chosen = _checked(os.environ.get(VARIABLE, "auto"))
     return _chosen
 
 
@@ -45,8 +45,10 @@ def _checked(name: str) -> str:
     return name
 
 
-def _triton(x: Tensor) -> bool:
+def uses_triton(x: Tensor) -> bool:
     """Whether Triton is to work on x. RuntimeError if it is but can not."""
+    if backend() == "auto":
+        return x.is_cuda
     if backend() == "reference":
         return False
     if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
@@ -56,7 +58,7 @@ def _triton(x: Tensor) -> bool:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Contract: `rms_norm_reference`."""
-    if not _triton(x):
+    if not uses_triton(x):
         return rms_norm_reference(x, weight, eps)
     from .rms_norm_triton import rms_norm_triton
 
@@ -65,7 +67,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(normed sum, sum) of x and residual [T, H], the sum rounded to their dtype before it is normalised."""
-    if not _triton(x):
+    if not uses_triton(x):
         total = x + residual
         return rms_norm_reference(total, weight, eps), total
     from .rms_norm_triton import add_rms_norm_triton
@@ -75,7 +77,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """Contract: `swiglu_reference`."""
-    if not _triton(gate_up):
+    if not uses_triton(gate_up):
         return swiglu_reference(gate_up)
     from .swiglu_triton import swiglu_triton
 
@@ -83,38 +85,33 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def rope_write_kv(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, layer_pages: Tensor, pages: Tensor, offsets: Tensor
-) -> Tensor:
-    """Rotate q and k [tokens, heads or kv_heads, head_dim]; write k, rotated, and v to the pool; return the rotated q.
-
-    Contract: `apply_rope_reference` of q and of k, then `write_kv_reference`.
-    """
-    if not _triton(q):
-        write_kv_reference(layer_pages, apply_rope_reference(k, cos, sin), v, pages, offsets)
-        return apply_rope_reference(q, cos, sin)
+    q: Tensor, k: Tensor, v: Tensor, cos_table: Tensor, sin_table: Tensor, positions: Tensor, rows: Tensor,
+    batch: AttentionBatch, band: int, layer_pages: Tensor, *, q_out: Tensor | None = None, k_out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Contract: `rope_write_kv_reference`."""
+    arguments = (q, k, v, cos_table, sin_table, positions, rows, batch, band, layer_pages)
+    if not uses_triton(q):
+        return rope_write_kv_reference(*arguments, q_out=q_out, k_out=k_out)
     from .kv_write_triton import rope_write_kv_triton
 
-    return rope_write_kv_triton(q, k, v, cos, sin, layer_pages, pages, offsets)
+    return rope_write_kv_triton(*arguments, q_out=q_out, k_out=k_out)
 
 
-def paged_attention(
-    q: Tensor, layer_pages: Tensor, page_tables: Sequence[Tensor], query_lengths: Sequence[int],
-    key_lengths: Sequence[int],
-) -> Tensor:  # fmt: skip
-    """Contract: `paged_attention_reference`. Builds the batch's tables at every call.
+def attention(
+    q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, *, num_splits: int = 1,
+    fresh_kv: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Contract: `attention_reference`; the Triton kernel cuts each request's keys into num_splits parts."""
+    if not uses_triton(q):
+        return attention_reference(q, layer_pages, band, batch, fresh_kv=fresh_kv, out=out)
+    from .attention_triton import attention_triton
 
-    A caller with many layers builds a `PagedBatch` once and calls `paged_attention_triton` itself.
-    """
-    if not _triton(q):
-        return paged_attention_reference(q, layer_pages, page_tables, query_lengths, key_lengths)
-    from .paged_attention_triton import PagedBatch, paged_attention_triton
-
-    return paged_attention_triton(q, layer_pages, PagedBatch.build(page_tables, query_lengths, key_lengths))[0]
+    return attention_triton(q, layer_pages, band, batch, num_splits=num_splits, fresh_kv=fresh_kv, out=out)
 
 
 def confidence(logits: Tensor) -> Confidence:
     """Contract: `confidence_reference`; the Triton kernel breaks ties of the best token towards the lower id."""
-    if not _triton(logits):
+    if not uses_triton(logits):
         return confidence_reference(logits)
     from .confidence_triton import confidence_triton
 

@@ -1,9 +1,8 @@
 """RoPE and the paged write of fresh KVs in one Triton kernel.
 
-`apply_rope_reference` on q and k, then `write_kv_reference`: q and k are read once, k goes rotated to its page and
-nowhere else, v is copied. A program takes BLOCK_TOKENS tokens and up to HEADS_PER_PROGRAM heads of q, of k or of v,
-and holds the tokens' cosines and sines for all of these heads. Both halves of a pair are loaded before either is
-stored, so q may be rotated in place.
+q and k are read once, k goes rotated to its page (and, on request, to a contiguous tensor), v is copied. A program
+takes a few tokens and a few heads of q, of k or of v; it looks up the tokens' cosines, sines and pages itself. Both
+halves of a pair are loaded before either is stored, so q and k may be rotated in place.
 """
 
 from __future__ import annotations
@@ -13,102 +12,119 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK_TOKENS = 16
-_HEADS_PER_PROGRAM = 8
-
-
-@triton.jit
-def _rotate(x_ptr, left_at, right_at, cos, sin, mask):
-    left = tl.load(x_ptr + left_at, mask=mask, other=0.0).to(tl.float32)
-    right = tl.load(x_ptr + right_at, mask=mask, other=0.0).to(tl.float32)
-    return left * cos - right * sin, right * cos + left * sin
+from .attention_batch import AttentionBatch
 
 
 @triton.jit
 def _rope_write_kernel(
-    q_ptr, k_ptr, v_ptr, q_out_ptr, cos_ptr, sin_ptr, pages_ptr, page_ids_ptr, slots_ptr,
-    num_tokens, num_heads, num_kv_heads,
+    q_ptr, k_ptr, v_ptr, q_out_ptr, k_out_ptr, cos_ptr, sin_ptr, pages_ptr,
+    positions_ptr, rows_ptr, tables_ptr, slots_ptr,
+    num_tokens, num_heads, num_kv_heads, slot_stride, band_offset,
     q_stride_token, q_stride_head, k_stride_token, k_stride_head, v_stride_token, v_stride_head,
-    q_out_stride_token, q_out_stride_head, cos_stride, sin_stride,
+    q_out_stride_token, q_out_stride_head, k_out_stride_token, k_out_stride_head, cos_stride, sin_stride,
     stride_page, stride_kv, stride_slot, stride_head, stride_dim,
-    HALF: tl.constexpr, BLOCK_TOKENS: tl.constexpr, HEADS_PER_PROGRAM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, HALF: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_HEADS: tl.constexpr,
 ):  # fmt: skip
+    """Tiles are [BLOCK_TOKENS, BLOCK_HEADS, HALF]; `chunk` counts groups of heads, first of q, then of k, then of v."""
     tokens = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
-    chunk = tl.program_id(1).to(tl.int64)
-    q_chunks = tl.cdiv(num_heads, HEADS_PER_PROGRAM)
-    kv_chunks = tl.cdiv(num_kv_heads, HEADS_PER_PROGRAM)
-    in_tokens = tokens < num_tokens
-    mask = in_tokens[:, None]
-    dims = tl.arange(0, HALF)[None, :]
+    chunk = tl.program_id(1)
+    q_chunks = tl.cdiv(num_heads, BLOCK_HEADS)
+    kv_chunks = tl.cdiv(num_kv_heads, BLOCK_HEADS)
+    position = tl.load(positions_ptr + tokens, mask=tokens < num_tokens, other=-1)
+    real = position >= 0
+    dims = tl.arange(0, HALF)[None, None, :]
+    lanes = tl.arange(0, BLOCK_HEADS)
+    token_at = tokens[:, None, None]
 
-    if chunk < q_chunks + kv_chunks:
-        cos = tl.load(cos_ptr + tokens[:, None] * cos_stride + dims, mask=mask, other=0.0)
-        sin = tl.load(sin_ptr + tokens[:, None] * sin_stride + dims, mask=mask, other=0.0)
-        if chunk < q_chunks:
-            first = chunk * HEADS_PER_PROGRAM
-            for head in range(first, tl.minimum(first + HEADS_PER_PROGRAM, num_heads)):
-                at = tokens[:, None] * q_stride_token + head * q_stride_head + dims
-                left, right = _rotate(q_ptr, at, at + HALF, cos, sin, mask)
-                to = q_out_ptr + tokens[:, None] * q_out_stride_token + head * q_out_stride_head + dims
-                tl.store(to, left.to(q_out_ptr.dtype.element_ty), mask=mask)
-                tl.store(to + HALF, right.to(q_out_ptr.dtype.element_ty), mask=mask)
-        else:
-            page = tl.load(page_ids_ptr + tokens, mask=in_tokens, other=0).to(tl.int64)
-            slot = tl.load(slots_ptr + tokens, mask=in_tokens, other=0).to(tl.int64)
-            place = (page * stride_page + slot * stride_slot)[:, None] + dims * stride_dim
-            first = (chunk - q_chunks) * HEADS_PER_PROGRAM
-            for head in range(first, tl.minimum(first + HEADS_PER_PROGRAM, num_kv_heads)):
-                at = tokens[:, None] * k_stride_token + head * k_stride_head + dims
-                left, right = _rotate(k_ptr, at, at + HALF, cos, sin, mask)
-                to = pages_ptr + place + head * stride_head
-                tl.store(to, left.to(pages_ptr.dtype.element_ty), mask=mask)
-                tl.store(to + HALF * stride_dim, right.to(pages_ptr.dtype.element_ty), mask=mask)
+    if chunk < q_chunks:
+        heads = (chunk * BLOCK_HEADS + lanes).to(tl.int64)[None, :, None]
+        mask = real[:, None, None] & (heads < num_heads)
+        at = token_at * q_stride_token + heads * q_stride_head + dims
+        left = tl.load(q_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        right = tl.load(q_ptr + at + HALF, mask=mask, other=0.0).to(tl.float32)
+        angle = position.to(tl.int64)[:, None, None]
+        cos = tl.load(cos_ptr + angle * cos_stride + dims, mask=real[:, None, None], other=0.0)
+        sin = tl.load(sin_ptr + angle * sin_stride + dims, mask=real[:, None, None], other=0.0)
+        to = q_out_ptr + token_at * q_out_stride_token + heads * q_out_stride_head + dims
+        tl.store(to, (left * cos - right * sin).to(q_out_ptr.dtype.element_ty), mask=mask)
+        tl.store(to + HALF, (right * cos + left * sin).to(q_out_ptr.dtype.element_ty), mask=mask)
+        return
+
+    row = tl.load(rows_ptr + tokens, mask=real, other=0)
+    slot = tl.load(slots_ptr + row, mask=real, other=0).to(tl.int64)
+    table = tables_ptr + slot * slot_stride + band_offset
+    page = tl.load(table + position // PAGE_SIZE, mask=real, other=0).to(tl.int64)
+    place = (page * stride_page + (position % PAGE_SIZE).to(tl.int64) * stride_slot)[:, None, None]
+    is_value = chunk >= q_chunks + kv_chunks
+    chunk -= q_chunks
+    if is_value:
+        chunk -= kv_chunks
+    heads = (chunk * BLOCK_HEADS + lanes).to(tl.int64)[None, :, None]
+    mask = real[:, None, None] & (heads < num_kv_heads)
+    to = pages_ptr + place + heads * stride_head + dims * stride_dim
+    dtype = pages_ptr.dtype.element_ty
+    if is_value:
+        v_at = token_at * v_stride_token + heads * v_stride_head + dims
+        v_left = tl.load(v_ptr + v_at, mask=mask, other=0.0)
+        v_right = tl.load(v_ptr + v_at + HALF, mask=mask, other=0.0)
+        tl.store(to + stride_kv, v_left.to(dtype), mask=mask)
+        tl.store(to + stride_kv + HALF * stride_dim, v_right.to(dtype), mask=mask)
     else:
-        page = tl.load(page_ids_ptr + tokens, mask=in_tokens, other=0).to(tl.int64)
-        slot = tl.load(slots_ptr + tokens, mask=in_tokens, other=0).to(tl.int64)
-        all_dims = tl.arange(0, 2 * HALF)[None, :]
-        place = (page * stride_page + slot * stride_slot)[:, None] + all_dims * stride_dim + stride_kv
-        first = (chunk - q_chunks - kv_chunks) * HEADS_PER_PROGRAM
-        for head in range(first, tl.minimum(first + HEADS_PER_PROGRAM, num_kv_heads)):
-            at = tokens[:, None] * v_stride_token + head * v_stride_head + all_dims
-            v = tl.load(v_ptr + at, mask=mask, other=0.0)
-            tl.store(pages_ptr + place + head * stride_head, v.to(pages_ptr.dtype.element_ty), mask=mask)
+        at = token_at * k_stride_token + heads * k_stride_head + dims
+        left = tl.load(k_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        right = tl.load(k_ptr + at + HALF, mask=mask, other=0.0).to(tl.float32)
+        angle = position.to(tl.int64)[:, None, None]
+        cos = tl.load(cos_ptr + angle * cos_stride + dims, mask=real[:, None, None], other=0.0)
+        sin = tl.load(sin_ptr + angle * sin_stride + dims, mask=real[:, None, None], other=0.0)
+        turned_left = (left * cos - right * sin).to(dtype)
+        turned_right = (right * cos + left * sin).to(dtype)
+        tl.store(to, turned_left, mask=mask)
+        tl.store(to + HALF * stride_dim, turned_right, mask=mask)
+        if k_out_ptr is not None:
+            k_to = k_out_ptr + token_at * k_out_stride_token + heads * k_out_stride_head + dims
+            tl.store(k_to, turned_left, mask=mask)
+            tl.store(k_to + HALF, turned_right, mask=mask)
 
 
 def rope_write_kv_triton(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor,
-    layer_pages: Tensor, pages: Tensor, offsets: Tensor, q_out: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, cos_table: Tensor, sin_table: Tensor, positions: Tensor, rows: Tensor,
+    batch: AttentionBatch, band: int, layer_pages: Tensor, *, q_out: Tensor | None = None, k_out: Tensor | None = None,
+    block: tuple[int, int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Rotate q and k by their positions, and write k (rotated) and v to the tokens' places in the pool.
+    """`rope_write_kv_reference`, without a look at device memory. k_out needs the pool's dtype.
 
-    Args:
-        q: [tokens, heads, head_dim], not rotated. Like k and v: any strides but a contiguous last dimension.
-        k, v: [tokens, kv_heads, head_dim], k not rotated. Neither is changed.
-        cos, sin: fp32 [tokens, head_dim / 2], as `rope_table` rows of the tokens' positions.
-        layer_pages: [num_pages, 2, page_size, kv_heads, head_dim], strided at will, written.
-        pages, offsets: int32 or int64 [tokens], page id and position within the page; no two tokens share a place.
-        q_out: where the rotated q goes, last dimension contiguous; q itself means in place; a new tensor by default.
-
-    Returns the rotated q. head_dim is a power of two.
+    `block`: (tokens, heads) of a tile, powers of two; chosen by the number of tokens by default. head_dim must be a
+    power of two.
     """
     tokens, heads, head_dim = q.shape
-    kv_heads = k.shape[1]
+    kv_heads, page_size = k.shape[1], layer_pages.shape[2]
     if q_out is None:
         q_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if head_dim & (head_dim - 1):
-        raise ValueError(f"head_dim {head_dim} must be a power of two")
-    if any(x.stride(2) != 1 for x in (q, k, v, q_out)) or cos.stride(1) != 1 or sin.stride(1) != 1:
-        raise ValueError("the last dimension of q, k, v, cos and sin must be contiguous")
+    if head_dim & (head_dim - 1) or page_size & (page_size - 1):
+        raise ValueError(f"head_dim {head_dim} and page_size {page_size} must be powers of two")
+    strided = [q, k, v, q_out, cos_table, sin_table] + ([] if k_out is None else [k_out])
+    if any(x.stride(-1) != 1 for x in strided):
+        raise ValueError("the last dimension of q, k, v, cos_table and sin_table must be contiguous")
     if k.shape != v.shape or (kv_heads, head_dim) != layer_pages.shape[3:] or q_out.shape != q.shape:
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} do not fit pages {tuple(layer_pages.shape)}")
-    if not pages.is_contiguous() or not offsets.is_contiguous():
-        raise ValueError("pages and offsets must be contiguous")
+    if k_out is not None and (k_out.shape != k.shape or k_out.dtype != layer_pages.dtype):
+        raise ValueError(f"k_out {tuple(k_out.shape)} {k_out.dtype} must be {tuple(k.shape)} {layer_pages.dtype}")
+    for name, x in (("positions", positions), ("rows", rows)):
+        if x.dtype != torch.int32 or x.shape != (tokens,) or not x.is_contiguous():
+            raise ValueError(f"{name} is {x.dtype} {tuple(x.shape)}; it must be int32 [{tokens}], contiguous")
+    if not 0 <= band < batch.page_tables.shape[1]:
+        raise ValueError(f"band {band} of {batch.page_tables.shape[1]}")
     if tokens:
-        chunks = triton.cdiv(heads, _HEADS_PER_PROGRAM) + 2 * triton.cdiv(kv_heads, _HEADS_PER_PROGRAM)
-        _rope_write_kernel[(triton.cdiv(tokens, _BLOCK_TOKENS), chunks)](
-            q, k, v, q_out, cos, sin, layer_pages, pages, offsets, tokens, heads, kv_heads,
-            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *q_out.stride()[:2], cos.stride(0), sin.stride(0),
-            *layer_pages.stride(),
-            HALF=head_dim // 2, BLOCK_TOKENS=_BLOCK_TOKENS, HEADS_PER_PROGRAM=_HEADS_PER_PROGRAM, num_warps=4,
+        block_tokens, block_heads = block or ((4, 8) if tokens > 512 else (4, 2))
+        chunks = triton.cdiv(heads, block_heads) + 2 * triton.cdiv(kv_heads, block_heads)
+        k_to = k if k_out is None else k_out
+        _rope_write_kernel[(triton.cdiv(tokens, block_tokens), chunks)](
+            q, k, v, q_out, k_out, cos_table, sin_table, layer_pages,
+            positions, rows, batch.page_tables, batch.slots, tokens, heads, kv_heads,
+            batch.page_tables.stride(0), band * batch.page_tables.stride(1),
+            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *q_out.stride()[:2], *k_to.stride()[:2],
+            cos_table.stride(0), sin_table.stride(0), *layer_pages.stride(),
+            PAGE_SIZE=page_size, HALF=head_dim // 2, BLOCK_TOKENS=block_tokens, BLOCK_HEADS=block_heads,
+            num_warps=4 if block_tokens * block_heads * head_dim >= 4096 else 2,
         )  # fmt: skip
     return q_out

@@ -2,81 +2,42 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
-from shoal.kernels import attention_merge_triton, paged_attention_triton
-from shoal.kernels.attention_merge_triton import merge_state_reference, merge_states_triton
-from shoal.kernels.paged_attention_triton import AttentionTiling, PagedBatch, split_count
+from shoal.kernels import attention_triton, merge_state_triton
+from shoal.kernels.attention import attention_reference
+from shoal.kernels.attention_batch import AttentionBatch
+from shoal.kernels.attention_tiling import AttentionTiling, choose_splits, choose_tiling
+from shoal.kernels.merge_state import merge_state_reference
+from shoal.kernels.merge_state_triton import merge_states_triton
 
-from .checks import DEVICE, DTYPES, Recorder, close, far, fresh
+from .checks import DEVICE, DTYPES, Recorder, close, far
+from .worlds import World
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
-NOWHERE = 2**30
-"""A page id that no pool has."""
+
+def run(world: World, tiling: AttentionTiling | None, splits: int = 1, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    out = torch.full(world.q.shape, torch.nan, dtype=world.dtype, device=DEVICE)
+    found, lse = attention_triton.attention_triton(
+        world.q, world.pool, 1, world.batch, num_splits=splits, out=out, tiling=tiling, **options
+    )
+    assert found is out
+    return out, lse
 
 
-def paged(layout: str, pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
-    """An empty layer of a pool: one of several layers of a page, or head-major with dimensions that are not dense."""
-    if layout == "layers":
-        return torch.full((pages, 3, 2, page_size, kv_heads, head_dim), torch.nan, dtype=dtype, device=DEVICE)[:, 1]
-    whole = torch.full((2, kv_heads, pages, head_dim, page_size), torch.nan, dtype=dtype, device=DEVICE)
-    return whole.permute(2, 0, 4, 1, 3)
-
-
-class World:
-    """A batch with its pages scattered over a pool that is NaN wherever no key of the batch is."""
-
-    def __init__(
-        self, queries: list[int], keys: list[int], heads: int, kv_heads: int, head_dim: int, page_size: int = 16,
-        layout: str = "layers", dtype: torch.dtype = torch.float32,
-    ):  # fmt: skip
-        self.queries, self.keys, self.dtype = queries, keys, dtype
-        counts = [-(-length // page_size) for length in keys]
-        self.pool = paged(layout, sum(counts) + 3, page_size, kv_heads, head_dim, dtype)
-        ids = torch.randperm(sum(counts) + 3)[: sum(counts)].to(torch.int32)
-        self.page_tables = list(ids.split(counts))
-        self.q = fresh(sum(queries), heads + 2, head_dim, dtype=dtype)[:, 1:-1]
-        self.kv = [fresh(2, length, kv_heads, head_dim, dtype=dtype) for length in keys]
-        tables = torch.full((len(keys), max(1, *counts) + 1), NOWHERE, dtype=torch.int32)
-        for row, table, kv in zip(tables, self.page_tables, self.kv, strict=True):
-            row[: len(table)] = table
-            for at in range(kv.shape[1]):
-                self.pool[table[at // page_size], :, at % page_size] = kv[:, at]
-        starts = torch.tensor([0, *queries]).cumsum(0).to(DEVICE, torch.int32)
-        lengths = torch.tensor(keys, dtype=torch.int32, device=DEVICE)
-        self.batch = PagedBatch(tables.to(DEVICE), starts, lengths)
-
-    def dense(self) -> tuple[torch.Tensor, torch.Tensor]:
-        outs, lses = [], []
-        for q, kv in zip(self.q.double().cpu().split(self.queries), self.kv, strict=True):
-            group = q.shape[1] // kv.shape[2]
-            k, v = kv.double().cpu().repeat_interleave(group, dim=2)
-            scores = torch.einsum("qhd,khd->qhk", q, k) / math.sqrt(q.shape[-1])
-            lses.append(scores.logsumexp(-1))
-            outs.append(torch.einsum("qhk,khd->qhd", scores.softmax(-1), v))
-        return torch.cat(outs), torch.cat(lses)
-
-    def run(self, tiling: AttentionTiling | None) -> tuple[torch.Tensor, torch.Tensor]:
-        out = torch.full(self.q.shape, torch.nan, dtype=self.dtype, device=DEVICE)
-        found, lse = paged_attention_triton.paged_attention_triton(self.q, self.pool, self.batch, tiling, out)
-        assert found is out
-        return out, lse
-
-    def check(self, tiling: AttentionTiling | None) -> None:
-        for found, expected in zip(self.run(tiling), self.dense(), strict=True):
-            close(found, expected, self.dtype)
+def check(world: World, tiling: AttentionTiling | None, splits: int = 1, **options) -> None:
+    for found, expected in zip(run(world, tiling, splits, **options), world.dense(), strict=True):
+        close(found, expected, world.dtype)
 
 
 @pytest.fixture
 def launches(monkeypatch):
-    attention = Recorder(paged_attention_triton._paged_attention_kernel)
-    merge = Recorder(attention_merge_triton._merge_kernel)
-    monkeypatch.setattr(paged_attention_triton, "_paged_attention_kernel", attention)
-    monkeypatch.setattr(attention_merge_triton, "_merge_kernel", merge)
+    attention = Recorder(attention_triton._attention_kernel)
+    merge = Recorder(merge_state_triton._merge_kernel)
+    monkeypatch.setattr(attention_triton, "_attention_kernel", attention)
+    monkeypatch.setattr(merge_state_triton, "_merge_kernel", merge)
     return attention.grids, merge.grids
 
 
@@ -85,7 +46,7 @@ def launches(monkeypatch):
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (7, 1), (6, 2)])
 def test_long_queries_of_ragged_lengths(launches, heads, kv_heads, head_dim, dtype):
     world = World([41, 1, 123], [123, 41, 130], heads, kv_heads, head_dim, dtype=dtype)
-    world.check(AttentionTiling(64, 64))
+    check(world, AttentionTiling(64, 64))
     tiles = [-(-queries * (heads // kv_heads) // 64) for queries in world.queries]
     assert min(tiles) == 1 < max(tiles)
     assert launches[0][0][1:] == (kv_heads, 1)
@@ -94,46 +55,92 @@ def test_long_queries_of_ragged_lengths(launches, heads, kv_heads, head_dim, dty
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_the_reference_is_dense_attention(dtype):
+    world = World([4, 0, 9], [33, 20, 9], 6, 2, 64, dtype=dtype)
+    for found, expected in zip(attention_reference(world.q, world.pool, 1, world.batch), world.dense(), strict=True):
+        close(found, expected, dtype)
+    k, v = world.fresh_kv(poison=True)
+    close(attention_reference(world.q, world.pool, 1, world.batch, fresh_kv=(k, v))[0], world.dense()[0], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("heads_first", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (7, 1)])
-def test_block_steps_split_the_keys(launches, heads, kv_heads, head_dim, dtype):
+def test_block_steps_split_the_keys(launches, heads, kv_heads, heads_first, head_dim, dtype):
     world = World([8, 1, 5], [200, 17, 70], heads, kv_heads, head_dim, dtype=dtype)
-    tiling = AttentionTiling(16 if heads == kv_heads else 64, 32, split_keys=64)
-    world.check(tiling)
-    assert split_count(world.batch, 16, tiling) == 4
+    check(world, AttentionTiling(16 if heads == kv_heads else 64, 32, heads_first=heads_first), 4)
     assert launches[0][0][2] == 4
-    assert launches[1] == [(-(-14 * heads // 16),)]
+    assert launches[0][0][0 if heads_first else 1] == kv_heads
+    assert launches[1] == [(-(-14 * heads // 8),)]
 
 
-@pytest.mark.parametrize("layout", ["layers", "head-major"])
+@pytest.mark.parametrize("layout", ["layers", "head-major", "transposed"])
 @pytest.mark.parametrize("page_size", [1, 8, 32, 64, 128])
-@pytest.mark.parametrize("split_keys", [None, 64])
-def test_pages_smaller_and_larger_than_tiles(page_size, layout, split_keys):
-    World([9, 3], [123, 64], 2, 1, 64, page_size, layout).check(AttentionTiling(32, 32, split_keys))
+@pytest.mark.parametrize("splits", [1, 2])
+def test_pages_smaller_and_larger_than_tiles(page_size, layout, splits):
+    check(World([9, 3], [123, 64], 2, 1, 64, page_size, layout), AttentionTiling(32, 32), splits)
 
 
-@pytest.mark.parametrize("keys", [1, 31, 32, 33, 63, 64, 65])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["layers", "head-major"])
+@pytest.mark.parametrize(("page_size", "kv_heads"), [(32, 2), (64, 1)])
+def test_pages_copied_in_bulk(monkeypatch, page_size, kv_heads, layout, dtype):
+    made = []
+    page_rows = attention_triton.page_rows
+
+    def counted(*arguments):
+        made.append(arguments)
+        return page_rows(*arguments)
+
+    monkeypatch.setattr(attention_triton, "page_rows", counted)
+    world = World([9, 3, 2], [123, 64, 31], 4, kv_heads, 64, page_size, layout, dtype)
+    check(world, AttentionTiling(32, 32, bulk=True), 2)
+    assert made
+    check(World([9], [123], 2, 1, 64, 16), AttentionTiling(32, 32, bulk=True))
+    assert len(made) == 1
+
+
+def test_pages_that_are_not_rows_of_slots_can_not_be_copied_in_bulk():
+    with pytest.raises(ValueError, match="not rows of slots"):
+        run(World([2], [40], 2, 1, 64, 32, "transposed"), AttentionTiling(16, 32, bulk=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(2, 2, 64), (3, 1, 128)])
+def test_fresh_keys_are_read_where_the_projection_left_them(heads, kv_heads, head_dim, splits, dtype):
+    world = World([41, 1, 66, 0, 3], [123, 40, 66, 20, 35], heads, kv_heads, head_dim, dtype=dtype)
+    fresh_kv = world.fresh_kv(poison=True)
+    check(world, AttentionTiling(64, 32), splits, fresh_kv=fresh_kv)
+
+
+@pytest.mark.parametrize("keys", [1, 31, 32, 33, 63, 64, 65, 128, 129])
 def test_the_ends_of_pages_tiles_and_splits(keys):
-    World([2], [keys], 1, 1, 64, 16).check(AttentionTiling(16, 32, split_keys=64))
+    check(World([2], [keys], 1, 1, 64, 16), AttentionTiling(16, 32), 2)
 
 
-def test_the_tiling_chosen_by_default_splits_few_queries_and_not_many(launches):
-    World([3], [600], 2, 1, 64, 64).check(None)
-    assert launches[0][0][2] > 1
-    chosen = AttentionTiling.choose(32 * 2256, 32, 32, 32, 2256, False)
-    assert chosen.split_keys is None
-    assert chosen.block_rows == 128
+def test_the_tilings_chosen_by_default():
+    check(World([3], [600], 2, 1, 64, 64), None, 3)
+    assert choose_tiling(32 * 2256, 32, 1, 16, 128, False, True).block_rows == 128
+    assert choose_tiling(32, 1, 1, 16, 128, False, False).block_rows == 32
+    assert choose_splits(32 * 2256, 32, 32, 32, 2256) == 1
+    assert choose_splits(32, 1, 32, 32, 2300) > 4
+    assert choose_splits(32, 1, 32, 32, 200) == 1
 
 
-def test_a_result_does_not_depend_on_the_other_requests():
-    tiling = AttentionTiling(32, 64, split_keys=64)
+@pytest.mark.parametrize("splits", [1, 2])
+def test_a_result_does_not_depend_on_the_other_requests(splits):
+    tiling = AttentionTiling(32, 32)
     world = World([41, 5], [123, 50], 2, 2, 64)
-    together, lse = world.run(tiling)
+    together, lse = run(world, tiling, splits)
     for request, rows in enumerate((slice(0, 41), slice(41, 46))):
         at = slice(request, request + 1)
         starts = torch.tensor([0, world.queries[request]], dtype=torch.int32, device=DEVICE)
-        alone = PagedBatch(world.batch.page_tables[at], starts, world.batch.key_lengths[at])
-        out, out_lse = paged_attention_triton.paged_attention_triton(world.q[rows], world.pool, alone, tiling)
+        alone = AttentionBatch(world.batch.page_tables, world.batch.slots[at], starts, world.batch.key_lengths[at])
+        out, out_lse = attention_triton.attention_triton(
+            world.q[rows], world.pool, 1, alone, num_splits=splits, tiling=tiling
+        )
         assert torch.equal(out, together[rows])
         assert torch.equal(out_lse, lse[rows])
 
@@ -141,30 +148,31 @@ def test_a_result_does_not_depend_on_the_other_requests():
 def test_huge_scores_do_not_overflow():
     world = World([4], [70], 1, 1, 64)
     world.q *= 300
-    found, lse = world.run(AttentionTiling(16, 32, split_keys=32))
+    found, lse = run(world, AttentionTiling(16, 32), 3)
     expected, expected_lse = world.dense()
     assert expected_lse.max() > 200
     torch.testing.assert_close(found.double().cpu(), expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(lse.double().cpu(), expected_lse, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("split_keys", [None, 32])
-def test_requests_without_keys_or_without_queries(split_keys):
+@pytest.mark.parametrize("splits", [1, 2])
+def test_requests_without_keys_or_without_queries(splits):
     world = World([2, 0, 3], [0, 20, 40], 2, 1, 64)
-    out, lse = world.run(AttentionTiling(16, 32, split_keys))
-    assert torch.equal(out[:2], torch.zeros_like(out[:2]))
-    assert (lse[:2] == -torch.inf).all()
+    reference = attention_reference(world.q, world.pool, 1, world.batch)
+    for out, lse in (run(world, AttentionTiling(16, 32), splits), reference):
+        assert torch.equal(out[:2], torch.zeros_like(out[:2]))
+        assert (lse[:2] == -torch.inf).all()
     world.queries, world.keys, world.kv, world.q = [3], [40], world.kv[2:], world.q[2:]
     close(out[2:], world.dense()[0])
 
 
-def test_tables_built_from_the_references_arguments():
-    world = World([5, 2], [40, 70], 2, 1, 64)
-    tables = [table.to(DEVICE, torch.int64) for table in world.page_tables]
-    world.batch = PagedBatch.build(tables, world.queries, world.keys)
-    assert world.batch.page_tables.dtype == torch.int32
-    assert world.batch.page_tables.shape == (2, 5)
-    world.check(AttentionTiling(16, 32))
+def test_rows_of_no_request_are_left_alone():
+    world = World([2, 5], [30, 20], 2, 1, 64)
+    starts = torch.tensor([0, 2, 4], dtype=torch.int32, device=DEVICE)
+    world.batch = AttentionBatch(world.batch.page_tables, world.batch.slots, starts, world.batch.key_lengths)
+    out, _ = run(world, AttentionTiling(16, 32))
+    assert out[4:].isnan().all()
+    assert out[:4].isfinite().all()
 
 
 def test_offsets_past_two_to_the_31(tmp_path):
@@ -172,21 +180,29 @@ def test_offsets_past_two_to_the_31(tmp_path):
     pool = far(tmp_path, (3, 2, 16, 1, 64), (2**30 + 64, 1024, 64, 64, 1))
     pool[2] = world.pool[int(world.page_tables[0][0])]
     world.pool = pool
-    world.batch.page_tables[0, 0] = 2
-    world.check(AttentionTiling(16, 16))
+    world.batch.page_tables[:, 1, 0] = 2
+    check(world, AttentionTiling(16, 16))
 
 
 def test_arguments_that_do_not_fit_are_refused():
     world = World([3], [16], 3, 1, 64)
-    attend = paged_attention_triton.paged_attention_triton
+    attend = attention_triton.attention_triton
     with pytest.raises(ValueError, match="pages are"):
-        attend(world.q.double(), world.pool, world.batch)
+        attend(world.q.double(), world.pool, 1, world.batch)
     with pytest.raises(ValueError, match="does not fit"):
-        attend(world.q[..., :32], world.pool, world.batch)
+        attend(world.q[..., :32], world.pool, 1, world.batch)
     with pytest.raises(ValueError, match="powers of two"):
-        attend(world.q[..., :48].contiguous(), world.pool[..., :48], world.batch)
+        attend(world.q[..., :48].contiguous(), world.pool[..., :48], 1, world.batch)
     with pytest.raises(ValueError, match="contiguous"):
-        attend(world.q.transpose(0, 2).contiguous().transpose(0, 2), world.pool, world.batch)
+        attend(world.q.transpose(0, 2).contiguous().transpose(0, 2), world.pool, 1, world.batch)
+    with pytest.raises(ValueError, match="band 3 of 3"):
+        attend(world.q, world.pool, 3, world.batch)
+    with pytest.raises(ValueError, match="heads must be next to one another"):
+        attend(world.q, world.pool, 1, world.batch, fresh_kv=(world.q[:, ::2], world.q[:, ::2]))
+    with pytest.raises(ValueError, match="key_lengths is"):
+        AttentionBatch(world.batch.page_tables, world.batch.slots, world.batch.query_starts, torch.zeros(1))
+    with pytest.raises(ValueError, match="there must be n >= 1"):
+        AttentionBatch(world.batch.page_tables, world.batch.slots, world.batch.slots, world.batch.slots)
 
 
 def parts_of_one_attention(parts: int, keyless: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from shoal.kernels import confidence_triton, dispatch
+from shoal.kernels.attention_batch import AttentionBatch
 from shoal.kernels.confidence_triton import confidence_triton as confidence
 
 from .checks import DEVICE, DTYPES, Recorder, close, far, fresh
@@ -91,15 +92,16 @@ def backend():
 def test_both_backends_give_the_same(backend):
     x, weight, gate_up, logits = fresh(5, 64), fresh(64), fresh(5, 246), fresh(5, 123)
     qkv, cos, sin = fresh(5, 4, 64), fresh(5, 32), fresh(5, 32)
-    at = torch.arange(5, device=DEVICE)
-    table = torch.tensor([3, 1], device=DEVICE)
+    positions = torch.arange(5, dtype=torch.int32, device=DEVICE)
+    rows = torch.zeros(5, dtype=torch.int32, device=DEVICE)
+    batch = AttentionBatch.build(torch.tensor([[[3, 1]]], dtype=torch.int32, device=DEVICE), [0], [5], [5])
 
     def everything() -> list[torch.Tensor]:
         pool = torch.zeros((4, 2, 16, 1, 64), device=DEVICE)
-        q = dispatch.rope_write_kv(qkv[:, :2], qkv[:, 2:3], qkv[:, 3:], cos, sin, pool, table[at // 16], at % 16)
+        q = dispatch.rope_write_kv(qkv[:, :2], qkv[:, 2:3], qkv[:, 3:], cos, sin, positions, rows, batch, 0, pool)
         return [
             dispatch.rms_norm(x, weight, 1e-5), *dispatch.add_rms_norm(x, x, weight, 1e-5), dispatch.swiglu(gate_up),
-            *dispatch.confidence(logits), q, pool, dispatch.paged_attention(q, pool, [table[:1]], [5], [5]),
+            *dispatch.confidence(logits), q, pool, *dispatch.attention(q, pool, 0, batch, num_splits=2),
         ]  # fmt: skip
 
     backend("reference")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from shoal.kernels import kv_write_triton, swiglu_triton
-from shoal.kernels.kv_write_triton import rope_write_kv_triton
+from shoal.kernels.attention_batch import AttentionBatch
+from shoal.kernels.kv_write import rope_write_kv_reference
 from shoal.kernels.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
 from shoal.kernels.rope import rope_table
 
@@ -47,34 +48,59 @@ def test_swiglu_of_large_gates_is_finite():
     close(swiglu_triton.swiglu_triton(gate_up), torch.tensor([[0.0, 200.0]]))
 
 
+def tables(requests: int, bands: int, pages: int, num_pages: int) -> AttentionBatch:
+    """Page tables in which no two requests share a page; entries of all bands but the last are wrong."""
+    ids = torch.full((requests + 1, bands, pages), 2**30, dtype=torch.int32)
+    ids[1:, -1] = torch.randperm(num_pages)[: requests * pages].view(requests, pages).to(torch.int32)
+    slots = list(range(requests, 0, -1))
+    return AttentionBatch.build(ids.to(DEVICE), slots, [0] * requests, [0] * requests)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "head_dim"), [(41, 12, 2, 64), (1, 9, 9, 128), (16, 1, 1, 64)])
-def test_rope_and_the_paged_write(monkeypatch, tokens, heads, kv_heads, head_dim, in_place, dtype):
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "head_dim"), [(41, 12, 2, 64), (2, 9, 9, 128), (16, 1, 1, 64)])
+def test_rope_and_the_paged_write(monkeypatch, tokens, heads, kv_heads, head_dim, page_size, in_place, dtype):
     recorder = Recorder(kv_write_triton._rope_write_kernel)
     monkeypatch.setattr(kv_write_triton, "_rope_write_kernel", recorder)
     qkv = fresh(tokens, heads + 2 * kv_heads, head_dim, dtype=dtype)
     before = qkv.double()
     q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
-    positions = torch.arange(tokens) * 7 + 3
-    cos, sin = (table[positions].to(DEVICE) for table in rope_table(400, head_dim, 1e4))
-    pool = torch.full((24, 2, 2, 16, kv_heads, head_dim), torch.nan, dtype=dtype, device=DEVICE)
-    page_table = torch.randperm(24)
-    pages, offsets = page_table[positions // 16].to(DEVICE), (positions % 16).to(DEVICE)
-    rotated = rope_write_kv_triton(q, k, v, cos, sin, pool[:, 1], pages, offsets, q if in_place else None)
-    assert (rotated is q) == in_place
+    rows = torch.randint(0, 2, (tokens,))
+    positions = torch.randperm(150)[:tokens]
+    positions[tokens // 2] = -1
+    rows[tokens // 2] = 2**30
+    batch = tables(2, 3, -(-150 // page_size), 310)
+    cos_table, sin_table = (table.to(DEVICE) for table in rope_table(400, head_dim, 1e4))
+    options = {"q_out": q, "k_out": k} if in_place else {}
+    real = [token for token in range(tokens) if token != tokens // 2]
+    at, request = positions[real], rows[real]
+    pages = batch.page_tables[batch.slots[request].long().cpu(), 2, (at // page_size).to(DEVICE)].long()
+    offsets = (at % page_size).to(DEVICE)
+    positions_there, rows_there = (x.to(DEVICE, torch.int32) for x in (positions, rows))
 
     left, right = before.chunk(2, dim=-1)
-    c, s = cos.double()[:, None], sin.double()[:, None]
+    c, s = (table.double()[positions.clamp(min=0).to(DEVICE)][:, None] for table in (cos_table, sin_table))
     turned = torch.cat([left * c - right * s, right * c + left * s], dim=-1)
-    close(rotated, turned[:, :heads], dtype)
-    close(pool[pages, 1, 0, offsets], turned[:, heads : heads + kv_heads], dtype)
-    close(pool[pages, 1, 1, offsets], before[:, heads + kv_heads :], dtype)
-    assert torch.equal(qkv[:, heads:].double(), before[:, heads:])
-    assert in_place or torch.equal(q.double(), before[:, :heads])
-    pool[pages, 1, :, offsets] = torch.nan
-    assert pool.isnan().all()
-    assert recorder.grids == [(-(-tokens // 16), -(-heads // 8) + 2 * -(-kv_heads // 8))]
+    original = qkv.clone()
+    for function in (rope_write_kv_reference, kv_write_triton.rope_write_kv_triton):
+        qkv.copy_(original)
+        pool = torch.full((310, 2, 2, page_size, kv_heads, head_dim), torch.nan, dtype=dtype, device=DEVICE)
+        rotated = function(q, k, v, cos_table, sin_table, positions_there, rows_there, batch, 2, pool[:, 1], **options)
+        assert (rotated is q) == in_place
+        close(rotated[real], turned[real, :heads], dtype)
+        assert rotated[tokens // 2].isnan().all() or (in_place and torch.equal(qkv, torch.where(
+            torch.arange(tokens, device=DEVICE)[:, None, None] == tokens // 2, original, qkv)))  # fmt: skip
+        close(pool[pages, 1, 0, offsets], turned[real, heads : heads + kv_heads], dtype)
+        close(pool[pages, 1, 1, offsets], before[real, heads + kv_heads :], dtype)
+        assert torch.equal(v.double(), before[:, heads + kv_heads :])
+        if in_place:
+            close(k[real], turned[real, heads : heads + kv_heads], dtype)
+        else:
+            assert torch.equal(qkv, original)
+        pool[pages, 1, :, offsets] = torch.nan
+        assert pool.isnan().all()
+    assert recorder.grids == [(-(-tokens // 4), -(-heads // 2) + 2 * -(-kv_heads // 2))]
 
 
 def test_offsets_past_two_to_the_31(tmp_path):
@@ -87,9 +113,11 @@ def test_offsets_past_two_to_the_31(tmp_path):
 
 def test_writes_to_places_past_two_to_the_31(tmp_path):
     pool = far(tmp_path, (3, 2, 16, 1, 64), (2**30 + 64, 1024, 64, 64, 1))
-    q, cos, sin = fresh(2, 1, 64), torch.ones(2, 32, device=DEVICE), torch.zeros(2, 32, device=DEVICE)
-    places = torch.tensor([[2, 3], [2, 15]], dtype=torch.int32, device=DEVICE)
-    rope_write_kv_triton(q, q, q, cos, sin, pool, places[:, 0].contiguous(), places[:, 1].contiguous())
+    q, cos, sin = fresh(2, 1, 64), torch.ones(32, 32, device=DEVICE), torch.zeros(32, 32, device=DEVICE)
+    batch = tables(1, 1, 1, 1)
+    batch.page_tables[:] = 2
+    positions, rows = (torch.tensor(x, dtype=torch.int32, device=DEVICE) for x in ([3, 15], [0, 0]))
+    kv_write_triton.rope_write_kv_triton(q, q, q, cos, sin, positions, rows, batch, 0, pool)
     for kv in (0, 1):
         assert torch.equal(pool[2, kv][[3, 15]], q)
 
@@ -101,6 +129,11 @@ def test_arguments_that_do_not_fit_are_refused():
         add_rms_norm_triton(fresh(2, 4), fresh(1, 4), fresh(4), 1e-5)
     with pytest.raises(ValueError, match="even"):
         swiglu_triton.swiglu_triton(fresh(2, 5))
-    q, table, at = fresh(2, 1, 64), fresh(2, 32), torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    q, table, at = fresh(2, 1, 64), fresh(2, 32), torch.zeros(2, dtype=torch.int32, device=DEVICE)
+    write, batch = kv_write_triton.rope_write_kv_triton, tables(1, 1, 1, 1)
     with pytest.raises(ValueError, match="do not fit"):
-        rope_write_kv_triton(q, q, q, table, table, fresh(1, 2, 16, 2, 64), at, at)
+        write(q, q, q, table, table, at, at, batch, 0, fresh(1, 2, 16, 2, 64))
+    with pytest.raises(ValueError, match="positions is"):
+        write(q, q, q, table, table, at.long(), at, batch, 0, fresh(1, 2, 16, 1, 64))
+    with pytest.raises(ValueError, match="band -1 of 1"):
+        write(q, q, q, table, table, at, at, batch, -1, fresh(1, 2, 16, 1, 64))

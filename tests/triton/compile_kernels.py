@@ -19,9 +19,11 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
+from shoal.kernels.attention_batch import AttentionBatch
+from shoal.kernels.attention_tiling import choose_splits
+from shoal.kernels.attention_triton import attention_triton
 from shoal.kernels.confidence_triton import confidence_triton
 from shoal.kernels.kv_write_triton import rope_write_kv_triton
-from shoal.kernels.paged_attention_triton import AttentionTiling, PagedBatch, paged_attention_triton
 from shoal.kernels.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
 from shoal.kernels.swiglu_triton import swiglu_triton
 
@@ -59,39 +61,46 @@ def case(name: str, function: Callable[..., object], *args: Any) -> None:
     CASES[name] = lambda: function(*args)
 
 
+def batch_of(requests: int, max_pages: int) -> AttentionBatch:
+    tables = torch.zeros((requests, 8, max_pages), dtype=torch.int32)
+    return AttentionBatch.build(tables, [0] * requests, [0] * requests, [0] * requests)
+
+
 def attention(
-    dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int, page_size: int, splits: bool
+    dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int, page_size: int, fresh: bool = False
 ) -> None:
     requests, max_pages = 2, 4096 // page_size
-    pool = torch.empty((max_pages, 2, 2, page_size, kv_heads, head_dim), dtype=dtype)
-    batch = PagedBatch(
-        torch.zeros((requests, max_pages), dtype=torch.int32),
-        torch.zeros(requests + 1, dtype=torch.int32),
-        torch.zeros(requests, dtype=torch.int32),
-    )
-    tiling = AttentionTiling.choose(tokens, requests, heads, kv_heads, 4096, dtype == torch.float32)
-    assert (tiling.split_keys is not None) == splits, tiling
-    paged_attention_triton(torch.empty((tokens, heads, head_dim), dtype=dtype), pool[:, 1], batch, tiling)
-
-
-def kv_write(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int) -> None:
-    qkv = torch.empty((100, heads + 2 * kv_heads, head_dim), dtype=dtype)
-    table = torch.empty((100, head_dim // 2))
-    at = torch.zeros(100, dtype=torch.int64)
-    pool = torch.empty((8, 2, 2, 16, kv_heads, head_dim), dtype=dtype)
+    pool = torch.empty((max_pages, 4, 2, page_size, kv_heads, head_dim), dtype=dtype)
+    qkv = torch.empty((tokens, heads + 2 * kv_heads, head_dim), dtype=dtype)
     q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
-    rope_write_kv_triton(q, k, v, table, table, pool[:, 1], at, at, q)
+    splits = choose_splits(tokens, requests, heads, kv_heads, 4096)
+    attention_triton(
+        q, pool[:, 1], 1, batch_of(requests, max_pages), num_splits=splits, fresh_kv=(k, v) if fresh else None
+    )
+
+
+def kv_write(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int) -> None:
+    qkv = torch.empty((tokens, heads + 2 * kv_heads, head_dim), dtype=dtype)
+    table = torch.empty((4096, head_dim // 2))
+    at = torch.zeros(tokens, dtype=torch.int32)
+    pool = torch.empty((8, 4, 2, 16, kv_heads, head_dim), dtype=dtype)
+    q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+    k_out = k if tokens > 1000 else None
+    rope_write_kv_triton(q, k, v, table, table, at, at, batch_of(2, 256), 1, pool[:, 1], k_out=k_out)
 
 
 for _name, _dtype in DTYPES.items():
     for _dim in (64, 128):
         _at = f"{_name}-{_dim}"
-        case(f"{_at}-attention-long-mha", attention, _dtype, _dim, 32, 32, 4512, 16, False)
-        case(f"{_at}-attention-step-gqa", attention, _dtype, _dim, 28, 4, 64, 64, True)
-        case(f"{_at}-attention-long-gqa", attention, _dtype, _dim, 28, 4, 4512, 64, False)
-        case(f"{_at}-attention-step-mha", attention, _dtype, _dim, 32, 32, 64, 16, True)
-        case(f"{_at}-attention-one-token", attention, _dtype, _dim, 4, 4, 1, 16, True)
-        case(f"{_at}-kv-write", kv_write, _dtype, _dim, 28, 4)
+        case(f"{_at}-attention-long-mha", attention, _dtype, _dim, 32, 32, 4512, 16)
+        case(f"{_at}-attention-fresh-mha", attention, _dtype, _dim, 32, 32, 4512, 16, True)
+        case(f"{_at}-attention-step-gqa", attention, _dtype, _dim, 28, 4, 64, 64)
+        case(f"{_at}-attention-fresh-gqa", attention, _dtype, _dim, 28, 4, 4512, 64, True)
+        case(f"{_at}-attention-step-mha", attention, _dtype, _dim, 32, 32, 64, 16)
+        case(f"{_at}-attention-step-bulk", attention, _dtype, _dim, 32, 32, 64, 64)
+        case(f"{_at}-attention-one-token", attention, _dtype, _dim, 4, 4, 1, 16)
+        case(f"{_at}-kv-write", kv_write, _dtype, _dim, 28, 4, 32)
+        case(f"{_at}-kv-write-long", kv_write, _dtype, _dim, 32, 32, 5000)
     _x, _weight = torch.empty((41, 3584), dtype=_dtype), torch.empty(3584, dtype=_dtype)
     case(f"{_name}-rms-norm", rms_norm_triton, _x, _weight, 1e-5)
     case(f"{_name}-add-rms-norm", add_rms_norm_triton, _x, _x, _weight, 1e-5)

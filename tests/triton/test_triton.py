@@ -71,13 +71,13 @@ def test_every_kernel_compiles_for_sm_90(group, tmp_path):
     lines = [json.loads(line) for line in output.splitlines()]
     kernels = {line["kernel"] for line in lines}
     assert kernels == {
-        "_paged_attention_kernel", "_merge_kernel", "_rope_write_kernel", "_rms_norm_kernel", "_swiglu_kernel",
+        "_attention_kernel", "_merge_kernel", "_rope_write_kernel", "_rms_norm_kernel", "_swiglu_kernel",
         "_scan_kernel", "_finish_kernel",
     }  # fmt: skip
     for line in lines:
         assert line["shared"] < SHARED_MEMORY, line
-    attention = [line["constants"] for line in lines if line["kernel"] == "_paged_attention_kernel"]
-    assert {constants["SPLIT"] for constants in attention} == {False, True}
+    attention = [line["constants"] for line in lines if line["kernel"] == "_attention_kernel"]
+    assert {constants["NUM_SPLITS"] > 1 for constants in attention} == {False, True}
     assert {constants["GROUP"] for constants in attention} == {1, 7}
     assert {constants["HEAD_DIM"] for constants in attention} == {64, 128}
 
@@ -93,7 +93,7 @@ def test_only_triton_files_import_triton():
     run(["-c", code])
 
 
-@pytest.mark.parametrize(("value", "expected"), [(None, "reference"), ("reference", "reference"), ("triton", "triton")])
+@pytest.mark.parametrize(("value", "expected"), [(None, "auto"), ("reference", "reference"), ("triton", "triton")])
 def test_the_environment_chooses_the_backend(value, expected):
     variables = {} if value is None else {"SHOAL_KERNELS": value}
     assert run(["-c", "from shoal.kernels import dispatch; print(dispatch.backend())"], **variables).strip() == expected
@@ -114,5 +114,5 @@ def test_triton_on_the_cpu_is_refused_outside_the_interpreter(monkeypatch):
 def test_an_unknown_backend_is_refused():
     from shoal.kernels import dispatch
 
-    with pytest.raises(ValueError, match="choose from reference, triton"):
+    with pytest.raises(ValueError, match="choose from auto, reference, triton"):
         dispatch.set_backend("cutlass")

@@ -1,0 +1,57 @@
+"""Sizes of the attention kernels' tiles, and into how many parts keys are split. Imports no Triton."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTiling:
+    """How a launch of the attention kernel is cut up.
+
+    block_rows: rows (query x head of a KV group) of a tile; block_keys: keys of a tile, powers of two from 16 on.
+    num_warps, num_stages: of the program, and of the pipeline of loads.
+    bulk: copy pages through the tensor memory accelerator where a page holds whole tiles.
+    heads_first: programs that run side by side are the KV heads of a tile, not the tiles of a head.
+    specialize: let some warps load and others compute.
+    """
+
+    block_rows: int
+    block_keys: int
+    num_warps: int = 4
+    num_stages: int = 2
+    bulk: bool = False
+    heads_first: bool = False
+    specialize: bool = False
+
+
+def choose_tiling(
+    tokens: int, requests: int, group: int, page_size: int, head_dim: int, wide: bool, fresh: bool
+) -> AttentionTiling:
+    """The tiling for a batch from what the host knows without a look at the device.
+
+    `group` is heads / kv_heads. `wide` means fp32, whose products need many registers: hence the small tiles.
+    `fresh`: the launch reads fresh keys.
+    """
+    rows = math.ceil(tokens / max(1, requests)) * group
+    if wide:
+        return AttentionTiling(min(32, max(16, _power_of_2(rows))), 16, 8, 2)
+    if rows > 64:
+        return AttentionTiling(128, 64, 8, 3, bulk=page_size >= 64, heads_first=not fresh and rows <= 512)
+    return AttentionTiling(max(16, _power_of_2(rows)), 64, 4, 3, bulk=page_size >= 64, heads_first=True)
+
+
+def choose_splits(tokens: int, requests: int, heads: int, kv_heads: int, max_keys: int, processors: int = 132) -> int:
+    """Splits of the keys that make about two programs for each processor, of at least 256 keys of the longest request.
+
+    A request that is shorter than max_keys gets as many splits, shorter ones.
+    """
+    rows = math.ceil(tokens / max(1, requests)) * (heads // kv_heads)
+    block_rows = 128 if rows > 64 else max(16, _power_of_2(rows))
+    programs = requests * math.ceil(rows / block_rows) * kv_heads
+    return max(1, min(math.ceil(2 * processors / max(1, programs)), math.ceil(max_keys / 256)))
+
+
+def _power_of_2(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()

@@ -1,0 +1,332 @@
+"""Ragged bidirectional attention over paged KVs in Triton: one kernel for refreshes and for block steps.
+
+What: flash attention (Dao 2023, arXiv 2307.08691) without a causal mask. A tile holds BLOCK_ROWS pairs (query, head
+of one KV group), the heads of a query side by side, so that grouped-query attention reads a key once for the whole
+group. A program works on one tile, one KV head and one split of the keys. With one split it writes the output; with
+several (flash-decoding, for few queries) it writes fp32 parts, which `merge_state_triton` puts together.
+
+Ragged: tile i of request r is program floor(query_start[r] * group / BLOCK_ROWS) + r + i. Every request has at least as
+many program ids there as it has tiles; surplus ones return at once. So the grid depends on the number of tokens
+and requests alone, nothing is padded to the longest request, and the launch needs no look at device memory.
+
+Keys come from pages, through the request's page table, by one of two ways: tiles of pointers, for any page size and
+strides; or one bulk copy a tile (tensor memory accelerator), where a page holds whole tiles. In a refresh the keys of
+the queries' own positions can be read from the contiguous tensors that the projection left (`fresh_kv`).
+
+Cautions: fp32 products are exact ("ieee", no TF32), hence slow. Keys past a request's length are never used, whatever
+their pages hold; page ids past it are never followed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .attention_batch import AttentionBatch
+from .attention_tiling import AttentionTiling, choose_tiling
+from .merge_state_triton import merge_states_triton
+
+LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def softmax_step(q, k, v, top, total, acc, columns, stop, scale_log2, MASK: tl.constexpr):
+    """Take a tile of keys into the running softmax (base 2); with MASK, columns from `stop` on do not count."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if MASK:
+        scores = tl.where(columns[None, :] < stop, scores, -float("inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
+    weights = tl.exp2(scores * scale_log2 - new_top[:, None])
+    kept = tl.exp2(top - new_top)
+    total = total * kept + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(v.dtype), v, acc * kept[:, None], input_precision="ieee")
+    return new_top, total, acc
+
+
+@triton.jit
+def attend_to_page_tile(
+    q, top, total, acc, keys, stop,
+    table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
+    PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_KEYS: tl.constexpr, BULK: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
+    """Keys keys .. keys + BLOCK_KEYS - 1 out of the pages; LAST means that some lie past `stop`.
+
+    With BULK, `pages` is a descriptor of the pool as rows of stride_slot elements, and strides count such rows.
+    """
+    columns = keys + tl.arange(0, BLOCK_KEYS)
+    dims = tl.arange(0, HEAD_DIM)
+    if BULK:
+        page = tl.load(table_ptr + keys // PAGE_SIZE)
+        row = page * stride_page + kv_head * stride_head + keys % PAGE_SIZE
+        k = pages.load([row, kv_head * stride_dim])
+        v = pages.load([row + stride_kv, kv_head * stride_dim])
+        if LAST:
+            v = tl.where((columns < stop)[:, None], v, 0.0)
+    else:
+        valid = columns < stop
+        if PAGE_SIZE % BLOCK_KEYS == 0:
+            page = tl.load(table_ptr + keys // PAGE_SIZE).to(tl.int64)
+        else:
+            if LAST:
+                page = tl.load(table_ptr + columns // PAGE_SIZE, mask=valid, other=0).to(tl.int64)
+            else:
+                page = tl.load(table_ptr + columns // PAGE_SIZE).to(tl.int64)
+        at = page * stride_page + (columns % PAGE_SIZE).to(tl.int64) * stride_slot
+        k_ptrs = pages + kv_head * stride_head + at[:, None] + dims[None, :] * stride_dim
+        if LAST:
+            k = tl.load(k_ptrs, mask=valid[:, None], other=0.0)
+            v = tl.load(k_ptrs + stride_kv, mask=valid[:, None], other=0.0)
+        else:
+            k = tl.load(k_ptrs)
+            v = tl.load(k_ptrs + stride_kv)
+    return softmax_step(q, k, v, top, total, acc, columns, stop, scale_log2, LAST)
+
+
+@triton.jit
+def _attend_to_fresh_tile(
+    q, top, total, acc, keys, stop, row, fresh_k, fresh_v, column, scale_log2,
+    BLOCK_KEYS: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
+    """Keys keys .. keys + BLOCK_KEYS - 1 out of the fresh tensors, whose row `row` holds key `keys`."""
+    columns = keys + tl.arange(0, BLOCK_KEYS)
+    k = fresh_k.load([row, column])
+    v = fresh_v.load([row, column])
+    if LAST:  # what follows may be another request's, or not a number
+        v = tl.where((columns < stop)[:, None], v, 0.0)
+    return softmax_step(q, k, v, top, total, acc, columns, stop, scale_log2, LAST)
+
+
+@triton.jit
+def _attention_kernel(
+    q_ptr, pages, fresh_k, fresh_v, out_ptr, lse_ptr,
+    tables_ptr, slots_ptr, starts_ptr, lengths_ptr,
+    first_keys_ptr, shared_ptr, shared_lse_ptr,
+    num_requests, num_tokens, num_heads, slot_stride, band_offset, scale_log2,
+    q_stride_token, q_stride_head,
+    stride_page, stride_kv, stride_slot, stride_head, stride_dim,
+    GROUP: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr, BLOCK_REQUESTS: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, SHARED_PARTS: tl.constexpr,
+    FRESH: tl.constexpr, BULK: tl.constexpr, HEADS_FIRST: tl.constexpr, SPECIALIZE: tl.constexpr,
+):  # fmt: skip
+    """Output [splits, tokens, heads, HEAD_DIM] and log-sum-exp [splits, tokens, heads], both contiguous.
+
+    With SHARED_PARTS, request r's keys begin at first_keys[r]; if that is not 0, the state of split 0 begins with the
+    parts [SHARED_PARTS, tokens, heads, HEAD_DIM] that the shared keys gave.
+    """
+    if HEADS_FIRST:
+        kv_head = tl.program_id(0)
+        program = tl.program_id(1)
+    else:
+        program = tl.program_id(0)
+        kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+
+    numbers = tl.arange(0, BLOCK_REQUESTS)
+    starts = tl.load(starts_ptr + numbers, mask=numbers < num_requests, other=0)
+    first_tiles = (starts * GROUP) // BLOCK_ROWS + numbers
+    before = (numbers < num_requests) & (first_tiles <= program)
+    request = tl.sum(before.to(tl.int32), 0) - 1
+    start = tl.load(starts_ptr + request)
+    queries = tl.load(starts_ptr + request + 1) - start
+    tile = program - (start * GROUP) // BLOCK_ROWS - request
+    if tile * BLOCK_ROWS >= queries * GROUP:
+        return
+
+    key_length = tl.load(lengths_ptr + request)
+    slot = tl.load(slots_ptr + request).to(tl.int64)
+    rows = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    in_rows = rows < queries * GROUP
+    tokens = (start + rows // GROUP).to(tl.int64)
+    heads = kv_head * GROUP + rows % GROUP
+    places = tokens * num_heads + heads
+    dims = tl.arange(0, HEAD_DIM)
+    first_key = 0
+    if SHARED_PARTS > 0:
+        first_key = tl.load(first_keys_ptr + request)
+    begins_shared = first_key > 0
+    stop = key_length
+    to = places
+    if NUM_SPLITS > 1:
+        own_keys = tl.maximum(key_length - first_key, 0)
+        split_keys = tl.cdiv(tl.cdiv(own_keys, NUM_SPLITS), BLOCK_KEYS) * BLOCK_KEYS
+        begins_shared = begins_shared & (split == 0)
+        first_key += split * split_keys
+        stop = tl.minimum(key_length, first_key + split_keys)
+        to += split.to(tl.int64) * num_tokens * num_heads
+        if (first_key >= stop) & (not begins_shared):
+            tl.store(lse_ptr + to, tl.full([BLOCK_ROWS], -float("inf"), tl.float32), mask=in_rows)
+            return
+
+    q_offsets = tokens * q_stride_token + heads * q_stride_head
+    q = tl.load(q_ptr + q_offsets[:, None] + dims[None, :], mask=in_rows[:, None], other=0.0)
+    top = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_ROWS], tl.float32)
+    acc = tl.zeros([BLOCK_ROWS, HEAD_DIM], tl.float32)
+    if SHARED_PARTS > 0:  # noqa: SIM102 - one is a constant, the other is not
+        if begins_shared:
+            at = places
+            for _ in tl.static_range(SHARED_PARTS):
+                lse = tl.load(shared_lse_ptr + at, mask=in_rows, other=-float("inf")) * 1.4426950408889634
+                part = tl.load(
+                    shared_ptr + at[:, None] * HEAD_DIM + dims[None, :], mask=(lse > -float("inf"))[:, None], other=0.0
+                )
+                new_top = tl.maximum(top, lse)
+                base = tl.where(new_top > -float("inf"), new_top, 0.0)
+                kept = tl.exp2(top - base)
+                weight = tl.exp2(lse - base)
+                acc = acc * kept[:, None] + part * weight[:, None]
+                total = total * kept + weight
+                top = new_top
+                at += tl.cast(num_tokens, tl.int64) * num_heads
+
+    table_ptr = tables_ptr + slot * slot_stride + band_offset
+    page_stop = stop
+    if FRESH:
+        fresh_first = tl.maximum(key_length - queries, 0)
+        page_stop = tl.minimum(stop, fresh_first)
+    if not BULK:
+        kv_head = kv_head.to(tl.int64)
+    whole = first_key + tl.maximum(page_stop - first_key, 0) // BLOCK_KEYS * BLOCK_KEYS
+    for keys in tl.range(first_key, whole, BLOCK_KEYS, warp_specialize=SPECIALIZE):
+        top, total, acc = attend_to_page_tile(
+            q, top, total, acc, keys, page_stop,
+            table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
+            PAGE_SIZE, HEAD_DIM, BLOCK_KEYS, BULK, False,
+        )  # fmt: skip
+    if whole < page_stop:
+        top, total, acc = attend_to_page_tile(
+            q, top, total, acc, whole, page_stop,
+            table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
+            PAGE_SIZE, HEAD_DIM, BLOCK_KEYS, BULK, True,
+        )  # fmt: skip
+    if FRESH:
+        begin = tl.maximum(first_key, fresh_first)
+        column = (kv_head * HEAD_DIM).to(tl.int32)
+        row = start - fresh_first
+        whole = begin + tl.maximum(stop - begin, 0) // BLOCK_KEYS * BLOCK_KEYS
+        for keys in tl.range(begin, whole, BLOCK_KEYS, warp_specialize=SPECIALIZE):
+            top, total, acc = _attend_to_fresh_tile(
+                q, top, total, acc, keys, stop, row + keys, fresh_k, fresh_v, column, scale_log2, BLOCK_KEYS, False
+            )
+        if whole < stop:
+            top, total, acc = _attend_to_fresh_tile(
+                q, top, total, acc, whole, stop, row + whole, fresh_k, fresh_v, column, scale_log2, BLOCK_KEYS, True
+            )
+
+    has_keys = total > 0.0
+    safe = tl.where(has_keys, total, 1.0)
+    lse = tl.where(has_keys, (top + tl.log2(safe)) * 0.6931471805599453, -float("inf"))
+    out = acc / safe[:, None]
+    tl.store(out_ptr + to[:, None] * HEAD_DIM + dims[None, :], out.to(out_ptr.dtype.element_ty), in_rows[:, None])
+    tl.store(lse_ptr + to, lse, mask=in_rows)
+
+
+def attention_triton(
+    q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, *, num_splits: int = 1,
+    fresh_kv: tuple[Tensor, Tensor] | None = None, first_keys: Tensor | None = None,
+    shared_parts: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None,
+    tiling: AttentionTiling | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`attention_reference`, without a look at device memory.
+
+    Args:
+        q: [tokens, heads, head_dim]; its last dimension contiguous, the others strided at will.
+        layer_pages: [num_pages, 2, page_size, kv_heads, head_dim] of q's dtype, strided at will.
+        band, batch: the pages are those of batch.page_tables[batch.slots, band].
+        num_splits: parts that each request's keys are cut into, whole tiles but for the last; what it takes to fill
+            the device depends on the batch (`choose_splits`).
+        fresh_kv: k and v [tokens, kv_heads, head_dim], heads next to one another (views of a projection's output will
+            do), when the queries' own positions are the last keys of their requests: these are read there.
+        first_keys, shared_parts: int32 [requests], a multiple of the page size each, and what attention to the keys
+            before gave: (fp32 [parts, tokens, heads, head_dim], fp32 [parts, tokens, heads]); see `shared_attention`.
+        out: contiguous [tokens, heads, head_dim] to write to.
+        tiling: `choose_tiling` by default.
+
+    Returns out (q's dtype) and the log-sum-exp (fp32 [tokens, heads], natural logarithm). A request without keys gets
+    zeros and -inf. heads must be a multiple of kv_heads; head_dim and page_size are powers of two, head_dim >= 16.
+    """
+    tokens, heads, head_dim = q.shape
+    page_size, kv_heads = layer_pages.shape[2:4]
+    requests = batch.num_requests
+    check_attention(q, layer_pages, band, batch)
+    if (first_keys is None) != (shared_parts is None):
+        raise ValueError("first_keys and shared_parts go together")
+    if tiling is None:
+        tiling = choose_tiling(
+            tokens, requests, heads // kv_heads, page_size, head_dim, q.dtype == torch.float32, fresh_kv is not None
+        )
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+    lse = torch.empty((tokens, heads), dtype=torch.float32, device=q.device)
+    if not tokens:
+        return out, lse
+    parts, parts_lse = out, lse
+    if num_splits > 1:
+        parts = torch.empty((num_splits, *q.shape), dtype=torch.float32, device=q.device)
+        parts_lse = torch.empty((num_splits, tokens, heads), dtype=torch.float32, device=q.device)
+    group = heads // kv_heads
+    tiles = tokens * group // tiling.block_rows + requests
+    bulk = tiling.bulk and page_size % tiling.block_keys == 0
+    fresh_k, fresh_v = (None, None) if fresh_kv is None else (_fresh_rows(x, tiling.block_keys) for x in fresh_kv)
+    shared, shared_lse = (None, None) if shared_parts is None else shared_parts
+    pages, strides = page_rows(layer_pages, tiling.block_keys) if bulk else (layer_pages, layer_pages.stride())
+    _attention_kernel[(kv_heads, tiles, num_splits) if tiling.heads_first else (tiles, kv_heads, num_splits)](
+        q, pages, fresh_k, fresh_v, parts, parts_lse,
+        batch.page_tables, batch.slots, batch.query_starts, batch.key_lengths, first_keys, shared, shared_lse,
+        requests, tokens, heads, batch.page_tables.stride(0), band * batch.page_tables.stride(1),
+        LOG2_E / math.sqrt(head_dim), q.stride(0), q.stride(1), *strides,
+        GROUP=group, PAGE_SIZE=page_size, HEAD_DIM=head_dim,
+        BLOCK_ROWS=tiling.block_rows, BLOCK_KEYS=tiling.block_keys, BLOCK_REQUESTS=triton.next_power_of_2(requests),
+        NUM_SPLITS=num_splits, SHARED_PARTS=0 if shared is None else shared.shape[0],
+        FRESH=fresh_kv is not None, BULK=bulk, HEADS_FIRST=tiling.heads_first, SPECIALIZE=tiling.specialize,
+        num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+    )  # fmt: skip
+    if num_splits > 1:
+        merge_states_triton(parts, parts_lse, out, lse)
+    return out, lse
+
+
+def page_rows(layer_pages: Tensor, block_keys: int) -> tuple[TensorDescriptor, tuple[int, int, int, int, int]]:
+    """The layer's pages as a matrix whose rows are slots, for bulk copies of block_keys slots of one head.
+
+    Returns the descriptor and, in place of strides, (rows from page to page, from keys to values, 1, rows from head to
+    head, columns from head to head).
+    """
+    pages, _, page_size, kv_heads, head_dim = layer_pages.shape
+    stride_page, stride_kv, stride_slot, stride_head, stride_dim = layer_pages.stride()
+    head_rows, head_columns = divmod(stride_head, stride_slot)
+    if stride_dim != 1 or stride_page % stride_slot or stride_kv % stride_slot or (head_rows and head_columns):
+        raise ValueError(f"pages with strides {layer_pages.stride()} are not rows of slots")
+    width = stride_slot if not head_rows else head_dim
+    last = ((pages - 1) * stride_page + stride_kv + head_rows * stride_slot * (kv_heads - 1)) // stride_slot
+    rows = TensorDescriptor(layer_pages, [last + page_size, width], [stride_slot, 1], [block_keys, head_dim])
+    return rows, (stride_page // stride_slot, stride_kv // stride_slot, 1, head_rows, head_columns)
+
+
+def _fresh_rows(x: Tensor, block_keys: int) -> TensorDescriptor:
+    """k or v [tokens, kv_heads, head_dim] as a matrix, for bulk copies of block_keys tokens of one head."""
+    tokens, kv_heads, head_dim = x.shape
+    if x.stride(2) != 1 or x.stride(1) != head_dim:
+        raise ValueError(f"fresh keys and values with strides {x.stride()}: heads must be next to one another")
+    return TensorDescriptor(x, [tokens, kv_heads * head_dim], [x.stride(0), 1], [block_keys, head_dim])
+
+
+def check_attention(q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch) -> None:
+    """ValueError for arguments that do not fit one another."""
+    heads, head_dim = q.shape[1:]
+    page_size, kv_heads, page_head_dim = layer_pages.shape[2:]
+    if q.dtype != layer_pages.dtype:
+        raise ValueError(f"q is {q.dtype}, the pages are {layer_pages.dtype}")
+    if head_dim != page_head_dim or heads % kv_heads:
+        raise ValueError(f"q {tuple(q.shape)} does not fit pages {tuple(layer_pages.shape)}")
+    if head_dim < 16 or head_dim & (head_dim - 1) or page_size & (page_size - 1):
+        raise ValueError(f"head_dim {head_dim} and page_size {page_size} must be powers of two, head_dim >= 16")
+    if q.stride(2) != 1:
+        raise ValueError("the last dimension of q must be contiguous")
+    if not 0 <= band < batch.page_tables.shape[1]:
+        raise ValueError(f"band {band} of {batch.page_tables.shape[1]}")

@@ -1,0 +1,48 @@
+"""RoPE of fresh queries and keys and the write of fresh KVs to their pages (torch reference).
+
+Positions, requests and page tables are tensors on the device, as a CUDA graph needs them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .attention_batch import AttentionBatch
+from .rope import apply_rope_reference
+
+
+def rope_write_kv_reference(
+    q: Tensor, k: Tensor, v: Tensor, cos_table: Tensor, sin_table: Tensor, positions: Tensor, rows: Tensor,
+    batch: AttentionBatch, band: int, layer_pages: Tensor, *, q_out: Tensor | None = None, k_out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Rotate q and k by the tokens' positions; write k, rotated, and v to the pages of the tokens' requests.
+
+    Args:
+        q: [tokens, heads, head_dim], not rotated. Like k and v: any strides but a contiguous last dimension.
+        k, v: [tokens, kv_heads, head_dim], k not rotated.
+        cos_table, sin_table: fp32 [positions, head_dim / 2], as `rope_table` makes them.
+        positions: int32 [tokens], position of each token in its request; -1 marks padding: nothing is written for it.
+        rows: int32 [tokens], which request of the batch each token belongs to; ignored for padding.
+        batch, band: the page of position p of request r is
+            batch.page_tables[batch.slots[r], band, p // page_size].
+        layer_pages: [num_pages, 2, page_size, kv_heads, head_dim], written. No two tokens share a place.
+        q_out: where the rotated q goes; q itself means in place; a new tensor by default. Rows of padding keep what
+            they hold.
+        k_out: where the rotated k goes beside the pages (k itself: in place); nowhere by default.
+
+    Returns the rotated q.
+    """
+    q_out = torch.empty_like(q, memory_format=torch.contiguous_format) if q_out is None else q_out
+    at = torch.nonzero(positions >= 0)[:, 0]
+    where = positions[at].long()
+    page_size = layer_pages.shape[2]
+    pages = batch.page_tables[batch.slots[rows[at].long()].long(), band, where // page_size].long()
+    cos, sin = cos_table[where], sin_table[where]
+    rotated = apply_rope_reference(k[at], cos, sin)
+    layer_pages[pages, 0, where % page_size] = rotated
+    layer_pages[pages, 1, where % page_size] = v[at]
+    q_out[at] = apply_rope_reference(q[at], cos, sin)
+    if k_out is not None:
+        k_out[at] = rotated
+    return q_out
