@@ -13,9 +13,10 @@ from .build import Parts, build_parts
 from .engine_config import EngineConfig
 from .engine_loop import EngineLoop, Listener
 from .errors import ConfigError, shorten
-from .intake import Intake, Prompt, is_single
+from .intake import Intake, is_single
 from .request import CacheMode, RequestOutput
 from .sampling_params import SamplingParams
+from .service import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Engine:
             options["model_path"] = str(model)
         self.config = config or EngineConfig.build(**options)
         self._parts: Parts = build_parts(self.config)
-        self._intake = Intake(self._parts, self.config.cache_mode)
+        self._intake = Intake(self.config, self._parts.facts, self._parts.tokenizer)
         self._loop = EngineLoop(self._parts.scheduler)
 
     # Generation

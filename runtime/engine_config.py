@@ -33,6 +33,9 @@ class EngineConfig:
         kv_cache_tokens: token positions that the KV pool holds; None: as many as fit `kv_cache_bytes`.
         kv_cache_bytes: memory for KV pages and boundary pages together.
         max_running_requests: requests with a canvas at a time.
+        max_queued_requests: requests that may wait beyond the free places among the running ones; more are refused.
+            None: any number.
+        log_interval: block-step forwards between two lines of the log.
         max_refresh_tokens: tokens that one refresh forward may compute (a single request may exceed it).
         max_steps_per_message: block steps that the worker may run before it answers.
         schedule_policy: order of waiting requests: `lpm` (longest prefix match first), `fcfs`, `dfs-weight`.
@@ -55,6 +58,8 @@ class EngineConfig:
     kv_cache_tokens: int | None = None
     kv_cache_bytes: int = 1 << 30
     max_running_requests: int = 32
+    max_queued_requests: int | None = None
+    log_interval: int = 40
     max_refresh_tokens: int = 8192
     max_steps_per_message: int = 1
     schedule_policy: str = "lpm"
@@ -65,9 +70,9 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name in ("page_size", "layers_per_band", "kv_cache_bytes", "max_running_requests", "max_refresh_tokens",
-                     "max_steps_per_message"):  # fmt: skip
+                     "max_steps_per_message", "log_interval"):  # fmt: skip
             self._at_least(name, 1)
-        for name in ("kv_cache_tokens", "block_length"):
+        for name in ("kv_cache_tokens", "block_length", "max_queued_requests"):
             if getattr(self, name) is not None:
                 self._at_least(name, 1)
         for name in ("refresh_interval", "depth", "reuse_margin", "seed"):

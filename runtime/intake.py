@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from .build import Parts
+from .engine_config import EngineConfig
 from .errors import InvalidRequestError, ShoalError, shorten
+from .facts import Facts
 from .request import CACHE_MODES, CacheMode, Request
 from .sampling_params import SamplingParams
+from .service import Prompt
 from .text_stream import TextStream
+from .tokenizer import Tokenizer
 
-Prompt = str | Sequence[int] | Sequence[dict[str, str]]
-"""Text, token ids, or chat messages ({"role", "content"}) that the model's chat template renders."""
+__all__ = ["Intake", "Prompt", "is_single"]
 
 
 def is_single(prompts: Any) -> bool:
@@ -37,11 +39,18 @@ def _is_list(value: Any) -> bool:
 
 
 class Intake:
-    """Makes requests for one engine."""
+    """Makes requests for one engine.
 
-    def __init__(self, parts: Parts, cache_mode: CacheMode):
-        self._parts = parts
-        self._cache_mode = cache_mode
+    Args:
+        config: the engine's options.
+        facts: of its model and pools.
+        tokenizer: None: prompts can only be token ids.
+    """
+
+    def __init__(self, config: EngineConfig, facts: Facts, tokenizer: Tokenizer | None):
+        self._config = config
+        self._facts = facts
+        self._tokenizer = tokenizer
         self._ids = itertools.count()
 
     def requests(
@@ -67,7 +76,7 @@ class Intake:
         if len(params) != len(prompts):
             message = f"sampling_params has {len(params)} entries for {len(prompts)} prompts"
             raise InvalidRequestError(message, field="sampling_params", value=len(params), limit=len(prompts))
-        mode = self._cache_mode if cache_mode is None else cache_mode
+        mode = self._config.cache_mode if cache_mode is None else cache_mode
         if mode not in CACHE_MODES:
             limit = ", ".join(CACHE_MODES)
             raise InvalidRequestError(
@@ -84,12 +93,12 @@ class Intake:
                 f"sampling_params[{index}] is {shorten(params)}; it must be a SamplingParams",
                 field="sampling_params", value=params,
             )  # fmt: skip
-        params.check_for(self._parts.block_length)
+        params.check_for(self._facts.block_length)
         tokens = self._encode(prompt, f"prompts[{index}]")
-        block_length = params.block_length or self._parts.block_length
+        block_length = params.block_length or self._facts.block_length
         # Before anything of the canvas's size is made.
         self._check_size(len(tokens), params.max_new_tokens or block_length, index)
-        if params.stop and self._parts.tokenizer is None:
+        if params.stop and self._tokenizer is None:
             message = "without a tokenizer there is no text that a stop string could be found in"
             raise InvalidRequestError(message, field="stop", value=params.stop, limit=())
         return Request(
@@ -100,21 +109,21 @@ class Intake:
             cache_salt=salt,
             block_length=block_length,
             seed=params.seed if params.seed is not None else secrets.randbits(63),
-            stream=TextStream(self._parts.tokenizer, params.stop),
+            stream=TextStream(self._tokenizer, params.stop),
         )
 
     def _check_size(self, prompt: int, canvas: int, index: int) -> None:
-        limit = self._parts.decoder.config.max_position_embeddings
+        limit = self._facts.model.max_position_embeddings
         if prompt + canvas > limit:
             message = (
                 f"prompts[{index}] has {prompt} tokens and its canvas {canvas} (max_new_tokens): "
                 f"{prompt + canvas}, over the model's maximum of {limit}"
             )
             raise InvalidRequestError(message, field="max_new_tokens", value=prompt + canvas, limit=limit)
-        self._parts.scheduler.check_fits(prompt, canvas)
+        self._facts.check_size(self._config, prompt, canvas)
 
     def _encode(self, prompt: Any, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-        vocabulary = self._parts.decoder.config.embedding_size
+        vocabulary = self._facts.model.embedding_size
         if isinstance(prompt, str) or (_is_list(prompt) and len(prompt) and all(isinstance(p, dict) for p in prompt)):
             ids = self._encode_text(prompt, name)
         elif _is_list(prompt) and all(isinstance(t, int | np.integer) and not isinstance(t, bool) for t in prompt):
@@ -131,7 +140,7 @@ class Intake:
         return np.array(ids, np.int64)
 
     def _encode_text(self, prompt: str | Sequence[dict[str, str]], name: str) -> list[int]:
-        tokenizer = self._parts.tokenizer
+        tokenizer = self._tokenizer
         if tokenizer is None:
             raise InvalidRequestError(f"{name}: without a tokenizer, prompts must be token ids", field="prompts")
         try:

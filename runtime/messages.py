@@ -13,6 +13,7 @@ import numpy.typing as npt
 from .sampling_params import SamplingParams
 
 Pages = npt.NDArray[np.int32]
+NO_TOKENS: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class AddRequest:
     """Create the canvas of a request: its prompt, then `canvas_length` masks.
 
     `page_table` is int32 [bands, ceil((prompt + canvas) / page_size)]; the worker keeps it until `Release`.
-    `steps_per_block` is the quota of forwards for a block, None when confidence decides.
+    `steps_per_block` is the quota of forwards for a block, None when confidence decides. `committed` are the tokens of
+    the first canvas positions when these are no masks any more (a request that was put back and starts again).
     """
 
     rid: str
@@ -30,6 +32,7 @@ class AddRequest:
     seed: int
     steps_per_block: int | None
     page_table: Pages
+    committed: npt.NDArray[np.int64] = field(default_factory=lambda: NO_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
-"""In which order waiting requests are admitted."""
+"""In which order waiting requests are admitted, and which running ones give way."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .request import Request
 from .reuse import ReusePlanner
@@ -14,19 +14,28 @@ _MATCHED_AT_MOST = 256  # requests whose prefix is looked up at a time; the rest
 def admission_order(policy: str, waiting: Sequence[Request], planner: ReusePlanner) -> list[Request]:
     """Waiting requests in the order in which they should be admitted.
 
-    `fcfs`: as they came. `lpm`: the longest cached prefix first. `dfs-weight`: requests under the same cached prefix
-    together, the prefix that most of them share first, those without a cached prefix last. Ties keep the order of
-    arrival.
+    Higher priorities first. Among equals `fcfs`: as they came. `lpm`: the longest cached prefix first. `dfs-weight`:
+    requests under the same cached prefix together, the prefix that most of them share first, those without a cached
+    prefix last. Ties keep the order of arrival.
     """
-    if policy == "fcfs" or len(waiting) < 2:
-        return list(waiting)
-    head, tail = list(waiting[:_MATCHED_AT_MOST]), list(waiting[_MATCHED_AT_MOST:])
+    order = list(waiting)
+    if len({request.priority for request in order}) > 1:
+        order.sort(key=lambda r: -r.priority)
+    if policy == "fcfs" or len(order) < 2:
+        return order
+    head, tail = order[:_MATCHED_AT_MOST], order[_MATCHED_AT_MOST:]
     cached = {request.rid: planner.cached_tokens(request) for request in head}
     if policy == "lpm":
-        return sorted(head, key=lambda r: -cached[r.rid]) + tail
+        return sorted(head, key=lambda r: (-r.priority, -cached[r.rid])) + tail
     prefix = {r.rid: (r.cache_mode, r.cache_salt, r.prompt[: cached[r.rid]].tobytes()) for r in head}
     weight = Counter(prefix[rid] for rid, tokens in cached.items() if tokens)
     first: dict[tuple[str, str, bytes], int] = {}
     for place, request in enumerate(head):
         first.setdefault(prefix[request.rid], place)
-    return sorted(head, key=lambda r: (-weight[prefix[r.rid]], first[prefix[r.rid]])) + tail
+    return sorted(head, key=lambda r: (-r.priority, -weight[prefix[r.rid]], first[prefix[r.rid]])) + tail
+
+
+def victims(running: Iterable[Request], priority: int) -> list[Request]:
+    """Running requests that may be put back for one of `priority`: the least important first, then the youngest."""
+    lower = [request for request in running if request.priority < priority]
+    return sorted(lower, key=lambda r: (r.priority, -(r.admitted_at or 0.0)))

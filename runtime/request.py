@@ -40,7 +40,7 @@ class RequestOutput:
         token_ids: its tokens, without the EOS or stop token that ended it, or as far as the stop string goes.
         finish_reason: None while running; `stop`, `length` (canvas full), `abort` or `error`.
         matched_stop: the token id or string that stopped it.
-        error: what went wrong, with finish_reason `error`.
+        error: what went wrong, with finish_reason `error`; also with `abort` when a time-out did it.
         prompt_tokens, completion_tokens: lengths of prompt and token_ids.
         cached_tokens: prompt tokens whose shallow KVs came from another request (s).
         depth: layers they were reused in (d).
@@ -49,6 +49,7 @@ class RequestOutput:
         reused_token_layers: s x d, what the first forward was spared.
         computed_token_layers: token-layers that were computed for it in all.
         prefix_refreshes: forwards that recomputed the whole prompt or its layers above d.
+        retractions: times that the request was put back into the queue for one of higher priority.
     """
 
     rid: str
@@ -67,6 +68,7 @@ class RequestOutput:
     computed_token_layers: int
     prefix_refreshes: int
     timings: Timings
+    retractions: int = 0
 
     @property
     def finished(self) -> bool:
@@ -80,6 +82,9 @@ class Request:
 
     `join` and `depth` say what the request itself reuses from now on: tokens [0, join) stay as they are in the layers
     below `depth`; `resume` holds their boundary pages at that depth for a prefix refresh.
+
+    `canvas` and `committed` (a byte for each position: 1 when committed) are what the worker reported. `shown` holds
+    the tokens that the caller may have seen before a retraction: they stay, whatever is decoded again.
     """
 
     rid: str
@@ -91,6 +96,9 @@ class Request:
     seed: int
     stream: TextStream
     arrival: float = field(default_factory=time.monotonic)
+    priority: int = 0
+    timeout_s: float | None = None
+    streaming: bool = True
 
     blocks: tuple[tuple[int, int], ...] = ()
     canvas_length: int = 0
@@ -106,8 +114,9 @@ class Request:
     resume: Pages | None = None
 
     block: int = 0
-    canvas: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    committed: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    canvas: list[int] = field(default_factory=list)
+    committed: bytearray = field(default_factory=bytearray)
+    shown: tuple[int, ...] = ()
     frontier: int = 0
     started: bool = False
     needs_refresh: bool = True
@@ -115,6 +124,7 @@ class Request:
     nfe_at_refresh: int = 0
     computed_token_layers: int = 0
     prefix_refreshes: int = 0
+    retractions: int = 0
     cached_tokens: int = 0
     cached_depth: int = 0
     admitted_at: float | None = None
@@ -128,8 +138,8 @@ class Request:
         self.blocks = self.sampling.blocks(self.block_length)
         # Without new tokens the prompt is still computed, and with masks behind it: that is what makes it reusable.
         self.canvas_length = self.sampling.max_new_tokens or self.block_length
-        self.canvas = np.zeros(self.sampling.max_new_tokens, np.int64)
-        self.committed = np.zeros(self.sampling.max_new_tokens, np.bool_)
+        self.canvas = [0] * self.sampling.max_new_tokens
+        self.committed = bytearray(self.sampling.max_new_tokens)
 
     @property
     def total_tokens(self) -> int:
@@ -148,39 +158,78 @@ class Request:
         start, stop = self.blocks[self.block]
         return len(self.prompt) + start, len(self.prompt) + stop
 
+    @property
+    def block_done(self) -> bool:
+        """Whether the current block has no mask left."""
+        return self.committed.find(0, *self.blocks[self.block]) < 0
+
     def apply(self, positions: list[int], tokens: list[int], eos: int) -> None:
         """Take over commits, move the frontier of contiguous text, and see whether the request is at its end."""
-        at = np.array(positions, np.int64) - len(self.prompt)
-        self.canvas[at] = tokens
-        self.committed[at] = True
+        offset, canvas, committed = len(self.prompt), self.canvas, self.committed
+        for position, token in zip(positions, tokens, strict=True):
+            canvas[position - offset] = token
+            committed[position - offset] = 1
+        if self.shown:
+            canvas[: len(self.shown)] = self.shown
+        before = self.frontier
+        stop = committed.find(0, before)
+        stop = len(canvas) if stop < 0 else stop
         sampling = self.sampling
-        stop_ids = set() if sampling.ignore_eos else {eos, *sampling.stop_token_ids}
-        while self.end is None and self.frontier < len(self.canvas) and self.committed[self.frontier]:
-            token = int(self.canvas[self.frontier])
-            if token in stop_ids:
-                self.end, self.finish_reason, self.matched_stop = self.frontier, "stop", token
-                break
-            self.frontier += 1
-        if self.end is None and self.frontier == len(self.canvas):
-            self.end, self.finish_reason = self.frontier, "length"
-        self._update_text()
+        if self.end is None and stop > before and not sampling.ignore_eos:
+            for at in range(before, stop):
+                token = canvas[at]
+                if token == eos or token in sampling.stop_token_ids:
+                    self.end, self.finish_reason, self.matched_stop, stop = at, "stop", token, at
+                    break
+        self.frontier = stop
+        if self.end is None and stop == len(canvas):
+            self.end, self.finish_reason = stop, "length"
+        if stop > before or self.end is not None:
+            self._update_text()
 
     def _update_text(self) -> None:
-        text = self.stream.update(self.canvas[: self.frontier].tolist(), final=self.end is not None)
+        if self.frontier < len(self.shown):
+            return
+        text = self.stream.update(self.canvas[: self.frontier], final=self.end is not None)
         if self.stream.matched_stop is not None:
             self.end = self.frontier = self.stream.stop_tokens
             self.finish_reason, self.matched_stop = "stop", self.stream.matched_stop
         if self.first_text_at is None and (text or self.frontier):
             self.first_text_at = time.monotonic()
 
+    def retract(self) -> None:
+        """Go back to the start of the current block, to be admitted again; what was shown stays shown.
+
+        Whole blocks stay committed. The block is decoded again from masks alone, as its first step found it: where
+        nothing is reused across requests, greedy decoding then commits the same tokens again.
+        """
+        self.shown = self.token_ids
+        start = self.blocks[self.block][0] if self.blocks else 0
+        self.committed[start:] = bytes(len(self.committed) - start)
+        self.frontier = min(self.frontier, start)
+        self.started, self.needs_refresh = False, True
+        self.page_table, self.resume, self.boundary_table = None, None, {}
+        self.join = self.depth = 0
+        self.retractions += 1
+
     def fail(self, error: ShoalError) -> None:
         """End the request with an error."""
         self.error, self.finish_reason = error, "error"
 
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Committed contiguous tokens; never fewer than were shown."""
+        return self.shown if self.frontier < len(self.shown) else tuple(self.canvas[: self.frontier])
+
+    def timings(self) -> Timings:
+        """Seconds until now."""
+        now = time.monotonic()
+        first = None if self.first_text_at is None else self.first_text_at - self.arrival
+        return Timings((self.admitted_at or now) - self.arrival, first, now - self.arrival)
+
     def output(self) -> RequestOutput:
         """What the caller gets to see now."""
-        now = time.monotonic()
-        ids = tuple(self.canvas[: self.frontier].tolist())
+        ids = self.token_ids
         return RequestOutput(
             rid=self.rid,
             text=self.stream.text,
@@ -192,14 +241,11 @@ class Request:
             completion_tokens=len(ids),
             cached_tokens=self.cached_tokens,
             depth=self.cached_depth,
-            canvas_tokens=int(self.committed.sum()),
+            canvas_tokens=self.committed.count(1),
             nfe=self.nfe,
             reused_token_layers=self.cached_tokens * self.cached_depth,
             computed_token_layers=self.computed_token_layers,
             prefix_refreshes=self.prefix_refreshes,
-            timings=Timings(
-                (self.admitted_at or now) - self.arrival,
-                None if self.first_text_at is None else self.first_text_at - self.arrival,
-                now - self.arrival,
-            ),
+            timings=self.timings(),
+            retractions=self.retractions,
         )

@@ -95,7 +95,8 @@ class ReusePlanner:
     def _plan_capture(self, request: Request, whole: int, cut: int, depth: int) -> dict[int, int]:
         """Decide how much the first forward captures; boundary pages needed for each depth."""
         config, profile = self.memory.config, self.memory.profile
-        if request.cache_mode != "bicache" or not whole:
+        # A request that was put back has commits on its canvas: not what a first forward sees.
+        if request.cache_mode != "bicache" or not whole or request.block:
             return {}
         own = profile.depth(whole / request.total_tokens)
         if not own:
@@ -188,7 +189,7 @@ class ReusePlanner:
         """Mode `lm`: offer prompt and answer, all layers, to the tree."""
         assert request.page_table is not None
         config = self.memory.config
-        tokens = np.concatenate((request.prompt, request.canvas[: request.frontier]))
+        tokens = np.concatenate((request.prompt, np.array(request.canvas[: request.frontier], np.int64)))
         pages = len(tokens) // config.page_size
         self.memory.lm_tree.capture(
             tokens[: pages * config.page_size], self.namespace(request), depth=config.num_layers, ratio=1.0,

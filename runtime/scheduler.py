@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from typing import Protocol
 
+import numpy as np
+
 from ..radix_cache.config import TreeConfig
 from ..radix_cache.tree import RadixTree
-from .errors import EngineError, InvalidRequestError, PoolTooSmallError
+from .counters import BatchLog, Counters
+from .errors import EngineError, InvalidRequestError, PoolTooSmallError, QueueFullError, RequestTimeoutError
 from .memory import Memory
 from .messages import AddRequest, Forward, ForwardItem, Release, StepResult
-from .policy import admission_order
+from .policy import admission_order, victims
 from .request import Request, RequestOutput
 from .reuse import ReusePlanner
+from .stats import SchedulerStats
 
 logger = logging.getLogger(__name__)
+_IDLE_CHECK_SECONDS = 1.0
 
 
 class WorkerLink(Protocol):
@@ -31,50 +37,65 @@ class WorkerLink(Protocol):
         ...
 
     def forward(self, message: Forward) -> list[StepResult]:
-        """Run forwards."""
+        """Run forwards. A link that can't wait for the results raises; its owner calls plan and apply itself."""
         ...
 
 
 class Scheduler:
     """Continuous batching over one worker.
 
-    A step is one forward: a refresh batch (first forwards of newly admitted requests and block starts of running ones)
-    when there is any, else a block step of everything that runs. Every request that `add` accepted shows up exactly
-    once, finished, among the outputs of `step` or `abort`.
+    `plan` says what the worker should run next: a refresh batch (first forwards of newly admitted requests and block
+    starts of running ones) when there is any, else a block step of everything that runs. `apply` takes the results.
+    `step` does both with a worker that answers at once. Nothing else may be called between a plan that returned a
+    forward and its apply, but `add`, `stats` and `has_work`.
+
+    Every request that `add` accepted shows up exactly once, finished, in what `take` (or `step`) or `abort` return.
 
     Args:
         memory: pools and trees.
         planner: plans the forwards of a request.
         worker: runs them.
         eos_token_id: ends a text.
-        max_running_requests, max_refresh_tokens, max_steps_per_message, policy, check_invariants: see EngineConfig.
+        max_running_requests, max_queued_requests, max_refresh_tokens, max_steps_per_message, policy, log_interval,
+        check_invariants: see EngineConfig.
     """
 
     def __init__(
         self, memory: Memory, planner: ReusePlanner, worker: WorkerLink, *, eos_token_id: int,
         max_running_requests: int, max_refresh_tokens: int, max_steps_per_message: int, policy: str,
-        check_invariants: bool,
+        check_invariants: bool, max_queued_requests: int | None = None, log_interval: int = 40,
     ):  # fmt: skip
         self.memory = memory
         self.planner = planner
         self._worker = worker
         self._eos = eos_token_id
         self._max_running = max_running_requests
+        self._max_queued = max_queued_requests
         self._max_refresh_tokens = max_refresh_tokens
         self._max_steps = max_steps_per_message
         self._policy = policy
         self._check = check_invariants
+        self._checked_at = -math.inf
+        self.counters = Counters()
+        self._log = BatchLog(memory, self.counters, log_interval)
+        self._requests: dict[str, Request] = {}
         self._waiting: list[Request] = []
         self._running: dict[str, Request] = {}
+        self._ending: list[tuple[Request, ForwardItem]] = []  # done, but for the pass that mode `lm` captures
+        self._in_flight: tuple[ForwardItem, ...] = ()
+        self._final = False
+        self._progress: list[Request] = []
+        self._blocked = False  # the first in the queue found no memory, and nothing has changed since
+        self._next_deadline = math.inf
 
     @property
     def has_work(self) -> bool:
         """Whether any request waits or runs."""
-        return bool(self._waiting or self._running)
+        return bool(self._requests)
 
     @property
     def num_waiting(self) -> int:
-        """Requests that were not admitted yet."""
+        """Requests that were not admitted yet, or were put back."""
         return len(self._waiting)
 
     @property
@@ -82,76 +103,179 @@ class Scheduler:
         """Requests with pages and a canvas."""
         return len(self._running)
 
+    def stats(self) -> SchedulerStats:
+        """State and counters."""
+        return self._log.stats(len(self._running), len(self._waiting))
+
     def check_fits(self, prompt_tokens: int, canvas_tokens: int) -> None:
         """Raise PoolTooSmallError for a request that could not run even alone."""
-        needed = self.memory.pages_for(prompt_tokens + canvas_tokens) * self.memory.config.num_bands
-        limit = self.memory.kv.num_pages
-        if needed > limit:
-            tokens = limit // self.memory.config.num_bands * self.memory.config.page_size
-            raise PoolTooSmallError(
-                f"prompt and canvas have {prompt_tokens} + {canvas_tokens} tokens; the KV pool holds {tokens}",
-                field="prompt", value=prompt_tokens + canvas_tokens, limit=tokens,
-            )  # fmt: skip
+        self.memory.check_fits(prompt_tokens, canvas_tokens)
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises PoolTooSmallError, or InvalidRequestError for an id that is in use."""
-        if request.rid in self._running or any(r.rid == request.rid for r in self._waiting):
+        """Queue a request.
+
+        Raises PoolTooSmallError, QueueFullError, or InvalidRequestError for an id that is in use.
+        """
+        try:
+            self._admit_to_queue(request)
+        except Exception:
+            self.counters.refused += 1
+            raise
+        self.counters.requests += 1
+        self._requests[request.rid] = request
+        self._waiting.append(request)
+        self._blocked = False
+        if request.timeout_s is not None:
+            self._next_deadline = min(self._next_deadline, request.arrival + request.timeout_s)
+
+    def _admit_to_queue(self, request: Request) -> None:
+        if request.rid in self._requests:
             raise InvalidRequestError(f"rid {request.rid!r} is in use", field="rid", value=request.rid)
         self.check_fits(len(request.prompt), request.canvas_length)
-        self._waiting.append(request)
+        if self._max_queued is not None:
+            queued = len(self._waiting) - max(0, self._max_running - len(self._running))
+            if queued >= self._max_queued:
+                message = f"{queued} requests wait already, as many as may (max_queued_requests): try again later"
+                raise QueueFullError(message, field="max_queued_requests", value=queued, limit=self._max_queued)
 
     def abort(self, rid: str) -> RequestOutput | None:
         """End a request now and give its memory back; None when it is not known (finished, or never was)."""
-        for request in (*self._waiting, *self._running.values()):
-            if request.rid == rid:
-                request.finish_reason = "abort"
-                return self._finish(request)
-        return None
+        request = self._requests.get(rid)
+        if request is None:
+            return None
+        request.finish_reason = request.finish_reason or "abort"
+        self._finish(request)
+        self._progress.remove(request)
+        return request.output()
 
     def step(self) -> list[RequestOutput]:
         """Run one forward; outputs of the requests that made progress or ended."""
-        outputs: list[RequestOutput] = []
-        refreshes = self._next_refreshes(outputs)
-        if refreshes:
-            self._run_refreshes(refreshes, outputs)
-        elif self._running:
-            items = tuple(self.planner.block_step(r) for r in self._running.values())
-            self._apply(self._worker.forward(Forward(items, self._max_steps)), outputs)
-        if self._check or not self.has_work:
-            self.check()
+        while True:
+            forward = self.plan()
+            if forward is not None:
+                self.apply(self._worker.forward(forward))
+            if not self._ending:
+                break
+        outputs = [request.output() for request in self.take()]
+        self.check_if_due()
         return outputs
+
+    def take(self) -> list[Request]:
+        """Requests that made progress (where the caller wants to see it) or ended since the last call."""
+        progress, self._progress = self._progress, []
+        return progress
+
+    def check_if_due(self) -> None:
+        """Check the page accounting now and then while idle, and always with `check_invariants`."""
+        if self._check or (not self.has_work and time.monotonic() - self._checked_at >= _IDLE_CHECK_SECONDS):
+            self.check()
 
     def check(self) -> None:
         """Check that no page is lost: free + tree + requests = all. Raises InvariantError."""
+        self._checked_at = time.monotonic()
         self.memory.check(self._running.values())
 
-    # Refresh batches
+    # Planning
 
-    def _next_refreshes(self, outputs: list[RequestOutput]) -> list[ForwardItem]:
+    def plan(self) -> Forward | None:
+        """What to run next; None when there is nothing (requests may have ended, see `take`)."""
+        assert not self._in_flight
+        self._expire()
+        self._final = bool(self._ending)
+        if self._final:
+            return self._fly(tuple(item for _, item in self._ending), 1)
+        refreshes = self._next_refreshes()
+        if refreshes:
+            self.counters.refresh_forwards += 1
+            return self._fly(tuple(refreshes), 1)
+        if self._running:
+            self._log.block_step(self._running, len(self._waiting))
+            return self._fly(tuple(self.planner.block_step(r) for r in self._running.values()), self._max_steps)
+        return None
+
+    def _fly(self, items: tuple[ForwardItem, ...], max_steps: int) -> Forward:
+        self.counters.forwards += 1
+        self._in_flight = items
+        return Forward(items, max_steps)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        if now < self._next_deadline:
+            return
+        self._next_deadline = math.inf
+        for request in list(self._requests.values()):
+            if request.timeout_s is None:
+                continue
+            if now < request.arrival + request.timeout_s:
+                self._next_deadline = min(self._next_deadline, request.arrival + request.timeout_s)
+            elif request.finish_reason is None:
+                state = "running" if request.rid in self._running else "waiting"
+                message = f"not done within timeout_s = {request.timeout_s:g} seconds (it was {state})"
+                limit = request.timeout_s
+                request.error = RequestTimeoutError(
+                    message, field="timeout_s", value=now - request.arrival, limit=limit
+                )
+                request.finish_reason = "abort"
+                self._finish(request)
+
+    def _next_refreshes(self) -> list[ForwardItem]:
+        if self._waiting:
+            self._retract()
         items: list[ForwardItem] = []
         tokens = 0
-        for request in list(self._running.values()):
+        for request in self._running.values():
             if request.needs_refresh:
                 item = self.planner.refresh(request)
                 if items and tokens + item.stop - item.join > self._max_refresh_tokens:
                     return items
                 items.append(item)
                 tokens += item.stop - item.join
-        for request in self._admissible(outputs):
+        admitted = []
+        for request in self._admissible():
             item = self.planner.first_forward(request)
             items.append(item)
+            admitted.append(request)
             tokens += item.stop - item.join
             if tokens >= self._max_refresh_tokens:
                 break
+        self._log.refresh(admitted, len(self._running), len(self._waiting))
         return items
 
-    def _admissible(self, outputs: list[RequestOutput]) -> Iterator[Request]:
+    def _retract(self) -> None:
+        """Put running requests back, as many as the most important one that waits needs; none if it won't help."""
+        if min((r.priority for r in self._running.values()), default=math.inf) >= max(
+            r.priority for r in self._waiting
+        ):
+            return
+        request = admission_order(self._policy, self._waiting, self.planner)[0]
+        weaker = victims(self._running.values(), request.priority)
+        kv = self.memory.kv
+        needed = self.memory.pages_for(request.total_tokens) * self.memory.config.num_bands
+        gained = sum(v.own_kv.size + (v.match.kv_pages.size if v.match is not None else 0) for v in weaker)
+        if needed - self.planner.cached_tokens(request) > kv.num_free + kv.num_reclaimable + gained:
+            return
+        for victim in weaker:
+            if len(self._running) < self._max_running and self.planner.admit(request):
+                self.memory.release(request)  # it is admitted in its turn
+                return
+            self._put_back(victim)
+
+    def _put_back(self, request: Request) -> None:
+        self._running.pop(request.rid)
+        self._worker.release(Release((request.rid,)))
+        self.memory.release(request)
+        request.retract()
+        self.counters.retractions += 1
+        self._waiting.insert(0, request)
+        self._blocked = False
+
+    def _admissible(self) -> Iterator[Request]:
         """Admit waiting requests one by one, as long as the caller asks for more and memory lasts.
 
         A request whose prefix is about to be captured by another one (admitted just now; in mode `lm`, running) waits
         for it and finds it in the cache.
         """
-        if not self._waiting:
+        if not self._waiting or self._blocked or len(self._running) >= self._max_running:
             return
         leading = self._leading()
         for request in admission_order(self._policy, self._waiting, self.planner):
@@ -163,9 +287,10 @@ class Scheduler:
             if not admitted and not self._running:
                 admitted = self.planner.admit(request, capture=False)
                 if not admitted:
-                    self._reject(request, outputs)
+                    self._reject(request)
                     continue
             if not admitted:
+                self._blocked = True
                 return
             self._start(request)
             self._lead(leading, request)
@@ -197,80 +322,96 @@ class Scheduler:
         assert request.page_table is not None
         self._waiting.remove(request)
         self._running[request.rid] = request
-        request.admitted_at = time.monotonic()
+        request.admitted_at = request.admitted_at or time.monotonic()
+        self.counters.admitted(request, self.memory.tree_for(request.cache_mode) is not None)
+        done = request.blocks[request.block][0] if request.blocks else 0
         self._worker.add(
             AddRequest(
                 request.rid, request.prompt, request.canvas_length, request.sampling, request.seed,
-                request.steps_per_block, request.page_table,
+                request.steps_per_block, request.page_table, np.array(request.canvas[:done], np.int64),
             )
         )  # fmt: skip
 
-    def _reject(self, request: Request, outputs: list[RequestOutput]) -> None:
+    def _reject(self, request: Request) -> None:
         free = self.memory.kv.num_free // self.memory.config.num_bands * self.memory.config.page_size
         message = (
             f"prompt and canvas have {request.total_tokens} tokens; room for {free} can be made, the rest is pinned"
         )
         request.fail(PoolTooSmallError(message, field="prompt", value=request.total_tokens, limit=free))
-        outputs.append(self._finish(request))
-
-    def _run_refreshes(self, items: list[ForwardItem], outputs: list[RequestOutput]) -> None:
-        results = self._worker.forward(Forward(tuple(items)))
-        for item, result in zip(items, results, strict=True):
-            request = self._running[item.rid]
-            if result.error is None:
-                request.needs_refresh = False
-                if item.join == 0 or not request.started:
-                    request.prefix_refreshes += 1
-                    request.nfe_at_refresh = request.nfe
-                if not request.started:
-                    request.started = True
-                    self.planner.captured(request)
-        self._apply(results, outputs)
+        self._finish(request)
 
     # Results
 
-    def _apply(self, results: list[StepResult], outputs: list[RequestOutput]) -> None:
-        ended: list[Request] = []
-        for result in results:
-            request = self._running[result.rid]
+    def apply(self, results: list[StepResult]) -> None:
+        """Take the results of the forward that `plan` returned, one an item, in order."""
+        items, self._in_flight = self._in_flight, ()
+        if self._final:
+            self._captured_finished(results)
+            return
+        for item, result in zip(items, results, strict=True):
+            request = self._running[item.rid]
             if result.error is not None:
                 request.fail(EngineError(f"the forward failed: {result.error}", field="rid", value=request.rid))
-                outputs.append(self._finish(request))
+                self._finish(request)
                 continue
-            request.nfe += result.nfe
-            request.computed_token_layers += result.token_layers
-            request.apply(result.positions, result.tokens, self._eos)
-            if request.finish_reason is not None:
-                ended.append(request)
-                continue
-            self._next_block(request)
-            if result.tokens:
-                outputs.append(request.output())
-        self._capture_finished(ended)
-        outputs += [self._finish(request) for request in ended]
+            if request.needs_refresh:
+                self._refreshed(request, item)
+            self._advance(request, result)
 
-    def _next_block(self, request: Request) -> None:
-        start, stop = request.blocks[request.block]
-        if request.committed[start:stop].all():
+    def _refreshed(self, request: Request, item: ForwardItem) -> None:
+        request.needs_refresh = False
+        if item.join == 0 or not request.started:
+            request.prefix_refreshes += 1
+            request.nfe_at_refresh = request.nfe
+            self.counters.prefix_refreshes += 1
+        if request.started:
+            self.counters.canvas_refreshes += 1
+            return
+        request.started = True
+        self.planner.captured(request)
+        self._blocked = False
+
+    def _advance(self, request: Request, result: StepResult) -> None:
+        request.nfe += result.nfe
+        request.computed_token_layers += result.token_layers
+        before = max(request.frontier, len(request.shown))
+        request.apply(result.positions, result.tokens, self._eos)
+        counters = self.counters
+        counters.nfe += result.nfe
+        counters.computed_token_layers += result.token_layers
+        counters.canvas_tokens += len(result.tokens)
+        counters.generated_tokens += max(0, request.frontier - before)
+        if request.finish_reason is not None:
+            item = self.planner.final_forward(request)
+            if item is None:
+                self._finish(request)
+            else:
+                self._ending.append((request, item))
+            return
+        if request.block_done:
             request.block += 1
             request.needs_refresh = request.cache_mode != "none"
+        if result.tokens and request.streaming:
+            self._progress.append(request)
 
-    def _capture_finished(self, ended: list[Request]) -> None:
-        """Mode `lm`: a pass over each finished sequence, then its capture."""
-        pairs = [(request, self.planner.final_forward(request)) for request in ended]
-        items = [item for _, item in pairs if item is not None]
-        if not items:
-            return
-        results = {result.rid: result for result in self._worker.forward(Forward(tuple(items)))}
-        for request, item in pairs:
-            if item is not None and results[request.rid].error is None:
-                request.computed_token_layers += results[request.rid].token_layers
+    def _captured_finished(self, results: list[StepResult]) -> None:
+        """Mode `lm`: the pass over each finished sequence is done; capture it."""
+        ending, self._ending = self._ending, []
+        for (request, _), result in zip(ending, results, strict=True):
+            if result.error is None:
+                request.computed_token_layers += result.token_layers
                 self.planner.final_captured(request)
+            self._finish(request)
 
-    def _finish(self, request: Request) -> RequestOutput:
-        self._running.pop(request.rid, None)
-        if request in self._waiting:
+    def _finish(self, request: Request) -> None:
+        if self._running.pop(request.rid, None) is not None:
+            self._worker.release(Release((request.rid,)))
+        else:
             self._waiting.remove(request)
-        self._worker.release(Release((request.rid,)))
+        if self._ending:
+            self._ending = [(other, item) for other, item in self._ending if other is not request]
+        del self._requests[request.rid]
         self.memory.release(request)
-        return request.output()
+        self.counters.finished(request, isinstance(request.error, RequestTimeoutError))
+        self._progress.append(request)
+        self._blocked = False

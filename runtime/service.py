@@ -29,7 +29,7 @@ class GenerateInput:
         cache_salt: requests share prefixes only with those of the same salt.
         priority: higher goes first, and may put running requests of lower priority back into the queue.
         timeout_s: seconds from acceptance to the end; past it the request ends with finish_reason `abort` and a
-            RequestTimeoutError. None: the engine's default.
+            RequestTimeoutError. None: it may take any time.
         stream: whether outputs before the terminal one are wanted.
     """
 

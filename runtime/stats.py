@@ -13,7 +13,8 @@ class SchedulerStats:
         running: requests with pages and a canvas now.
         waiting: requests not admitted yet, retracted ones included.
         kv_pages: pages of the KV pool; `kv_pages_free` nobody holds, `kv_pages_tree` the radix trees hold,
-            `kv_pages_requests` running requests hold (a page may be in both).
+            `kv_pages_requests` are neither free nor evictable: running requests (or pins) hold them. A page may be
+            in both.
         boundary_pages, boundary_pages_free, boundary_pages_tree: the same of the pool of boundary states.
         capacity_tokens: token positions (all bands) that the KV pool has room for.
         token_usage: share of the KV pool that can't be had at the moment: neither free nor evictable; 0 to 1.

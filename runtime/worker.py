@@ -78,18 +78,23 @@ class Worker:
         """Create a canvas of masks behind the prompt."""
         config, device = self.runner.decoder.config, self.runner.decoder.device
         tokens = np.full(len(message.prompt) + message.canvas_length, config.mask_token_id, np.int64)
-        tokens[: len(message.prompt)] = message.prompt
+        prompt, done = len(message.prompt), len(message.committed)
+        tokens[:prompt] = message.prompt
+        tokens[prompt : prompt + done] = message.committed
+        masked = np.ones(message.canvas_length, np.bool_)
+        masked[:done] = False
         sampling = message.sampling
         stop_ids = () if sampling.ignore_eos else (config.eos_token_id, *sampling.stop_token_ids)
         self._canvases[message.rid] = Canvas(
             torch.from_numpy(tokens).to(device),
             len(message.prompt),
-            np.ones(message.canvas_length, np.bool_),
+            masked,
             torch.from_numpy(message.page_table.astype(np.int64)).to(device),
             sampling,
             frozenset(stop_ids),
             torch.Generator().manual_seed(message.seed),
             message.steps_per_block,
+            frontier=done,
         )
 
     def release(self, message: Release) -> None:

@@ -1,0 +1,159 @@
+"""What a scheduler counts while it works, and the lines that it logs about it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+from .memory import Memory
+from .request import Request
+from .stats import SchedulerStats
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Counters:
+    """Counters of SchedulerStats (see there), which only grow."""
+
+    requests: int = 0
+    refused: int = 0
+    finished_stop: int = 0
+    finished_length: int = 0
+    aborted: int = 0
+    timed_out: int = 0
+    failed: int = 0
+    retractions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    canvas_tokens: int = 0
+    cache_queries: int = 0
+    cache_hits: int = 0
+    cache_query_tokens: int = 0
+    cache_hit_tokens: int = 0
+    reused_token_layers: int = 0
+    computed_token_layers: int = 0
+    nfe: int = 0
+    forwards: int = 0
+    refresh_forwards: int = 0
+    prefix_refreshes: int = 0
+    canvas_refreshes: int = 0
+
+    def admitted(self, request: Request, shares: bool) -> None:
+        """A request got its pages; `shares`: its cache mode looks prefixes up."""
+        if not request.retractions:
+            self.prompt_tokens += len(request.prompt)
+        if shares:
+            self.cache_queries += 1
+            self.cache_hits += request.cached_tokens > 0
+            self.cache_query_tokens += len(request.prompt)
+            self.cache_hit_tokens += request.cached_tokens
+            self.reused_token_layers += request.cached_tokens * request.cached_depth
+
+    def finished(self, request: Request, timed_out: bool) -> None:
+        """A request ended."""
+        if timed_out:
+            self.timed_out += 1
+        elif request.finish_reason == "stop":
+            self.finished_stop += 1
+        elif request.finish_reason == "length":
+            self.finished_length += 1
+        elif request.finish_reason == "abort":
+            self.aborted += 1
+        else:
+            self.failed += 1
+
+
+@dataclass(slots=True)
+class BatchLog:
+    """Turns counters into log lines and throughputs.
+
+    Args:
+        memory: whose usage the lines name.
+        counters: where the numbers come from.
+        interval: block-step forwards between two lines.
+    """
+
+    memory: Memory
+    counters: Counters
+    interval: int
+    started: float = field(default_factory=time.monotonic)
+    input_throughput: float = 0.0
+    gen_throughput: float = 0.0
+    _steps: int = 0
+    _input_at: tuple[float, int] = (0.0, 0)
+    _gen_at: tuple[float, int] = (0.0, 0)
+
+    def __post_init__(self) -> None:
+        self._input_at = self._gen_at = (self.started, 0)
+
+    def usage(self) -> float:
+        """Share of the KV pool that is neither free nor evictable."""
+        kv = self.memory.kv
+        return 1.0 - (kv.num_free + kv.num_reclaimable) / kv.num_pages if kv.num_pages else 0.0
+
+    def refresh(self, admitted: list[Request], running: int, waiting: int) -> None:
+        """A refresh batch that admitted requests is about to run."""
+        if not admitted:
+            return
+        self.input_throughput, self._input_at = _rate(self._input_at, self.counters.prompt_tokens)
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        cached = sum(request.cached_tokens for request in admitted)
+        logger.info(
+            "Prefill batch, #new-seq: %d, #new-token: %d, #cached-token: %d, token usage: %.2f, #running-req: %d, "
+            "#queue-req: %d, mean reuse depth: %.1f, input throughput (token/s): %.2f",
+            len(admitted), sum(len(request.prompt) for request in admitted) - cached, cached, self.usage(),
+            running - len(admitted), waiting,
+            sum(r.cached_tokens * r.cached_depth for r in admitted) / cached if cached else 0.0,
+            self.input_throughput,
+        )  # fmt: skip
+
+    def block_step(self, running: dict[str, Request], waiting: int) -> None:
+        """A block step of all running requests is about to run."""
+        self._steps += 1
+        if self._steps % self.interval:
+            return
+        self.gen_throughput, self._gen_at = _rate(self._gen_at, self.counters.generated_tokens)
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        logger.info(
+            "Decode batch, #running-req: %d, #token: %d, token usage: %.2f, gen throughput (token/s): %.2f, "
+            "#queue-req: %d",
+            len(running), sum(request.total_tokens for request in running.values()), self.usage(),
+            self.gen_throughput, waiting,
+        )  # fmt: skip
+
+    def stats(self, running: int, waiting: int) -> SchedulerStats:
+        """Everything as it is now."""
+        memory, counters = self.memory, self.counters
+        trees = (memory.tree, memory.lm_tree)
+        config = memory.config
+        totals = {kind: sum(tree.events.totals[kind] for tree in trees) for kind in ("stored", "trimmed", "evicted")}
+        kv_tree = sum(tree.num_kv_pages for tree in trees)
+        return SchedulerStats(
+            running=running,
+            waiting=waiting,
+            kv_pages=memory.kv.num_pages,
+            kv_pages_free=memory.kv.num_free,
+            kv_pages_tree=kv_tree,
+            kv_pages_requests=memory.kv.num_pages - memory.kv.num_free - memory.kv.num_reclaimable,
+            boundary_pages=memory.boundary.num_pages,
+            boundary_pages_free=memory.boundary.num_free,
+            boundary_pages_tree=sum(tree.num_boundary_pages for tree in trees),
+            capacity_tokens=memory.kv.num_pages // config.num_bands * config.page_size,
+            token_usage=self.usage(),
+            tree_stored=totals["stored"],
+            tree_trimmed=totals["trimmed"],
+            tree_evicted=totals["evicted"],
+            input_throughput=self.input_throughput,
+            gen_throughput=self.gen_throughput,
+            uptime=time.monotonic() - self.started,
+            **{name: getattr(counters, name) for name in Counters.__dataclass_fields__},
+        )
+
+
+def _rate(since: tuple[float, int], count: int) -> tuple[float, tuple[float, int]]:
+    now = time.monotonic()
+    return (count - since[1]) / max(now - since[0], 1e-9), (now, count)

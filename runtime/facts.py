@@ -1,0 +1,92 @@
+"""What is known once the model and the pools are there: everything that scheduler and intake need of the worker."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ..radix_cache.config import TreeConfig
+from ..radix_cache.depth_profile import DepthProfile
+from .engine_config import EngineConfig
+from .memory import Memory, check_fits
+from .model_config import ModelConfig
+from .reuse import ReusePlanner
+from .scheduler import Scheduler, WorkerLink
+from .service import ServiceInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the worker found out at its start. Plain data: travels between processes.
+
+    Attributes:
+        folder: where the model lies.
+        model: its shapes and constants.
+        block_length: default of the sampling parameter.
+        kv_pages, boundary_pages: sizes of the pools, in pages.
+        kv_page_bytes, boundary_page_bytes: bytes of a page of each.
+        depth_profile: in use, rounded to whole bands, as `DepthProfile.to_json` gives it.
+        device, dtype: in use.
+    """
+
+    folder: str
+    model: ModelConfig
+    block_length: int
+    kv_pages: int
+    boundary_pages: int
+    kv_page_bytes: int
+    boundary_page_bytes: int
+    depth_profile: dict[str, Any]
+    device: str
+    dtype: str
+
+    def check_size(self, config: EngineConfig, prompt_tokens: int, canvas_tokens: int) -> None:
+        """Raise PoolTooSmallError for a request that could not run even alone."""
+        bands = -(-self.model.num_layers // config.layers_per_band)
+        check_fits(prompt_tokens, canvas_tokens, self.kv_pages, bands, config.page_size)
+
+    def max_tokens(self, config: EngineConfig) -> int:
+        """Most tokens, prompt and canvas, that a request may have."""
+        bands = -(-self.model.num_layers // config.layers_per_band)
+        return min(self.model.max_position_embeddings, self.kv_pages // bands * config.page_size)
+
+    def service_info(self, config: EngineConfig, *, has_tokenizer: bool, has_chat_template: bool) -> ServiceInfo:
+        """The same for clients."""
+        from .. import __version__
+
+        engine = {**dataclasses.asdict(config), "device_in_use": self.device, "dtype_in_use": self.dtype}
+        return ServiceInfo(
+            model_path=config.model_path,
+            model_folder=self.folder,
+            architecture=self.model.architecture,
+            model=dataclasses.asdict(self.model),
+            engine=engine,
+            max_tokens=self.max_tokens(config),
+            block_length=self.block_length,
+            vocab_size=self.model.vocab_size,
+            mask_token_id=self.model.mask_token_id,
+            eos_token_id=self.model.eos_token_id,
+            depth_profile=self.depth_profile,
+            has_tokenizer=has_tokenizer,
+            has_chat_template=has_chat_template,
+            version=__version__,
+        )
+
+
+def build_scheduler(config: EngineConfig, facts: Facts, worker: WorkerLink) -> Scheduler:
+    """Memory, planner and scheduler over a worker with these pools."""
+    model, profile = facts.model, DepthProfile.from_json(facts.depth_profile)
+    tree = TreeConfig(
+        config.page_size, model.num_layers, config.layers_per_band, profile.depths, config.eviction_policy,
+        kv_page_bytes=facts.kv_page_bytes, boundary_page_bytes=facts.boundary_page_bytes,
+    )  # fmt: skip
+    memory = Memory(tree, profile, facts.kv_pages, facts.boundary_pages)
+    interval = profile.refresh_interval if config.refresh_interval is None else (config.refresh_interval or None)
+    planner = ReusePlanner(memory, int(model.shift_logits), interval, config.reuse_margin)
+    return Scheduler(
+        memory, planner, worker, eos_token_id=model.eos_token_id,
+        max_running_requests=config.max_running_requests, max_queued_requests=config.max_queued_requests,
+        max_refresh_tokens=config.max_refresh_tokens, max_steps_per_message=config.max_steps_per_message,
+        policy=config.schedule_policy, log_interval=config.log_interval, check_invariants=config.check_invariants,
+    )  # fmt: skip

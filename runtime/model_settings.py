@@ -1,0 +1,94 @@
+"""What stands in a model folder beside the weights, and what the engine's options make of it. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from ..radix_cache.config import TreeConfig
+from ..radix_cache.depth_profile import DepthProfile
+from ..radix_cache.errors import ProfileError
+from .engine_config import EngineConfig
+from .errors import ConfigError, ModelLoadError
+from .tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+PROFILE_FILE = "depth_profile.json"
+DEFAULT_BLOCK_LENGTH = 32
+
+
+def load_tokenizer(config: EngineConfig, folder: str | Path) -> Tokenizer | None:
+    """The tokenizer of a model folder; None with dummy weights."""
+    return Tokenizer.load(folder) if config.load_format == "auto" else None
+
+
+def check_bands(config: EngineConfig, num_layers: int) -> None:
+    """Raise ConfigError when a band has more layers than the model."""
+    if config.layers_per_band > num_layers:
+        message = f"layers_per_band is {config.layers_per_band}; the model has {num_layers} layers"
+        raise ConfigError(message, field="layers_per_band", value=config.layers_per_band, limit=num_layers)
+
+
+def load_profile(config: EngineConfig, folder: Path, architecture: str, num_layers: int) -> DepthProfile:
+    """The depth profile: a constant depth, the file named, the file beside the weights, or the built-in table.
+
+    Raises ConfigError for a file that is none, or of another model.
+    """
+    if config.depth is not None:
+        band = config.layers_per_band
+        if config.depth > num_layers or (config.depth % band and config.depth != num_layers):
+            limit = f"whole bands of {band} layers up to {num_layers}"
+            raise ConfigError(f"depth is {config.depth}; it must be {limit}", field="depth", value=config.depth,
+                              limit=limit)  # fmt: skip
+        return DepthProfile.constant(config.depth, num_layers)
+    path = Path(config.depth_profile) if config.depth_profile else folder / PROFILE_FILE
+    if config.depth_profile or path.exists():
+        from .model_digest import model_digest  # imports torch
+
+        try:
+            profile = DepthProfile.load(path, num_layers=num_layers, model_digest=model_digest(folder))
+            if profile.capture != "first":
+                raise ProfileError("capture", f"is {profile.capture!r}; the engine captures 'first' forwards only")
+            return profile
+        except (OSError, ProfileError) as error:
+            limit = "a profile of this model"
+            message = f"depth_profile is {str(path)!r}; it must be {limit}: {error}"
+            raise ConfigError(message, field="depth_profile", value=str(path), limit=limit) from error
+    profile = DepthProfile.builtin(architecture, num_layers)
+    logger.warning("no %s beside the weights: using the %s", PROFILE_FILE, profile.source)
+    return profile
+
+
+def pool_sizes(config: EngineConfig, tree: TreeConfig) -> tuple[int, int]:
+    """Pages of the KV pool and of the boundary pool.
+
+    Boundary pages hold a state for every token and stored depth, so the two pools are sized for the same tokens.
+    """
+    bands, depths = tree.num_bands, max(1, len(tree.boundary_depths))
+    per_page = bands * tree.kv_page_bytes + depths * tree.boundary_page_bytes
+    pages = config.kv_cache_bytes // per_page
+    if config.kv_cache_tokens is not None:
+        pages = -(-config.kv_cache_tokens // config.page_size)
+    if pages < 1:
+        message = f"kv_cache_bytes is {config.kv_cache_bytes}; one page of all layers takes {per_page} bytes"
+        raise ConfigError(message, field="kv_cache_bytes", value=config.kv_cache_bytes, limit=per_page)
+    return pages * bands, pages * depths
+
+
+def default_block_length(folder: Path) -> int:
+    """`block_length` of the model's generation_config.json; 32 where it says nothing."""
+    path = folder / "generation_config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        message = f"generation_config.json in {str(folder)!r} can't be read: {error}"
+        raise ModelLoadError(message, field="generation_config.json", value=str(path), limit="a JSON object") from error
+    value = values.get("block_length") if isinstance(values, dict) else None
+    if value is None:
+        return DEFAULT_BLOCK_LENGTH
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        limit = "an integer of at least 1"
+        message = f"block_length in generation_config.json is {value!r}; it must be {limit}"
+        raise ModelLoadError(message, field="block_length", value=value, limit=limit)
+    return value
