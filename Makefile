@@ -53,5 +53,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Setting up $(VENV): about 2 GB, a minute or two on a fast network"
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-		"$$(grep '^torch==' constraints.txt)" -e '.[test,lint]'
+		"$$(grep '^torch==' constraints.txt)" -e '.[test,clients,lint]'
 	@touch $@

@@ -40,6 +40,7 @@ class ServerConfig:
         health_timeout_s: seconds that /health_generate waits for its token.
         skip_warmup: be ready without a warm-up request.
         enable_cache_report: say in the usage of the OpenAI routes how many prompt tokens came from the cache.
+        in_process: run scheduler and worker in the HTTP server's own process instead of in processes of their own.
         log_level: `debug`, `info`, `warning` or `error`.
         log_json: one JSON object a line instead of text.
         log_requests: a line for every generation request with its counts (never its text).
@@ -68,6 +69,7 @@ class ServerConfig:
     health_timeout_s: float = 20.0
     skip_warmup: bool = False
     enable_cache_report: bool = True
+    in_process: bool = False
     log_level: str = "info"
     log_json: bool = False
     log_requests: bool = False

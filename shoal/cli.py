@@ -120,14 +120,15 @@ def generate(
     _print_output(output, as_json=json)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def serve() -> None:
-    """Serve a model over HTTP: not part of this version."""
-    typer.echo(
-        f"error: the HTTP server is not part of shoal {__version__}; use `shoal generate`, or shoal.Engine in Python",
-        err=True,
-    )
-    raise typer.Exit(EXIT_USAGE)
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def serve(context: typer.Context) -> None:
+    """Serve a model over HTTP: the same as python -m shoal.launch_server (see shoal serve --help)."""
+    from .launch_server import main
+
+    raise typer.Exit(main(context.args, program="shoal serve"))
 
 
 def _print_output(output: Any, *, as_json: bool) -> None:

@@ -1,0 +1,97 @@
+"""The FastAPI application over a service."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from ..errors import ShoalError, shorten
+from ..server_config import ServerConfig
+from ..service import Service
+from . import administration, health, information, native, openai, tokenization
+from .errors import ApiError
+from .generation import ClientGoneError, Generations
+from .metrics import Metrics
+from .middleware import AccessLog, BodyLimit, KeyCheck
+from .replies import JSONReply
+from .state import ServerState
+
+_ROUTERS = (native, openai, health, information, administration, tokenization)
+_CLIENT_CLOSED_REQUEST = 499
+
+
+def create_app(service: Service, config: ServerConfig, model_name: str = "") -> FastAPI:
+    """The application; its `state.server` is the ServerState. The service is started and shut down elsewhere."""
+    from ... import __version__
+
+    metrics = Metrics(model_name)
+    routes = {route.path for module in _ROUTERS for route in module.router.routes if hasattr(route, "path")}
+    app = FastAPI(
+        title="shoal",
+        description="Diffusion language models with bidirectional prefix caching.",
+        version=__version__,
+        docs_url=None if config.disable_docs else "/docs",
+        redoc_url=None,
+        openapi_url=None if config.disable_docs else "/openapi.json",
+        middleware=[
+            Middleware(AccessLog, metrics=metrics, routes=routes),
+            Middleware(KeyCheck, config=config),
+            Middleware(BodyLimit, limit=config.max_body_bytes),
+        ],
+    )
+    app.state.server = ServerState(service, config, metrics, Generations(service, metrics))
+    for module in _ROUTERS:
+        app.include_router(module.router)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(ShoalError, _shoal_error)
+    app.add_exception_handler(RequestValidationError, _invalid_body)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientGoneError, _client_gone)
+    return app
+
+
+def _reply(error: ApiError, headers: Any = None) -> Response:
+    extra = {"retry-after": "1"} if error.retryable else {}
+    return JSONReply(error.body(), error.status, headers={**extra, **dict(headers or {})})
+
+
+async def _api_error(request: Request, error: Any) -> Response:
+    return _reply(error)
+
+
+async def _shoal_error(request: Request, error: Any) -> Response:
+    return _reply(ApiError.of(error))
+
+
+async def _invalid_body(request: Request, error: Any) -> Response:
+    """A body that is no JSON or has a field of a wrong type: the first few, by name."""
+    parts, first = [], None
+    for item in error.errors()[:5]:
+        path = [str(step) for step in item["loc"] if step not in ("body", "query", "path")]
+        first = first or ".".join(path) or "body"
+        if item["type"] == "json_invalid":
+            parts.append(f"the body is no valid JSON: {item.get('ctx', {}).get('error', item['msg'])}")
+            continue
+        given = "" if item["type"] == "missing" else f" (got {shorten(item.get('input'))})"
+        parts.append(f"{'.'.join(path) or 'body'}: {item['msg']}{given}")
+    kind = request.headers.get("content-type", "")
+    if first == "body" and "json" not in kind:
+        parts.append(f"content-type is {shorten(kind)}; send application/json")
+    return _reply(ApiError(400, "; ".join(parts), param=first))
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    """Unknown routes and methods, and bodies that FastAPI can't read."""
+    names = {404: "NotFoundError", 405: "MethodNotAllowedError"}
+    words = {404: f"no route {shorten(request.url.path)}", 405: f"{request.method} is not allowed here"}
+    message = words.get(error.status_code, str(error.detail))
+    return _reply(ApiError(error.status_code, message, kind=names.get(error.status_code, "")), error.headers)
+
+
+async def _client_gone(request: Request, error: Any) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)

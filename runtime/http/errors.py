@@ -1,0 +1,77 @@
+"""Errors as clients get them: a status code and one JSON shape that SGLang's and OpenAI's clients both read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import (
+    CacheInUseError,
+    EngineClosedError,
+    EngineError,
+    InvalidRequestError,
+    ModelLoadError,
+    PoolTooSmallError,
+    QueueFullError,
+    RequestTimeoutError,
+    ShoalError,
+)
+
+_STATUS: tuple[tuple[type[ShoalError], int, str], ...] = (
+    (InvalidRequestError, 400, "BadRequestError"),
+    (PoolTooSmallError, 400, "BadRequestError"),
+    (CacheInUseError, 400, "CacheInUseError"),
+    (ModelLoadError, 400, "BadRequestError"),  # what a request can cause of it: no chat template
+    (QueueFullError, 503, "QueueFullError"),
+    (EngineClosedError, 503, "ServiceUnavailableError"),
+    (RequestTimeoutError, 504, "RequestTimeoutError"),
+    (EngineError, 500, "InternalServerError"),
+)
+_RETRYABLE = frozenset({429, 503})
+
+
+class ApiError(Exception):
+    """What a route refuses or fails with.
+
+    Attributes:
+        status: HTTP status code.
+        kind: name of the error, `type` in the reply.
+        param: the field that is wrong, if one is.
+        code: short machine-readable word; by default the status code.
+    """
+
+    def __init__(self, status: int, message: str, *, kind: str = "", param: str | None = None, code: Any = None):
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind or ("BadRequestError" if status < 500 else "InternalServerError")
+        self.param = param
+        self.code = status if code is None else code
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.status in _RETRYABLE
+
+    def body(self) -> dict[str, Any]:
+        """The reply: the error at the top level (as SGLang has it) and under `error` (as OpenAI has it)."""
+        inner = {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+            "retryable": self.retryable,
+        }
+        return {"object": "error", **inner, "error": inner}
+
+    @classmethod
+    def of(cls, error: ShoalError) -> ApiError:
+        """The reply to one of shoal's own errors."""
+        for kind, status, name in _STATUS:
+            if isinstance(error, kind):
+                return cls(status, error.message, kind=name, param=error.field)
+        return cls(500, error.message, param=error.field)
+
+
+def bad_request(field: str, message: str) -> ApiError:
+    """A 400 that names the field."""
+    return ApiError(400, message, param=field)

@@ -1,0 +1,63 @@
+"""Whether the server lives and takes requests."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import aclosing
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import Response
+
+from ..errors import EngineClosedError
+from ..sampling_params import SamplingParams
+from ..service import GenerateInput, Service
+from .errors import ApiError
+from .replies import JSONReply
+from .state import ServerState, ready_state, server_state
+
+router = APIRouter(tags=["health"])
+HEALTH_PROMPT_TOKEN = 1
+
+
+@router.get("/health", summary="200 when requests are taken, else 503")
+@router.get("/ready", summary="As /health")
+async def health(state: Annotated[ServerState, Depends(ready_state)]) -> Response:
+    """503 while starting, draining, or when a process died."""
+    return JSONReply({"status": state.status.state})
+
+
+@router.get("/health_generate", summary="As /health, after decoding one token")
+async def health_generate(state: Annotated[ServerState, Depends(ready_state)]) -> Response:
+    """Decodes one token; 503 when that takes too long."""
+    try:
+        async with asyncio.timeout(state.config.health_timeout_s):
+            await decode_one_token(state.service, f"health-{secrets.token_hex(8)}")
+    except TimeoutError:
+        message = f"no token came within {state.config.health_timeout_s} seconds"
+        raise ApiError(503, message, kind="ServiceUnavailableError") from None
+    return JSONReply({"status": "up"})
+
+
+@router.get("/ping", summary="200 when the HTTP server answers and its service is not dead")
+async def ping(state: Annotated[ServerState, Depends(server_state)]) -> Response:
+    """For probes that must not see warm-up as a failure."""
+    status = state.status
+    if status.state == "dead":
+        raise ApiError(503, f"dead: {status.reason}", kind="ServiceUnavailableError")
+    return JSONReply({"status": status.state})
+
+
+async def decode_one_token(service: Service, rid: str, max_new_tokens: int = 1) -> None:
+    """Run one tiny request that touches no cache. Raises a ShoalError when it does not end well."""
+    sampling = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
+    prompt = [min(HEALTH_PROMPT_TOKEN, service.info.vocab_size - 1)] * 2
+    item = GenerateInput(rid=rid, prompt=prompt, sampling=sampling, cache_mode="none", priority=1 << 30, stream=False)
+    async with aclosing(service.generate(item)) as outputs:
+        async for output in outputs:
+            if output.error is not None:
+                raise output.error
+            if output.finish_reason in ("stop", "length"):
+                return
+    raise EngineClosedError("the request was ended before its token came")

@@ -1,0 +1,124 @@
+"""What runs here, how loaded it is, and the metrics."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from ..errors import EngineClosedError
+from ..stats import SchedulerStats
+from .replies import JSONReply
+from .state import ServerState, ready_state, server_state
+
+router = APIRouter(tags=["information"])
+Ready = Annotated[ServerState, Depends(ready_state)]
+_SECRETS = ("api_key", "admin_api_key")
+
+
+@router.get("/model_info", summary="The model")
+@router.get("/get_model_info", include_in_schema=False)
+async def model_info(state: Annotated[ServerState, Depends(server_state)]) -> Response:
+    """What clients need to know of the model and its tokenizer."""
+    info = state.service.info
+    return JSONReply(
+        {
+            "model_path": info.model_path,
+            "tokenizer_path": info.model_folder,
+            "served_model_name": state.model_name,
+            "is_generation": True,
+            "preferred_sampling_params": None,
+            "weight_version": "default",
+            "has_image_understanding": False,
+            "has_audio_understanding": False,
+            "model_type": info.model.get("model_type", info.architecture),
+            "architectures": info.model.get("architectures", [info.architecture]),
+            "architecture": info.architecture,
+            "max_model_len": info.max_tokens,
+            "block_length": info.block_length,
+            "vocab_size": info.vocab_size,
+            "mask_token_id": info.mask_token_id,
+            "eos_token_id": info.eos_token_id,
+            "has_chat_template": info.has_chat_template,
+            "depth_profile": info.depth_profile,
+        }
+    )
+
+
+@router.get("/server_info", summary="Options and state of the server")
+@router.get("/get_server_info", include_in_schema=False)
+async def server_info(state: Ready) -> Response:
+    """Every option of engine and server but the keys, the model, and the scheduler's numbers."""
+    info, stats = state.service.info, await state.service.stats()
+    server = {name: value for name, value in asdict(state.config).items() if name not in _SECRETS}
+    return JSONReply(
+        {
+            **info.engine,
+            **server,
+            "served_model_name": state.model_name,
+            "tokenizer_path": info.model_folder,
+            "max_total_num_tokens": stats.capacity_tokens,
+            "max_req_input_len": info.max_tokens,
+            "tp_size": 1,
+            "dp_size": 1,
+            "startup_time": state.started,
+            "version": info.version,
+            "status": state.status.state,
+            "internal_states": [
+                {
+                    "last_gen_throughput": stats.gen_throughput,
+                    "memory_usage": {"token_capacity": stats.capacity_tokens, "token_usage": stats.token_usage},
+                    **asdict(stats),
+                }
+            ],
+        }
+    )
+
+
+@router.get("/v1/loads", summary="Requests and tokens under way")
+async def loads(state: Ready) -> Response:
+    """Load of the one worker."""
+    stats = await state.service.stats()
+    load = {
+        "dp_rank": 0,
+        "num_running_reqs": stats.running,
+        "num_waiting_reqs": stats.waiting,
+        "num_total_reqs": stats.running + stats.waiting,
+        "num_used_tokens": _used_tokens(stats),
+        "max_total_num_tokens": stats.capacity_tokens,
+        "token_usage": stats.token_usage,
+        "gen_throughput": stats.gen_throughput,
+        "cache_hit_rate": stats.cache_hit_tokens / max(1, stats.cache_query_tokens),
+    }
+    return JSONReply({"timestamp": time.time(), "dp_rank_count": 1, "loads": [load]})
+
+
+@router.get("/get_load", include_in_schema=False)
+async def get_load(state: Ready) -> Response:
+    """The form that routers read."""
+    stats = await state.service.stats()
+    load = {
+        "dp_rank": 0,
+        "num_reqs": stats.running + stats.waiting,
+        "num_waiting_reqs": stats.waiting,
+        "num_tokens": _used_tokens(stats),
+    }
+    return JSONReply([load])
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+async def metrics(state: Annotated[ServerState, Depends(server_state)]) -> Response:
+    """Text exposition; without the scheduler's numbers when no scheduler answers."""
+    try:
+        stats: SchedulerStats | None = await state.service.stats()
+    except EngineClosedError:
+        stats = None
+    return Response(state.metrics.render(stats), media_type=CONTENT_TYPE_LATEST)
+
+
+def _used_tokens(stats: SchedulerStats) -> Any:
+    return round(stats.token_usage * stats.capacity_tokens)

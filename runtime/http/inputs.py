@@ -1,0 +1,179 @@
+"""From a body to the generations that it asks for, with every limit of the server checked."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.requests import Request
+
+from ..errors import shorten
+from ..request import CACHE_MODES
+from ..sampling_params import SamplingParams
+from ..service import GenerateInput, Prompt
+from .decoding import KNOBS, sampling_params
+from .errors import bad_request
+from .schemas import ChatMessage, Routing
+from .state import ServerState
+
+REQUEST_ID_HEADER = "x-request-id"
+_RID = re.compile(r"[\x21-\x7e]{1,256}")
+_MAX_PRIORITY = 1 << 31
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Generations of one body: answers to prompt i are inputs[i * n : (i + 1) * n]."""
+
+    rid: str
+    inputs: tuple[GenerateInput, ...]
+    n: int
+
+
+def make_batch(
+    state: ServerState, request: Request, body: Routing, prompts: Sequence[Prompt], values: Sequence[Mapping[str, Any]],
+    default_max_new_tokens: int,
+) -> Batch:  # fmt: skip
+    """The inputs for `prompts` with sampling fields `values` (one each). Raises ApiError or InvalidRequestError."""
+    config = state.config
+    if not prompts:
+        raise bad_request("prompt", "there is no prompt; it must be at least one")
+    if len(prompts) > config.max_batch:
+        raise bad_request("prompt", f"there are {len(prompts)} prompts; this server takes at most {config.max_batch}")
+    counts = {_count(v.get("n", 1), config.max_n) for v in values}
+    if len(counts) > 1:
+        raise bad_request("n", "n differs between the prompts of one request; it must be the same")
+    (n,) = counts
+    params = [sampling_params(v, config, default_max_new_tokens) for v in values]
+    for p in params:
+        _check_seeds(p, n)
+    rid, rids = _ids(state, request, body.rid, len(prompts))
+    shared: dict[str, Any] = {
+        "cache_mode": _cache_mode(body.cache_mode),
+        "cache_salt": _salt(body),
+        "priority": _priority(body.priority),
+        "timeout_s": _timeout(body.timeout_s, state),
+        "stream": bool(body.stream),
+    }
+    inputs = tuple(
+        GenerateInput(rid=_member(rids[i], k, n), prompt=prompt, sampling=_seeded(params[i], k), **shared)
+        for i, prompt in enumerate(prompts)
+        for k in range(n)
+    )
+    if len({item.rid for item in inputs}) < len(inputs):
+        raise bad_request("rid", "rid has the same id twice")
+    return Batch(rid, inputs, n)
+
+
+def merged(*sources: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Fields of several mappings that are not null; the later ones win."""
+    return {name: value for source in sources if source for name, value in source.items() if value is not None}
+
+
+def knobs_of(values: Any) -> dict[str, Any]:
+    """The diffusion knobs in a mapping that is for something else (chat_template_kwargs, custom_params)."""
+    if not isinstance(values, Mapping):
+        return {}
+    return {name: values[name] for name in KNOBS if values.get(name) is not None}
+
+
+def adopt_routing(body: Routing, values: Any) -> None:
+    """Take cache_mode and cache_salt from a nested mapping where the body has none: routers drop them at the top."""
+    for name in ("cache_mode", "cache_salt"):
+        if isinstance(values, Mapping) and values.get(name) is not None and getattr(body, name) is None:
+            if not isinstance(values[name], str):
+                raise bad_request(name, f"{name} is {shorten(values[name])}; it must be a string")
+            setattr(body, name, values[name])
+
+
+def chat_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
+    """Messages as the chat template wants them: text parts joined. ApiError for any other kind of part."""
+    return [{"role": m.role, "content": _content(m, i)} for i, m in enumerate(messages)]
+
+
+def _content(message: ChatMessage, index: int) -> str:
+    field = f"messages[{index}].content"
+    if message.fields().get("tool_calls"):
+        raise bad_request(f"messages[{index}].tool_calls", "tool calls are not supported")
+    if message.content is None:
+        raise bad_request(field, f"{field} is null; it must be text")
+    if isinstance(message.content, str):
+        return message.content
+    texts = []
+    for part in message.content:
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type")
+            raise bad_request(field, f"{field} has a part of type {shorten(kind)}; only text parts are supported")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _count(n: Any, limit: int) -> int:
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= limit:
+        raise bad_request("n", f"n is {shorten(n)}; it must be an integer from 1 to {limit}")
+    return n
+
+
+def _check_seeds(params: SamplingParams, n: int) -> None:
+    if n > 1 and params.seed is not None and params.seed > 2**63 - 1 - n:
+        raise bad_request("seed", f"seed is {params.seed}; with n = {n} it must be at most {2**63 - 1 - n}")
+
+
+def _seeded(params: SamplingParams, k: int) -> SamplingParams:
+    """The k-th answer to a prompt draws with the seed's k-th successor, else all n would be the same."""
+    return params if not k or params.seed is None else replace(params, seed=params.seed + k)
+
+
+def _ids(state: ServerState, request: Request, rid: str | list[str] | None, count: int) -> tuple[str, list[str]]:
+    """The id of the HTTP request and those of its prompts."""
+    header = request.headers.get(REQUEST_ID_HEADER)
+    wished = header if header is not None and _RID.fullmatch(header) else None
+    generations = state.generations
+    if rid is None:
+        group = generations.new_rid(wished)
+        return group, [group] if count == 1 else [f"{group}-{i}" for i in range(count)]
+    rids = [rid] if isinstance(rid, str) else rid
+    for name in rids:
+        if not _RID.fullmatch(name):
+            raise bad_request("rid", f"rid is {shorten(name)}; it must be 1 to 256 printable ASCII characters")
+        if generations.is_used(name):
+            raise bad_request("rid", f"rid {shorten(name)} is in use")
+    if isinstance(rid, str):
+        return rid, [rid] if count == 1 else [f"{rid}-{i}" for i in range(count)]
+    if len(rids) != count:
+        raise bad_request("rid", f"rid has {len(rids)} ids for {count} prompts")
+    return (rids[0] if count == 1 else generations.new_rid(wished)), rids
+
+
+def _member(rid: str, k: int, n: int) -> str:
+    return rid if n == 1 else f"{rid}.{k}"
+
+
+def _cache_mode(mode: str | None) -> Any:
+    if mode is not None and mode not in CACHE_MODES:
+        raise bad_request("cache_mode", f"cache_mode is {shorten(mode)}; it must be one of {', '.join(CACHE_MODES)}")
+    return mode
+
+
+def _salt(body: Routing) -> str:
+    if not body.extra_key:
+        return body.cache_salt or ""
+    return f"{len(body.cache_salt or '')}:{body.cache_salt or ''}{body.extra_key}"
+
+
+def _priority(priority: int | None) -> int:
+    if priority is not None and abs(priority) > _MAX_PRIORITY:
+        raise bad_request("priority", f"priority is {priority}; it must be from -{_MAX_PRIORITY} to {_MAX_PRIORITY}")
+    return priority or 0
+
+
+def _timeout(seconds: float | None, state: ServerState) -> float | None:
+    limit = state.config.max_request_timeout_s
+    if seconds is None:
+        return state.config.request_timeout_s
+    if not math.isfinite(seconds) or not 0 < seconds <= limit:
+        raise bad_request("timeout_s", f"timeout_s is {seconds}; it must be above 0 and at most {limit}")
+    return float(seconds)

@@ -1,0 +1,84 @@
+"""SGLang's native route: /generate."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from ..request import RequestOutput
+from ..service import GenerateInput
+from .errors import bad_request
+from .inputs import Batch, adopt_routing, knobs_of, make_batch, merged
+from .replies import JSONReply, meta_info
+from .schemas import GenerateBody
+from .sse import EventStream, event
+from .state import ServerState, ready_state
+
+router = APIRouter(tags=["native"])
+
+
+@router.post("/generate", summary="Generate text for a prompt or for a list of them")
+@router.put("/generate", include_in_schema=False)
+async def generate(
+    body: GenerateBody, request: Request, state: Annotated[ServerState, Depends(ready_state)]
+) -> Response:
+    """A prompt in, an object out; a list in (or n > 1), a list out, in order.
+
+    With `stream`, events with the text so far (it only grows), then `data: [DONE]`.
+    """
+    prompts, single = _prompts(body)
+    values = _sampling_values(body, len(prompts))
+    batch = make_batch(state, request, body, prompts, values, state.config.default_max_new_tokens)
+    headers = {"x-request-id": batch.rid}
+    if body.stream:
+        return await EventStream(_events(state, batch), headers).prepare(request)
+    outputs = await state.generations.collect(request, batch.rid, batch.inputs)
+    replies = [_reply(state, o, item) for o, item in zip(outputs, batch.inputs, strict=True)]
+    return JSONReply(replies[0] if single and batch.n == 1 else replies, headers=headers)
+
+
+def _prompts(body: GenerateBody) -> tuple[list[Any], bool]:
+    """The prompts, and whether it was one alone."""
+    if (body.text is None) == (body.input_ids is None):
+        raise bad_request("text", "exactly one of text and input_ids must be given")
+    if body.text is not None:
+        return (list(body.text), False) if isinstance(body.text, list) else ([body.text], True)
+    assert body.input_ids is not None
+    if body.input_ids and isinstance(body.input_ids[0], list):
+        return list(body.input_ids), False
+    return [body.input_ids], True
+
+
+def _sampling_values(body: GenerateBody, count: int) -> list[Mapping[str, Any]]:
+    """For each prompt, its sampling fields: the body's own, then custom_params, then sampling_params."""
+    own = body.fields()
+    for name in ("text", "input_ids", "sampling_params", "rid"):
+        own.pop(name, None)
+    given = body.sampling_params if body.sampling_params is not None else {}
+    each = given if isinstance(given, list) else [given] * count
+    if len(each) != count:
+        raise bad_request("sampling_params", f"sampling_params has {len(each)} entries for {count} prompts")
+    for values in each:
+        adopt_routing(body, values)
+        adopt_routing(body, values.get("custom_params"))
+    return [merged(own, knobs_of(values.get("custom_params")), values) for values in each]
+
+
+def _reply(state: ServerState, output: RequestOutput, item: GenerateInput) -> dict[str, Any]:
+    return {
+        "text": output.text,
+        "output_ids": list(output.token_ids),
+        "meta_info": meta_info(output, item, state.default_cache_mode),
+    }
+
+
+async def _events(state: ServerState, batch: Batch) -> AsyncGenerator[bytes, None]:
+    async with state.generations.open(batch.rid, batch.inputs) as generation:
+        async for index, output in generation.outputs():
+            reply = _reply(state, output, batch.inputs[index])
+            if len(batch.inputs) > 1:
+                reply["index"] = index
+            yield event(reply)

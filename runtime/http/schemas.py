@@ -1,0 +1,115 @@
+"""Bodies that clients send. Types are strict; fields that are not named here are accepted and left alone."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Ids = list[int]
+Number = int | float
+
+
+class Body(BaseModel):
+    """Base of all bodies: no silent conversion of types, unknown fields kept for the routes to look at."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+    def fields(self) -> dict[str, Any]:
+        """Every field that is not null, unknown ones included."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        values.update(self.model_extra or {})
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class Routing(Body):
+    """What every generating route takes beside its prompt."""
+
+    rid: Annotated[str | list[str] | None, Field(description="Id of the request, or one for each prompt.")] = None
+    cache_mode: Annotated[
+        str | None, Field(description="none, prefix, dual, lm or bicache; the server's default when absent.")
+    ] = None
+    cache_salt: Annotated[str | None, Field(description="Prefixes are shared among equal salts only.")] = None
+    extra_key: Annotated[str | None, Field(description="As cache_salt; both together separate further.")] = None
+    priority: Annotated[int | None, Field(description="Higher goes first.")] = None
+    timeout_s: Annotated[Number | None, Field(description="Seconds after which the request ends with a 504.")] = None
+    stream: Annotated[bool | None, Field(description="Server-sent events with committed text.")] = None
+    n: Annotated[int | None, Field(description="Answers for each prompt.")] = None
+    temperature: Annotated[Number | None, Field(description="0 takes the most probable token.")] = None
+    seed: Annotated[int | None, Field(description="Of the draws, with a temperature.")] = None
+    stop: Annotated[str | list[str] | None, Field(description="Strings that end the text.")] = None
+    ignore_eos: Annotated[bool | None, Field(description="Go on to the end of the canvas.")] = None
+    block_length: Annotated[int | None, Field(description="Canvas positions decoded together.")] = None
+    steps: Annotated[int | None, Field(description="Forward passes for the whole canvas.")] = None
+    threshold: Annotated[Number | None, Field(description="Commit what is at least this sure.")] = None
+    factor: Annotated[Number | None, Field(description="Fast-dLLM's factor.")] = None
+    strategy: Annotated[str | None, Field(description="low_confidence, entropy, margin or random.")] = None
+
+
+class GenerateBody(Routing):
+    """Body of /generate."""
+
+    text: Annotated[str | list[str] | None, Field(description="Prompt or prompts, as they are.")] = None
+    input_ids: Annotated[Ids | list[Ids] | None, Field(description="Prompt or prompts as token ids.")] = None
+    sampling_params: Annotated[
+        dict[str, Any] | list[dict[str, Any]] | None,
+        Field(description="max_new_tokens, temperature, stop, stop_token_ids, ignore_eos, n and the diffusion knobs."),
+    ] = None
+
+
+class StreamOptions(Body):
+    """What a stream tells about usage."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class CompletionBody(Routing):
+    """Body of /v1/completions."""
+
+    model: Annotated[str | None, Field(description="Any name is taken; one model is served.")] = None
+    prompt: Annotated[str | list[str] | Ids | list[Ids], Field(description="Text, token ids, or a list of either.")]
+    max_tokens: Annotated[int | None, Field(description="Canvas length; 16 when absent.")] = None
+    echo: Annotated[bool | None, Field(description="Put the prompt before the text.")] = None
+    stream_options: StreamOptions | None = None
+
+
+class ChatMessage(Body):
+    """One message of a chat."""
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+
+class ChatBody(Routing):
+    """Body of /v1/chat/completions."""
+
+    model: Annotated[str | None, Field(description="Any name is taken; one model is served.")] = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Annotated[int | None, Field(description="Canvas length.")] = None
+    max_completion_tokens: Annotated[int | None, Field(description="Canvas length; goes before max_tokens.")] = None
+    stream_options: StreamOptions | None = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, Field(description="Diffusion knobs are taken from here too; others are left alone.")
+    ] = None
+
+
+class TokenizeBody(Body):
+    """Body of /tokenize: a prompt or prompts, or chat messages."""
+
+    prompt: str | list[str] | None = None
+    messages: list[ChatMessage] | None = None
+
+
+class DetokenizeBody(Body):
+    """Body of /detokenize."""
+
+    tokens: Ids | list[Ids]
+    skip_special_tokens: bool = True
+
+
+class AbortBody(Body):
+    """Body of /abort_request."""
+
+    rid: str | None = None
+    abort_all: bool | None = None

@@ -1,0 +1,169 @@
+"""The life of a server: listen, load, warm up, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import uvicorn
+
+from ..errors import ConfigError, ShoalError
+from ..server_config import ServerConfig
+from ..service import Service
+from .app import create_app
+from .health import decode_one_token
+from .state import ServerState
+
+logger = logging.getLogger(__name__)
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+READY = "The server is fired up and ready to roll!"
+_WARMUP_TOKENS = 8
+_LAST_REPLIES_S = 5
+
+
+class StartableService(Service, Protocol):
+    """A service that is not running yet."""
+
+    async def start(self) -> None:
+        """Get ready to serve; raises a ShoalError when that fails."""
+        ...
+
+
+async def serve(service: StartableService, config: ServerConfig, model_name: str) -> int:
+    """Serve until SIGTERM, SIGINT or the service's death; the exit code of the process.
+
+    It listens at once and answers 503 until the warm-up is done. On a signal it takes no more requests, lets those
+    under way finish for up to `drain_timeout_s`, ends the rest and stops; a second signal cuts the waiting short.
+    """
+    listener = listen(config.host, config.port)
+    app = create_app(service, config, config.served_model_name or model_name)
+    state: ServerState = app.state.server
+    http = _Server(
+        uvicorn.Config(
+            app, lifespan="off", log_config=None, access_log=False, server_header=False, http="httptools",
+            timeout_keep_alive=config.keep_alive_s, timeout_graceful_shutdown=_LAST_REPLIES_S,
+        )
+    )  # fmt: skip
+    signals = _Signals()
+    serving = asyncio.create_task(http.serve(sockets=[listener]))
+    starting = asyncio.create_task(_start(service, state, listener))
+    dead = asyncio.create_task(service.closed())
+    told = asyncio.create_task(signals.first.wait())
+    code = EXIT_OK
+    try:
+        await asyncio.wait((dead, told, serving), return_when=asyncio.FIRST_COMPLETED)
+        if told.done():
+            await _drain(state, signals, starting)
+        else:
+            reason = dead.result().reason if dead.done() else "the HTTP server stopped"
+            logger.error("The server stops: %s", reason)
+            code = EXIT_FAILED
+        starting.cancel()
+        await service.shutdown(0.0)
+    finally:
+        for task in (starting, dead, told):
+            task.cancel()
+        http.should_exit = True
+        results = await asyncio.gather(starting, dead, told, serving, return_exceptions=True)
+        signals.close()
+        listener.close()
+    return EXIT_FAILED if isinstance(results[-1], Exception) else code
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ConfigError when the address can't be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"host is {host!r}: {error}", field="host", value=host, limit="an address here") from error
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        message = f"port is {port}: can't listen on {host}: {error.strerror}"
+        raise ConfigError(message, field="port", value=port, limit="a free port") from error
+    listener.setblocking(False)
+    return listener
+
+
+async def _start(service: StartableService, state: ServerState, listener: socket.socket) -> None:
+    begin = time.monotonic()
+    try:
+        await service.start()
+        if not state.config.skip_warmup:
+            await decode_one_token(service, "warm-up", _WARMUP_TOKENS)
+    except ShoalError as error:
+        logger.error("The server can't start: %s", error.message)
+        await service.shutdown(0.0)
+        return
+    except Exception:
+        logger.exception("The server can't start")
+        await service.shutdown(0.0)
+        return
+    state.warm = True
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    logger.info("%s serves on http://%s:%d after %.1f s", state.model_name, shown, port, time.monotonic() - begin)
+    logger.info(READY)
+
+
+async def _drain(state: ServerState, signals: _Signals, starting: asyncio.Task[None]) -> None:
+    state.draining = True
+    limit = state.config.drain_timeout_s
+    active = state.generations.num_active
+    logger.info("Draining: %d requests under way get up to %.0f s", active, limit)
+    deadline = time.monotonic() + limit
+    while state.generations.num_active and time.monotonic() < deadline and not signals.second.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(signals.second.wait(), 0.05)
+    left = state.generations.num_active
+    if left:
+        logger.warning("Ending %d requests that are still under way", left)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without signal handlers of its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Signals:
+    """SIGTERM and SIGINT: the first asks for an end, the second for haste."""
+
+    _KINDS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        for kind in self._KINDS:
+            self._loop.add_signal_handler(kind, self._got)
+
+    def _got(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+    def close(self) -> None:
+        """Give the handlers back."""
+        for kind in self._KINDS:
+            self._loop.remove_signal_handler(kind)
+
+
+def run_server(service: Any, config: ServerConfig, model_name: str) -> int:
+    """`serve` in an event loop of its own (uvloop where it is installed)."""
+    try:
+        from uvloop import new_event_loop as factory
+    except ImportError:
+        factory = asyncio.new_event_loop  # type: ignore[assignment]
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(serve(service, config, model_name))

@@ -1,0 +1,98 @@
+"""Server-sent events: a response that ends its generations when the client goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..errors import ShoalError
+from .errors import ApiError
+from .generation import ClientGoneError, until_disconnect
+
+logger = logging.getLogger(__name__)
+DONE = b"data: [DONE]\n\n"
+
+
+def event(data: Any) -> bytes:
+    """One event with JSON data."""
+    return b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends events as they come, then `data: [DONE]`.
+
+    `events` must be an asynchronous generator; it is closed in any case. An error inside it becomes one last event
+    `{"error": {...}}`. The first event is awaited before the status line is sent: so what fails before it is an
+    ordinary error reply (call `prepare`).
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: Any, headers: dict[str, str] | None = None):
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
+        del self.headers["content-length"]
+        self._events = events
+        self._first: bytes | None = None
+
+    async def prepare(self, request: Request) -> EventStream:
+        """Wait for the first event. Raises what the generator raises before it, or ClientGoneError."""
+        first = asyncio.ensure_future(anext(self._events, None))
+        leaving = asyncio.ensure_future(until_disconnect(request.receive))
+        try:
+            await asyncio.wait((first, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
+                raise ClientGoneError
+            self._first = first.result()
+        except BaseException:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            await self._events.aclose()
+            raise
+        finally:
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+        return self
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        sending = asyncio.ensure_future(self._send(send))
+        leaving = asyncio.ensure_future(until_disconnect(receive))
+        try:
+            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            for task in (sending, leaving):
+                task.cancel()
+            await asyncio.gather(sending, leaving, return_exceptions=True)
+            await self._events.aclose()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._events):
+            async for chunk in self._chunks():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        if self._first is not None:
+            yield self._first
+        try:
+            async for chunk in self._events:
+                yield chunk
+        except ShoalError as error:
+            yield event({"error": ApiError.of(error).body()["error"]})
+        except ApiError as error:
+            yield event({"error": error.body()["error"]})
+        except Exception:
+            logger.exception("a stream failed")
+            yield event({"error": ApiError(500, "internal error").body()["error"]})
+        yield DONE

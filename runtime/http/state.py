@@ -1,0 +1,71 @@
+"""What the routes of one server share: service, options, metrics, and whether requests are taken."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from fastapi import Request
+
+from ..server_config import ServerConfig
+from ..service import Service, ServiceStatus
+from .errors import ApiError
+from .generation import Generations
+from .metrics import Metrics
+
+
+@dataclass(slots=True)
+class ServerState:
+    """One server.
+
+    Attributes:
+        warm: the warm-up request is done.
+        draining: the server was told to end; requests under way go on.
+        started: wall-clock seconds since the epoch, for `created` fields.
+    """
+
+    service: Service
+    config: ServerConfig
+    metrics: Metrics
+    generations: Generations
+    warm: bool = False
+    draining: bool = False
+    started: float = field(default_factory=time.time)
+
+    @property
+    def status(self) -> ServiceStatus:
+        """The service's state, with the server's own reasons not to take requests."""
+        status = self.service.status
+        if status.state == "up" and self.draining:
+            return ServiceStatus("draining", "the server is shutting down")
+        if status.state == "up" and not self.warm:
+            return ServiceStatus("starting", "the server is warming up")
+        return status
+
+    def require_up(self) -> None:
+        """Raise ApiError (503) unless requests are taken."""
+        status = self.status
+        if status.state != "up":
+            raise ApiError(503, f"{status.state}: {status.reason}", kind="ServiceUnavailableError", code=status.state)
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model in the OpenAI routes."""
+        return self.config.served_model_name or self.service.info.model_path
+
+    @property
+    def default_cache_mode(self) -> str:
+        """The cache mode of requests that name none."""
+        return self.service.info.engine["cache_mode"]
+
+
+def server_state(request: Request) -> ServerState:
+    """The state of the server that a request came to (a FastAPI dependency)."""
+    return request.app.state.server
+
+
+def ready_state(request: Request) -> ServerState:
+    """As `server_state`; ApiError (503) unless requests are taken."""
+    state = server_state(request)
+    state.require_up()
+    return state

@@ -1,0 +1,56 @@
+"""`python -m shoal.launch_server`: serve a model over HTTP. Flags and help come from the configuration classes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from .runtime.engine_config import EngineConfig
+from .runtime.errors import ShoalError
+from .runtime.flags import add_flags, given
+from .runtime.server_config import ServerConfig
+
+EXIT_USAGE = 2
+
+
+def make_parser(program: str | None = None) -> argparse.ArgumentParser:
+    """The command line: every field of EngineConfig and ServerConfig."""
+    parser = argparse.ArgumentParser(
+        prog=program or "python -m shoal.launch_server",
+        description="Serve a diffusion language model over HTTP: SGLang's native routes and OpenAI's.",
+        usage="%(prog)s [options]",
+        epilog="The keys can also be given in the environment: SHOAL_API_KEY, SHOAL_ADMIN_API_KEY.",
+        allow_abbrev=False,
+    )
+    for config in (EngineConfig, ServerConfig):
+        add_flags(parser, config)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Serve until told to stop; the exit code: 0 after a signal, 1 after a failure, 2 for options that can't be."""
+    namespace = make_parser(program).parse_args(arguments)
+    try:
+        engine = EngineConfig(**given(namespace, EngineConfig))
+        server = ServerConfig(**{**_keys_from_environment(), **given(namespace, ServerConfig)})
+        from .runtime.http.logs import configure_logging
+        from .runtime.http.server import run_server
+        from .runtime.local_service import LocalService
+
+        configure_logging(server.log_level, server.log_json, server.log_requests)
+        return run_server(LocalService(engine), server, engine.model_path)
+    except ShoalError as error:
+        print(f"error: {' '.join(error.message.split())}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _keys_from_environment() -> dict[str, str]:
+    """Keys that do not show in the list of processes."""
+    names = {"api_key": "SHOAL_API_KEY", "admin_api_key": "SHOAL_ADMIN_API_KEY"}
+    return {field: os.environ[name] for field, name in names.items() if os.environ.get(name)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
