@@ -32,6 +32,7 @@ def meta_info(output: RequestOutput, item: GenerateInput, default_mode: str) -> 
         "completion_tokens": output.completion_tokens,
         "cached_tokens": output.cached_tokens,
         "weight_version": "default",
+        "num_retractions": output.retractions,
         **diffusion_info(output, item, default_mode),
     }
     if output.finished:
