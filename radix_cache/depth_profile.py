@@ -11,7 +11,9 @@ from typing import Any
 from .errors import ProfileError
 
 FORMAT = "shoal-depth-profile"
-VERSION = 1
+VERSION = 2
+READABLE_VERSIONS = (1, 2)
+DEFAULT_REUSE_MARGIN = 16
 CAPTURES = ("first", "alone", "final")
 
 # Published runs of the paper's profiler on the real checkpoints (prefix-alone capture, cosine 0.97), percent : depth.
@@ -42,6 +44,10 @@ class DepthProfile:
         table: (ratio, depth) pairs, ratios in [0, 1] strictly ascending, depths in [0, num_layers] never descending.
         capture: the forward whose KVs were measured: "first", "alone" or "final".
         refresh_interval: NFE between prefix refreshes; None: once per request.
+        intervals: the same for each row of the table; empty: `refresh_interval` everywhere.
+        reuse_margin: tokens at the end of what a prompt shares with the cache that are computed afresh.
+        max_drift: largest relative error of cached keys or values, in a band of a page run, that was seen where reuse
+            was safe; an audit calls more than that drift. None when it was not measured.
         tolerance: the limit that the table keeps, in units of `metric`; None when it was not measured.
         metric: what was measured, for instance "cosine" or "agreement".
         data_digest, model_digest: digests of what it was measured on; empty when unknown.
@@ -55,6 +61,9 @@ class DepthProfile:
     table: tuple[tuple[float, int], ...]
     capture: str = "first"
     refresh_interval: int | None = None
+    intervals: tuple[int | None, ...] = ()
+    reuse_margin: int = DEFAULT_REUSE_MARGIN
+    max_drift: float | None = None
     tolerance: float | None = None
     metric: str = ""
     data_digest: str = ""
@@ -66,10 +75,14 @@ class DepthProfile:
         _check_int("num_layers", self.num_layers, 1)
         if self.capture not in CAPTURES:
             raise ProfileError("capture", f"must be one of {', '.join(CAPTURES)}, got {self.capture!r}")
-        if self.refresh_interval is not None:
-            _check_int("refresh_interval", self.refresh_interval, 1)
+        for interval in (self.refresh_interval, *self.intervals):
+            if interval is not None:
+                _check_int("refresh_interval", interval, 1)
+        _check_int("reuse_margin", self.reuse_margin, 0)
         if self.tolerance is not None and not _is_number(self.tolerance):
             raise ProfileError("tolerance", f"must be a number or null, got {self.tolerance!r}")
+        if self.max_drift is not None and not (_is_number(self.max_drift) and 0 <= self.max_drift < float("inf")):
+            raise ProfileError("max_drift", f"must be a number of at least 0 or null, got {self.max_drift!r}")
         for name in ("metric", "data_digest", "model_digest", "source"):
             if not isinstance(getattr(self, name), str):
                 raise ProfileError(name, f"must be a string, got {getattr(self, name)!r}")
@@ -78,6 +91,13 @@ class DepthProfile:
         ):
             raise ProfileError("versions", "must map strings to strings")
         object.__setattr__(self, "table", _checked_table(self.table, self.num_layers))
+        object.__setattr__(self, "intervals", tuple(self.intervals))
+        if self.intervals and len(self.intervals) != len(self.table):
+            rows, given = len(self.table), len(self.intervals)
+            raise ProfileError("intervals", f"must have one entry for each of {rows} rows, got {given}")
+        if len(set(self.intervals)) == 1:
+            object.__setattr__(self, "refresh_interval", self.intervals[0])
+            object.__setattr__(self, "intervals", ())
 
     @cached_property
     def _ratios(self) -> tuple[float, ...]:
@@ -87,6 +107,20 @@ class DepthProfile:
         """Depth of the largest table ratio that is <= `ratio`; 0 below the first."""
         row = bisect_right(self._ratios, ratio)
         return self.table[row - 1][1] if row else 0
+
+    def interval(self, ratio: float) -> int | None:
+        """NFE between prefix refreshes at a ratio, from the same row as its depth; None: once per request."""
+        row = bisect_right(self._ratios, ratio)
+        return self.intervals[max(0, row - 1)] if self.intervals else self.refresh_interval
+
+    @property
+    def refreshes(self) -> bool:
+        """Whether any row refreshes the prefix more than once per request."""
+        return any(interval is not None for interval in (self.intervals or (self.refresh_interval,)))
+
+    def capped(self, depth: int) -> "DepthProfile":
+        """The same profile with no depth above `depth`."""
+        return replace(self, table=tuple((ratio, min(own, depth)) for ratio, own in self.table))
 
     @property
     def max_depth(self) -> int:
@@ -105,11 +139,14 @@ class DepthProfile:
         """
         _check_int("layers_per_band", layers_per_band, 1)
         rows: list[tuple[float, int]] = []
+        intervals: list[int | None] = []
         for ratio, depth in self.table:
             whole = depth if depth == self.num_layers else depth // layers_per_band * layers_per_band
-            if whole != (rows[-1][1] if rows else 0):
+            interval = self.interval(ratio)
+            if (whole, interval) != ((rows[-1][1], intervals[-1]) if rows else (0, interval)):
                 rows.append((ratio, whole))
-        return replace(self, table=tuple(rows))
+                intervals.append(interval)
+        return replace(self, table=tuple(rows), intervals=tuple(intervals))
 
     @classmethod
     def constant(cls, depth: int, num_layers: int, *, capture: str = "first") -> "DepthProfile":
@@ -145,9 +182,10 @@ class DepthProfile:
             "format": FORMAT,
             "version": VERSION,
             "num_layers": self.num_layers,
-            "table": [[ratio, depth] for ratio, depth in self.table],
+            "table": [[ratio, depth, self.interval(ratio)] for ratio, depth in self.table],
             "capture": self.capture,
-            "refresh_interval": self.refresh_interval,
+            "reuse_margin": self.reuse_margin,
+            "max_drift": self.max_drift,
             "tolerance": self.tolerance,
             "metric": self.metric,
             "data_digest": self.data_digest,
@@ -168,14 +206,18 @@ class DepthProfile:
         rest = dict(data)
         if (found := rest.pop("format", None)) != FORMAT:
             raise ProfileError("format", f"must be {FORMAT!r}, got {found!r}")
-        if (found := rest.pop("version", None)) != VERSION or isinstance(found, bool):
-            raise ProfileError("version", f"must be {VERSION}, got {found!r}")
+        if (version := rest.pop("version", None)) not in READABLE_VERSIONS or isinstance(version, bool):
+            known = " or ".join(map(str, READABLE_VERSIONS))
+            raise ProfileError("version", f"must be {known}, got {version!r}: written by another version of shoal?")
         for name in ("num_layers", "table"):
             if name not in rest:
                 raise ProfileError(name, "is missing")
-        unknown = sorted(set(rest) - set(cls.__dataclass_fields__))
+        own = {"intervals", "refresh_interval"} if version > 1 else {"intervals", "reuse_margin", "max_drift"}
+        unknown = sorted(set(rest) - (set(cls.__dataclass_fields__) - own))
         if unknown:
-            raise ProfileError(unknown[0], "is not a field of version 1")
+            raise ProfileError(unknown[0], f"is not a field of version {version}")
+        if version > 1:
+            rest["table"], rest["intervals"] = _split_rows(rest["table"])
         profile = cls(**rest)
         if num_layers is not None and profile.num_layers != num_layers:
             raise ProfileError("num_layers", f"the model has {num_layers}, the profile {profile.num_layers}")
@@ -206,6 +248,13 @@ def _is_number(value: Any) -> bool:
 def _check_int(name: str, value: Any, low: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ProfileError(name, f"must be an integer of at least {low}, got {value!r}")
+
+
+def _split_rows(table: Any) -> tuple[list[Any], tuple[Any, ...]]:
+    """Rows [ratio, depth, refresh interval] of a version 2 file as rows [ratio, depth], and the intervals."""
+    if not isinstance(table, list) or not all(isinstance(row, list) and len(row) == 3 for row in table):
+        raise ProfileError("table", f"must be a list of [ratio, depth, refresh interval or null], got {table!r}")
+    return [row[:2] for row in table], tuple(row[2] for row in table)
 
 
 def _checked_table(table: Any, num_layers: int) -> tuple[tuple[float, int], ...]:

@@ -20,6 +20,7 @@ from .kv_pool import BoundaryPool, KVPool
 from .loader import load_model
 from .model_runner import ModelRunner
 from .model_settings import check_bands, default_block_length, load_profile, load_tokenizer, pool_sizes
+from .reuse import ReusePlanner
 from .scheduler import Scheduler
 from .tokenizer import Tokenizer
 from .worker import Worker
@@ -37,17 +38,22 @@ class Parts:
     worker: Worker
 
 
-def build_parts(config: EngineConfig) -> Parts:
-    """Load the model and set up everything around it. Raises ModelLoadError or ConfigError."""
-    worker, facts = build_worker(config)
+def build_parts(
+    config: EngineConfig, *, profile: DepthProfile | None = None, planner: type[ReusePlanner] = ReusePlanner
+) -> Parts:
+    """Load the model and set up everything around it. Raises ModelLoadError or ConfigError.
+
+    `profile` and `planner` replace what the configuration would choose: for measurements.
+    """
+    worker, facts = build_worker(config, profile)
     with _limits_of_memory(config, facts.device):
-        scheduler = build_scheduler(config, facts, worker)
+        scheduler = build_scheduler(config, facts, worker, planner)
     tokenizer = load_tokenizer(config, facts.folder)
     profile = scheduler.memory.profile
     return Parts(facts, worker.runner.decoder, tokenizer, profile, scheduler, worker)
 
 
-def build_worker(config: EngineConfig) -> tuple[Worker, Facts]:
+def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> tuple[Worker, Facts]:
     """Load the model, allocate the pools. Raises ModelLoadError or ConfigError."""
     folder = resolve_model_folder(config.model_path)
     device = torch.device(choose_device(config.device))
@@ -55,7 +61,8 @@ def build_worker(config: EngineConfig) -> tuple[Worker, Facts]:
     decoder = load_model(folder, dtype=dtype, device=device, load_format=config.load_format, seed=config.seed)
     model = decoder.config
     check_bands(config, model.num_layers)
-    profile = load_profile(config, folder, model.architecture, model.num_layers).floor_to(config.layers_per_band)
+    profile = profile or load_profile(config, folder, model.architecture, model.num_layers)
+    profile = profile.floor_to(config.layers_per_band)
     tree = TreeConfig(
         config.page_size, model.num_layers, config.layers_per_band, profile.depths, config.eviction_policy,
         kv_page_bytes=KVPool.page_bytes(model, config.page_size, config.layers_per_band, dtype),

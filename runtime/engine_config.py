@@ -26,8 +26,8 @@ class EngineConfig:
         depth: constant depth for every ratio instead of a profile (for experiments).
         refresh_interval: NFE between prefix refreshes; 0: once per request; None: what the profile says.
         reuse_margin: tokens at the end of what a prompt shares with the cache that are computed afresh (mode
-            `bicache`). Right before the place where prompts part, keys and values depend on what follows from the
-            first layers on: "Which things are" knows already whether "red" or "blue" comes.
+            `bicache`); None: what the profile says. Right before the place where prompts part, keys and values depend
+            on what follows from the first layers on: "Which things are" knows already whether "red" or "blue" comes.
         page_size: token positions of a page.
         layers_per_band: layers that are paged together.
         kv_cache_tokens: token positions that the KV pool holds; None: as many as fit `kv_cache_bytes`.
@@ -52,7 +52,7 @@ class EngineConfig:
     depth_profile: str | None = None
     depth: int | None = None
     refresh_interval: int | None = None
-    reuse_margin: int = 16
+    reuse_margin: int | None = None
     page_size: int = 16
     layers_per_band: int = 4
     kv_cache_tokens: int | None = None

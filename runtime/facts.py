@@ -74,7 +74,9 @@ class Facts:
         )
 
 
-def build_scheduler(config: EngineConfig, facts: Facts, worker: WorkerLink) -> Scheduler:
+def build_scheduler(
+    config: EngineConfig, facts: Facts, worker: WorkerLink, planner: type[ReusePlanner] = ReusePlanner
+) -> Scheduler:
     """Memory, planner and scheduler over a worker with these pools."""
     model, profile = facts.model, DepthProfile.from_json(facts.depth_profile)
     tree = TreeConfig(
@@ -82,10 +84,9 @@ def build_scheduler(config: EngineConfig, facts: Facts, worker: WorkerLink) -> S
         kv_page_bytes=facts.kv_page_bytes, boundary_page_bytes=facts.boundary_page_bytes,
     )  # fmt: skip
     memory = Memory(tree, profile, facts.kv_pages, facts.boundary_pages)
-    interval = profile.refresh_interval if config.refresh_interval is None else (config.refresh_interval or None)
-    planner = ReusePlanner(memory, int(model.shift_logits), interval, config.reuse_margin)
+    plans = planner(memory, int(model.shift_logits), config.refresh_interval, config.reuse_margin)
     return Scheduler(
-        memory, planner, worker, eos_token_id=model.eos_token_id,
+        memory, plans, worker, eos_token_id=model.eos_token_id,
         max_running_requests=config.max_running_requests, max_queued_requests=config.max_queued_requests,
         max_refresh_tokens=config.max_refresh_tokens, max_steps_per_message=config.max_steps_per_message,
         policy=config.schedule_policy, log_interval=config.log_interval, check_invariants=config.check_invariants,

@@ -112,6 +112,7 @@ class Request:
     join: int = 0
     depth: int = 0
     resume: Pages | None = None
+    refresh_interval: int | None = None
 
     block: int = 0
     canvas: list[int] = field(default_factory=list)

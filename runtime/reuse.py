@@ -8,6 +8,7 @@ larger prefix ratio, c >= d: it never recomputes what it shares, so pages in the
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from ..radix_cache.namespace import Namespace
 from .memory import Memory
@@ -21,15 +22,16 @@ class ReusePlanner:
     Args:
         memory: pools and trees.
         shift: 1 for models whose logits are shifted by one position, else 0.
-        refresh_interval: NFE between prefix refreshes; None: the first forward is the only one.
-        reuse_margin: see EngineConfig.
+        refresh_interval, reuse_margin: see EngineConfig.
     """
 
-    def __init__(self, memory: Memory, shift: int, refresh_interval: int | None, reuse_margin: int = 0):
+    def __init__(
+        self, memory: Memory, shift: int, refresh_interval: int | None = None, reuse_margin: int | None = None
+    ):
         self.memory = memory
         self.shift = shift
         self.refresh_interval = refresh_interval
-        self.reuse_margin = reuse_margin
+        self.reuse_margin = memory.profile.reuse_margin if reuse_margin is None else reuse_margin
 
     def namespace(self, request: Request) -> Namespace:
         """Namespace of a request's prefixes."""
@@ -92,6 +94,12 @@ class ReusePlanner:
         size = self.memory.config.page_size
         return max(0, cached - self.reuse_margin) // size * size
 
+    def _interval(self, request: Request, whole: int) -> int | None:
+        """NFE between a request's prefix refreshes; None: its first forward is the only one."""
+        if self.refresh_interval is None:
+            return self.memory.profile.interval(whole / request.total_tokens)
+        return self.refresh_interval or None
+
     def _plan_capture(self, request: Request, whole: int, cut: int, depth: int) -> dict[int, int]:
         """Decide how much the first forward captures; boundary pages needed for each depth."""
         config, profile = self.memory.config, self.memory.profile
@@ -102,7 +110,8 @@ class ReusePlanner:
         if not own:
             return {}
         request.capture_tokens = whole
-        request.capture_depth = own if self.refresh_interval is not None else profile.max_depth
+        request.refresh_interval = self._interval(request, whole)
+        request.capture_depth = own if request.refresh_interval is not None else profile.max_depth
         levels = [level for level in config.boundary_depths if level <= request.capture_depth]
         size = config.page_size
         return {level: (whole - (cut if level <= depth else 0)) // size for level in levels}
@@ -134,17 +143,26 @@ class ReusePlanner:
         whole, depth = request.capture_tokens, request.capture_depth
         pages, ratio = whole // config.page_size, whole / request.total_tokens
         boundaries = {level: self._boundary_row(request, level, pages) for level in request.boundary_table}
-        memory.tree.capture(
-            request.prompt[:whole], self.namespace(request), depth=depth, ratio=ratio,
-            kv_pages=request.page_table[: config.bands(depth), :pages], boundary_pages=boundaries,
+        self._offer(
+            request.prompt[:whole], self.namespace(request), depth, ratio,
+            request.page_table[: config.bands(depth), :pages], boundaries,
         )  # fmt: skip
         request.join, request.depth = whole, memory.profile.depth(ratio)
         keep = np.empty(0, np.int32)
-        if self.refresh_interval is not None and request.depth < config.num_layers:
+        if request.refresh_interval is not None and request.depth < config.num_layers:
             request.resume = boundaries[request.depth]
             keep = request.boundary_table[request.depth]
         memory.boundary.release(request.own_boundary[~np.isin(request.own_boundary, keep)])
         request.own_boundary = keep
+
+    def _offer(
+        self, tokens: npt.NDArray[np.int64], namespace: Namespace, depth: int, ratio: float, kv_pages: Pages,
+        boundary_pages: dict[int, Pages],
+    ) -> None:  # fmt: skip
+        """Give a prompt's pages to the tree: see `RadixTree.capture`."""
+        self.memory.tree.capture(
+            tokens, namespace, depth=depth, ratio=ratio, kv_pages=kv_pages, boundary_pages=boundary_pages
+        )
 
     def _boundary_row(self, request: Request, level: int, pages: int) -> Pages:
         """Boundary pages at `level` for the whole captured prompt; -1 where the request never had these states."""
@@ -160,7 +178,8 @@ class ReusePlanner:
         block_start, block_stop = request.block_span()
         total, mode = request.total_tokens, request.cache_mode
         start = request.join if mode in ("bicache", "lm") else 0
-        due = self.refresh_interval is not None and request.nfe - request.nfe_at_refresh >= self.refresh_interval
+        interval = request.refresh_interval
+        due = interval is not None and request.nfe - request.nfe_at_refresh >= interval
         if mode == "bicache" and start and due and request.resume is not None:
             return ForwardItem(
                 request.rid, start, total, total, block_start, block_stop, join=0, depth=request.depth,

@@ -270,17 +270,18 @@ def profile_json(**changes: Any) -> dict[str, Any]:
 
 
 PROFILES: dict[str, Any] = {
-    "wrong-version": profile_json(version=2),
+    "wrong-version": profile_json(version=3),
     "no-version": {k: v for k, v in profile_json().items() if k != "version"},
     "other-model": profile_json(model_digest="0" * 64),
     "other-layers": {**profile_json(), "num_layers": 16},
-    "falling": profile_json(table=[[0.2, 4], [0.4, 2]]),
-    "too-deep": profile_json(table=[[0.2, 7]]),
+    "falling": profile_json(table=[[0.2, 4, None], [0.4, 2, None]]),
+    "too-deep": profile_json(table=[[0.2, 7, None]]),
     "unknown-key": profile_json(colour="red"),
     "other-format": profile_json(format="something-else"),
     "a-list": [1, 2],
     "table-of-text": profile_json(table="deep"),
-    "interval": profile_json(refresh_interval=0),
+    "interval": profile_json(table=[[0.2, 2, 0]]),
+    "old-key": profile_json(refresh_interval=8),
 }
 
 
@@ -315,7 +316,9 @@ def test_a_profile_beside_the_weights_is_used_and_without_one_the_built_in_table
         assert "built-in" in engine.depth_profile.source
     folder = tmp_path / "model"
     shutil.copytree(llada, folder)
-    (folder / "depth_profile.json").write_text(json.dumps(profile_json(table=[[0.0, 3], [0.5, 5], [0.9, 6]])))
+    (folder / "depth_profile.json").write_text(
+        json.dumps(profile_json(table=[[0.0, 3, None], [0.5, 5, None], [0.9, 6, None]]))
+    )
     with make_engine(folder, depth=None) as engine:
         assert engine.depth_profile.table == ((0.0, 2), (0.5, 4), (0.9, 6))  # whole bands
 

@@ -69,7 +69,7 @@ def test_file_round_trip(tmp_path):
     path = tmp_path / "depth_profile.json"
     PROFILE.save(path)
     data = json.loads(path.read_text())
-    assert (data["format"], data["version"]) == ("shoal-depth-profile", 1)
+    assert (data["format"], data["version"]) == ("shoal-depth-profile", 2)
     assert DepthProfile.load(path, num_layers=32, model_digest="m") == PROFILE
     with pytest.raises(ProfileError, match="num_layers"):
         DepthProfile.load(path, num_layers=16)
@@ -84,21 +84,27 @@ def test_file_round_trip(tmp_path):
     ("change", "field"),
     [
         ({"format": "x"}, "format"),
-        ({"version": 2}, "version"),
+        ({"version": 3}, "version"),
         ({"version": True}, "version"),
         ({"num_layers": 0}, "num_layers"),
         ({"num_layers": "32"}, "num_layers"),
         ({"table": {"0.1": 3}}, "table"),
-        ({"table": [[0.5]]}, "table"),
-        ({"table": [[1.5, 3]]}, "table"),
-        ({"table": [[-0.1, 3]]}, "table"),
-        ({"table": [[float("nan"), 3]]}, "table"),
-        ({"table": [[0.5, 33]]}, "table"),
-        ({"table": [[0.5, 2.5]]}, "table"),
-        ({"table": [[0.5, 3], [0.5, 4]]}, "table"),
-        ({"table": [[0.5, 5], [0.6, 4]]}, "table"),
+        ({"table": [[0.5, 3]]}, "table"),
+        ({"table": [[1.5, 3, None]]}, "table"),
+        ({"table": [[-0.1, 3, None]]}, "table"),
+        ({"table": [[float("nan"), 3, None]]}, "table"),
+        ({"table": [[0.5, 33, None]]}, "table"),
+        ({"table": [[0.5, 2.5, None]]}, "table"),
+        ({"table": [[0.5, 3, None], [0.5, 4, None]]}, "table"),
+        ({"table": [[0.5, 5, None], [0.6, 4, None]]}, "table"),
+        ({"table": [[0.5, 5, 0]]}, "refresh_interval"),
+        ({"table": [[0.5, 5, 8], [0.6, 5, "16"]]}, "refresh_interval"),
         ({"capture": "last"}, "capture"),
-        ({"refresh_interval": 0}, "refresh_interval"),
+        ({"refresh_interval": 8}, "refresh_interval"),
+        ({"reuse_margin": -1}, "reuse_margin"),
+        ({"reuse_margin": None}, "reuse_margin"),
+        ({"max_drift": -0.1}, "max_drift"),
+        ({"max_drift": "little"}, "max_drift"),
         ({"tolerance": "low"}, "tolerance"),
         ({"metric": 3}, "metric"),
         ({"versions": {"a": 1}}, "versions"),
@@ -125,3 +131,44 @@ def test_missing_fields_and_other_types_are_refused():
 
 def test_profiles_are_hashable():
     assert len({PROFILE, DepthProfile.from_json(PROFILE.to_json())}) == 1
+
+
+def test_each_row_may_have_its_refresh_interval(tmp_path):
+    profile = DepthProfile(
+        16, ((0.2, 4), (0.5, 8), (0.7, 8), (0.9, 12)), intervals=(None, 16, 8, 8), reuse_margin=24, max_drift=0.1
+    )
+    assert [profile.interval(ratio) for ratio in (0.1, 0.2, 0.5, 0.75, 1.0)] == [None, None, 16, 8, 8]
+    assert profile.refreshes
+    path = tmp_path / "depth_profile.json"
+    profile.save(path)
+    assert json.loads(path.read_text())["table"][1] == [0.5, 8, 16]
+    assert DepthProfile.load(path) == profile
+    # Rows whose depth repeats stay when their interval differs.
+    assert profile.floor_to(8).table == ((0.5, 8), (0.7, 8))
+    assert [profile.floor_to(8).interval(ratio) for ratio in (0.5, 0.8)] == [16, 8]
+
+
+def test_one_interval_for_all_rows_is_the_same_however_it_is_said():
+    rows = ((0.2, 4), (0.5, 8))
+    assert DepthProfile(16, rows, intervals=(8, 8)) == DepthProfile(16, rows, refresh_interval=8)
+    assert not DepthProfile(16, rows).refreshes
+    with pytest.raises(ProfileError, match="intervals: must have one entry for each of 2 rows, got 1"):
+        DepthProfile(16, rows, intervals=(8,))
+
+
+def test_a_cap_lowers_depths_and_nothing_else():
+    capped = PROFILE.capped(11)
+    assert [capped.depth(ratio) for ratio in (0.05, 0.1, 0.6, 0.95)] == [0, 3, 11, 11]
+    assert capped.model_digest == "m"
+    assert PROFILE.capped(32) == PROFILE
+
+
+def test_files_of_version_1_are_still_read():
+    data = {
+        "format": "shoal-depth-profile", "version": 1, "num_layers": 16, "table": [[0.4, 8]], "capture": "first",
+        "refresh_interval": 8, "tolerance": 0.99, "metric": "agreement",
+    }  # fmt: skip
+    profile = DepthProfile.from_json(data)
+    assert (profile.table, profile.interval(0.5), profile.reuse_margin, profile.max_drift) == (((0.4, 8),), 8, 16, None)
+    with pytest.raises(ProfileError, match="reuse_margin"):
+        DepthProfile.from_json({**data, "reuse_margin": 3})
