@@ -6,19 +6,25 @@ import asyncio
 import logging
 import queue
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from ..radix_cache.errors import LockError
+from ..radix_cache.namespace import Namespace
 from .build import Parts, build_parts
 from .engine_config import EngineConfig
 from .engine_loop import EngineLoop, Listener
-from .errors import ConfigError, shorten
+from .errors import ConfigError, InvalidRequestError, shorten
 from .intake import Intake, is_single
-from .request import CacheMode, RequestOutput
+from .request import CacheMode, Request, RequestOutput
 from .sampling_params import SamplingParams
+from .scoring import ScoreMethod, ScoreOutput, ScorePlan, choice_tokens
 from .service import Prompt
 
 logger = logging.getLogger(__name__)
+DEFAULT_SCORE_METHOD: ScoreMethod = "pseudo"
+WARM_UP = SamplingParams(max_new_tokens=0)
 
 
 class Engine:
@@ -53,6 +59,8 @@ class Engine:
         *,
         cache_mode: CacheMode | None = None,
         cache_salt: str = "",
+        canvas: Any = None,
+        shared_prefix: int = 0,
         on_output: Listener | None = None,
     ) -> Any:
         """Generate for one prompt (returns a RequestOutput) or for a list of them (returns a list, in order).
@@ -60,9 +68,31 @@ class Engine:
         All prompts are checked before any runs: InvalidRequestError or PoolTooSmallError name the field and the
         limit. A request that fails later raises its error here, after the others are done. `on_output` is called in
         the engine's thread with every terminal output as it comes; what it raises is logged.
+
+        `canvas` is a template: token ids, and -1 for a mask; for a list of prompts a list with a template or None for
+        each. Fixed tokens stay as they are, the runs of -1 (holes) are filled, and `RequestOutput.holes` has each one's
+        text, cut at its own first EOS. The canvas is decoded to its end; its length takes the place of max_new_tokens
+        (so a block_length has to divide it; for all holes to be filled together, give the length itself).
+        `shared_prefix` says how many leading prompt tokens were computed on their own before (`pin`, or
+        max_new_tokens=0): of those the cache's `reuse_margin` is not left out.
         """
+        requests, single = self._requests(prompts, sampling_params, cache_mode, cache_salt, canvas, shared_prefix)
+        results = [_raised(output) for output in self._run(requests, on_output)]
+        return results[0] if single else results
+
+    def _requests(
+        self, prompts: Any, sampling_params: Any, cache_mode: CacheMode | None, cache_salt: str, canvas: Any,
+        shared_prefix: int,
+    ) -> tuple[list[Request], bool]:  # fmt: skip
         single = is_single(prompts)
-        requests = self._intake.requests([prompts] if single else prompts, sampling_params, cache_mode, cache_salt)
+        if single and canvas is not None:
+            canvas = [canvas]
+        prompts = [prompts] if single else prompts
+        made = self._intake.requests(prompts, sampling_params, cache_mode, cache_salt, canvas, shared_prefix)
+        return made, single
+
+    def _run(self, requests: list[Request], on_output: Listener | None = None) -> list[RequestOutput]:
+        """Terminal outputs of requests, in their order."""
         done: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
 
         def listen(output: RequestOutput) -> None:
@@ -79,18 +109,18 @@ class Engine:
         except BaseException:
             self._loop.abort([request.rid for request in requests])
             raise
-        results = [_raised(outputs[request.rid]) for request in requests]
-        return results[0] if single else results
+        return [outputs[request.rid] for request in requests]
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_mode: CacheMode | None = None,
-        cache_salt: str = "",
+        cache_salt: str = "", canvas: Any = None, shared_prefix: int = 0,
     ) -> Generator[RequestOutput, None, None]:  # fmt: skip
         """Outputs of one request as text is committed; `text` of each begins with the text of the one before.
 
         Closing the iterator early aborts the request.
         """
-        (request,) = self._intake.requests([prompt], sampling_params, cache_mode, cache_salt)
+        templates = None if canvas is None else [canvas]
+        (request,) = self._intake.requests([prompt], sampling_params, cache_mode, cache_salt, templates, shared_prefix)
         outputs: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
         self._loop.submit([request], outputs.put)
         finished = False
@@ -110,10 +140,16 @@ class Engine:
         *,
         cache_mode: CacheMode | None = None,
         cache_salt: str = "",
+        canvas: Any = None,
+        shared_prefix: int = 0,
     ) -> Any:
         """As `generate`, awaitable; cancelling it aborts its requests."""
-        single = is_single(prompts)
-        requests = self._intake.requests([prompts] if single else prompts, sampling_params, cache_mode, cache_salt)
+        requests, single = self._requests(prompts, sampling_params, cache_mode, cache_salt, canvas, shared_prefix)
+        results = [_raised(output) for output in await self._async_run(requests)]
+        return results[0] if single else results
+
+    async def _async_run(self, requests: list[Request]) -> list[RequestOutput]:
+        """As `_run`."""
         loop = asyncio.get_running_loop()
         futures: dict[str, asyncio.Future[RequestOutput]] = {r.rid: loop.create_future() for r in requests}
 
@@ -123,19 +159,18 @@ class Engine:
 
         self._loop.submit(requests, listen)
         try:
-            outputs = await asyncio.gather(*futures.values())
+            return list(await asyncio.gather(*futures.values()))
         except asyncio.CancelledError:
             self._loop.abort([request.rid for request in requests])
             raise
-        results = [_raised(output) for output in outputs]
-        return results[0] if single else results
 
     async def async_stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_mode: CacheMode | None = None,
-        cache_salt: str = "",
+        cache_salt: str = "", canvas: Any = None, shared_prefix: int = 0,
     ) -> AsyncGenerator[RequestOutput, None]:  # fmt: skip
         """As `stream`, asynchronous."""
-        (request,) = self._intake.requests([prompt], sampling_params, cache_mode, cache_salt)
+        templates = None if canvas is None else [canvas]
+        (request,) = self._intake.requests([prompt], sampling_params, cache_mode, cache_salt, templates, shared_prefix)
         loop = asyncio.get_running_loop()
         outputs: asyncio.Queue[RequestOutput] = asyncio.Queue()
         self._loop.submit([request], lambda output: _post(loop, outputs.put_nowait, output))
@@ -149,6 +184,54 @@ class Engine:
             if not finished:
                 self._loop.abort([request.rid])
 
+    def score(
+        self,
+        prompt: Prompt,
+        choices: Sequence[str | Sequence[int]],
+        method: ScoreMethod = DEFAULT_SCORE_METHOD,
+        *,
+        cache_mode: CacheMode | None = None,
+        cache_salt: str = "",
+        shared_prefix: int = 0,
+    ) -> ScoreOutput:
+        """How probable each of `choices` (texts or token ids) is behind the prompt; formulas in runtime/scoring.py.
+
+        Raises InvalidRequestError for no choices, an empty one, an unknown method, and all that `generate` refuses.
+        """
+        plan, tokens = self._score_plan(prompt, choices, method)
+        warmed = []
+        if plan.needs_warm_up:
+            warmed += self.generate(
+                [tokens], WARM_UP, cache_mode=cache_mode, cache_salt=cache_salt, shared_prefix=shared_prefix
+            )
+        requests = self._intake.scoring(tokens, plan.canvases, plan.targets, cache_mode, cache_salt, len(tokens))
+        return plan.gather([_raised(output) for output in self._run(requests)], warmed)
+
+    async def async_score(
+        self,
+        prompt: Prompt,
+        choices: Sequence[str | Sequence[int]],
+        method: ScoreMethod = DEFAULT_SCORE_METHOD,
+        *,
+        cache_mode: CacheMode | None = None,
+        cache_salt: str = "",
+        shared_prefix: int = 0,
+    ) -> ScoreOutput:
+        """As `score`, awaitable."""
+        plan, tokens = self._score_plan(prompt, choices, method)
+        warmed = []
+        if plan.needs_warm_up:
+            warmed += await self.async_generate(
+                [tokens], WARM_UP, cache_mode=cache_mode, cache_salt=cache_salt, shared_prefix=shared_prefix
+            )
+        requests = self._intake.scoring(tokens, plan.canvases, plan.targets, cache_mode, cache_salt, len(tokens))
+        return plan.gather([_raised(output) for output in await self._async_run(requests)], warmed)
+
+    def _score_plan(self, prompt: Prompt, choices: Any, method: str) -> tuple[ScorePlan, list[int]]:
+        tokens = self._intake.encode(prompt, "prompt")
+        ids = choice_tokens(choices, lambda text: self._intake.encode_plain(text, "choices"))
+        return ScorePlan(ids, method, self._parts.facts.block_length), tokens
+
     def abort(self, rid: str) -> None:
         """End a request early; its caller gets an output with finish_reason `abort`.
 
@@ -157,6 +240,41 @@ class Engine:
         self._loop.abort([rid])
 
     # The cache
+
+    def pin(self, prompt: Prompt, *, cache_salt: str = "") -> int:
+        """Keep a prompt's prefix cached until `unpin`, computing it now if it is not cached; for mode `bicache`.
+
+        Returns how many of its tokens are kept: whole pages, fewer where the depth profile allows no reuse or memory
+        was short. Pins count: pin twice, unpin twice. Raises what `generate` raises for a prompt.
+        """
+        tokens = self._intake.encode(prompt, "prompt")
+        whole = len(tokens) // self.config.page_size * self.config.page_size
+        tree, namespace = self._parts.scheduler.memory.tree, self._namespace(cache_salt)
+        if self._loop.call_and_wait(lambda: tree.match(tokens, namespace, touch=False).num_tokens) < whole:
+            self.generate([tokens], WARM_UP, cache_mode="bicache", cache_salt=cache_salt)
+        return self._loop.call_and_wait(lambda: tree.pin(tokens, namespace))
+
+    def unpin(self, prompt: Prompt, *, cache_salt: str = "") -> None:
+        """Undo one `pin` of the same prompt. Raises InvalidRequestError when it is not pinned (or was flushed)."""
+        tokens = self._intake.encode(prompt, "prompt")
+        tree, namespace = self._parts.scheduler.memory.tree, self._namespace(cache_salt)
+        try:
+            self._loop.call_and_wait(lambda: tree.unpin(tokens, namespace))
+        except LockError as error:
+            raise InvalidRequestError("prompt is not pinned", field="prompt", value=len(tokens)) from error
+
+    @contextmanager
+    def pinned(self, prompt: Prompt, *, cache_salt: str = "") -> Generator[int, None, None]:
+        """`pin` for the length of a `with` block, which gets the number of tokens kept."""
+        kept = self.pin(prompt, cache_salt=cache_salt)
+        try:
+            yield kept
+        finally:
+            if kept:
+                self.unpin(prompt, cache_salt=cache_salt)
+
+    def _namespace(self, cache_salt: str) -> Namespace:
+        return Namespace(cache_salt, self._parts.scheduler.memory.profile.capture)
 
     def flush_cache(self) -> None:
         """Drop every cached prefix. Raises CacheInUseError, with nothing dropped, while running requests share one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,12 @@ class Intake:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         cache_mode: CacheMode | None,
         cache_salt: str,
+        canvas: Any = None,
+        shared_prefix: int = 0,
     ) -> list[Request]:
         """Requests for prompts that the engine was given, all checked.
+
+        `canvas` is None or holds a template (or None) for each prompt; see `Engine.generate`.
 
         Raises InvalidRequestError or PoolTooSmallError, naming field, value and limit, for the first that is wrong.
         """
@@ -85,14 +90,86 @@ class Intake:
         if not isinstance(cache_salt, str):
             message = f"cache_salt is {shorten(cache_salt)}; it must be a string"
             raise InvalidRequestError(message, field="cache_salt", value=cache_salt)
-        return [self._request(p, s, mode, cache_salt, i) for i, (p, s) in enumerate(zip(prompts, params, strict=True))]
+        if not isinstance(shared_prefix, int) or isinstance(shared_prefix, bool) or shared_prefix < 0:
+            message = f"shared_prefix is {shorten(shared_prefix)}; it must be an integer of at least 0"
+            raise InvalidRequestError(message, field="shared_prefix", value=shared_prefix, limit=0)
+        templates = [None] * len(params) if canvas is None else self._templates(canvas, len(params))
+        return [
+            self._request(prompt, sampling, template, mode, cache_salt, shared_prefix, index)
+            for index, (prompt, sampling, template) in enumerate(zip(prompts, params, templates, strict=True))
+        ]
 
-    def _request(self, prompt: Any, params: SamplingParams, mode: CacheMode, salt: str, index: int) -> Request:
+    def scoring(
+        self,
+        prompt: Any,
+        canvases: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[tuple[int, int]]],
+        cache_mode: CacheMode | None,
+        cache_salt: str,
+        shared_prefix: int,
+    ) -> list[Request]:
+        """Scoring requests: for each canvas one forward that gives the log-probabilities of its targets.
+
+        `targets` are (position in the canvas, token) at masks of it. Raises as `requests` does.
+        """
+        mask = self._facts.model.mask_token_id
+        for pairs in targets:
+            self._check_ids([token for _, token in pairs], "choices", "choices")
+            if mask in (token for _, token in pairs):
+                message = f"choices has token id {mask}, the mask: it is no possible answer"
+                raise InvalidRequestError(message, field="choices", value=mask)
+        made = self.requests(
+            [prompt] * len(canvases), None, cache_mode, cache_salt, [list(c) for c in canvases], shared_prefix
+        )
+        for request, pairs in zip(made, targets, strict=True):
+            request.score(np.array(pairs, np.int64).reshape(-1, 2))
+        return made
+
+    def encode(self, prompt: Any, name: str) -> list[int]:
+        """Token ids of one prompt. Raises InvalidRequestError, naming it `name`."""
+        return self._encode(prompt, name).tolist()
+
+    def encode_plain(self, text: str, name: str) -> list[int]:
+        """Token ids of a text inside a prompt: no BOS is added. Raises InvalidRequestError."""
+        return self._encode_text(text, name, add_special_tokens=False)
+
+    def _templates(self, canvas: Any, count: int) -> list[Any]:
+        if not _is_list(canvas) or len(canvas) != count or any(c is not None and not _is_list(c) for c in canvas):
+            message = f"canvas is {shorten(canvas)}; it must be a list of token ids, one such list for each prompt"
+            raise InvalidRequestError(message, field="canvas", value=canvas, limit=count)
+        return list(canvas)
+
+    def _template(self, canvas: Any, index: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """A canvas template as an array, checked."""
+        vocabulary = self._facts.model.embedding_size
+        wrong = [t for t in canvas if not isinstance(t, int | np.integer) or isinstance(t, bool)]
+        wrong += [t for t in canvas if not wrong and not -1 <= t < vocabulary]
+        if wrong:
+            message = f"canvas of prompts[{index}] has {shorten(wrong[0])}; it must hold ids from 0 to {vocabulary - 1}"
+            raise InvalidRequestError(f"{message}, and -1 for masks", field="canvas", value=wrong[0], limit=vocabulary)
+        if -1 not in canvas:
+            message = f"canvas of prompts[{index}] has no -1: there is no mask to fill"
+            raise InvalidRequestError(message, field="canvas", value=list(canvas), limit="at least one -1")
+        return np.array(canvas, np.int64)
+
+    def _request(
+        self, prompt: Any, params: SamplingParams, canvas: Any, mode: CacheMode, salt: str, shared_prefix: int,
+        index: int,
+    ) -> Request:  # fmt: skip
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(
                 f"sampling_params[{index}] is {shorten(params)}; it must be a SamplingParams",
                 field="sampling_params", value=params,
             )  # fmt: skip
+        template = None
+        if canvas is not None:
+            template = self._template(canvas, index)
+            if params.stop:
+                limit = "() with a canvas: its holes end at their own EOS or stop_token_ids"
+                raise InvalidRequestError(f"stop is {shorten(params.stop)}; it must be {limit}", field="stop",
+                                          value=params.stop, limit=limit)  # fmt: skip
+            # The canvas's length decides; a block_length has to divide it as it must max_new_tokens.
+            params = replace(params, max_new_tokens=len(template))
         params.check_for(self._facts.block_length)
         tokens = self._encode(prompt, f"prompts[{index}]")
         block_length = params.block_length or self._facts.block_length
@@ -110,6 +187,8 @@ class Intake:
             block_length=block_length,
             seed=params.seed if params.seed is not None else secrets.randbits(63),
             stream=TextStream(self._tokenizer, params.stop),
+            template=template,
+            shared_prefix=shared_prefix,
         )
 
     def _check_size(self, prompt: int, canvas: int, index: int) -> None:
@@ -123,7 +202,6 @@ class Intake:
         self._facts.check_size(self._config, prompt, canvas)
 
     def _encode(self, prompt: Any, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-        vocabulary = self._facts.model.embedding_size
         if isinstance(prompt, str) or (_is_list(prompt) and len(prompt) and all(isinstance(p, dict) for p in prompt)):
             ids = self._encode_text(prompt, name)
         elif _is_list(prompt) and all(isinstance(t, int | np.integer) and not isinstance(t, bool) for t in prompt):
@@ -133,18 +211,26 @@ class Intake:
             raise InvalidRequestError(message, field="prompts", value=prompt)
         if not ids:
             raise InvalidRequestError(f"{name} is empty; it must have at least one token", field="prompts", limit=1)
-        if min(ids) < 0 or max(ids) >= vocabulary:
-            bad = next(token for token in ids if not 0 <= token < vocabulary)
-            message = f"{name} has token id {bad}; ids must be at least 0 and below {vocabulary}"
-            raise InvalidRequestError(message, field="prompts", value=bad, limit=vocabulary)
+        self._check_ids(ids, name, "prompts")
         return np.array(ids, np.int64)
 
-    def _encode_text(self, prompt: str | Sequence[dict[str, str]], name: str) -> list[int]:
+    def _check_ids(self, ids: Sequence[int], name: str, field: str) -> None:
+        vocabulary = self._facts.model.embedding_size
+        bad = next((token for token in ids if not 0 <= token < vocabulary), None)
+        if bad is not None:
+            message = f"{name} has token id {bad}; ids must be at least 0 and below {vocabulary}"
+            raise InvalidRequestError(message, field=field, value=bad, limit=vocabulary)
+
+    def _encode_text(
+        self, prompt: str | Sequence[dict[str, str]], name: str, add_special_tokens: bool = True
+    ) -> list[int]:
         tokenizer = self._tokenizer
         if tokenizer is None:
             raise InvalidRequestError(f"{name}: without a tokenizer, prompts must be token ids", field="prompts")
         try:
-            return tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.apply_chat_template(prompt)
+            if isinstance(prompt, str):
+                return tokenizer.encode(prompt, add_special_tokens)
+            return tokenizer.apply_chat_template(prompt)
         except ShoalError:
             raise
         # Tokenizers raise anything for text that is no valid Unicode, templates for messages that they don't expect.

@@ -23,6 +23,8 @@ class AddRequest:
     `page_table` is int32 [bands, ceil((prompt + canvas) / page_size)]; the worker keeps it until `Release`.
     `steps_per_block` is the quota of forwards for a block, None when confidence decides. `committed` are the tokens of
     the first canvas positions when these are no masks any more (a request that was put back and starts again).
+    `canvas` is a template, int64 [canvas_length]: a token where it is fixed, -1 for a mask. Fixed tokens are never
+    masks, and EOS inside a hole stops nothing; `committed` is empty then.
     """
 
     rid: str
@@ -33,6 +35,7 @@ class AddRequest:
     steps_per_block: int | None
     page_table: Pages
     committed: npt.NDArray[np.int64] = field(default_factory=lambda: NO_TOKENS)
+    canvas: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,9 @@ class ForwardItem:
     `keys` is how many positions the tokens attend to. The block [block_start, block_stop) is the one whose masks the
     step may commit (empty: none). `captures` (depth, first position, page ids) asks for the hidden states that enter
     layer `depth`, of whole pages of tokens from that position on, to be written to boundary pages.
+
+    `targets` (int64 [n, 2]: position of the whole sequence, token) asks for the log-probability of each token at its
+    position, as `StepResult.scores`; such an item has no block: nothing is committed.
     """
 
     rid: str
@@ -57,6 +63,7 @@ class ForwardItem:
     depth: int = 0
     resume: Pages | None = None
     captures: tuple[tuple[int, int, Pages], ...] = ()
+    targets: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +88,9 @@ class Release:
 class StepResult:
     """What a `Forward` did for one request: positions (of the whole sequence) and tokens committed, in order.
 
-    `nfe` counts its forward passes, `token_layers` the token-layers they computed. `error`: the worker failed, in
-    words; nothing else is valid then.
+    `nfe` counts its forward passes, `token_layers` the token-layers they computed. `scores`: natural log-probabilities
+    (fp32 softmax over the vocabulary without the mask token) of the item's targets, in their order. `error`: the worker
+    failed, in words; nothing else is valid then.
     """
 
     rid: str
@@ -90,4 +98,5 @@ class StepResult:
     tokens: list[int] = field(default_factory=list)
     nfe: int = 0
     token_layers: int = 0
+    scores: list[float] = field(default_factory=list)
     error: str | None = None

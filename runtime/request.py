@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +19,7 @@ CacheMode = Literal["none", "prefix", "dual", "lm", "bicache"]
 CACHE_MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache")
 FinishReason = Literal["stop", "length", "abort", "error"]
 Pages = npt.NDArray[np.int32]
+Tokens = npt.NDArray[np.int64]
 NO_PAGES: Pages = np.empty(0, np.int32)
 
 
@@ -31,13 +33,30 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Hole:
+    """One hole of a canvas template: a run of masks between fixed tokens.
+
+    Attributes:
+        start, stop: its positions in the canvas.
+        token_ids: what is committed of it, from its start without a gap, before the first EOS or stop token in it.
+        text: their text, without special tokens.
+    """
+
+    start: int
+    stop: int
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestOutput:
     """State of a request: while streaming, what is committed so far; at the end, everything.
 
     Attributes:
         rid: the request's id.
         text: committed contiguous text, without special tokens and without the stop string.
-        token_ids: its tokens, without the EOS or stop token that ended it, or as far as the stop string goes.
+        token_ids: its tokens, without the EOS or stop token that ended it, or as far as the stop string goes. With a
+            canvas template: fixed tokens and those of the holes, each hole without what follows its first EOS.
         finish_reason: None while running; `stop`, `length` (canvas full), `abort` or `error`.
         matched_stop: the token id or string that stopped it.
         error: what went wrong, with finish_reason `error`; also with `abort` when a time-out did it.
@@ -50,6 +69,8 @@ class RequestOutput:
         computed_token_layers: token-layers that were computed for it in all.
         prefix_refreshes: forwards that recomputed the whole prompt or its layers above d.
         retractions: times that the request was put back into the queue for one of higher priority.
+        holes: of a canvas template, in order.
+        scores: of a scoring request: natural log-probabilities of its targets, in their order.
     """
 
     rid: str
@@ -69,6 +90,8 @@ class RequestOutput:
     prefix_refreshes: int
     timings: Timings
     retractions: int = 0
+    holes: tuple[Hole, ...] = ()
+    scores: tuple[float, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -84,7 +107,12 @@ class Request:
     below `depth`; `resume` holds their boundary pages at that depth for a prefix refresh.
 
     `canvas` and `committed` (a byte for each position: 1 when committed) are what the worker reported. `shown` holds
-    the tokens that the caller may have seen before a retraction: they stay, whatever is decoded again.
+    the canvas's tokens that the caller may have seen before a retraction: they stay, whatever is decoded again.
+
+    `template` (int64 [max_new_tokens], -1 for a mask) is a canvas with fixed tokens. `targets` (int64 [n, 2]: position
+    in the canvas, token) makes it a scoring request: one forward, nothing committed, nothing captured (tokens behind
+    the prompt would show in its keys and values). `shared_prefix` is how many leading prompt tokens the caller has
+    warmed on their own: inside them the planner's reuse margin does not apply.
     """
 
     rid: str
@@ -95,6 +123,9 @@ class Request:
     block_length: int
     seed: int
     stream: TextStream
+    template: Tokens | None = None
+    targets: Tokens | None = None
+    shared_prefix: int = 0
     arrival: float = field(default_factory=time.monotonic)
     priority: int = 0
     timeout_s: float | None = None
@@ -134,6 +165,9 @@ class Request:
     matched_stop: int | str | None = None
     error: ShoalError | None = None
     end: int | None = None
+    scores: tuple[float, ...] = ()
+    holes: tuple[tuple[int, int], ...] = ()
+    stop_ids: Set[int] = frozenset()
 
     def __post_init__(self) -> None:
         self.blocks = self.sampling.blocks(self.block_length)
@@ -141,6 +175,13 @@ class Request:
         self.canvas_length = self.sampling.max_new_tokens or self.block_length
         self.canvas = [0] * self.sampling.max_new_tokens
         self.committed = bytearray(self.sampling.max_new_tokens)
+        if self.template is not None:
+            fixed = self.template >= 0
+            self.canvas = np.where(fixed, self.template, 0).tolist()
+            self.committed = bytearray(fixed.astype(np.uint8).tobytes())
+            edges = np.flatnonzero(np.diff(fixed, prepend=True, append=True)).tolist()
+            self.holes = tuple(zip(edges[::2], edges[1::2], strict=True))
+            self.skip_full_blocks()
 
     @property
     def total_tokens(self) -> int:
@@ -159,13 +200,33 @@ class Request:
         start, stop = self.blocks[self.block]
         return len(self.prompt) + start, len(self.prompt) + stop
 
-    @property
-    def block_done(self) -> bool:
-        """Whether the current block has no mask left."""
-        return self.committed.find(0, *self.blocks[self.block]) < 0
+    def score(self, targets: Tokens) -> None:
+        """Make this a scoring request; before the scheduler gets it."""
+        self.targets, self.blocks = targets, ()
+
+    def skip_full_blocks(self) -> bool:
+        """Move on to the next block that has a mask; whether the current one was full."""
+        before = self.block
+        while self.block < len(self.blocks) and self.committed.find(0, *self.blocks[self.block]) < 0:
+            self.block += 1
+        return self.block > before
+
+    def committed_tokens(self) -> Tokens:
+        """Tokens of the blocks that are done, for a worker that starts (again) with the rest; none with a template."""
+        done = self.blocks[self.block][0] if self.blocks and self.template is None else 0
+        return np.array(self.canvas[:done], np.int64)
+
+    def template_now(self) -> Tokens | None:
+        """The template with what is committed filled in."""
+        if self.template is None:
+            return None
+        return np.where(np.frombuffer(self.committed, np.bool_), np.array(self.canvas, np.int64), -1)
 
     def apply(self, positions: list[int], tokens: list[int], eos: int) -> None:
         """Take over commits, move the frontier of contiguous text, and see whether the request is at its end."""
+        if self.targets is not None:
+            self.end, self.finish_reason = 0, "length"
+            return
         offset, canvas, committed = len(self.prompt), self.canvas, self.committed
         for position, token in zip(positions, tokens, strict=True):
             canvas[position - offset] = token
@@ -176,10 +237,11 @@ class Request:
         stop = committed.find(0, before)
         stop = len(canvas) if stop < 0 else stop
         sampling = self.sampling
-        if self.end is None and stop > before and not sampling.ignore_eos:
+        self.stop_ids = frozenset() if sampling.ignore_eos else frozenset((eos, *sampling.stop_token_ids))
+        if self.end is None and stop > before and self.template is None:
             for at in range(before, stop):
                 token = canvas[at]
-                if token == eos or token in sampling.stop_token_ids:
+                if token in self.stop_ids:
                     self.end, self.finish_reason, self.matched_stop, stop = at, "stop", token, at
                     break
         self.frontier = stop
@@ -191,7 +253,7 @@ class Request:
     def _update_text(self) -> None:
         if self.frontier < len(self.shown):
             return
-        text = self.stream.update(self.canvas[: self.frontier], final=self.end is not None)
+        text = self.stream.update(self.token_ids, final=self.end is not None)
         if self.stream.matched_stop is not None:
             self.end = self.frontier = self.stream.stop_tokens
             self.finish_reason, self.matched_stop = "stop", self.stream.matched_stop
@@ -204,14 +266,40 @@ class Request:
         Whole blocks stay committed. The block is decoded again from masks alone, as its first step found it: where
         nothing is reused across requests, greedy decoding then commits the same tokens again.
         """
-        self.shown = self.token_ids
+        self.shown = tuple(self.canvas[: max(self.frontier, len(self.shown))])
         start = self.blocks[self.block][0] if self.blocks else 0
         self.committed[start:] = bytes(len(self.committed) - start)
+        for at in range(start, len(self.committed) if self.template is not None else start):
+            self.committed[at] = self.template[at] >= 0  # type: ignore[index]
         self.frontier = min(self.frontier, start)
         self.started, self.needs_refresh = False, True
         self.page_table, self.resume, self.boundary_table = None, None, {}
         self.join = self.depth = 0
         self.retractions += 1
+
+    def _visible(self, length: int) -> tuple[int, ...]:
+        """The first `length` canvas tokens, without what lies behind the first stop token of each hole."""
+        shown: list[int] = []
+        at = 0
+        for start, stop in self.holes:
+            shown += self.canvas[at : min(start, length)]
+            shown += self._in_hole(start, min(stop, length))
+            at = stop
+        return tuple(shown + self.canvas[at:length])
+
+    def _in_hole(self, start: int, stop: int) -> list[int]:
+        """Tokens known in canvas positions [start, stop) without a gap, before the first stop token."""
+        tokens: list[int] = []
+        for position in range(start, stop):
+            token = self.canvas[position]
+            if not (self.committed[position] or position < len(self.shown)) or token in self.stop_ids:
+                break
+            tokens.append(token)
+        return tokens
+
+    def _hole(self, start: int, stop: int) -> Hole:
+        tokens = self._in_hole(start, stop)
+        return Hole(start, stop, tuple(tokens), self.stream.decode(tokens))
 
     def fail(self, error: ShoalError) -> None:
         """End the request with an error."""
@@ -219,7 +307,9 @@ class Request:
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """Committed contiguous tokens; never fewer than were shown."""
+        """Committed contiguous tokens, of holes those before their stop tokens; never fewer than were shown."""
+        if self.template is not None:
+            return self._visible(max(self.frontier, len(self.shown)))
         return self.shown if self.frontier < len(self.shown) else tuple(self.canvas[: self.frontier])
 
     def timings(self) -> Timings:
@@ -231,6 +321,7 @@ class Request:
     def output(self) -> RequestOutput:
         """What the caller gets to see now."""
         ids = self.token_ids
+        fixed = 0 if self.template is None else int((self.template >= 0).sum())
         return RequestOutput(
             rid=self.rid,
             text=self.stream.text,
@@ -242,11 +333,13 @@ class Request:
             completion_tokens=len(ids),
             cached_tokens=self.cached_tokens,
             depth=self.cached_depth,
-            canvas_tokens=self.committed.count(1),
+            canvas_tokens=self.committed.count(1) - fixed,
             nfe=self.nfe,
             reused_token_layers=self.cached_tokens * self.cached_depth,
             computed_token_layers=self.computed_token_layers,
             prefix_refreshes=self.prefix_refreshes,
             timings=self.timings(),
             retractions=self.retractions,
+            holes=tuple(self._hole(start, stop) for start, stop in self.holes) if self.targets is None else (),
+            scores=self.scores,
         )

@@ -88,11 +88,14 @@ class ReusePlanner:
         return True
 
     def reusable(self, request: Request, cached: int) -> int:
-        """How many of `cached` prompt tokens may be reused: in mode `lm` all, else whole pages before a margin."""
+        """How many of `cached` prompt tokens may be reused: in mode `lm` all, else whole pages before a margin.
+
+        What the caller has warmed on its own (`shared_prefix`) needs no margin: nothing stood behind it then.
+        """
         if request.cache_mode == "lm":
             return cached
         size = self.memory.config.page_size
-        return max(0, cached - self.reuse_margin) // size * size
+        return max(0, cached - self.reuse_margin, min(cached, request.shared_prefix)) // size * size
 
     def _interval(self, request: Request, whole: int) -> int | None:
         """NFE between a request's prefix refreshes; None: its first forward is the only one."""
@@ -103,8 +106,9 @@ class ReusePlanner:
     def _plan_capture(self, request: Request, whole: int, cut: int, depth: int) -> dict[int, int]:
         """Decide how much the first forward captures; boundary pages needed for each depth."""
         config, profile = self.memory.config, self.memory.profile
-        # A request that was put back has commits on its canvas: not what a first forward sees.
-        if request.cache_mode != "bicache" or not whole or request.block:
+        # A request that was put back has commits on its canvas: not what a first forward sees. Nor has a scored answer.
+        again = request.retractions and request.block
+        if request.cache_mode != "bicache" or not whole or again or request.targets is not None:
             return {}
         own = profile.depth(whole / request.total_tokens)
         if not own:
@@ -132,6 +136,7 @@ class ReusePlanner:
             depth=depth if resumes else 0,
             resume=request.match.boundary_pages if resumes and request.match is not None else None,
             captures=captures,
+            targets=None if request.targets is None else request.targets + np.array((len(request.prompt), 0)),
         )  # fmt: skip
 
     def captured(self, request: Request) -> None:
@@ -198,6 +203,8 @@ class ReusePlanner:
     def final_forward(self, request: Request) -> ForwardItem | None:
         """Mode `lm`: the pass over the finished sequence whose KVs are captured; None when there is nothing new."""
         if request.cache_mode != "lm" or request.page_table is None or not request.started:
+            return None
+        if request.targets is not None:
             return None
         length = len(request.prompt) + request.frontier
         if length // self.memory.config.page_size * self.memory.config.page_size <= request.join:

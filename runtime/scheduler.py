@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
-import numpy as np
-
 from ..radix_cache.config import TreeConfig
 from ..radix_cache.tree import RadixTree
 from .counters import BatchLog, Counters
@@ -324,11 +322,10 @@ class Scheduler:
         self._running[request.rid] = request
         request.admitted_at = request.admitted_at or time.monotonic()
         self.counters.admitted(request, self.memory.tree_for(request.cache_mode) is not None)
-        done = request.blocks[request.block][0] if request.blocks else 0
         self._worker.add(
             AddRequest(
                 request.rid, request.prompt, request.canvas_length, request.sampling, request.seed,
-                request.steps_per_block, request.page_table, np.array(request.canvas[:done], np.int64),
+                request.steps_per_block, request.page_table, request.committed_tokens(), request.template_now(),
             )
         )  # fmt: skip
 
@@ -374,13 +371,15 @@ class Scheduler:
     def _advance(self, request: Request, result: StepResult) -> None:
         request.nfe += result.nfe
         request.computed_token_layers += result.token_layers
+        request.scores += tuple(result.scores)
         before = max(request.frontier, len(request.shown))
         request.apply(result.positions, result.tokens, self._eos)
         counters = self.counters
         counters.nfe += result.nfe
         counters.computed_token_layers += result.token_layers
         counters.canvas_tokens += len(result.tokens)
-        counters.generated_tokens += max(0, request.frontier - before)
+        new = request.frontier - before if request.template is None else len(result.tokens)
+        counters.generated_tokens += max(0, new)
         if request.finish_reason is not None:
             item = self.planner.final_forward(request)
             if item is None:
@@ -388,8 +387,7 @@ class Scheduler:
             else:
                 self._ending.append((request, item))
             return
-        if request.block_done:
-            request.block += 1
+        if request.skip_full_blocks():
             request.needs_refresh = request.cache_mode != "none"
         if result.tokens and request.streaming:
             self._progress.append(request)

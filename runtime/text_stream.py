@@ -55,6 +55,10 @@ class TextStream:
             self.text = shown
         return self.text
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens; '' without a tokenizer."""
+        return "" if self._tokenizer is None else self._tokenizer.decode(token_ids)
+
     def _held_back(self, text: str) -> int:
         """Length of the longest end of `text` that a stop string begins with."""
         longest = min(max(map(len, self._stop)) - 1, len(text))

@@ -59,10 +59,10 @@ class Tokenizer:
         """Whether `apply_chat_template` can be called."""
         return bool(self._backend.chat_template)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Special tokens written in it are recognised; BOS and EOS are added only where the
-        tokenizer's own files say so."""
-        return list(self._backend.encode(text))
+        tokenizer's own files say so, and never without `add_special_tokens` (text inside a prompt)."""
+        return list(self._backend.encode(text, add_special_tokens=add_special_tokens))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids, by default without special tokens; spaces are left as the tokens have them."""

@@ -75,7 +75,7 @@ class Worker:
         return len(self._canvases)
 
     def add(self, message: AddRequest) -> None:
-        """Create a canvas of masks behind the prompt."""
+        """Create a canvas behind the prompt: masks, and the fixed tokens of a template."""
         config, device = self.runner.decoder.config, self.runner.decoder.device
         tokens = np.full(len(message.prompt) + message.canvas_length, config.mask_token_id, np.int64)
         prompt, done = len(message.prompt), len(message.committed)
@@ -83,8 +83,12 @@ class Worker:
         tokens[prompt : prompt + done] = message.committed
         masked = np.ones(message.canvas_length, np.bool_)
         masked[:done] = False
+        if message.canvas is not None:
+            masked = message.canvas < 0
+            tokens[prompt:][~masked] = message.canvas[~masked]
         sampling = message.sampling
-        stop_ids = () if sampling.ignore_eos else (config.eos_token_id, *sampling.stop_token_ids)
+        whole = sampling.ignore_eos or message.canvas is not None  # decoded to the end of the canvas
+        stop_ids = () if whole else (config.eos_token_id, *sampling.stop_token_ids)
         self._canvases[message.rid] = Canvas(
             torch.from_numpy(tokens).to(device),
             len(message.prompt),
@@ -132,6 +136,7 @@ class Worker:
         layers = self.runner.decoder.num_layers
         asked: list[tuple[ForwardItem, Canvas, npt.NDArray[np.int64]]] = []
         rows: list[npt.NDArray[np.int64]] = []
+        scored: list[ForwardItem] = []
         for item, canvas, origin in zip(items, canvases, origins, strict=True):
             result = results[item.rid]
             result.nfe += 1
@@ -142,7 +147,11 @@ class Worker:
                 if len(positions):
                     asked.append((item, canvas, positions))
                     rows.append(positions - shift + origin)
-        if not asked:
+        for item, origin in zip(items, origins, strict=True):
+            if item.targets is not None:
+                scored.append(item)
+                rows.append(item.targets[:, 0] - shift + origin)
+        if not rows:
             return
         logits = self.runner.logits(hidden, torch.from_numpy(np.concatenate(rows)).to(hidden.device))
         begin = 0
@@ -150,6 +159,12 @@ class Worker:
             own = logits[begin : begin + len(positions)]
             begin += len(positions)
             self._commit(canvas, positions, own, results[item.rid])
+        for item in scored:
+            assert item.targets is not None
+            tokens = torch.from_numpy(item.targets[:, 1].copy()).to(logits.device)
+            own = logits[begin : begin + len(tokens)]
+            begin += len(tokens)
+            results[item.rid].scores += own.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0].tolist()
 
     def _commit(self, canvas: Canvas, positions: npt.NDArray[np.int64], logits: Tensor, result: StepResult) -> None:
         params = canvas.sampling

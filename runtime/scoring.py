@@ -1,0 +1,154 @@
+"""Scores of given answers: how probable a diffusion model finds each of several choices behind a prompt.
+
+A masked diffusion model has no probability of a text read from left to right. It has, for every masked position, a
+distribution over tokens given everything around it. With choice c of n tokens on a canvas of L positions (the longest
+choice and at least one position more, in whole blocks; what a choice leaves free is masked), the score of token i is
+
+    pseudo     log p(c_i | prompt, c without c_i, masks behind): of c only position i is masked; n forwards a choice,
+               fewer where choices differ in one position only
+    one_shot   log p(c_i | prompt, L masks): one forward for all choices
+
+with p the softmax over the vocabulary without the mask token. Their sum is the pseudo-log-likelihood of Salazar et al.,
+arXiv 1910.14659 (`pseudo`), and what the first denoising step believes (`one_shot`): comparable between choices, and no
+log-probability of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .errors import InvalidRequestError, shorten
+from .request import RequestOutput
+
+ScoreMethod = Literal["pseudo", "one_shot"]
+SCORE_METHODS: tuple[ScoreMethod, ...] = ("pseudo", "one_shot")
+MAX_CHOICES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceScore:
+    """One choice: its tokens and, for each, the score (a natural logarithm, at most 0)."""
+
+    token_ids: tuple[int, ...]
+    token_scores: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """Sum over the tokens."""
+        return sum(self.token_scores)
+
+    @property
+    def mean(self) -> float:
+        """Mean over the tokens: the score by which choices of different lengths are compared."""
+        return self.total / len(self.token_scores)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOutput:
+    """Scores of all choices, in order, and the work they took.
+
+    `nfe` counts the forwards of all requests together, a warm-up of the prompt included; `cached_tokens`,
+    `reused_token_layers` and `computed_token_layers` are sums over them too.
+    """
+
+    choices: tuple[ChoiceScore, ...]
+    method: ScoreMethod
+    prompt_tokens: int
+    nfe: int
+    cached_tokens: int
+    reused_token_layers: int
+    computed_token_layers: int
+
+    @property
+    def best(self) -> int:
+        """Index of the choice with the highest mean; of equals the first."""
+        return max(range(len(self.choices)), key=lambda index: (self.choices[index].mean, -index))
+
+
+class ScorePlan:
+    """The canvases that score some choices, and how their results come together.
+
+    Args:
+        choices: token ids of each choice.
+        method: one of SCORE_METHODS.
+        block_length: the canvas's length is a multiple of it.
+
+    Raises InvalidRequestError for an unknown method, no choices, too many, or one without tokens.
+    """
+
+    def __init__(self, choices: Sequence[Sequence[int]], method: str, block_length: int):
+        if method not in SCORE_METHODS:
+            limit = ", ".join(SCORE_METHODS)
+            raise InvalidRequestError(f"method is {shorten(method)}; it must be one of {limit}", field="method",
+                                      value=method, limit=limit)  # fmt: skip
+        if not 1 <= len(choices) <= MAX_CHOICES:
+            message = f"choices has {len(choices)} entries; it must have from 1 to {MAX_CHOICES}"
+            raise InvalidRequestError(message, field="choices", value=len(choices), limit=MAX_CHOICES)
+        for index, choice in enumerate(choices):
+            if not len(choice):
+                message = f"choices[{index}] is empty; it must have at least one token"
+                raise InvalidRequestError(message, field="choices", value=choice, limit=1)
+        self.method: ScoreMethod = method
+        self._choices = [tuple(int(token) for token in choice) for choice in choices]
+        length = (max(map(len, self._choices)) // block_length + 1) * block_length
+        self.canvases: list[list[int]] = []
+        self.targets: list[list[tuple[int, int]]] = []
+        self._where: list[list[tuple[int, int]]] = []
+        index_of: dict[tuple[int, ...], int] = {}
+        for choice in self._choices:
+            where = []
+            for position, token in enumerate(choice):
+                canvas = [-1] * length
+                if method == "pseudo":
+                    canvas[: len(choice)] = choice
+                    canvas[position] = -1
+                at = index_of.setdefault(tuple(canvas), len(self.canvases))
+                if at == len(self.canvases):
+                    self.canvases.append(canvas)
+                    self.targets.append([])
+                where.append((at, len(self.targets[at])))
+                self.targets[at].append((position, token))
+            self._where.append(where)
+
+    @property
+    def needs_warm_up(self) -> bool:
+        """Whether the prompt should be computed on its own first: more than one request will share it."""
+        return len(self.canvases) > 1
+
+    def gather(self, outputs: Sequence[RequestOutput], warm_up: Sequence[RequestOutput]) -> ScoreOutput:
+        """The scores out of the outputs of the scoring requests, in the order of `canvases`."""
+        every = [*warm_up, *outputs]
+        return ScoreOutput(
+            tuple(
+                ChoiceScore(choice, tuple(outputs[canvas].scores[target] for canvas, target in where))
+                for choice, where in zip(self._choices, self._where, strict=True)
+            ),
+            self.method,
+            outputs[0].prompt_tokens,
+            *(
+                sum(getattr(output, name) for output in every)
+                for name in ("nfe", "cached_tokens", "reused_token_layers", "computed_token_layers")
+            ),
+        )
+
+
+def choice_tokens(choices: Any, encode: Any) -> list[list[int]]:
+    """Token ids of choices that are texts (`encode` gives their ids) or token ids.
+
+    Raises InvalidRequestError for what is neither.
+    """
+    if not isinstance(choices, Sequence) or isinstance(choices, str | bytes):
+        message = f"choices is {shorten(choices)}; it must be a list of texts or of token ids"
+        raise InvalidRequestError(message, field="choices", value=choices)
+    tokens = []
+    for index, choice in enumerate(choices):
+        if isinstance(choice, str):
+            tokens.append(list(encode(choice)))
+        elif isinstance(choice, Sequence) and all(isinstance(t, int) and not isinstance(t, bool) for t in choice):
+            tokens.append(list(choice))
+        else:
+            message = f"choices[{index}] is {shorten(choice)}; it must be text or token ids"
+            raise InvalidRequestError(message, field="choices", value=choice)
+    return tokens
