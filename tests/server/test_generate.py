@@ -173,7 +173,8 @@ def test_every_cache_mode_can_be_asked_for(client, prices, mode):
 
 
 def test_nulls_empties_and_unknown_fields_are_accepted(client):
-    params = {"max_new_tokens": 8, "regex": None, "json_schema": None, "ebnf": None, "stop": [], "stop_token_ids": [],
+    params: dict[str, object] = {
+              "max_new_tokens": 8, "regex": None, "json_schema": None, "ebnf": None, "stop": [], "stop_token_ids": [],
               "stop_regex": [], "top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0,
               "presence_penalty": 0.0, "min_new_tokens": 0, "skip_special_tokens": True, "n": 1, "temperature": 1.0,
               "spaces_between_special_tokens": True, "no_such_thing": {"a": [1]}, "logit_bias": None}  # fmt: skip
@@ -190,7 +191,7 @@ def test_truncation_of_the_distribution_is_accepted_where_it_changes_nothing(cli
     assert "top_p" in response.json()["error"]["message"]
 
 
-REFUSED = [
+REFUSED: list[tuple[dict[str, object], str]] = [
     ({"regex": "a+"}, "regex"),
     ({"json_schema": "{}"}, "json_schema"),
     ({"stop_regex": ["a"]}, "stop_regex"),
