@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from ..radix_cache.config import TreeConfig
 from ..radix_cache.depth_profile import DepthProfile
 from ..radix_cache.errors import RadixCacheError
+from .build_cuda import build_cuda_worker, with_cuda_budget
+from .cuda_worker import CudaWorker
 from .decoder import Decoder
 from .engine_config import EngineConfig
 from .errors import ConfigError
@@ -28,14 +31,14 @@ from .worker import Worker
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an engine is made of."""
+    """What an engine is made of. The worker is a CudaWorker on a GPU, else a Worker."""
 
     facts: Facts
     decoder: Decoder
     tokenizer: Tokenizer | None
     profile: DepthProfile
     scheduler: Scheduler
-    worker: Worker
+    worker: Any
 
 
 def build_parts(
@@ -53,10 +56,11 @@ def build_parts(
     return Parts(facts, worker.runner.decoder, tokenizer, profile, scheduler, worker)
 
 
-def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> tuple[Worker, Facts]:
+def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> tuple[Worker | CudaWorker, Facts]:
     """Load the model, allocate the pools. Raises ModelLoadError or ConfigError."""
     folder = resolve_model_folder(config.model_path)
     device = torch.device(choose_device(config.device))
+    config = replace(config, device=str(device)).for_device(device.type)
     dtype = choose_dtype(config.dtype, device)
     decoder = load_model(folder, dtype=dtype, device=device, load_format=config.load_format, seed=config.seed)
     model = decoder.config
@@ -68,16 +72,21 @@ def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> t
         kv_page_bytes=KVPool.page_bytes(model, config.page_size, config.layers_per_band, dtype),
         boundary_page_bytes=BoundaryPool.page_bytes(model, config.page_size, dtype),
     )  # fmt: skip
+    block_length = config.block_length or default_block_length(folder)
+    if device.type == "cuda":
+        config = with_cuda_budget(config, model, block_length, dtype)
     kv_pages, boundary_pages = pool_sizes(config, tree)
     with _limits_of_memory(config, str(device)):
         kv = KVPool(model, kv_pages, config.page_size, config.layers_per_band, dtype, device)
         boundary = BoundaryPool(model, boundary_pages, config.page_size, dtype, device)
     facts = Facts(
-        folder=str(folder), model=model, block_length=config.block_length or default_block_length(folder),
+        folder=str(folder), model=model, block_length=block_length,
         kv_pages=kv_pages, boundary_pages=boundary_pages, kv_page_bytes=tree.kv_page_bytes,
         boundary_page_bytes=tree.boundary_page_bytes, depth_profile=profile.to_json(), device=str(device),
         dtype=str(dtype).removeprefix("torch."),
     )  # fmt: skip
+    if device.type == "cuda":
+        return build_cuda_worker(config, decoder, kv, boundary, tree.num_bands, block_length), facts
     return Worker(ModelRunner(decoder, kv, boundary)), facts
 
 

@@ -61,7 +61,7 @@ class Decoder:
         self.dtype = embedding.dtype
         self.device = embedding.device
         self._embedding = embedding
-        self._layers = layers
+        self.layers = layers
         self._final_norm = final_norm
         self._head = head
         self._rope: Rotary | None = None
@@ -69,7 +69,7 @@ class Decoder:
     @property
     def num_layers(self) -> int:
         """Layers of the model; `layer` takes indices below this."""
-        return len(self._layers)
+        return len(self.layers)
 
     @property
     def batch_invariant(self) -> bool:
@@ -102,7 +102,7 @@ class Decoder:
         `hidden` is not changed. `attend` is called once, with this layer's q, k and v. `rotary` is
         `self.rotary(positions)` when the caller has it already.
         """
-        config, weights = self.config, self._layers[index]
+        config, weights = self.config, self.layers[index]
         tokens = hidden.shape[0]
         cos, sin = rotary if rotary is not None else self.rotary(positions)
         qkv = weights.qkv(rms_norm(hidden, weights.attention_norm, config.rms_norm_eps))

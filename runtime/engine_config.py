@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from .errors import ConfigError, shorten
@@ -31,13 +31,17 @@ class EngineConfig:
         page_size: token positions of a page.
         layers_per_band: layers that are paged together.
         kv_cache_tokens: token positions that the KV pool holds; None: as many as fit `kv_cache_bytes`.
-        kv_cache_bytes: memory for KV pages and boundary pages together.
+        kv_cache_bytes: memory for KV pages and boundary pages together; None: 1 GiB on a CPU, on a GPU what
+            `mem_fraction_static` leaves.
+        mem_fraction_static: share of a GPU's memory for weights and pools together; the rest is for forwards.
         max_running_requests: requests with a canvas at a time.
         max_queued_requests: requests that may wait beyond the free places among the running ones; more are refused.
             None: any number.
         log_interval: block-step forwards between two lines of the log.
-        max_refresh_tokens: tokens that one refresh forward may compute (a single request may exceed it).
-        max_steps_per_message: block steps that the worker may run before it answers.
+        max_refresh_tokens: tokens that one refresh forward may compute (a single request may exceed it); None: 8192
+            on a CPU, 16384 on a GPU.
+        max_steps_per_message: block steps that the worker may run before it answers; None: 1 on a CPU, 8 on a GPU.
+        disable_cuda_graph: launch block steps kernel by kernel on a GPU.
         schedule_policy: order of waiting requests: `lpm` (longest prefix match first), `fcfs`, `dfs-weight`.
         eviction_policy: of the radix tree.
         block_length: default of the sampling parameter; None: what generation_config.json says, else 32.
@@ -56,12 +60,14 @@ class EngineConfig:
     page_size: int = 16
     layers_per_band: int = 4
     kv_cache_tokens: int | None = None
-    kv_cache_bytes: int = 1 << 30
+    kv_cache_bytes: int | None = None
+    mem_fraction_static: float = 0.88
     max_running_requests: int = 32
     max_queued_requests: int | None = None
     log_interval: int = 40
-    max_refresh_tokens: int = 8192
-    max_steps_per_message: int = 1
+    max_refresh_tokens: int | None = None
+    max_steps_per_message: int | None = None
+    disable_cuda_graph: bool = False
     schedule_policy: str = "lpm"
     eviction_policy: str = "lru"
     block_length: int | None = None
@@ -69,15 +75,18 @@ class EngineConfig:
     check_invariants: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("page_size", "layers_per_band", "kv_cache_bytes", "max_running_requests", "max_refresh_tokens",
-                     "max_steps_per_message", "log_interval"):  # fmt: skip
+        for name in ("page_size", "layers_per_band", "max_running_requests", "log_interval"):
             self._at_least(name, 1)
-        for name in ("kv_cache_tokens", "block_length", "max_queued_requests"):
+        for name in ("kv_cache_tokens", "kv_cache_bytes", "max_refresh_tokens", "max_steps_per_message", "block_length",
+                     "max_queued_requests"):  # fmt: skip
             if getattr(self, name) is not None:
                 self._at_least(name, 1)
         for name in ("refresh_interval", "depth", "reuse_margin", "seed"):
             if getattr(self, name) is not None:
                 self._at_least(name, 0)
+        fraction = self.mem_fraction_static
+        if not isinstance(fraction, int | float) or isinstance(fraction, bool) or not 0 < fraction <= 1:
+            self._refuse("mem_fraction_static", fraction, "a number above 0 and at most 1")
         for name in ("model_path", "device", "depth_profile"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name != "depth_profile"):
@@ -87,6 +96,16 @@ class EngineConfig:
         self._one_of("load_format", ("auto", "dummy"))
         self._one_of("schedule_policy", POLICIES)
         self._one_of("eviction_policy", EVICTION_POLICIES)
+
+    def for_device(self, kind: str) -> EngineConfig:
+        """With the defaults that depend on the device filled in; kind is `cpu` or `cuda`."""
+        cuda = kind == "cuda"
+        return replace(
+            self,
+            kv_cache_bytes=(1 << 30) if self.kv_cache_bytes is None and not cuda else self.kv_cache_bytes,
+            max_refresh_tokens=self.max_refresh_tokens or (16384 if cuda else 8192),
+            max_steps_per_message=self.max_steps_per_message or (8 if cuda else 1),
+        )
 
     @classmethod
     def build(cls, **options: Any) -> EngineConfig:

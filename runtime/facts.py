@@ -78,6 +78,9 @@ def build_scheduler(
     config: EngineConfig, facts: Facts, worker: WorkerLink, planner: type[ReusePlanner] = ReusePlanner
 ) -> Scheduler:
     """Memory, planner and scheduler over a worker with these pools."""
+    config = config.for_device(facts.device.partition(":")[0])
+    assert config.max_refresh_tokens is not None
+    assert config.max_steps_per_message is not None
     model, profile = facts.model, DepthProfile.from_json(facts.depth_profile)
     tree = TreeConfig(
         config.page_size, model.num_layers, config.layers_per_band, profile.depths, config.eviction_policy,

@@ -67,9 +67,11 @@ def pool_sizes(config: EngineConfig, tree: TreeConfig) -> tuple[int, int]:
     """
     bands, depths = tree.num_bands, max(1, len(tree.boundary_depths))
     per_page = bands * tree.kv_page_bytes + depths * tree.boundary_page_bytes
-    pages = config.kv_cache_bytes // per_page
     if config.kv_cache_tokens is not None:
         pages = -(-config.kv_cache_tokens // config.page_size)
+    else:
+        assert config.kv_cache_bytes is not None
+        pages = config.kv_cache_bytes // per_page
     if pages < 1:
         message = f"kv_cache_bytes is {config.kv_cache_bytes}; one page of all layers takes {per_page} bytes"
         raise ConfigError(message, field="kv_cache_bytes", value=config.kv_cache_bytes, limit=per_page)

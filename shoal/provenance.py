@@ -9,13 +9,25 @@ from pathlib import Path
 
 
 def hardware() -> str:
-    """CPU model and cores, or the GPU."""
+    """The GPU and its memory, when torch sees one; else CPU model and cores."""
+    gpu = _gpu()
+    if gpu is not None:
+        return gpu
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = names[0] if names else cpu
     return f"{cpu}, {os.cpu_count()} cores"
+
+
+def _gpu() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
 def commit() -> str:

@@ -226,7 +226,7 @@ def test_a_refresh_beyond_the_token_budget_waits_for_its_turn(llada):
             sizes.append(sum(item.stop - item.join for item in message.items if item.stop == item.keys))
             return plain(message)
 
-        worker.forward = forward  # type: ignore[method-assign]
+        worker.forward = forward
         outputs = engine.generate(prompts, options, cache_mode="dual")
         assert [output.token_ids for output in outputs] == expected
         refreshes = [size for size in sizes if size]

@@ -1,0 +1,57 @@
+"""What an engine on a GPU has that one on a CPU has not: a memory budget, canvas slots and CUDA graphs."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+
+from .block_sampler import BlockSampler
+from .canvas_slots import CanvasSlots
+from .cuda_runner import CudaRunner
+from .cuda_worker import CudaWorker
+from .decoder import Decoder
+from .engine_config import EngineConfig
+from .gpu_memory import forward_bytes, gpu_budget
+from .kv_pool import BoundaryPool, KVPool
+from .model_config import ModelConfig
+from .step_graphs import StepGraphs
+
+logger = logging.getLogger(__name__)
+_BATCH_SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
+
+
+def with_cuda_budget(config: EngineConfig, model: ModelConfig, block_length: int, dtype: torch.dtype) -> EngineConfig:
+    """The configuration with `kv_cache_bytes` from what is free now that the weights are loaded, unless it is given.
+
+    Raises ConfigError when nothing is left for KVs.
+    """
+    if config.kv_cache_bytes is not None or config.kv_cache_tokens is not None:
+        return config
+    assert config.max_refresh_tokens is not None
+    rows = max(config.max_refresh_tokens, model.max_position_embeddings)
+    forwards = forward_bytes(model, rows, config.max_running_requests * block_length, dtype.itemsize)
+    budget = gpu_budget(config.mem_fraction_static, torch.device(config.device), forwards)
+    gib = 1 << 30
+    logger.info(
+        "GPU memory: %.1f GiB in all, %.1f in use with the weights, %.1f for forwards, %.1f for KVs",
+        budget.total / gib, budget.used / gib, budget.forwards / gib, budget.pools / gib,
+    )  # fmt: skip
+    return replace(config, kv_cache_bytes=budget.pools)
+
+
+def build_cuda_worker(
+    config: EngineConfig, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, num_bands: int, block_length: int
+) -> CudaWorker:
+    """A worker with a canvas slot for every running request, and its block steps captured."""
+    slots_tokens = min(decoder.config.max_position_embeddings, kv.data.shape[0] // num_bands * kv.page_size)
+    slots = CanvasSlots(config.max_running_requests, slots_tokens, num_bands, kv.page_size, decoder.device)
+    runner = CudaRunner(decoder, kv, boundary, slots)
+    sampler = BlockSampler(runner.layers, slots)
+    sizes = [size for size in _BATCH_SIZES if size < config.max_running_requests] + [config.max_running_requests]
+    capture = decoder.device.type == "cuda" and not config.disable_cuda_graph
+    steps = StepGraphs(runner, sampler, sizes, capture)
+    if capture:
+        steps.warm_up(block_length + int(decoder.config.shift_logits))
+    return CudaWorker(runner, sampler, steps)

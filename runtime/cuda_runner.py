@@ -1,0 +1,80 @@
+"""Forwards on a GPU: refreshes launched one by one, block steps as a body that a CUDA graph can replay."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .canvas_slots import CanvasSlots
+from .decoder import Decoder
+from .fused_layers import FusedLayers
+from .kv_pool import BoundaryPool, KVPool
+from .refresh_plan import RefreshPlan
+from .row_layout import Layout
+
+_PROCESSORS = 132
+_LONG_TILE = 128
+_MAX_SPLITS = 8
+
+
+class CudaRunner:
+    """Runs layers over slots' tokens. Also runs on a CPU, with the reference kernels: that is how it is tested.
+
+    Args:
+        decoder: weights.
+        kv, boundary: the pools.
+        slots: tokens and page tables of running requests.
+    """
+
+    def __init__(self, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, slots: CanvasSlots):
+        self.decoder = decoder
+        self.kv = kv
+        self.boundary = boundary
+        self.slots = slots
+        self.layers = FusedLayers(decoder, kv, slots.max_tokens)
+
+    def embed(self, at: Layout) -> Tensor:
+        """Embeddings [rows, hidden] of the tokens that stand in the rows' positions now."""
+        slots = at.batch.slots.index_select(0, at.requests).to(torch.int64)
+        places = slots * self.slots.max_tokens + at.positions.clamp(min=0)
+        return self.decoder.embed(self.slots.tokens.view(-1).index_select(0, places))
+
+    @torch.inference_mode()
+    def refresh(self, plan: RefreshPlan) -> Tensor:
+        """Run a planned forward; last hidden states [rows of plan.last, hidden].
+
+        Keys, values and captures are written on the way. Nothing waits for the device.
+        """
+        at = plan.layouts[0]
+        hidden = self.embed(at)
+        final = self.decoder.num_layers - 1
+        for index in range(self.decoder.num_layers):
+            if index in plan.joins:
+                join = plan.joins[index]
+                joined = torch.empty((join.num_rows, hidden.shape[1]), dtype=hidden.dtype, device=hidden.device)
+                joined.index_copy_(0, join.kept, hidden)
+                joined.index_copy_(0, join.joined, self.boundary.data.flatten(0, 1).index_select(0, join.states))
+                hidden, at = joined, plan.layouts[index]
+            if index in plan.captures:
+                capture = plan.captures[index]
+                states = hidden.index_select(0, capture.rows)
+                self.boundary.data[capture.pages] = states.view(-1, self.boundary.page_size, hidden.shape[1])
+            if index == final:
+                return self.layers.run_last(index, hidden, at, plan.needed, plan.last)
+            hidden = self.layers.run(index, hidden, at, num_splits=self.splits(at.batch.num_requests, at.num_rows))
+        raise AssertionError("a model has layers")
+
+    def splits(self, requests: int, rows: int) -> int:
+        """Splits of the keys that give every processor something to do, for so many queries in all."""
+        config = self.decoder.config
+        group = config.num_heads // config.num_kv_heads
+        tiles = max(requests, -(-rows * group // _LONG_TILE)) * config.num_kv_heads
+        return max(1, min(_MAX_SPLITS, 2 * _PROCESSORS // tiles))
+
+    @torch.inference_mode()
+    def step(self, at: Layout, num_splits: int, shared: object = None) -> Tensor:
+        """Run all layers over a batch of blocks; last hidden states [rows, hidden]."""
+        hidden = self.embed(at)
+        for index in range(self.decoder.num_layers):
+            hidden = self.layers.run(index, hidden, at, num_splits=num_splits, shared=shared)
+        return hidden

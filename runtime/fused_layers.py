@@ -1,0 +1,95 @@
+"""The decoder's layers over paged KVs with fused kernels: what a GPU runs.
+
+Same weights and the same function as `Decoder.layer`, in fewer passes over memory: residuals are added inside the
+matrix products, RoPE and the write of keys and values are one kernel, attention reads pages where they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..kernels import dispatch as kernels
+from ..kernels.rope import rope_table
+from .decoder import Decoder
+from .kv_pool import KVPool
+from .linear import Linear
+from .row_layout import Layout
+
+
+class FusedLayers:
+    """Runs layers on a flat batch. Nothing here looks at device memory from the host, so all of it can be captured.
+
+    Args:
+        decoder: the weights.
+        kv: the pool that keys and values are written to and read from.
+        max_positions: positions that may occur, at most the model's.
+    """
+
+    def __init__(self, decoder: Decoder, kv: KVPool, max_positions: int):
+        self.decoder = decoder
+        self.kv = kv
+        config = decoder.config
+        self._cos, self._sin = rope_table(max_positions, config.head_dim, config.rope_theta, decoder.device)
+
+    def run(self, index: int, hidden: Tensor, at: Layout, *, num_splits: int, shared: object = None) -> Tensor:
+        """Layer `index` on hidden [rows, hidden], which is overwritten and returned."""
+        q = self._project(index, hidden, at)
+        attended = self._attend(index, q, at, num_splits, shared)
+        return self._rest(index, hidden, attended)
+
+    def run_last(self, index: int, hidden: Tensor, at: Layout, needed: Tensor, of_needed: Layout) -> Tensor:
+        """Layer `index` for some rows alone: int64 `needed`, laid out as `of_needed`; a new [needed rows, hidden].
+
+        Keys and values of all rows are written. Right for the last layer, whose other outputs nobody reads.
+        """
+        q = self._project(index, hidden, at).index_select(0, needed)
+        attended = self._attend(index, q, of_needed, 1, None)
+        return self._rest(index, hidden.index_select(0, needed), attended)
+
+    def _project(self, index: int, hidden: Tensor, at: Layout) -> Tensor:
+        """Rotated queries [rows, heads, head_dim]; keys and values go to their pages."""
+        config, weights = self.decoder.config, self.decoder.layers[index]
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        x = kernels.rms_norm(hidden, weights.attention_norm, config.rms_norm_eps)
+        qkv = _linear(x, weights.qkv).view(hidden.shape[0], heads + 2 * kv_heads, config.head_dim)
+        band, pages = self.kv.layer(index)
+        q, k, v = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
+        return kernels.rope_write_kv(
+            q, k, v, self._cos, self._sin, at.positions, at.requests, at.batch, band, pages, q_out=q
+        )
+
+    def _attend(self, index: int, q: Tensor, at: Layout, num_splits: int, shared: object) -> Tensor:
+        band, pages = self.kv.layer(index)
+        if shared is not None:
+            return kernels.attention(q, pages, band, at.batch, num_splits=num_splits)[0]
+        return kernels.attention(q, pages, band, at.batch, num_splits=num_splits)[0]
+
+    def _rest(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
+        """Output projection and MLP; hidden is overwritten."""
+        config, weights = self.decoder.config, self.decoder.layers[index]
+        hidden = _add_linear(hidden, attended.view(hidden.shape[0], config.q_size), weights.attention_out)
+        x = kernels.rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps)
+        x = kernels.swiglu(_linear(x, weights.gate_up))
+        return _add_linear(hidden, x, weights.down)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [rows, vocab] in the model's dtype of last hidden states [rows, hidden]; the mask is impossible."""
+        logits = self.decoder.logits(hidden)
+        logits[:, self.decoder.config.mask_token_id] = -torch.inf
+        return logits
+
+
+def _linear(x: Tensor, linear: Linear) -> Tensor:
+    if linear.batch_invariant:
+        return linear(x)
+    if linear.bias is not None:
+        return torch.addmm(linear.bias, x, linear.weight_t)
+    return torch.mm(x, linear.weight_t)
+
+
+def _add_linear(hidden: Tensor, x: Tensor, linear: Linear) -> Tensor:
+    """hidden + x W^T, in place."""
+    if linear.batch_invariant or linear.bias is not None:
+        return linear(x, hidden)
+    return torch.addmm(hidden, x, linear.weight_t, out=hidden)

@@ -1,0 +1,74 @@
+"""Engines on a GPU against engines on the CPU: the same weights, the same requests."""
+
+import pytest
+import torch
+
+from shoal import Engine
+from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.worker import Worker
+
+from ..engine.test_cuda_worker import requests
+from ..engine.tiny import make_engine, tokens, write_model, write_profile
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+
+@pytest.fixture(scope="module", params=["llada", "dream"])
+def folder(request, tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("interval", [None, 5])
+@pytest.mark.parametrize("mode", ["none", "prefix", "dual", "lm", "bicache"])
+def test_fp32_answers_are_those_of_the_cpu(folder, tmp_path, mode, interval, graphs):
+    profile = write_profile(tmp_path / "p.json", 6 if "llada" in str(folder) else 7, [[0.3, 2], [0.6, 4]], interval)
+    outputs = []
+    for device in ("cpu", "cuda"):
+        with make_engine(
+            folder, depth_profile=profile, device=device, dtype="float32", disable_cuda_graph=not graphs,
+            max_running_requests=8, max_steps_per_message=1,
+        ) as engine:  # fmt: skip
+            assert isinstance(engine._parts.worker, Worker) == (device == "cpu")
+            got = []
+            for turn in range(2):
+                prompts, params = requests(turn)
+                got += engine.generate(prompts, params, cache_mode=mode)
+            outputs.append(got)
+    same = sum(a.token_ids == b.token_ids and a.nfe == b.nfe for a, b in zip(*outputs, strict=True))
+    assert same >= len(outputs[0]) - 1  # sums differ in the last bits: a near tie may fall the other way
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_company_changes_nothing_in_fp32(folder, graphs):
+    prompts = [tokens(5 + 3 * i, seed=i) for i in range(7)]
+    params = SamplingParams(max_new_tokens=24, steps=12)
+    with make_engine(folder, device="cuda", dtype="float32", disable_cuda_graph=not graphs) as engine:
+        together = engine.generate(prompts, params, cache_mode="dual")
+        alone = [engine.generate(prompt, params, cache_mode="dual") for prompt in prompts]
+    assert [out.token_ids for out in together] == [out.token_ids for out in alone]
+
+
+def test_memory_is_sized_from_what_is_free(folder):
+    with Engine(str(folder), device="cuda", mem_fraction_static=0.3, depth=4, layers_per_band=2) as engine:
+        pool = engine._parts.worker.runner.kv.data
+        free, total = torch.cuda.mem_get_info()
+        assert pool.numel() * pool.itemsize > 0.2 * total
+        assert free > 0.6 * total
+
+
+def test_running_out_of_memory_fails_the_requests_and_not_the_engine(folder, monkeypatch):
+    with make_engine(folder, device="cuda") as engine:
+        runner = engine._parts.worker.runner
+        real = runner.refresh
+
+        def refresh(plan):
+            if plan.layouts[0].num_rows > 60:
+                return torch.empty(1 << 50, device="cuda")
+            return real(plan)
+
+        monkeypatch.setattr(runner, "refresh", refresh)
+        with pytest.raises(Exception, match="out of GPU memory"):
+            engine.generate(tokens(50), SamplingParams(max_new_tokens=24))
+        assert engine.generate(tokens(10), SamplingParams(max_new_tokens=8)).finish_reason in ("length", "stop")
+        engine.check()
