@@ -99,10 +99,10 @@ def chat_messages(prices: PriceList, question: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": prices.text}, {"role": "user", "content": question}]
 
 
-def held_pages(client: httpx.Client) -> tuple[int, int]:
+def held_pages(client: httpx.Client, name: str = "shop") -> tuple[int, int]:
     """(pages of running requests, requests running or waiting), as the metrics have it."""
     values = metric_values(client)
-    pages = values['shoal:pages{held="requests",model_name="shop",pool="kv"}']
+    pages = values[f'shoal:pages{{held="requests",model_name="{name}",pool="kv"}}']
     load = client.get("/get_load").json()[0]
     return int(pages), load["num_reqs"]
 
@@ -114,12 +114,12 @@ def metric_values(client: httpx.Client) -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
-def wait_idle(client: httpx.Client, seconds: float = 20.0) -> None:
+def wait_idle(client: httpx.Client, seconds: float = 20.0, name: str = "shop") -> None:
     """Until nothing runs or waits and requests hold no page."""
     deadline = time.monotonic() + seconds
     held: Sequence[int] = ()
     while time.monotonic() < deadline:
-        held = held_pages(client)
+        held = held_pages(client, name)
         if held == (0, 0):
             return
         time.sleep(0.05)
