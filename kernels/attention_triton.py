@@ -105,19 +105,19 @@ def _attend_to_fresh_tile(
 def _attention_kernel(
     q_ptr, pages, fresh_k, fresh_v, out_ptr, lse_ptr,
     tables_ptr, slots_ptr, starts_ptr, lengths_ptr,
-    first_keys_ptr, shared_ptr, shared_lse_ptr,
+    first_keys_ptr, num_parts_ptr, begin_ptr, begin_lse_ptr,
     num_requests, num_tokens, num_heads, slot_stride, band_offset, scale_log2,
     q_stride_token, q_stride_head,
     stride_page, stride_kv, stride_slot, stride_head, stride_dim,
     GROUP: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr, BLOCK_REQUESTS: tl.constexpr,
-    NUM_SPLITS: tl.constexpr, SHARED_PARTS: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, BEGIN: tl.constexpr,
     FRESH: tl.constexpr, BULK: tl.constexpr, HEADS_FIRST: tl.constexpr, SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """Output [splits, tokens, heads, HEAD_DIM] and log-sum-exp [splits, tokens, heads], both contiguous.
 
-    With SHARED_PARTS, request r's keys begin at first_keys[r]; if that is not 0, the state of split 0 begins with the
-    parts [SHARED_PARTS, tokens, heads, HEAD_DIM] that the shared keys gave.
+    With BEGIN, request r's keys begin at first_keys[r], and the state of split 0 with the first num_parts[r] of the
+    parts [parts, tokens, heads, HEAD_DIM] that the keys before gave.
     """
     if HEADS_FIRST:
         kv_head = tl.program_id(0)
@@ -147,19 +147,20 @@ def _attention_kernel(
     places = tokens * num_heads + heads
     dims = tl.arange(0, HEAD_DIM)
     first_key = 0
-    if SHARED_PARTS > 0:
+    parts = 0
+    if BEGIN:
         first_key = tl.load(first_keys_ptr + request)
-    begins_shared = first_key > 0
+        parts = tl.load(num_parts_ptr + request)
     stop = key_length
     to = places
     if NUM_SPLITS > 1:
         own_keys = tl.maximum(key_length - first_key, 0)
         split_keys = tl.cdiv(tl.cdiv(own_keys, NUM_SPLITS), BLOCK_KEYS) * BLOCK_KEYS
-        begins_shared = begins_shared & (split == 0)
+        parts = tl.where(split == 0, parts, 0)
         first_key += split * split_keys
         stop = tl.minimum(key_length, first_key + split_keys)
         to += split.to(tl.int64) * num_tokens * num_heads
-        if (first_key >= stop) & (not begins_shared):
+        if (first_key >= stop) & (parts == 0):
             tl.store(lse_ptr + to, tl.full([BLOCK_ROWS], -float("inf"), tl.float32), mask=in_rows)
             return
 
@@ -168,22 +169,18 @@ def _attention_kernel(
     top = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     acc = tl.zeros([BLOCK_ROWS, HEAD_DIM], tl.float32)
-    if SHARED_PARTS > 0:  # noqa: SIM102 - one is a constant, the other is not
-        if begins_shared:
-            at = places
-            for _ in tl.static_range(SHARED_PARTS):
-                lse = tl.load(shared_lse_ptr + at, mask=in_rows, other=-float("inf")) * 1.4426950408889634
-                part = tl.load(
-                    shared_ptr + at[:, None] * HEAD_DIM + dims[None, :], mask=(lse > -float("inf"))[:, None], other=0.0
-                )
-                new_top = tl.maximum(top, lse)
-                base = tl.where(new_top > -float("inf"), new_top, 0.0)
-                kept = tl.exp2(top - base)
-                weight = tl.exp2(lse - base)
-                acc = acc * kept[:, None] + part * weight[:, None]
-                total = total * kept + weight
-                top = new_top
-                at += tl.cast(num_tokens, tl.int64) * num_heads
+    if BEGIN:
+        at = places
+        for _ in range(parts):
+            lse = tl.load(begin_lse_ptr + at, mask=in_rows, other=0.0) * 1.4426950408889634
+            part = tl.load(begin_ptr + at[:, None] * HEAD_DIM + dims[None, :], mask=in_rows[:, None], other=0.0)
+            new_top = tl.maximum(top, lse)
+            kept = tl.exp2(top - new_top)
+            weight = tl.exp2(lse - new_top)
+            acc = acc * kept[:, None] + part * weight[:, None]
+            total = total * kept + weight
+            top = new_top
+            at += tl.cast(num_tokens, tl.int64) * num_heads
 
     table_ptr = tables_ptr + slot * slot_stride + band_offset
     page_stop = stop
@@ -229,9 +226,8 @@ def _attention_kernel(
 
 def attention_triton(
     q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, *, num_splits: int = 1,
-    fresh_kv: tuple[Tensor, Tensor] | None = None, first_keys: Tensor | None = None,
-    shared_parts: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None,
-    tiling: AttentionTiling | None = None,
+    fresh_kv: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None, tiling: AttentionTiling | None = None,
+    begin: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`attention_reference`, without a look at device memory.
 
@@ -243,10 +239,11 @@ def attention_triton(
             the device depends on the batch (`choose_splits`).
         fresh_kv: k and v [tokens, kv_heads, head_dim], heads next to one another (views of a projection's output will
             do), when the queries' own positions are the last keys of their requests: these are read there.
-        first_keys, shared_parts: int32 [requests], a multiple of the page size each, and what attention to the keys
-            before gave: (fp32 [parts, tokens, heads, head_dim], fp32 [parts, tokens, heads]); see `shared_attention`.
         out: contiguous [tokens, heads, head_dim] to write to.
         tiling: `choose_tiling` by default.
+        begin: what attention to each request's first keys gave: how many keys (int32 [requests], whole pages), into
+            how many parts they were cut (int32 [requests]), the parts (fp32 [parts, tokens, heads, head_dim]) and
+            their log-sum-exps (fp32 [parts, tokens, heads]); the kernel goes on from there.
 
     Returns out (q's dtype) and the log-sum-exp (fp32 [tokens, heads], natural logarithm). A request without keys gets
     zeros and -inf. heads must be a multiple of kv_heads; head_dim and page_size are powers of two, head_dim >= 16.
@@ -255,8 +252,6 @@ def attention_triton(
     page_size, kv_heads = layer_pages.shape[2:4]
     requests = batch.num_requests
     check_attention(q, layer_pages, band, batch)
-    if (first_keys is None) != (shared_parts is None):
-        raise ValueError("first_keys and shared_parts go together")
     if tiling is None:
         tiling = choose_tiling(
             tokens, requests, heads // kv_heads, page_size, head_dim, q.dtype == torch.float32, fresh_kv is not None
@@ -273,16 +268,16 @@ def attention_triton(
     tiles = tokens * group // tiling.block_rows + requests
     bulk = tiling.bulk and page_size % tiling.block_keys == 0
     fresh_k, fresh_v = (None, None) if fresh_kv is None else (_fresh_rows(x, tiling.block_keys) for x in fresh_kv)
-    shared, shared_lse = (None, None) if shared_parts is None else shared_parts
     pages, strides = page_rows(layer_pages, tiling.block_keys) if bulk else (layer_pages, layer_pages.stride())
     _attention_kernel[(kv_heads, tiles, num_splits) if tiling.heads_first else (tiles, kv_heads, num_splits)](
         q, pages, fresh_k, fresh_v, parts, parts_lse,
-        batch.page_tables, batch.slots, batch.query_starts, batch.key_lengths, first_keys, shared, shared_lse,
+        batch.page_tables, batch.slots, batch.query_starts, batch.key_lengths,
+        *((None,) * 4 if begin is None else begin),
         requests, tokens, heads, batch.page_tables.stride(0), band * batch.page_tables.stride(1),
         LOG2_E / math.sqrt(head_dim), q.stride(0), q.stride(1), *strides,
         GROUP=group, PAGE_SIZE=page_size, HEAD_DIM=head_dim,
         BLOCK_ROWS=tiling.block_rows, BLOCK_KEYS=tiling.block_keys, BLOCK_REQUESTS=triton.next_power_of_2(requests),
-        NUM_SPLITS=num_splits, SHARED_PARTS=0 if shared is None else shared.shape[0],
+        NUM_SPLITS=num_splits, BEGIN=begin is not None,
         FRESH=fresh_kv is not None, BULK=bulk, HEADS_FIRST=tiling.heads_first, SPECIALIZE=tiling.specialize,
         num_warps=tiling.num_warps, num_stages=tiling.num_stages,
     )  # fmt: skip

@@ -14,9 +14,15 @@ from torch import Tensor
 
 from .attention import attention_reference
 from .attention_batch import AttentionBatch
+from .block_confidence import block_confidence_reference
+from .canvas_state import CanvasState
+from .commit import commit_reference
 from .confidence import Confidence, confidence_reference
+from .drift import Drift, drift_reference
 from .kv_write import rope_write_kv_reference
+from .masked_rows import MaskedRows, masked_rows_reference
 from .rms_norm import rms_norm_reference
+from .shared_groups import SharedGroups
 from .swiglu import swiglu_reference
 
 VARIABLE = "SHOAL_KERNELS"
@@ -109,6 +115,18 @@ def attention(
     return attention_triton(q, layer_pages, band, batch, num_splits=num_splits, fresh_kv=fresh_kv, out=out)
 
 
+def shared_attention(
+    q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, groups: SharedGroups, *, num_splits: int = 1,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`attention`, in which the Triton kernels read the keys that requests share once a group."""
+    if not uses_triton(q):
+        return attention_reference(q, layer_pages, band, batch, out=out)
+    from .shared_attention_triton import shared_attention_triton
+
+    return shared_attention_triton(q, layer_pages, band, batch, groups, num_splits=num_splits, out=out)
+
+
 def confidence(logits: Tensor) -> Confidence:
     """Contract: `confidence_reference`; the Triton kernel breaks ties of the best token towards the lower id."""
     if not uses_triton(logits):
@@ -116,3 +134,45 @@ def confidence(logits: Tensor) -> Confidence:
     from .confidence_triton import confidence_triton
 
     return confidence_triton(logits)
+
+
+def masked_rows(
+    state: CanvasState, batch: AttentionBatch, first_positions: Tensor, capacity: int, shift: int = 0
+) -> MaskedRows:
+    """Contract: `masked_rows_reference`."""
+    if not uses_triton(state.tokens):
+        return masked_rows_reference(state, batch, first_positions, capacity, shift)
+    from .masked_rows_triton import masked_rows_triton
+
+    return masked_rows_triton(state, batch, first_positions, capacity, shift)
+
+
+def block_confidence(
+    logits: Tensor, state: CanvasState, masked: MaskedRows, *, impossible_token: int | None = None, draw: bool = True
+) -> Confidence:
+    """Contract: `block_confidence_reference`."""
+    if not uses_triton(logits):
+        return block_confidence_reference(logits, state, masked, impossible_token=impossible_token, draw=draw)
+    from .confidence_triton import block_confidence_triton
+
+    return block_confidence_triton(logits, state, masked, impossible_token=impossible_token, draw=draw)
+
+
+def commit(
+    state: CanvasState, batch: AttentionBatch, masked: MaskedRows, confidence: Confidence, vocabulary: int
+) -> None:
+    """Contract: `commit_reference`."""
+    if not uses_triton(state.tokens):
+        return commit_reference(state, batch, masked, confidence, vocabulary)
+    from .commit_triton import commit_triton
+
+    return commit_triton(state, batch, masked, confidence, vocabulary)
+
+
+def drift(pages: Tensor, cached: Tensor, fresh: Tensor, tokens: int) -> Drift:
+    """Contract: `drift_reference`."""
+    if not uses_triton(pages):
+        return drift_reference(pages, cached, fresh, tokens)
+    from .drift_triton import drift_triton
+
+    return drift_triton(pages, cached, fresh, tokens)

@@ -2,15 +2,19 @@
 
 A driver that only names its target takes the place of CUDA's, and every launch stops after compilation. So types,
 strides, tile sizes, warps and stages are those of real launches. Prints one JSON line a kernel compiled:
-{"case", "kernel", "shared", "warps", "constants"}. Run it with TRITON_INTERPRET unset;
+{"case", "kernel", "shared", "warps", "registers", "stack", "constants"}. Run it with TRITON_INTERPRET unset;
 arguments choose cases by prefix.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +26,15 @@ from triton.runtime.jit import JITFunction
 from shoal.kernels.attention_batch import AttentionBatch
 from shoal.kernels.attention_tiling import choose_splits
 from shoal.kernels.attention_triton import attention_triton
-from shoal.kernels.confidence_triton import confidence_triton
+from shoal.kernels.canvas_state import CanvasState
+from shoal.kernels.commit_triton import commit_triton
+from shoal.kernels.confidence_triton import block_confidence_triton, confidence_triton
+from shoal.kernels.drift_triton import drift_triton
 from shoal.kernels.kv_write_triton import rope_write_kv_triton
+from shoal.kernels.masked_rows_triton import masked_rows_triton
 from shoal.kernels.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
+from shoal.kernels.shared_attention_triton import shared_attention_triton
+from shoal.kernels.shared_groups import SharedGroups
 from shoal.kernels.swiglu_triton import swiglu_triton
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -89,6 +99,26 @@ def kv_write(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, token
     rope_write_kv_triton(q, k, v, table, table, at, at, batch_of(2, 256), 1, pool[:, 1], k_out=k_out)
 
 
+def shared(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, page_size: int) -> None:
+    pool = torch.empty((256, 4, 2, page_size, kv_heads, head_dim), dtype=dtype)
+    groups = SharedGroups.empty(8, 2, 64, heads, kv_heads, "cpu")
+    q = torch.empty((64, heads, head_dim), dtype=dtype)
+    shared_attention_triton(q, pool[:, 1], 1, batch_of(2, 256), groups, num_splits=2)
+
+
+def block_step(dtype: torch.dtype, requests: int, draw: bool) -> None:
+    state, batch = CanvasState.empty(64, 4608, 32, 4, "cpu"), batch_of(requests, 256)
+    masked = masked_rows_triton(state, batch, torch.zeros(requests, dtype=torch.int32), 32 * requests, 1)
+    logits = torch.empty((32 * requests, 126464), dtype=dtype)
+    confidence = block_confidence_triton(logits, state, masked, impossible_token=126336, draw=draw)
+    commit_triton(state, batch, masked, confidence, 126464)
+
+
+def drift(dtype: torch.dtype, head_dim: int) -> None:
+    ids = torch.zeros(9, dtype=torch.int32)
+    drift_triton(torch.empty((64, 4, 2, 16, 4, head_dim), dtype=dtype), ids, ids, 100)
+
+
 for _name, _dtype in DTYPES.items():
     for _dim in (64, 128):
         _at = f"{_name}-{_dim}"
@@ -99,14 +129,30 @@ for _name, _dtype in DTYPES.items():
         case(f"{_at}-attention-step-mha", attention, _dtype, _dim, 32, 32, 64, 16)
         case(f"{_at}-attention-step-bulk", attention, _dtype, _dim, 32, 32, 64, 64)
         case(f"{_at}-attention-one-token", attention, _dtype, _dim, 4, 4, 1, 16)
+        case(f"{_at}-shared-mha", shared, _dtype, _dim, 32, 32, 16)
+        case(f"{_at}-shared-gqa", shared, _dtype, _dim, 28, 4, 64)
+        case(f"{_at}-drift", drift, _dtype, _dim)
         case(f"{_at}-kv-write", kv_write, _dtype, _dim, 28, 4, 32)
         case(f"{_at}-kv-write-long", kv_write, _dtype, _dim, 32, 32, 5000)
     _x, _weight = torch.empty((41, 3584), dtype=_dtype), torch.empty(3584, dtype=_dtype)
     case(f"{_name}-rms-norm", rms_norm_triton, _x, _weight, 1e-5)
     case(f"{_name}-add-rms-norm", add_rms_norm_triton, _x, _x, _weight, 1e-5)
     case(f"{_name}-swiglu", swiglu_triton, torch.empty((41, 2 * 12288), dtype=_dtype))
+    case(f"{_name}-block-step", block_step, _dtype, 32, False)
+    case(f"{_name}-block-step-draw", block_step, _dtype, 1, True)
     for _rows in (1, 41):
         case(f"{_name}-confidence-{_rows}", confidence_triton, torch.empty((_rows, 126464), dtype=_dtype))
+
+
+def resources(binary: bytes) -> dict[str, int]:
+    """Registers a thread and bytes of its stack (spilled registers stand there), as the binary says."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        text = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", text.stdout)}
+    return {"registers": found["REG"], "stack": found["STACK"]}
 
 
 def main(prefixes: list[str]) -> None:
@@ -126,7 +172,8 @@ def main(prefixes: list[str]) -> None:
                 assert kernel.asm["cubin"], name
                 assert kernel.metadata.target.arch == 90, kernel.metadata.target
                 line = {"case": name, "kernel": function.__name__, "shared": kernel.metadata.shared}
-                print(json.dumps(line | {"warps": kernel.metadata.num_warps, "constants": constants}), flush=True)
+                line |= {"warps": kernel.metadata.num_warps, **resources(kernel.asm["cubin"]), "constants": constants}
+                print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from shoal.kernels.attention_batch import AttentionBatch
 from .checks import DEVICE, fresh
 
 NOWHERE = 2**30
-"""A page id that no pool has."""
+"""Page ids from here on are in no pool."""
 
 
 def paged(layout: str, pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
@@ -47,7 +47,8 @@ class World:
             self.page_tables[request][:pages] = self.page_tables[owner][:pages]
             self.kv[request][:, : pages * page_size] = self.kv[owner][:, : pages * page_size]
         slots = torch.randperm(len(keys) + 2)[: len(keys)]
-        tables = torch.full((len(keys) + 2, 3, max(1, *counts, 1) + 1), NOWHERE, dtype=torch.int32)
+        shape = (len(keys) + 2, 3, max(counts) + 1)
+        tables = NOWHERE + torch.randperm(shape[0] * shape[1] * shape[2]).view(shape).to(torch.int32)
         for slot, table, kv in zip(slots.tolist(), self.page_tables, self.kv, strict=True):
             tables[slot, 1, : len(table)] = table
             for at in range(kv.shape[1]):

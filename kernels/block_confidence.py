@@ -1,0 +1,46 @@
+"""Confidence of a block step's masked rows, with the draws of requests that have a temperature (torch reference)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .canvas_state import CanvasState
+from .confidence import Confidence, confidence_reference
+from .masked_rows import MaskedRows
+from .philox import gumbel_reference
+
+
+def block_confidence_reference(
+    logits: Tensor, state: CanvasState, masked: MaskedRows, *, impossible_token: int | None = None, draw: bool = True
+) -> Confidence:
+    """Token and confidence of every masked row.
+
+    A request with a temperature T gets the argmax of logits + T * Gumbel noise, that is, a draw from
+    softmax(logits / T); its probability, and margin and entropy, are what the undisturbed logits say. The noise depends
+    on the request's seed, the position and how many commits the request has had (`gumbel_reference`): not on the rest
+    of the batch.
+
+    Args:
+        logits: [capacity, vocab] of any float dtype, a row for each of masked.rows.
+        impossible_token: never the token, whatever its logit.
+        draw: whether temperatures are looked at; without, all tokens are the most probable ones.
+
+    Returns [capacity] each; what stands from masked.total on is undefined.
+    """
+    logits = logits.float()
+    if impossible_token is not None:
+        logits = logits.clone()
+        logits[:, impossible_token] = -torch.inf
+    best = confidence_reference(logits)
+    token, probability = best.token.clone(), best.probability.clone()
+    for row in range(min(int(masked.total), len(masked.rows)) if draw else 0):
+        slot = int(masked.slots[row])
+        temperature = float(state.temperatures[slot])
+        if temperature > 0:
+            noise = gumbel_reference(
+                int(state.seeds[slot]), logits.shape[1], int(masked.positions[row]), int(state.nfe[slot])
+            )
+            token[row] = (logits[row] + temperature * noise.to(logits.device)).argmax()
+            probability[row] = logits[row].log_softmax(-1)[token[row]].exp()
+    return Confidence(token, probability, best.margin, best.entropy)

@@ -1,0 +1,93 @@
+"""Canvases, masks and decoding parameters of running requests, on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+STRATEGIES = ("low_confidence", "margin", "entropy", "random")
+"""Index into this: what `CanvasState.strategies` holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class CanvasState:
+    """State of every slot; the block-step kernels read and change it in place. All tensors contiguous.
+
+    Attributes:
+        tokens: int64 [slots, length], prompt and canvas.
+        masked: uint8 [slots, length], 1 where a canvas position is still a mask.
+        block_starts, block_stops: int32 [slots], current block [start, stop) in positions of the whole sequence.
+        block_masks: int32 [slots], masks in the block when it was entered.
+        block_step: int32 [slots], commits made in the block so far.
+        nfe: int32 [slots], commits made in all.
+        steps_per_block: int32 [slots], fixed quota: forwards of a block; 0 without.
+        bounds: fp32 [slots, width], without a quota: the n most confident masks are committed as long as the n-th has
+            confidence >= bounds[n - 1]; see `acceptance_bounds`. width is the longest block.
+        strategies: int32 [slots], what confidence is, as index into STRATEGIES.
+        temperatures: fp32 [slots], 0 takes the most probable token.
+        seeds: int64 [slots], of the draws.
+        stop_ids: int32 [slots, ids], tokens that end the text; unused entries -1.
+        stopped: uint8 [slots], 1 once such a token stands before the first mask of the block.
+    """
+
+    tokens: Tensor
+    masked: Tensor
+    block_starts: Tensor
+    block_stops: Tensor
+    block_masks: Tensor
+    block_step: Tensor
+    nfe: Tensor
+    steps_per_block: Tensor
+    bounds: Tensor
+    strategies: Tensor
+    temperatures: Tensor
+    seeds: Tensor
+    stop_ids: Tensor
+    stopped: Tensor
+
+    @staticmethod
+    def empty(slots: int, length: int, width: int, ids: int, device: torch.device | str) -> CanvasState:
+        """Zeros: no masks, no blocks."""
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        return CanvasState(
+            tokens=zeros(slots, length, dtype=torch.int64),
+            masked=zeros(slots, length, dtype=torch.uint8),
+            block_starts=zeros(slots),
+            block_stops=zeros(slots),
+            block_masks=zeros(slots),
+            block_step=zeros(slots),
+            nfe=zeros(slots),
+            steps_per_block=zeros(slots),
+            bounds=zeros(slots, width, dtype=torch.float32),
+            strategies=zeros(slots),
+            temperatures=zeros(slots, dtype=torch.float32),
+            seeds=zeros(slots, dtype=torch.int64),
+            stop_ids=zeros(slots, ids) - 1,
+            stopped=zeros(slots, dtype=torch.uint8),
+        )
+
+    @property
+    def width(self) -> int:
+        """Longest block that fits."""
+        return self.bounds.shape[1]
+
+    def clone(self) -> CanvasState:
+        """A copy of every tensor."""
+        return CanvasState(**{field.name: getattr(self, field.name).clone() for field in fields(self)})
+
+
+def acceptance_bounds(threshold: float | None, factor: float | None, width: int) -> Tensor:
+    """fp32 [width]: what confidence the n-th most confident mask needs, n from 1 on.
+
+    With `factor` 1 - factor / (n + 1), else the threshold for all; one of them is given.
+    """
+    if factor is not None and threshold is None:
+        return 1 - factor / (torch.arange(1, width + 1) + 1)
+    if threshold is not None and factor is None:
+        return torch.full((width,), threshold, dtype=torch.float32)
+    raise ValueError(f"threshold {threshold}, factor {factor}: one of them must be given")

@@ -1,0 +1,61 @@
+"""Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+
+A draw depends on (seed, index, step, stream) alone, so that the same seed gives the same tokens whatever else runs.
+This is the torch reference; the Triton kernels compute the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TOKEN_STREAM = 0
+RANDOM_STREAM = 1
+"""Streams: noise of tokens; confidences of the strategy `random`."""
+
+_LOW = 0xFFFFFFFF
+
+
+def philox_reference(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tuple[Tensor, ...]:
+    """The four 32-bit words (int64 tensors) for counters c0 .. c3 (int64, below 2^32, broadcast together)."""
+    k0, k1 = seed & _LOW, seed >> 32 & _LOW
+    for _ in range(10):
+        high_a, low_a = _product(c0, 0xD2511F53)
+        high_b, low_b = _product(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = high_b ^ c1 ^ k0, low_b, high_a ^ c3 ^ k1, low_a
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
+    return c0, c1, c2, c3
+
+
+def _product(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of x * factor, neither above 2^32, within int64."""
+    low = x * (factor & 0xFFFF)
+    high = x * (factor >> 16)
+    middle = high + (low >> 16)
+    return middle >> 16 & _LOW, (middle << 16 | low & 0xFFFF) & _LOW
+
+
+def unit(words: Tensor) -> Tensor:
+    """fp32 numbers in (0, 1) from 32-bit words: the middle of one of 2^23 equal parts."""
+    return ((words >> 9).float() + 0.5) * 2.0**-23
+
+
+def uniform_reference(seed: int, index: Tensor, step: int, stream: int) -> Tensor:
+    """fp32 draws in (0, 1) for each index (int64), at `step` of `stream`."""
+    zero = index * 0
+    return unit(philox_reference(seed, index, zero + step, zero, zero + stream)[0])
+
+
+def gumbel_reference(seed: int, columns: int, position: int, step: int) -> Tensor:
+    """fp32 [columns]: Gumbel noise -log(-log u) of the tokens' logits at a position of the sequence and a step.
+
+    Column c takes word c % 4 of counter (c // 4, position, step, TOKEN_STREAM). Its E = -log u is formed from v = 1 - u
+    below 2^-7 by the series of log(1 - v), so that the large noises, which decide, have fp32's relative precision: they
+    reach 23.
+    """
+    index = torch.arange(-(-columns // 4))
+    words = philox_reference(seed, index, index * 0 + position, index * 0 + step, index * 0 + TOKEN_STREAM)
+    v = (torch.stack(words, 1).flatten()[:columns].float() + 0.5) * 2.0**-32
+    series = v * (1 + v * (0.5 + v * (1 / 3 + v * (0.25 + v * 0.2))))
+    exponential = torch.where(v < 2.0**-7, series, -torch.log1p(-v.clamp(max=1 - 2.0**-24)))
+    return -exponential.log()

@@ -1,0 +1,190 @@
+"""Masked rows, their confidences with draws, and commits: each Triton kernel against its reference; Philox; drift."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from shoal.kernels.attention_batch import AttentionBatch
+from shoal.kernels.block_confidence import block_confidence_reference
+from shoal.kernels.canvas_state import STRATEGIES, CanvasState, acceptance_bounds
+from shoal.kernels.commit import commit_reference
+from shoal.kernels.commit_triton import commit_triton
+from shoal.kernels.confidence import Confidence
+from shoal.kernels.confidence_triton import block_confidence_triton
+from shoal.kernels.drift import drift_reference
+from shoal.kernels.drift_triton import drift_triton
+from shoal.kernels.masked_rows import MaskedRows, masked_rows_reference
+from shoal.kernels.masked_rows_triton import masked_rows_triton
+from shoal.kernels.philox import RANDOM_STREAM, gumbel_reference, uniform_reference
+from shoal.kernels.philox_triton import gumbel, uniform
+
+from .checks import DEVICE, DTYPES, close, fresh
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+def world(requests: int, width: int, block: int, length: int = 90) -> tuple[CanvasState, AttentionBatch, torch.Tensor]:
+    """Random canvases; request 1 is padding, request 2 has stopped, request 3 has no masks, the last block is short."""
+    slots = torch.randperm(requests + 2)[:requests].tolist()
+    state = CanvasState.empty(requests + 2, length, width, 2, "cpu")
+    state.tokens[:] = torch.randint(0, 500, state.tokens.shape)
+    state.masked[:] = torch.rand(state.masked.shape) < 0.6
+    starts = torch.randint(1, length - block, (requests + 2,))
+    state.block_starts[:], state.block_stops[:] = starts, starts + block
+    state.block_stops[slots[-1]] -= block // 2
+    state.block_masks[:] = torch.randint(1, block + 1, (requests + 2,))
+    state.block_step[:], state.nfe[:] = torch.randint(0, 5, (2, requests + 2))
+    state.seeds[:] = torch.randint(0, 2**62, (requests + 2,))
+    state.stop_ids[:, 0] = torch.randint(0, 500, (requests + 2,))
+    state.bounds[:] = acceptance_bounds(0.5, None, width)
+    keys = [length] * requests
+    if requests > 4:
+        keys[1] = 0
+        state.stopped[slots[2]] = 1
+        state.masked[slots[3]] = 0
+    first = starts[slots] - 1
+    tables = torch.zeros((requests + 2, 1, 1), dtype=torch.int32)
+    batch = AttentionBatch.build(tables.to(DEVICE), slots, [block + 1] * requests, keys)
+    there = CanvasState(**{field.name: getattr(state, field.name).to(DEVICE) for field in fields(state)})
+    return there, batch, first.to(DEVICE, torch.int32)
+
+
+def same(found: object, expected: object) -> None:
+    for field in fields(CanvasState):
+        assert torch.equal(getattr(found, field.name), getattr(expected, field.name)), field.name
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize(("requests", "width", "block"), [(1, 32, 32), (7, 32, 32), (6, 24, 20), (5, 3, 3)])
+def test_masked_rows(requests, width, block, shift):
+    state, batch, first = world(requests, width, block)
+    for capacity in (requests * block, 3):
+        found = masked_rows_triton(state, batch, first, capacity, shift)
+        expected = masked_rows_reference(state, batch, first, capacity, shift)
+        for name, a, b in zip(MaskedRows._fields, found, expected, strict=True):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b), name
+    whole = masked_rows_triton(state, batch, first, requests * block, shift)
+    slot, at = int(batch.slots[0]), int(whole.positions[0])
+    assert int(state.masked[slot, at]) == 1
+    assert int(whole.rows[0]) == at - int(first[0]) - shift
+    if requests > 4:
+        assert (whole.places[1:4] == -1).all()
+
+
+def scores(rows: int, kind: str) -> Confidence:
+    columns = [torch.rand(rows, device=DEVICE) for _ in range(3)]
+    if kind == "ties":
+        columns = [(column * 4).round() / 4 for column in columns]
+    return Confidence(torch.randint(0, 500, (rows,), device=DEVICE), *columns)
+
+
+@pytest.mark.parametrize("kind", ["apart", "ties"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("mode", ["quota", "threshold", "factor", "none pass"])
+def test_commits_are_the_references(mode, strategy, kind):
+    for requests, width, block in ((7, 32, 32), (6, 24, 20)):
+        state, batch, first = world(requests, width, block)
+        state.strategies[:] = STRATEGIES.index(strategy)
+        if mode == "quota":
+            state.steps_per_block[:] = torch.randint(1, 12, state.steps_per_block.shape)
+        elif mode == "factor":
+            state.bounds[:] = acceptance_bounds(None, 0.9, width)
+        elif mode == "none pass":
+            state.bounds[:] = 2.0
+        masked = masked_rows_triton(state, batch, first, requests * block - 25)
+        confidence = scores(len(masked.rows), kind)
+        expected = state.clone()
+        commit_reference(expected, batch, masked, confidence, 500)
+        before = state.clone()
+        commit_triton(state, batch, masked, confidence, 500)
+        same(state, expected)
+        changed = (before.masked != state.masked).sum(1)
+        ran = state.nfe - before.nfe
+        assert ((changed > 0) == (ran == 1)).all()
+        assert ran[batch.slots[[1, 2, 3]].long()].sum() == 0
+        if mode == "none pass":
+            assert changed.max() == 1
+
+
+def test_a_stop_token_counts_once_all_before_it_are_committed():
+    state, batch, first = world(1, 4, 4)
+    slot = int(batch.slots[0])
+    start = int(state.block_starts[slot])
+    state.block_stops[slot] = start + 4
+    state.masked[slot, start : start + 4] = 1
+    state.stop_ids[slot] = torch.tensor([-1, 77], device=DEVICE)
+    stopped = []
+    for probabilities in ([0.1, 0.9, 0.1, 0.1], [0.1, 0.1, 0.1, 0.9], [0.9, 0.1, 0.1, 0.1]):
+        masked = masked_rows_triton(state, batch, first, 4)
+        probability = torch.tensor(probabilities, device=DEVICE)[masked.positions.clamp(min=start).long() - start]
+        commit_triton(
+            state, batch, masked, Confidence(torch.full((4,), 77, device=DEVICE), *[probability.clone()] * 3), 500
+        )
+        stopped.append(int(state.stopped[slot]))
+    assert stopped == [0, 0, 1]
+    assert int(masked_rows_triton(state, batch, first, 4).total) == 0
+
+
+@triton.jit
+def _draw_kernel(uniform_ptr, gumbel_ptr, seed, position, step, LANES: tl.constexpr):
+    lanes = tl.arange(0, LANES)
+    tl.store(uniform_ptr + lanes, uniform(seed, lanes, step, 1))
+    at = lanes[:, None] * 8 + tl.arange(0, 8)[None, :]
+    tl.store(gumbel_ptr + at, gumbel(seed, LANES * 8, position, step, LANES))
+
+
+def test_draws_are_the_references():
+    assert RANDOM_STREAM == 1
+    for seed, position, step in ((0, 0, 0), (2**62 - 12345, 4511, 77), (2**33 + 5, 3, 2)):
+        flat, noise = torch.empty(64, device=DEVICE), torch.empty(512, device=DEVICE)
+        _draw_kernel[(1,)](flat, noise, seed, position, step, LANES=64)
+        assert torch.equal(flat.cpu(), uniform_reference(seed, torch.arange(64), step, RANDOM_STREAM))
+        close(noise, gumbel_reference(seed, 1024, position, step)[512:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("splits", [1, 2])
+def test_draws_and_confidences_of_masked_rows(splits, dtype):
+    state, batch, first = world(5, 8, 8)
+    state.temperatures[:] = torch.tensor([0.0, 1.0, 0.7, 0.0, 1.3, 1.0, 2.0])
+    state.masked[batch.slots[4].long()] = 1
+    masked = masked_rows_triton(state, batch, first, 30)
+    rows = int(masked.total)
+    assert 0 < rows < 30
+    logits = fresh(30, 5003, dtype=dtype)
+    logits[:, 4000] = 50.0
+    for draw in (False, True):
+        found = block_confidence_triton(logits, state, masked, impossible_token=4000, draw=draw, splits=splits)
+        expected = block_confidence_reference(logits, state, masked, impossible_token=4000, draw=draw)
+        assert torch.equal(found.token[:rows], expected.token[:rows])
+        for a, b in zip(found[1:], expected[1:], strict=True):
+            close(a[:rows], b[:rows])
+    row = slice(rows - 1, rows)
+    own = (x[row].contiguous() for x in (masked.rows, masked.slots, masked.positions))
+    alone = MaskedRows(next(own), next(own), next(own), masked.places, torch.ones_like(masked.total))
+    again = block_confidence_triton(logits[row], state, alone, impossible_token=4000, splits=splits)
+    assert torch.equal(again.token, found.token[row])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "page_size", "kv_heads"), [(41, 16, 2), (16, 16, 3), (1, 64, 1), (70, 64, 4)])
+def test_drift(tokens, page_size, kv_heads, dtype):
+    pages = fresh(9, 3, 2, page_size, kv_heads, 64, dtype=dtype)
+    ids = torch.randperm(9)[:8].to(DEVICE, torch.int32).view(2, 4)
+    found = drift_triton(pages, ids[0], ids[1], tokens)
+    a, b = (pages.double().cpu()[i.cpu().long()].permute(1, 2, 0, 3, 4, 5).flatten(2, 3)[:, :, :tokens] for i in ids)
+    close(found.cosine, torch.cosine_similarity(a, b, dim=-1).mean((2, 3)))
+    close(found.error, ((a - b).square().sum((2, 3, 4)) / b.square().sum((2, 3, 4))).sqrt())
+    for each, expected in zip(drift_reference(pages, ids[0], ids[1], tokens), found, strict=True):
+        close(each, expected)
+    same_pages = drift_triton(pages, ids[0], ids[0], tokens)
+    assert (same_pages.error == 0).all()
+    close(same_pages.cosine, torch.ones(3, 2))
+    with pytest.raises(ValueError, match="0 tokens in 4"):
+        drift_triton(pages, ids[0], ids[1], 0)
