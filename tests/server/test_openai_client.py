@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import openai
 import pytest
@@ -144,11 +145,11 @@ async def test_async_clients_at_once_get_their_own_answers(server, prices):
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="EMPTY", max_retries=0) as api:
 
         async def ask(question):
-            messages = chat_messages(prices, question.text)
+            messages: Any = chat_messages(prices, question.text)
             if rng.random() < 0.5:
                 reply = await api.chat.completions.create(model="shop", messages=messages, max_tokens=8)
                 return reply.choices[0].message.content
-            stream = await api.chat.completions.create(model="shop", messages=messages, max_tokens=8, stream=True)
+            stream: Any = await api.chat.completions.create(model="shop", messages=messages, max_tokens=8, stream=True)
             return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
         answers = await asyncio.gather(*map(ask, questions))

@@ -16,8 +16,8 @@ from shoal.shop.task import ask_price
 from .process import ServerProcess, chat_text, metric_values, wait_idle
 
 KEY, ADMIN_KEY = "k-ordinary", "k-admin"
-SLOW = {"text": "red", "sampling_params": {"max_new_tokens": 512, "steps": 512, "block_length": 8, "ignore_eos": True},
-        "cache_mode": "none"}  # fmt: skip
+SLOW_SAMPLING = {"max_new_tokens": 512, "steps": 512, "block_length": 8, "ignore_eos": True}
+SLOW = {"text": "red", "sampling_params": SLOW_SAMPLING, "cache_mode": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +271,7 @@ class TestLife:
             reply = httpx.post(f"{server.url}/generate", json={"text": "red", "max_new_tokens": 8})
             assert reply.status_code == 200
             replies: list[httpx.Response] = []
-            body = {**SLOW, "sampling_params": {**SLOW["sampling_params"], "max_new_tokens": 192, "steps": 192}}
+            body = {**SLOW, "sampling_params": {**SLOW_SAMPLING, "max_new_tokens": 192, "steps": 192}}
             thread = threading.Thread(
                 target=lambda: replies.append(httpx.post(f"{server.url}/generate", json=body, timeout=60))
             )
