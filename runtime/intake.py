@@ -15,7 +15,7 @@ from .errors import InvalidRequestError, ShoalError, shorten
 from .facts import Facts
 from .request import CACHE_MODES, CacheMode, Request
 from .sampling_params import SamplingParams
-from .service import Prompt
+from .service import Message, Prompt
 from .text_stream import TextStream
 from .tokenizer import Tokenizer
 
@@ -133,6 +133,17 @@ class Intake:
         """Token ids of a text inside a prompt: no BOS is added. Raises InvalidRequestError."""
         return self._encode_text(text, name, add_special_tokens=False)
 
+    def encode_text(self, prompt: str | Sequence[Message], name: str) -> list[int]:
+        """Token ids of text or chat messages, called `name` in errors. Raises InvalidRequestError, ModelLoadError."""
+        return self._encode_text(prompt, name)
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """Text of token ids. Raises InvalidRequestError for ids outside of the vocabulary, or without a tokenizer."""
+        if self._tokenizer is None:
+            raise InvalidRequestError("without a tokenizer there is no text", field="tokens")
+        self._check_ids(token_ids, "tokens", "tokens")
+        return self._tokenizer.decode(token_ids, skip_special_tokens)
+
     def _templates(self, canvas: Any, count: int) -> list[Any]:
         if not _is_list(canvas) or len(canvas) != count or any(c is not None and not _is_list(c) for c in canvas):
             message = f"canvas is {shorten(canvas)}; it must be a list of token ids, one such list for each prompt"
@@ -222,7 +233,7 @@ class Intake:
             raise InvalidRequestError(message, field=field, value=bad, limit=vocabulary)
 
     def _encode_text(
-        self, prompt: str | Sequence[dict[str, str]], name: str, add_special_tokens: bool = True
+        self, prompt: str | Sequence[Message], name: str, add_special_tokens: bool = True
     ) -> list[int]:
         tokenizer = self._tokenizer
         if tokenizer is None:

@@ -30,10 +30,13 @@ def check_bands(config: EngineConfig, num_layers: int) -> None:
         raise ConfigError(message, field="layers_per_band", value=config.layers_per_band, limit=num_layers)
 
 
-def load_profile(config: EngineConfig, folder: Path, architecture: str, num_layers: int) -> DepthProfile:
+def load_profile(
+    config: EngineConfig, folder: Path, architecture: str, num_layers: int, check_model: bool = True
+) -> DepthProfile:
     """The depth profile: a constant depth, the file named, the file beside the weights, or the built-in table.
 
-    Raises ConfigError for a file that is none, or of another model.
+    Raises ConfigError for a file that is none, or of another model (that takes reading the weights: not so without
+    `check_model`).
     """
     if config.depth is not None:
         band = config.layers_per_band
@@ -44,10 +47,13 @@ def load_profile(config: EngineConfig, folder: Path, architecture: str, num_laye
         return DepthProfile.constant(config.depth, num_layers)
     path = Path(config.depth_profile) if config.depth_profile else folder / PROFILE_FILE
     if config.depth_profile or path.exists():
-        from .model_digest import model_digest  # imports torch
-
         try:
-            profile = DepthProfile.load(path, num_layers=num_layers, model_digest=model_digest(folder))
+            digest = None
+            if check_model:
+                from .model_digest import model_digest  # imports torch
+
+                digest = model_digest(folder)
+            profile = DepthProfile.load(path, num_layers=num_layers, model_digest=digest)
             if profile.capture != "first":
                 raise ProfileError("capture", f"is {profile.capture!r}; the engine captures 'first' forwards only")
             return profile

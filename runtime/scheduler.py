@@ -47,7 +47,8 @@ class Scheduler:
     `step` does both with a worker that answers at once. Nothing else may be called between a plan that returned a
     forward and its apply, but `add`, `stats` and `has_work`.
 
-    Every request that `add` accepted shows up exactly once, finished, in what `take` (or `step`) or `abort` return.
+    Every request that `add` accepted shows up exactly once, finished, in what `take` (or `step`), `end` or `abort`
+    return.
 
     Args:
         memory: pools and trees.
@@ -137,6 +138,11 @@ class Scheduler:
                 raise QueueFullError(message, field="max_queued_requests", value=queued, limit=self._max_queued)
 
     def abort(self, rid: str) -> RequestOutput | None:
+        """As `end`; the terminal output."""
+        request = self.end(rid)
+        return None if request is None else request.output()
+
+    def end(self, rid: str) -> Request | None:
         """End a request now and give its memory back; None when it is not known (finished, or never was)."""
         request = self._requests.get(rid)
         if request is None:
@@ -144,7 +150,7 @@ class Scheduler:
         request.finish_reason = request.finish_reason or "abort"
         self._finish(request)
         self._progress.remove(request)
-        return request.output()
+        return request
 
     def step(self) -> list[RequestOutput]:
         """Run one forward; outputs of the requests that made progress or ended."""

@@ -70,6 +70,14 @@ class Tokenizer:
             list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
 
+    def save_decoder(self, path: str | Path) -> bool:
+        """Write what `TokenDecoder` needs to do `decode` alone, without transformers; False where that can't be."""
+        backend = getattr(self._backend, "backend_tokenizer", None)
+        if backend is None:
+            return False
+        Path(path).write_text(backend.to_str(), encoding="utf-8")
+        return True
+
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation as the model expects it, by default up to where the answer begins.
 

@@ -1,0 +1,156 @@
+"""A process of the pipeline: how it starts, what it reports, and how it never outlives its parent.
+
+Started by `Pipeline` as `python -m shoal.runtime.child`. The parent writes one line of JSON (a `Spec`) to its standard
+input and keeps that pipe open: when it closes, because the parent wants it or is gone, the process ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import zmq
+
+from ..radix_cache.errors import RadixCacheError
+from .endpoints import Endpoints
+from .engine_config import EngineConfig
+from .errors import ShoalError
+from .facts import Facts
+from .inbox import Inbox, Outbox
+from .pipeline_config import PipelineConfig
+from .wire import Failed, Ready, Reply, Role, ToClient
+from .wire_errors import pack_error
+
+logger = logging.getLogger(__name__)
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a process is told at its start.
+
+    Attributes:
+        role: which one it is.
+        directory: of the sockets.
+        parent: process id of its parent.
+        engine, pipeline: options.
+        log_level: name of the level, `info` for instance.
+        log_format: for logging.Formatter.
+    """
+
+    role: Role
+    directory: str
+    parent: int
+    engine: EngineConfig
+    pipeline: PipelineConfig
+    log_level: str
+    log_format: str
+
+
+class Child:
+    """What every process has: its options, its sockets' directory and a line to the client."""
+
+    def __init__(self, spec: Spec):
+        self.spec = spec
+        self.endpoints = Endpoints(spec.directory)
+        self.context: zmq.Context[Any] = zmq.Context()
+        self._client: Outbox[ToClient] = self.outbox("client", ToClient)
+
+    @property
+    def decoder_path(self) -> Any:
+        """Where the tokenizer process leaves what the others need to turn tokens into text."""
+        return self.endpoints.directory / "decoder.json"
+
+    def inbox(self, name: str, messages: Any) -> Inbox[Any]:
+        """The endpoint `name`, as its receiver."""
+        return Inbox(self.endpoints, self.context, name, messages)
+
+    def outbox(self, name: str, messages: Any) -> Outbox[Any]:
+        """The endpoint `name`, as a sender."""
+        return Outbox(self.endpoints, self.context, name, messages)
+
+    def tell(self, message: ToClient) -> None:
+        """Send a message to the client."""
+        self._client.send(message)
+
+    def ready(self, facts: Facts | None = None, has_tokenizer: bool = False, has_chat_template: bool = False) -> None:
+        """Say that this process is ready."""
+        self.tell(Ready(self.spec.role, facts, has_tokenizer, has_chat_template))
+
+    def reply(self, number: int, answer: Callable[[], Any]) -> None:
+        """Send what `answer` returns, or the shoal error that it raises, to whoever asked under `number`."""
+        try:
+            self.tell(Reply(number, answer()))
+        except (ShoalError, RadixCacheError) as error:
+            self.tell(Reply(number, error=pack_error(error)))
+
+    def failed(self, error: BaseException) -> None:
+        """Say that this process is about to end; waits a moment for the message to leave."""
+        self._client.socket.setsockopt(zmq.LINGER, 1000)
+        self.tell(Failed(self.spec.role, pack_error(error)))
+        self._client.socket.close()
+        self.context.term()
+
+
+def main() -> None:
+    """Run the role that standard input names; ends with code 0 when standard input closes, 1 after a failure."""
+    # Ctrl-C and a supervisor's SIGTERM reach every process; when to stop is the parent's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=Spec)
+    _die_with_parent(spec)
+    logging.basicConfig(level=spec.log_level.upper(), format=spec.log_format, stream=sys.stderr)
+    child = Child(spec)
+    try:
+        child.endpoints.check()
+        _run(child)
+    except BaseException as error:
+        if not isinstance(error, ShoalError):
+            logger.exception("the %s process failed", spec.role)
+        child.failed(error)
+        # Not sys.exit: threads of libraries may hold the interpreter up.
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _run(child: Child) -> None:
+    """Heavy imports happen in the process that needs them: only the worker and the tokenizer ever import torch."""
+    match child.spec.role:
+        case "tokenizer":
+            from .tokenizer_process import TokenizerProcess as Process
+        case "scheduler":
+            from .scheduler_process import SchedulerProcess as Process  # type: ignore[assignment]
+        case "worker":
+            from .worker_process import WorkerProcess as Process  # type: ignore[assignment]
+        case "detokenizer":
+            from .detokenizer_process import DetokenizerProcess as Process  # type: ignore[assignment]
+    Process(child).run()
+
+
+def _die_with_parent(spec: Spec) -> None:
+    # The detokenizer is spared the signal: it clears the sockets' directory away when the parent was killed.
+    if spec.role != "detokenizer" and sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != spec.parent:
+        os._exit(0)
+    threading.Thread(target=_watch_parent, args=(spec,), name="shoal-lifeline", daemon=True).start()
+
+
+def _watch_parent(spec: Spec) -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    if os.getppid() != spec.parent and spec.role == "detokenizer":
+        Endpoints(spec.directory).remove()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

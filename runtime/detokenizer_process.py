@@ -1,0 +1,76 @@
+"""The detokenizer's process: turns committed tokens into text that only grows."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import msgspec
+
+from .child import Child
+from .inbox import Inbox
+from .text_stream import Decodes, TextStream
+from .token_decoder import load_decoder
+from .wire import Begin, Output, Outputs, ToDetokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Text:
+    """A request's tokens and text so far."""
+
+    stream: TextStream
+    tokens: list[int] = field(default_factory=list)
+
+
+class Detokenizer:
+    """Adds the text to outputs. Keeps a request's state until its terminal output.
+
+    Args:
+        decoder: None: there is no text.
+    """
+
+    def __init__(self, decoder: Decodes | None):
+        self._decoder = decoder
+        self._texts: dict[str, _Text] = {}
+
+    @property
+    def num_requests(self) -> int:
+        """Requests whose terminal output has not come yet."""
+        return len(self._texts)
+
+    def add_text(self, output: Output) -> Output:
+        """The output with its text: all of it if the scheduler made it, else what is new."""
+        if output.text is not None:
+            return output
+        finished = output.finish_reason is not None
+        text = self._texts.pop(output.rid, None) or _Text(TextStream(self._decoder))
+        if not finished:
+            self._texts[output.rid] = text
+        del text.tokens[output.token_start :]
+        text.tokens += output.tokens
+        before = text.stream.text
+        now = text.stream.update(text.tokens, final=finished)
+        start = len(before) if now.startswith(before) else 0
+        return msgspec.structs.replace(output, text_start=start, text=now[start:])
+
+
+class DetokenizerProcess:
+    """Reads the scheduler's outputs, passes them on to the client with their text."""
+
+    def __init__(self, child: Child):
+        self._child = child
+        self._inbox: Inbox[ToDetokenizer] = child.inbox("detokenizer", ToDetokenizer)
+
+    def run(self) -> None:
+        """Serve until the process ends."""
+        while not isinstance(first := self._inbox.receive(), Begin):
+            logger.error("detokenizer: %s before Begin is ignored", type(first).__name__)
+        load_format = self._child.spec.engine.load_format
+        detokenizer = Detokenizer(load_decoder(self._child.decoder_path, first.facts.folder, load_format))
+        self._child.ready()
+        while True:
+            message = self._inbox.receive()
+            if isinstance(message, Outputs):
+                self._child.tell(Outputs([detokenizer.add_text(output) for output in message.outputs]))

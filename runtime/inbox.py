@@ -1,0 +1,88 @@
+"""A receiving socket: frames come out as messages, and what is none is logged and dropped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import zmq
+
+from .endpoints import Endpoints
+from .errors import WireError
+from .wire import Codec
+
+logger = logging.getLogger(__name__)
+_M = TypeVar("_M")
+
+
+class Inbox(Generic[_M]):
+    """What is sent to one of the pipeline's endpoints.
+
+    Args:
+        endpoints, context: where it listens.
+        name: of the endpoint.
+        messages: the union of messages that belong there.
+    """
+
+    def __init__(self, endpoints: Endpoints, context: zmq.Context[Any], name: str, messages: Any):
+        self.name = name
+        self.socket = endpoints.pull(context, name)
+        self.bad_frames = 0
+        self._codec: Codec[_M] = Codec(messages)
+
+    @property
+    def fileno(self) -> int:
+        """What an event loop watches. It is edge-triggered: `drain` all that is there whenever it is readable."""
+        return int(self.socket.getsockopt(zmq.FD))
+
+    def receive(self) -> _M:
+        """The next message; waits for it."""
+        while True:
+            message = self._read(self.socket.recv())
+            if message is not None:
+                return message
+
+    def drain(self, handle: Callable[[_M], object]) -> None:
+        """Hand every message that has arrived to `handle`; does not wait."""
+        while True:
+            try:
+                frame = self.socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            message = self._read(frame)
+            if message is not None:
+                handle(message)
+
+    def _read(self, frame: bytes) -> _M | None:
+        try:
+            return self._codec.decode(frame)
+        except WireError as error:
+            self.bad_frames += 1
+            logger.error("%s: %s", self.name, error.message)
+            return None
+
+
+class Outbox(Generic[_M]):
+    """Sends to one of the pipeline's endpoints.
+
+    Args:
+        endpoints, context, name: to which one.
+        messages: the union of messages that belong there.
+    """
+
+    def __init__(self, endpoints: Endpoints, context: zmq.Context[Any], name: str, messages: Any):
+        self.socket = endpoints.push(context, name)
+        self._codec: Codec[_M] = Codec(messages)
+
+    def send(self, message: _M) -> None:
+        """Send; waits while the receiver is too far behind. Raises WireError when the message can't be sent."""
+        self.socket.send(self._codec.encode(message))
+
+    def send_nowait(self, message: _M) -> bool:
+        """Send unless the receiver is too far behind: False then. Raises WireError when it can't be sent."""
+        try:
+            self.socket.send(self._codec.encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True

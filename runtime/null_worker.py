@@ -1,0 +1,76 @@
+"""A worker without a model: commits made-up tokens at once. With it, what a request costs is everything else."""
+
+from __future__ import annotations
+
+import logging
+
+from ..radix_cache.config import TreeConfig
+from .engine_config import EngineConfig
+from .facts import Facts
+from .hub import resolve_model_folder
+from .messages import AddRequest, Forward, ForwardItem, Release, StepResult
+from .model_config import ModelConfig
+from .model_settings import check_bands, default_block_length, load_profile, pool_sizes
+
+logger = logging.getLogger(__name__)
+
+
+class NullWorker:
+    """Answers every message as the worker does, in no time. Token ids count up; EOS and mask are left out.
+
+    Args:
+        facts: of the model that it stands for.
+        tokens: commits per request and forward, from the left.
+    """
+
+    def __init__(self, facts: Facts, tokens: int):
+        model = facts.model
+        special = {model.eos_token_id, model.mask_token_id, model.pad_token_id}
+        self._ids = [token for token in range(model.vocab_size) if token not in special]
+        self._tokens = tokens
+        self._next: dict[str, int] = {}
+        self._layers = model.num_layers
+
+    def add(self, message: AddRequest) -> None:
+        """Note where the canvas begins."""
+        self._next[message.rid] = len(message.prompt) + len(message.committed)
+
+    def release(self, message: Release) -> None:
+        """Forget requests."""
+        for rid in message.rids:
+            self._next.pop(rid, None)
+
+    def forward(self, message: Forward) -> list[StepResult]:
+        """Commit the next masks of every item's block."""
+        return [self._step(item, message.max_steps) for item in message.items]
+
+    def _step(self, item: ForwardItem, max_steps: int) -> StepResult:
+        at = self._next[item.rid]
+        stop = max(at, min(at + self._tokens * max_steps, item.block_stop))
+        self._next[item.rid] = stop
+        positions = list(range(at, stop))
+        steps = max(1, -(-len(positions) // self._tokens))
+        layers = (item.stop - item.start) * self._layers + (item.start - item.join) * (self._layers - item.depth)
+        tokens = [self._ids[position % len(self._ids)] for position in positions]
+        return StepResult(item.rid, positions, tokens, steps, steps * layers)
+
+
+def build_null_worker(config: EngineConfig, tokens: int) -> tuple[NullWorker, Facts]:
+    """A null worker, and the facts of the model whose place it takes. Reads no weights."""
+    folder = resolve_model_folder(config.model_path)
+    model = ModelConfig.from_folder(folder)
+    check_bands(config, model.num_layers)
+    profile = load_profile(config, folder, model.architecture, model.num_layers, check_model=False)
+    profile = profile.floor_to(config.layers_per_band)
+    tree = TreeConfig(
+        config.page_size, model.num_layers, config.layers_per_band, profile.depths,
+        kv_page_bytes=config.layers_per_band * 2 * config.page_size * model.kv_size * 4,
+        boundary_page_bytes=config.page_size * model.hidden_size * 4,
+    )  # fmt: skip
+    kv_pages, boundary_pages = pool_sizes(config, tree)
+    facts = Facts(
+        folder=str(folder), model=model, block_length=config.block_length or default_block_length(folder),
+        kv_pages=kv_pages, boundary_pages=boundary_pages, kv_page_bytes=tree.kv_page_bytes,
+        boundary_page_bytes=tree.boundary_page_bytes, depth_profile=profile.to_json(), device="none", dtype="float32",
+    )  # fmt: skip
+    return NullWorker(facts, tokens), facts

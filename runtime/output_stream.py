@@ -1,0 +1,85 @@
+"""Outputs of one request on their way to a caller, who may be slower than the model."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from .errors import ShoalError
+from .request import RequestOutput, Timings
+from .wire import Output
+from .wire_errors import unpack_error
+
+
+class OutputStream:
+    """Puts pieces together; hands out the newest cumulative state. Bounded: what is not taken is overtaken.
+
+    Args:
+        rid: the request's id for the caller.
+    """
+
+    def __init__(self, rid: str):
+        self._rid = rid
+        self._tokens: list[int] = []
+        self._text = ""
+        self._latest: Output | None = None
+        self._new = asyncio.Event()
+        self._error: ShoalError | None = None
+        self._refused = False
+
+    def put(self, output: Output) -> None:
+        """Take a piece; pieces after the terminal one are ignored."""
+        if self._refused or self._error is not None or (self._latest is not None and self._latest.finish_reason):
+            return
+        del self._tokens[output.token_start :]
+        self._tokens += output.tokens
+        self._text = self._text[: output.text_start] + (output.text or "")
+        self._latest = output
+        self._new.set()
+
+    def refuse(self, error: ShoalError) -> None:
+        """The request was not accepted: `next` raises."""
+        self._error, self._refused = error, True
+        self._new.set()
+
+    def fail(self, error: ShoalError) -> None:
+        """End with an error, unless the end is there already."""
+        if self._error is None and (self._latest is None or self._latest.finish_reason is None):
+            self._error = error
+            self._new.set()
+
+    async def next(self) -> RequestOutput:
+        """The newest state, once there is one that was not taken yet."""
+        await self._new.wait()
+        self._new.clear()
+        if self._refused:
+            assert self._error is not None
+            raise self._error
+        if self._error is not None:
+            return replace(self._state(), finish_reason="error", error=self._error)
+        return self._state()
+
+    def _state(self) -> RequestOutput:
+        output = self._latest or _NOTHING
+        return RequestOutput(
+            rid=self._rid,
+            text=self._text,
+            token_ids=tuple(self._tokens),
+            finish_reason=output.finish_reason,
+            matched_stop=output.matched_stop,
+            error=None if output.error is None else unpack_error(output.error),
+            prompt_tokens=output.prompt_tokens,
+            completion_tokens=len(self._tokens),
+            cached_tokens=output.cached_tokens,
+            depth=output.depth,
+            canvas_tokens=output.canvas_tokens,
+            nfe=output.nfe,
+            reused_token_layers=output.cached_tokens * output.depth,
+            computed_token_layers=output.computed_token_layers,
+            prefix_refreshes=output.prefix_refreshes,
+            timings=Timings(output.queue_s, output.first_text_s, output.total_s),
+            retractions=output.retractions,
+        )
+
+
+_NOTHING = Output("", 0, [], 0, None, None, None, None, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, None, 0.0)

@@ -1,0 +1,115 @@
+"""The processes of a pipeline: starts them, notices when one ends, stops them all, leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from .child import Spec
+from .endpoints import Endpoints
+from .engine_config import EngineConfig
+from .pipeline_config import PipelineConfig
+from .wire import ROLES, Role
+
+logger = logging.getLogger(__name__)
+LOG_FORMAT = "[%(asctime)s] %(levelname)s %(name)s: %(message)s"
+_STOP_SECONDS = 2.0
+_POLL_SECONDS = 0.1
+
+
+class Pipeline:
+    """Four child processes that talk over sockets in `endpoints`.
+
+    Start and stop it from the same thread, one that lives as long as it does: on Linux the children are killed when
+    the thread that started them ends.
+
+    Args:
+        config, options: of the engine and of the pipeline; the model folder is resolved already.
+        log_level, log_format: of the children, which log to standard error.
+    """
+
+    def __init__(
+        self, config: EngineConfig, options: PipelineConfig, log_level: str = "info", log_format: str = LOG_FORMAT
+    ):
+        self.endpoints = Endpoints.create()
+        self._processes: dict[Role, subprocess.Popen[bytes]] = {}
+        self._config = config
+        self._options = options
+        self._log = log_level, log_format
+
+    @property
+    def pids(self) -> dict[Role, int]:
+        """Process ids by role."""
+        return {role: process.pid for role, process in self._processes.items()}
+
+    def start(self) -> None:
+        """Start all processes; returns at once."""
+        for role in ROLES:
+            spec = Spec(role, str(self.endpoints.directory), os.getpid(), self._config, self._options, *self._log)
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "shoal.runtime.child"], stdin=subprocess.PIPE, env=_environment()
+            )
+            self._processes[role] = process
+            assert process.stdin is not None
+            process.stdin.write(msgspec.json.encode(spec) + b"\n")
+            process.stdin.flush()
+
+    async def ended(self) -> str:
+        """Wait until a process has ended that should not have; says which and how."""
+        while True:
+            for role, process in self._processes.items():
+                code = process.poll()
+                if code is not None:
+                    return f"the {role} process ended {_how(code)}"
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def stop(self) -> None:
+        """End all processes, within seconds, and remove the sockets. May be called twice."""
+        for process in self._processes.values():
+            if process.stdin is not None:
+                process.stdin.close()
+        deadline = time.monotonic() + _STOP_SECONDS
+        while time.monotonic() < deadline and any(p.poll() is None for p in self._processes.values()):
+            await asyncio.sleep(0.01)
+        self.kill()
+
+    def kill(self) -> None:
+        """End all processes at once, and remove the sockets."""
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.kill()
+        for process in self._processes.values():
+            process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+        self.endpoints.remove()
+
+
+def child_config(config: EngineConfig, folder: Path) -> EngineConfig:
+    """The options for the children: the model is a folder."""
+    return dataclasses.replace(config, model_path=str(folder))
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with this very package first on the path."""
+    package = str(Path(__file__).absolute().parents[2])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"with code {code}"
+    try:
+        return f"by signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"by signal {-code}"

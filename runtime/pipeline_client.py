@@ -1,0 +1,360 @@
+"""`PipelineClient`: the Service over processes; lives in the HTTP server's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Literal
+
+import zmq
+
+from .engine_config import EngineConfig
+from .errors import CacheInUseError, EngineClosedError, EngineError, InvalidRequestError, QueueFullError, ShoalError
+from .facts import Facts
+from .hub import resolve_model_folder
+from .inbox import Inbox, Outbox
+from .output_stream import OutputStream
+from .pipeline import LOG_FORMAT, Pipeline, child_config
+from .pipeline_config import PipelineConfig
+from .request import RequestOutput
+from .service import GenerateInput, Message, ServiceInfo, ServiceStatus
+from .stats import SchedulerStats
+from .wire import (
+    ROLES,
+    Abort,
+    Ask,
+    Begin,
+    Detokenize,
+    Failed,
+    Generate,
+    Outputs,
+    Ready,
+    Refused,
+    Reply,
+    ToClient,
+    Tokenize,
+    ToTokenizer,
+)
+from .wire_errors import unpack_error
+
+logger = logging.getLogger(__name__)
+_FLUSH_RETRY_SECONDS = 0.05
+_GRACE_SECONDS = 1.0
+
+
+class PipelineClient:
+    """Serves requests through a Pipeline that it starts and stops. See `Service` for the calls.
+
+    When a process dies, every request under way ends with an EngineError within a second, the rest of the processes
+    is stopped, the sockets are removed, and `closed` returns.
+
+    Args:
+        config: of the engine.
+        options: of the pipeline.
+        log_level, log_format: of the child processes.
+    """
+
+    def __init__(
+        self, config: EngineConfig, options: PipelineConfig | None = None, *, log_level: str = "info",
+        log_format: str = LOG_FORMAT,
+    ):  # fmt: skip
+        self.config = config
+        self.options = options or PipelineConfig()
+        self._log = log_level, log_format
+        self._status = ServiceStatus("starting", "the processes start")
+        self._info: ServiceInfo | None = None
+        self._pipeline: Pipeline | None = None
+        self._context: zmq.Context[Any] | None = None
+        self._inbox: Inbox[ToClient]
+        self._outbox: Outbox[ToTokenizer]
+        self._numbers = itertools.count()
+        self._streams: dict[str, OutputStream] = {}
+        self._by_rid: dict[str, str] = {}
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._ready: dict[str, Ready] = {}
+        self._failure: ShoalError | None = None
+        self._up = asyncio.Event()
+        self._dead = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # Life
+
+    async def start(self) -> None:
+        """Start the processes and wait until all are ready.
+
+        Raises ModelLoadError, ConfigError or EngineError, with everything stopped again, when that fails.
+        """
+        try:
+            folder = await asyncio.to_thread(resolve_model_folder, self.config.model_path)
+            self._pipeline = Pipeline(child_config(self.config, folder), self.options, *self._log)
+            self._context = zmq.Context()
+            endpoints = self._pipeline.endpoints
+            self._inbox = Inbox(endpoints, self._context, "client", ToClient)
+            self._outbox = Outbox(endpoints, self._context, "tokenizer", ToTokenizer)
+            loop = asyncio.get_running_loop()
+            loop.add_reader(self._inbox.fileno, self._read)
+            self._pipeline.start()
+            self._tasks.append(loop.create_task(self._watch(self._pipeline)))
+            self._read()
+            await self._wait_until_ready()
+        except BaseException as error:
+            await self._die(str(error) or type(error).__name__)
+            raise
+        self._tasks.append(asyncio.create_task(self._heartbeat()))
+
+    async def _wait_until_ready(self) -> None:
+        ends = [asyncio.create_task(event.wait()) for event in (self._up, self._dead)]
+        try:
+            await asyncio.wait(ends, timeout=self.options.startup_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in ends:
+                task.cancel()
+        if self._failure is not None:
+            raise self._failure
+        if self._dead.is_set():
+            raise EngineError(f"the server could not start: {self._status.reason}")
+        if not self._up.is_set():
+            limit = self.options.startup_timeout_s
+            missing = ", ".join(sorted(set(ROLES) - set(self._ready)))
+            message = f"not ready after startup_timeout_s = {limit:g} seconds: {missing}"
+            raise EngineError(message, field="startup_timeout_s", value=missing, limit=limit)
+
+    @property
+    def status(self) -> ServiceStatus:
+        """The state at the moment."""
+        return self._status
+
+    @property
+    def info(self) -> ServiceInfo:
+        """What runs here. Raises EngineClosedError before the service is up for the first time."""
+        if self._info is None:
+            raise EngineClosedError(f"the server is {self._status.state}: {self._status.reason}")
+        return self._info
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids by role; empty before the start."""
+        return {} if self._pipeline is None else {**self._pipeline.pids}
+
+    async def closed(self) -> ServiceStatus:
+        """Wait until the service is dead, by failure or by shutdown; its last status."""
+        await self._dead.wait()
+        return self._status
+
+    async def shutdown(self, drain_timeout_s: float = 0.0) -> None:
+        """Take no more requests, wait for those under way for at most `drain_timeout_s` seconds, end the rest, stop."""
+        if self._status.state == "dead":
+            await self._dead.wait()
+            return
+        self._status = ServiceStatus("draining", "the server is shutting down")
+        await self._until_idle(drain_timeout_s)
+        if self._streams and not self._dead.is_set():
+            await self.abort()
+            await self._until_idle(_GRACE_SECONDS)
+        await self._die("the server was shut down", EngineClosedError)
+
+    async def _until_idle(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._streams and time.monotonic() < deadline and not self._dead.is_set():
+            await asyncio.sleep(min(0.02, seconds))
+
+    async def _watch(self, pipeline: Pipeline) -> None:
+        reason = await pipeline.ended()
+        await asyncio.sleep(0)
+        self._read()  # its last words
+        if self._failure is not None:
+            reason = f"{reason}: {self._failure.message}"
+        logger.error("%s; the server stops", reason)
+        await self._die(reason)
+
+    async def _heartbeat(self) -> None:
+        """A scheduler that does not answer is as bad as a dead one."""
+        limit = self.options.watchdog_timeout_s
+        while True:
+            await asyncio.sleep(limit / 4)
+            try:
+                await asyncio.wait_for(self._ask("stats"), limit)
+            except TimeoutError:
+                reason = f"the scheduler did not answer for {limit:g} seconds (watchdog_timeout_s)"
+                logger.error("%s; the server stops", reason)
+                await self._die(reason)
+            except ShoalError as error:
+                logger.debug("heartbeat: %s", error.message)
+
+    async def _die(self, reason: str, kind: type[ShoalError] = EngineError) -> None:
+        """Tell everybody, then stop everything."""
+        if self._status.state == "dead":
+            return
+        self._status = ServiceStatus("dead", reason)
+        for stream in self._streams.values():
+            stream.fail(kind(reason))
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(EngineClosedError(reason))
+        current = asyncio.current_task()
+        for task in self._tasks:
+            if task is not current:
+                task.cancel()
+        if self._context is not None:
+            asyncio.get_running_loop().remove_reader(self._inbox.fileno)
+            self._inbox.socket.close()
+            self._outbox.socket.close()
+            self._context.term()
+        if self._pipeline is not None:
+            await self._pipeline.stop()
+        self._dead.set()
+
+    # Requests
+
+    async def generate(self, request: GenerateInput) -> AsyncGenerator[RequestOutput, None]:
+        """Outputs of one request, cumulative; the last one is terminal. See `Service.generate`.
+
+        A caller that is slower than the model gets fewer, larger outputs.
+        """
+        self._require_up()
+        if request.rid in self._by_rid:
+            raise InvalidRequestError(f"rid {request.rid!r} is in use", field="rid", value=request.rid)
+        # A number of our own: what is left of an aborted request can't be taken for a later one of the same rid.
+        number = str(next(self._numbers))
+        stream = self._streams[number] = OutputStream(request.rid)
+        self._by_rid[request.rid] = number
+        finished = sent = False
+        try:
+            self._send(_generate(number, request))
+            sent = True
+            while not finished:
+                output = await stream.next()
+                finished = output.finished
+                yield output
+        except ShoalError:
+            finished = True
+            raise
+        finally:
+            del self._streams[number], self._by_rid[request.rid]
+            if sent and not finished and self._status.state != "dead":
+                self._send(Abort(number))
+
+    async def abort(self, rid: str | None = None) -> int:
+        """End a request early, or all of them; how many were told to end."""
+        self._require_alive()
+        numbers = list(self._streams) if rid is None else [self._by_rid[rid]] if rid in self._by_rid else []
+        for number in numbers:
+            self._send(Abort(number))
+        return len(numbers)
+
+    async def tokenize(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Token ids of text or of chat messages. Raises InvalidRequestError."""
+        text, messages = (prompt, None) if isinstance(prompt, str) else (None, [dict(m) for m in prompt])
+        return await self._reply(lambda number: Tokenize(number, text, messages))
+
+    async def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids. Raises InvalidRequestError."""
+        ids = [int(token) for token in token_ids]
+        return await self._reply(lambda number: Detokenize(number, ids, skip_special_tokens))
+
+    async def flush_cache(self, timeout_s: float = 0.0) -> None:
+        """Drop every cached prefix. Raises CacheInUseError when some are still in use after `timeout_s` seconds."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                await self._ask("flush")
+                return
+            except CacheInUseError:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(_FLUSH_RETRY_SECONDS)
+
+    async def cache_snapshot(self) -> dict[str, Any]:
+        """The radix tree as JSON-able data."""
+        return await self._ask("snapshot")
+
+    async def stats(self) -> SchedulerStats:
+        """The scheduler's numbers."""
+        return SchedulerStats(**await self._ask("stats"))
+
+    async def _ask(self, what: Literal["stats", "snapshot", "flush"]) -> Any:
+        return await self._reply(lambda number: Ask(number, what))
+
+    async def _reply(self, question: Any) -> Any:
+        self._require_alive()
+        number = next(self._numbers)
+        future = self._asked[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(question(number))
+            return await future
+        finally:
+            del self._asked[number]
+
+    def _require_alive(self) -> None:
+        if self._status.state == "dead" or self._info is None:
+            raise EngineClosedError(f"the server is {self._status.state}: {self._status.reason}")
+
+    def _require_up(self) -> None:
+        if self._status.state != "up":
+            raise EngineClosedError(f"the server is {self._status.state}: {self._status.reason}")
+
+    def _send(self, message: ToTokenizer) -> None:
+        if not self._outbox.send_nowait(message):
+            raise QueueFullError("the tokenizer is too far behind: try again later", field="tokenizer")
+
+    # What comes in
+
+    def _read(self) -> None:
+        if not self._inbox.socket.closed:
+            self._inbox.drain(self._receive)
+
+    def _receive(self, message: ToClient) -> None:
+        match message:
+            case Outputs():
+                for output in message.outputs:
+                    if (stream := self._streams.get(output.rid)) is not None:
+                        stream.put(output)
+            case Refused():
+                if (stream := self._streams.get(message.rid)) is not None:
+                    stream.refuse(unpack_error(message.error))
+            case Reply():
+                future = self._asked.get(message.number)
+                if future is not None and not future.done():
+                    if message.error is not None:
+                        future.set_exception(unpack_error(message.error))
+                    else:
+                        future.set_result(message.value)
+            case Ready():
+                self._one_ready(message)
+            case Failed():
+                self._failure = unpack_error(message.error)
+
+    def _one_ready(self, message: Ready) -> None:
+        self._ready[message.role] = message
+        worker, tokenizer = self._ready.get("worker"), self._ready.get("tokenizer")
+        if worker is None or tokenizer is None or worker.facts is None:
+            return
+        if message.role in ("worker", "tokenizer"):
+            self._send(Begin(worker.facts))
+        if len(self._ready) == len(ROLES) and self._status.state == "starting":
+            self._info = self._describe(worker.facts, tokenizer)
+            self._status = ServiceStatus("up")
+            self._up.set()
+
+    def _describe(self, facts: Facts, tokenizer: Ready) -> ServiceInfo:
+        return facts.service_info(
+            self.config, has_tokenizer=tokenizer.has_tokenizer, has_chat_template=tokenizer.has_chat_template
+        )
+
+
+def _generate(number: str, request: GenerateInput) -> Generate:
+    prompt: Any = request.prompt
+    text = token_ids = messages = None
+    if isinstance(prompt, str):
+        text = prompt
+    elif len(prompt) and all(isinstance(part, dict) for part in prompt):
+        messages = [dict(part) for part in prompt]
+    else:
+        token_ids = list(prompt)
+    return Generate(
+        number, text, token_ids, messages, request.sampling, request.cache_mode, request.cache_salt, request.priority,
+        request.timeout_s, request.stream, time.monotonic(),
+    )  # fmt: skip

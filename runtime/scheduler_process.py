@@ -1,0 +1,201 @@
+"""The scheduler's process: takes requests, drives the worker, sends what comes of it on. Imports no torch.
+
+One forward is in flight at a time. While the worker computes it, the outputs of the one before are sent, and what
+arrives is read; it takes effect when the results are in, as it does in one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import asdict
+
+import zmq
+
+from .child import Child
+from .errors import EngineError, ShoalError
+from .facts import Facts, build_scheduler
+from .inbox import Inbox, Outbox
+from .messages import AddRequest, Forward, Release, StepResult
+from .request import Request
+from .scheduler import Scheduler
+from .text_stream import Decodes, TextStream
+from .token_decoder import load_decoder
+from .wire import (
+    Abort,
+    Accepted,
+    Add,
+    Ask,
+    Begin,
+    Drop,
+    FromWorker,
+    Output,
+    Outputs,
+    Refused,
+    Run,
+    ToDetokenizer,
+    ToScheduler,
+    ToWorker,
+    tokens_from,
+)
+from .wire_errors import pack_error
+
+logger = logging.getLogger(__name__)
+_IDLE_MS = 1000
+_RETRY_MS = 20
+
+
+class WorkerSocket:
+    """The scheduler's link to a worker in another process: what it is told goes out in order, nothing waits."""
+
+    def __init__(self, child: Child):
+        self._outbox: Outbox[ToWorker] = child.outbox("worker", ToWorker)
+
+    def add(self, message: AddRequest) -> None:
+        """Create a canvas."""
+        self._outbox.send(Add(message))
+
+    def release(self, message: Release) -> None:
+        """Drop canvases."""
+        self._outbox.send(Drop(message))
+
+    def run(self, message: Forward) -> None:
+        """Have forwards run; the results come through the socket `results`."""
+        self._outbox.send(Run(message))
+
+    def forward(self, message: Forward) -> list[StepResult]:
+        """Not here: between processes nobody waits inside of a step."""
+        raise NotImplementedError("use run, and take the results from the socket")
+
+
+class SchedulerProcess:
+    """Reads the tokenizer's messages, keeps one forward in flight, tells the detokenizer what was committed."""
+
+    def __init__(self, child: Child):
+        self._child = child
+        self._watchdog_s = child.spec.pipeline.watchdog_timeout_s
+        self._inbox: Inbox[ToScheduler] = child.inbox("scheduler", ToScheduler)
+        self._results: Inbox[FromWorker] = child.inbox("results", FromWorker)
+        self._detokenizer: Outbox[ToDetokenizer] = child.outbox("detokenizer", ToDetokenizer)
+        self._worker = WorkerSocket(child)
+        self._deferred: deque[Accepted | Abort | Ask] = deque()
+        self._sent: dict[str, int] = {}
+        self._decoder: Decodes | None = None
+
+    def run(self) -> None:
+        """Serve until the process ends."""
+        while not isinstance(first := self._inbox.receive(), Begin):
+            logger.error("scheduler: %s before Begin is ignored", type(first).__name__)
+        scheduler = self._scheduler = self._build(first.facts)
+        self._child.ready()
+        poller = zmq.Poller()
+        poller.register(self._inbox.socket, zmq.POLLIN)
+        poller.register(self._results.socket, zmq.POLLIN)
+        while True:
+            self._take_deferred()
+            forward = scheduler.plan()
+            if forward is None:
+                self._deliver(scheduler.take())
+                scheduler.check_if_due()
+                if not self._deferred and dict(poller.poll(_RETRY_MS if scheduler.has_work else _IDLE_MS)):
+                    self._inbox.drain(self._receive)
+                continue
+            self._worker.run(forward)
+            self._deliver(scheduler.take())
+            scheduler.apply(self._wait(poller))
+
+    def _build(self, facts: Facts) -> Scheduler:
+        config = self._child.spec.engine
+        self._decoder = load_decoder(self._child.decoder_path, facts.folder, config.load_format)
+        return build_scheduler(config, facts, self._worker)
+
+    def _wait(self, poller: zmq.Poller) -> list[StepResult]:
+        """The results of the forward in flight; reads what arrives meanwhile."""
+        deadline = time.monotonic() + self._watchdog_s
+        while True:
+            ready = dict(poller.poll(_IDLE_MS))
+            if self._inbox.socket in ready:
+                self._inbox.drain(self._receive)
+            if self._results.socket in ready:
+                arrived: list[FromWorker] = []
+                self._results.drain(arrived.append)
+                if arrived:
+                    return arrived[0].results
+            if time.monotonic() > deadline:
+                message = f"the worker did not answer for {self._watchdog_s:g} seconds (watchdog_timeout_s)"
+                raise EngineError(message, field="watchdog_timeout_s", limit=self._watchdog_s)
+
+    # What comes in
+
+    def _receive(self, message: ToScheduler) -> None:
+        match message:
+            case Ask(what="stats"):
+                self._answer(message)
+            case Accepted() | Abort() | Ask():
+                self._deferred.append(message)
+            case Begin():
+                logger.error("scheduler: a second Begin is ignored")
+
+    def _take_deferred(self) -> None:
+        while self._deferred:
+            message = self._deferred.popleft()
+            match message:
+                case Accepted():
+                    self._add(message)
+                case Abort():
+                    self._abort(message.rid)
+                case Ask():
+                    self._answer(message)
+
+    def _add(self, message: Accepted) -> None:
+        try:
+            sampling = message.sampling
+            request = Request(
+                rid=message.rid, prompt=tokens_from(message.prompt), sampling=sampling, cache_mode=message.cache_mode,
+                cache_salt=message.cache_salt, block_length=message.block_length, seed=message.seed,
+                # Only a stop string decides when a request ends; all other text is the detokenizer's.
+                stream=TextStream(self._decoder if sampling.stop else None, tuple(sampling.stop)),
+                arrival=message.arrival, priority=message.priority, timeout_s=message.timeout_s,
+                streaming=message.stream,
+            )  # fmt: skip
+            self._scheduler.add(request)
+        except ShoalError as error:
+            self._child.tell(Refused(message.rid, pack_error(error)))
+
+    def _abort(self, rid: str) -> None:
+        request = self._scheduler.end(rid)
+        if request is not None:
+            self._deliver([request])
+
+    def _answer(self, message: Ask) -> None:
+        scheduler = self._scheduler
+        match message.what:
+            case "stats":
+                self._child.reply(message.number, lambda: asdict(scheduler.stats()))
+            case "snapshot":
+                self._child.reply(message.number, scheduler.memory.tree.snapshot)
+            case "flush":
+                self._child.reply(message.number, scheduler.memory.flush)
+
+    # What goes out
+
+    def _deliver(self, requests: list[Request]) -> None:
+        if requests:
+            self._detokenizer.send(Outputs([self._output(r) for r in requests]))
+
+    def _output(self, request: Request) -> Output:
+        tokens = request.token_ids
+        start = min(self._sent.get(request.rid, 0), len(tokens))
+        if request.finish_reason is None:
+            self._sent[request.rid] = len(tokens)
+        else:
+            self._sent.pop(request.rid, None)
+        times = request.timings()
+        return Output(
+            request.rid, start, list(tokens[start:]), 0, request.stream.text if request.sampling.stop else None,
+            request.finish_reason, request.matched_stop, None if request.error is None else pack_error(request.error),
+            len(request.prompt), request.cached_tokens, request.cached_depth, request.committed.count(1), request.nfe,
+            request.computed_token_layers, request.prefix_refreshes, request.retractions, times.queue,
+            times.first_text, times.total,
+        )  # fmt: skip

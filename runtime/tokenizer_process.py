@@ -1,0 +1,97 @@
+"""The tokenizer's process: turns prompts into tokens, checks every limit, passes on what it accepts."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from .child import Child
+from .errors import InvalidRequestError, ShoalError
+from .facts import Facts
+from .inbox import Inbox, Outbox
+from .intake import Intake
+from .model_settings import load_tokenizer
+from .wire import (
+    Abort,
+    Accepted,
+    Ask,
+    Begin,
+    Detokenize,
+    Generate,
+    Refused,
+    ToDetokenizer,
+    Tokenize,
+    ToScheduler,
+    ToTokenizer,
+)  # fmt: skip
+from .wire_errors import pack_error
+
+logger = logging.getLogger(__name__)
+
+
+class TokenizerProcess:
+    """All that a client asks for comes through here, so that an abort never overtakes its request."""
+
+    def __init__(self, child: Child):
+        self._child = child
+        self._inbox: Inbox[ToTokenizer] = child.inbox("tokenizer", ToTokenizer)
+        self._scheduler: Outbox[ToScheduler] = child.outbox("scheduler", ToScheduler)
+        self._detokenizer: Outbox[ToDetokenizer] = child.outbox("detokenizer", ToDetokenizer)
+        self._intake: Intake | None = None
+
+    def run(self) -> None:
+        """Serve until the process ends."""
+        engine = self._child.spec.engine
+        tokenizer = self._tokenizer = load_tokenizer(engine, engine.model_path)
+        if tokenizer is not None:
+            tokenizer.save_decoder(self._child.decoder_path)
+        template = tokenizer is not None and tokenizer.has_chat_template
+        self._child.ready(has_tokenizer=tokenizer is not None, has_chat_template=template)
+        while True:
+            self._handle(self._inbox.receive())
+
+    def _handle(self, message: ToTokenizer) -> None:
+        match message:
+            case Generate():
+                self._generate(message)
+            case Abort() | Ask():
+                self._scheduler.send(message)
+            case Tokenize():
+                self._child.reply(message.number, lambda: self._tokenize(message))
+            case Detokenize():
+                self._child.reply(message.number, lambda: self._detokenize(message))
+            case Begin():
+                self._begin(message.facts)
+
+    def _begin(self, facts: Facts) -> None:
+        self._intake = Intake(self._child.spec.engine, facts, self._tokenizer)
+        self._scheduler.send(Begin(facts))
+        self._detokenizer.send(Begin(facts))
+
+    def _generate(self, message: Generate) -> None:
+        try:
+            self._scheduler.send(self._accept(message))
+        except ShoalError as error:
+            self._child.tell(Refused(message.rid, pack_error(error)))
+
+    def _accept(self, message: Generate) -> Accepted:
+        given: list[Any] = [p for p in (message.text, message.token_ids, message.messages) if p is not None]
+        if len(given) != 1:
+            raise InvalidRequestError("give exactly one of text, token ids and messages", field="prompt")
+        (request,) = self._ready().requests(given, message.sampling, message.cache_mode, message.cache_salt)
+        return Accepted(
+            message.rid, request.prompt.tobytes(), request.sampling, request.cache_mode, request.cache_salt,
+            request.block_length, request.seed, message.priority, message.timeout_s, message.stream, message.arrival,
+        )  # fmt: skip
+
+    def _tokenize(self, message: Tokenize) -> list[int]:
+        prompt = message.text if message.text is not None else message.messages or []
+        return self._ready().encode_text(prompt, "text" if message.text is not None else "messages")
+
+    def _detokenize(self, message: Detokenize) -> str:
+        return self._ready().decode(message.token_ids, message.skip_special_tokens)
+
+    def _ready(self) -> Intake:
+        if self._intake is None:
+            raise InvalidRequestError("the server is not up yet", field="status")
+        return self._intake

@@ -1,0 +1,274 @@
+"""Messages between the processes of a pipeline, and their encoding: one closed union over msgpack, with a version.
+
+Every socket has a `Codec` of its own that accepts the messages meant for it and nothing else. A frame that is too
+large, malformed, of another version or of another kind is a WireError; nothing in a frame is ever executed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Generic, Literal, TypeVar, get_args
+
+import msgspec
+import numpy as np
+
+from .errors import WireError
+from .facts import Facts
+from .messages import AddRequest, Forward, Release, StepResult
+from .request import CacheMode, FinishReason
+from .sampling_params import SamplingParams
+
+VERSION: Literal[1] = 1
+MAX_FRAME_BYTES = 64 << 20
+Scalar = str | int | float | bool | None
+Role = Literal["tokenizer", "scheduler", "worker", "detokenizer"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+class _Message(msgspec.Struct, tag=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all messages: arrays that begin with the name of their kind."""
+
+
+class ErrorInfo(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A ShoalError in transit; `kind` is the name of its class."""
+
+    kind: str
+    message: str
+    field: str | None = None
+    value: Scalar = None
+    limit: Scalar = None
+
+
+class Begin(_Message):
+    """Worker and tokenizer are ready: scheduler, detokenizer and intake can be built."""
+
+    facts: Facts
+
+
+class Generate(_Message):
+    """A request as it came; exactly one of text, token_ids and messages is given. `arrival`: time.monotonic()."""
+
+    rid: str
+    text: str | None
+    token_ids: list[int] | None
+    messages: list[dict[str, Any]] | None
+    sampling: SamplingParams
+    cache_mode: CacheMode | None
+    cache_salt: str
+    priority: int
+    timeout_s: float | None
+    stream: bool
+    arrival: float
+
+
+class Accepted(_Message):
+    """A request whose prompt is tokens and whose limits are checked. `prompt`: int64, as bytes."""
+
+    rid: str
+    prompt: bytes
+    sampling: SamplingParams
+    cache_mode: CacheMode
+    cache_salt: str
+    block_length: int
+    seed: int
+    priority: int
+    timeout_s: float | None
+    stream: bool
+    arrival: float
+
+
+class Abort(_Message):
+    """End a request early."""
+
+    rid: str
+
+
+class Tokenize(_Message):
+    """Answered with the token ids of text or of chat messages."""
+
+    number: int
+    text: str | None
+    messages: list[dict[str, Any]] | None
+
+
+class Detokenize(_Message):
+    """Answered with the text of token ids."""
+
+    number: int
+    token_ids: list[int]
+    skip_special_tokens: bool
+
+
+class Ask(_Message):
+    """Answered by the scheduler."""
+
+    number: int
+    what: Literal["stats", "snapshot", "flush"]
+
+
+class Add(_Message):
+    """To the worker: create a canvas."""
+
+    request: AddRequest
+
+
+class Drop(_Message):
+    """To the worker: forget canvases."""
+
+    release: Release
+
+
+class Run(_Message):
+    """To the worker: run forwards; answered with `Results`."""
+
+    forward: Forward
+
+
+class Results(_Message):
+    """From the worker."""
+
+    results: list[StepResult]
+
+
+class Output(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Progress of one request: its tokens from `token_start` on and its text from `text_start` on are new.
+
+    `text` None: the detokenizer makes it from the tokens. The rest is as in RequestOutput.
+    """
+
+    rid: str
+    token_start: int
+    tokens: list[int]
+    text_start: int
+    text: str | None
+    finish_reason: FinishReason | None
+    matched_stop: int | str | None
+    error: ErrorInfo | None
+    prompt_tokens: int
+    cached_tokens: int
+    depth: int
+    canvas_tokens: int
+    nfe: int
+    computed_token_layers: int
+    prefix_refreshes: int
+    retractions: int
+    queue_s: float
+    first_text_s: float | None
+    total_s: float
+
+
+class Outputs(_Message):
+    """Progress of requests in one step."""
+
+    outputs: list[Output]
+
+
+class Refused(_Message):
+    """A request that was not accepted; nothing else will come of it."""
+
+    rid: str
+    error: ErrorInfo
+
+
+class Reply(_Message):
+    """Answer to Tokenize, Detokenize or Ask: plain data, or an error."""
+
+    number: int
+    value: Any = None
+    error: ErrorInfo | None = None
+
+
+class Ready(_Message):
+    """A process is ready. The worker's has `facts`."""
+
+    role: Role
+    facts: Facts | None = None
+    has_tokenizer: bool = False
+    has_chat_template: bool = False
+
+
+class Failed(_Message):
+    """A process is about to end, and why."""
+
+    role: Role
+    error: ErrorInfo
+
+
+ToTokenizer = Begin | Generate | Abort | Tokenize | Detokenize | Ask
+ToScheduler = Begin | Accepted | Abort | Ask
+ToWorker = Add | Drop | Run
+FromWorker = Results
+ToDetokenizer = Begin | Outputs
+ToClient = Outputs | Refused | Reply | Ready | Failed
+
+_M = TypeVar("_M")
+
+
+class Envelope(msgspec.Struct, Generic[_M], array_like=True, frozen=True, forbid_unknown_fields=True):
+    """What a frame is: the version, then the message."""
+
+    version: Literal[1]
+    message: _M
+
+
+class Codec(Generic[_M]):
+    """Encodes and decodes frames of one socket.
+
+    Args:
+        messages: the union of messages that it accepts.
+        max_bytes: largest frame.
+    """
+
+    def __init__(self, messages: Any, max_bytes: int = MAX_FRAME_BYTES):
+        self.max_bytes = max_bytes
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=_encode_array)
+        self._decoder = msgspec.msgpack.Decoder(Envelope[messages], dec_hook=_decode_array)
+
+    def encode(self, message: _M) -> bytes:
+        """A frame. Raises WireError when it would be too large or holds what can't be encoded."""
+        try:
+            frame = self._encoder.encode(Envelope(VERSION, message))
+        # A string may hold half a surrogate pair, an integer more than 64 bits.
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise WireError(f"a message can't be encoded: {error}", field=type(message).__name__) from error
+        self._check(frame)
+        return frame
+
+    def decode(self, frame: bytes) -> _M:
+        """The message in a frame. Raises WireError for anything that is none of this socket's."""
+        self._check(frame)
+        try:
+            return self._decoder.decode(frame).message
+        # DecodeError and ValidationError are ValueErrors, as are a bad UTF-8 string and a date out of range.
+        except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+            raise WireError(f"a frame of {len(frame)} bytes can't be read: {error}", field="frame") from error
+
+    def _check(self, frame: bytes) -> None:
+        if len(frame) > self.max_bytes:
+            message = f"a frame has {len(frame)} bytes; the limit is {self.max_bytes}"
+            raise WireError(message, field="frame", value=len(frame), limit=self.max_bytes)
+
+
+def _encode_array(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.shape, value.tobytes()
+    if isinstance(value, np.integer):
+        return int(value)
+    raise NotImplementedError(f"{type(value).__name__} is no part of a message")
+
+
+def _decode_array(kind: Any, value: Any) -> Any:
+    """An array of the dtype that the field is annotated with; read-only."""
+    dtype = np.dtype(get_args(get_args(kind)[1])[0])
+    match value:
+        case [[*shape], bytes() as data] if len(shape) <= 2 and all(type(n) is int and 0 <= n < 2**31 for n in shape):
+            if math.prod(shape) * dtype.itemsize == len(data):
+                return np.frombuffer(data, dtype).reshape(shape)
+    raise ValueError(f"no array of {dtype}")
+
+
+def tokens_from(data: bytes) -> Any:
+    """int64 [n] from its bytes, read-only. Raises WireError when they are no whole numbers."""
+    if len(data) % 8:
+        raise WireError(f"{len(data)} bytes are no int64 tokens", field="prompt", value=len(data))
+    return np.frombuffer(data, np.int64)

@@ -1,0 +1,49 @@
+"""The worker's process: owns the model, the pools and the canvases, does what the scheduler says, in order."""
+
+from __future__ import annotations
+
+import logging
+
+from .child import Child
+from .facts import Facts
+from .inbox import Inbox, Outbox
+from .scheduler import WorkerLink
+from .wire import Add, Drop, FromWorker, Results, ToWorker
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerProcess:
+    """Reads the scheduler's messages one by one; answers every `Run` with `Results`."""
+
+    def __init__(self, child: Child):
+        self._child = child
+        self._inbox: Inbox[ToWorker] = child.inbox("worker", ToWorker)
+        self._outbox: Outbox[FromWorker] = child.outbox("results", FromWorker)
+
+    def run(self) -> None:
+        """Serve until the process ends."""
+        worker, facts = self._build()
+        self._child.ready(facts)
+        logger.info(
+            "worker: %s on %s in %s, %d KV pages, %d boundary pages",
+            self._child.spec.engine.model_path, facts.device, facts.dtype, facts.kv_pages, facts.boundary_pages,
+        )  # fmt: skip
+        while True:
+            message = self._inbox.receive()
+            if isinstance(message, Add):
+                worker.add(message.request)
+            elif isinstance(message, Drop):
+                worker.release(message.release)
+            else:
+                self._outbox.send(Results(worker.forward(message.forward)))
+
+    def _build(self) -> tuple[WorkerLink, Facts]:
+        spec = self._child.spec
+        if spec.pipeline.null_worker:
+            from .null_worker import build_null_worker
+
+            return build_null_worker(spec.engine, spec.pipeline.null_tokens)
+        from .build import build_worker
+
+        return build_worker(spec.engine)
