@@ -232,9 +232,7 @@ class Intake:
             message = f"{name} has token id {bad}; ids must be at least 0 and below {vocabulary}"
             raise InvalidRequestError(message, field=field, value=bad, limit=vocabulary)
 
-    def _encode_text(
-        self, prompt: str | Sequence[Message], name: str, add_special_tokens: bool = True
-    ) -> list[int]:
+    def _encode_text(self, prompt: str | Sequence[Message], name: str, add_special_tokens: bool = True) -> list[int]:
         tokenizer = self._tokenizer
         if tokenizer is None:
             raise InvalidRequestError(f"{name}: without a tokenizer, prompts must be token ids", field="prompts")

@@ -57,6 +57,7 @@ class NullWorker:
 
 def build_null_worker(config: EngineConfig, tokens: int) -> tuple[NullWorker, Facts]:
     """A null worker, and the facts of the model whose place it takes. Reads no weights."""
+    config = config.for_device("cpu")
     folder = resolve_model_folder(config.model_path)
     model = ModelConfig.from_folder(folder)
     check_bands(config, model.num_layers)

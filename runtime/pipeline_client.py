@@ -137,7 +137,7 @@ class PipelineClient:
     @property
     def pids(self) -> dict[str, int]:
         """Process ids by role; empty before the start."""
-        return {} if self._pipeline is None else {**self._pipeline.pids}
+        return {} if self._pipeline is None else {str(role): pid for role, pid in self._pipeline.pids.items()}
 
     async def closed(self) -> ServiceStatus:
         """Wait until the service is dead, by failure or by shutdown; its last status."""
