@@ -24,6 +24,7 @@ from .endpoints import Endpoints
 from .engine_config import EngineConfig
 from .errors import ShoalError
 from .facts import Facts
+from .http.logs import configure_logging
 from .inbox import Inbox, Outbox
 from .pipeline_config import PipelineConfig
 from .wire import Failed, Ready, Reply, Role, ToClient
@@ -42,8 +43,7 @@ class Spec:
         directory: of the sockets.
         parent: process id of its parent.
         engine, pipeline: options.
-        log_level: name of the level, `info` for instance.
-        log_format: for logging.Formatter.
+        log_level, log_json: as in ServerConfig.
     """
 
     role: Role
@@ -52,7 +52,7 @@ class Spec:
     engine: EngineConfig
     pipeline: PipelineConfig
     log_level: str
-    log_format: str
+    log_json: bool
 
 
 class Child:
@@ -107,7 +107,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=Spec)
     _die_with_parent(spec)
-    logging.basicConfig(level=spec.log_level.upper(), format=spec.log_format, stream=sys.stderr)
+    configure_logging(spec.log_level, spec.log_json, log_requests=False)
     child = Child(spec)
     try:
         child.endpoints.check()

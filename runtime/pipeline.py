@@ -21,7 +21,6 @@ from .pipeline_config import PipelineConfig
 from .wire import ROLES, Role
 
 logger = logging.getLogger(__name__)
-LOG_FORMAT = "[%(asctime)s] %(levelname)s %(name)s: %(message)s"
 _STOP_SECONDS = 2.0
 _POLL_SECONDS = 0.1
 
@@ -34,17 +33,15 @@ class Pipeline:
 
     Args:
         config, options: of the engine and of the pipeline; the model folder is resolved already.
-        log_level, log_format: of the children, which log to standard error.
+        log_level, log_json: of the children, which log to standard error; as in ServerConfig.
     """
 
-    def __init__(
-        self, config: EngineConfig, options: PipelineConfig, log_level: str = "info", log_format: str = LOG_FORMAT
-    ):
+    def __init__(self, config: EngineConfig, options: PipelineConfig, log_level: str = "info", log_json: bool = False):
         self.endpoints = Endpoints.create()
         self._processes: dict[Role, subprocess.Popen[bytes]] = {}
         self._config = config
         self._options = options
-        self._log = log_level, log_format
+        self._log = log_level, log_json
 
     @property
     def pids(self) -> dict[Role, int]:

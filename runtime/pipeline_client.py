@@ -17,7 +17,7 @@ from .facts import Facts
 from .hub import resolve_model_folder
 from .inbox import Inbox, Outbox
 from .output_stream import OutputStream
-from .pipeline import LOG_FORMAT, Pipeline, child_config
+from .pipeline import Pipeline, child_config
 from .pipeline_config import PipelineConfig
 from .request import RequestOutput
 from .service import GenerateInput, Message, ServiceInfo, ServiceStatus
@@ -41,7 +41,6 @@ from .wire import (
 from .wire_errors import unpack_error
 
 logger = logging.getLogger(__name__)
-_FLUSH_RETRY_SECONDS = 0.05
 _GRACE_SECONDS = 1.0
 
 
@@ -54,16 +53,16 @@ class PipelineClient:
     Args:
         config: of the engine.
         options: of the pipeline.
-        log_level, log_format: of the child processes.
+        log_level, log_json: of the child processes, as in ServerConfig.
     """
 
     def __init__(
         self, config: EngineConfig, options: PipelineConfig | None = None, *, log_level: str = "info",
-        log_format: str = LOG_FORMAT,
+        log_json: bool = False,
     ):  # fmt: skip
         self.config = config
         self.options = options or PipelineConfig()
-        self._log = log_level, log_format
+        self._log = log_level, log_json
         self._status = ServiceStatus("starting", "the processes start")
         self._info: ServiceInfo | None = None
         self._pipeline: Pipeline | None = None
@@ -256,16 +255,12 @@ class PipelineClient:
         return await self._reply(lambda number: Detokenize(number, ids, skip_special_tokens))
 
     async def flush_cache(self, timeout_s: float = 0.0) -> None:
-        """Drop every cached prefix. Raises CacheInUseError when some are still in use after `timeout_s` seconds."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                await self._ask("flush")
-                return
-            except CacheInUseError:
-                if time.monotonic() >= deadline:
-                    raise
-            await asyncio.sleep(_FLUSH_RETRY_SECONDS)
+        """Drop every cached prefix. Raises CacheInUseError when requests are under way after `timeout_s` seconds."""
+        await self._until_idle(timeout_s)
+        if self._streams:
+            message = f"flush refused: {len(self._streams)} requests are under way"
+            raise CacheInUseError(message, field="flush_cache", value=len(self._streams), limit=0)
+        await self._ask("flush")
 
     async def cache_snapshot(self) -> dict[str, Any]:
         """The radix tree as JSON-able data."""
