@@ -22,7 +22,7 @@ from .hub import resolve_model_folder
 from .kv_pool import BoundaryPool, KVPool
 from .loader import load_model
 from .model_runner import ModelRunner
-from .model_settings import check_bands, default_block_length, load_profile, load_tokenizer, pool_sizes
+from .model_settings import boundary_depths, check_bands, default_block_length, load_profile, load_tokenizer, pool_sizes
 from .reuse import ReusePlanner
 from .scheduler import Scheduler
 from .tokenizer import Tokenizer
@@ -68,7 +68,8 @@ def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> t
     profile = profile or load_profile(config, folder, model.architecture, model.num_layers)
     profile = profile.floor_to(config.layers_per_band)
     tree = TreeConfig(
-        config.page_size, model.num_layers, config.layers_per_band, profile.depths, config.eviction_policy,
+        config.page_size, model.num_layers, config.layers_per_band, boundary_depths(config, profile),
+        config.eviction_policy,
         kv_page_bytes=KVPool.page_bytes(model, config.page_size, config.layers_per_band, dtype),
         boundary_page_bytes=BoundaryPool.page_bytes(model, config.page_size, dtype),
     )  # fmt: skip

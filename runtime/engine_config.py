@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -28,6 +29,10 @@ class EngineConfig:
         reuse_margin: tokens at the end of what a prompt shares with the cache that are computed afresh (mode
             `bicache`); None: what the profile says. Right before the place where prompts part, keys and values depend
             on what follows from the first layers on: "Which things are" knows already whether "red" or "blue" comes.
+        audit_rate: share of cache hits (0 to 1) that are also computed without the cache, to see how far the reused
+            keys and values have drifted; past the tolerance the cached prefix is reused less deep from then on.
+        audit_tolerance: relative error of a band's keys and values over a page that an audit calls drift; None: 1.5
+            times what the depth profile saw where reuse was safe, or 0.25 when it does not say.
         page_size: token positions of a page.
         layers_per_band: layers that are paged together.
         kv_cache_tokens: token positions that the KV pool holds; None: as many as fit `kv_cache_bytes`.
@@ -57,6 +62,8 @@ class EngineConfig:
     depth: int | None = None
     refresh_interval: int | None = None
     reuse_margin: int | None = None
+    audit_rate: float = 0.0
+    audit_tolerance: float | None = None
     page_size: int = 16
     layers_per_band: int = 4
     kv_cache_tokens: int | None = None
@@ -87,6 +94,9 @@ class EngineConfig:
         fraction = self.mem_fraction_static
         if not isinstance(fraction, int | float) or isinstance(fraction, bool) or not 0 < fraction <= 1:
             self._refuse("mem_fraction_static", fraction, "a number above 0 and at most 1")
+        self._within("audit_rate", 0.0, 1.0)
+        if self.audit_tolerance is not None:
+            self._within("audit_tolerance", 0.0, math.inf)
         for name in ("model_path", "device", "depth_profile"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name != "depth_profile"):
@@ -121,6 +131,12 @@ class EngineConfig:
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             self._refuse(name, value, f"an integer of at least {low}")
+
+    def _within(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+            limit = f"a number of at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
+            self._refuse(name, value, limit)
 
     def _one_of(self, name: str, choices: tuple[str, ...]) -> None:
         if getattr(self, name) not in choices:

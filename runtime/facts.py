@@ -8,9 +8,11 @@ from typing import Any
 
 from ..radix_cache.config import TreeConfig
 from ..radix_cache.depth_profile import DepthProfile
+from .audit import Auditor
 from .engine_config import EngineConfig
 from .memory import Memory, check_fits
 from .model_config import ModelConfig
+from .model_settings import boundary_depths
 from .reuse import ReusePlanner
 from .scheduler import Scheduler, WorkerLink
 from .service import ServiceInfo
@@ -83,7 +85,8 @@ def build_scheduler(
     assert config.max_steps_per_message is not None
     model, profile = facts.model, DepthProfile.from_json(facts.depth_profile)
     tree = TreeConfig(
-        config.page_size, model.num_layers, config.layers_per_band, profile.depths, config.eviction_policy,
+        config.page_size, model.num_layers, config.layers_per_band, boundary_depths(config, profile),
+        config.eviction_policy,
         kv_page_bytes=facts.kv_page_bytes, boundary_page_bytes=facts.boundary_page_bytes,
     )  # fmt: skip
     memory = Memory(tree, profile, facts.kv_pages, facts.boundary_pages)
@@ -93,4 +96,5 @@ def build_scheduler(
         max_running_requests=config.max_running_requests, max_queued_requests=config.max_queued_requests,
         max_refresh_tokens=config.max_refresh_tokens, max_steps_per_message=config.max_steps_per_message,
         policy=config.schedule_policy, log_interval=config.log_interval, check_invariants=config.check_invariants,
+        auditor=Auditor(memory, config.audit_rate, config.audit_tolerance, config.seed),
     )  # fmt: skip

@@ -25,6 +25,7 @@ class Memory:
     def __init__(self, tree: TreeConfig, profile: DepthProfile, kv_pages: int, boundary_pages: int):
         self.config = tree
         self.profile = profile
+        self.reuse_profile = profile  # what is taken from other requests; audits may lower it
         self.lm_profile = DepthProfile.constant(tree.num_layers, tree.num_layers, capture="final")
         self.kv = PageAllocator(kv_pages)
         self.boundary = PageAllocator(boundary_pages)
@@ -35,7 +36,7 @@ class Memory:
     def tree_for(self, mode: CacheMode) -> tuple[RadixTree, DepthProfile] | None:
         """Tree and profile of a cache mode; None for modes that share nothing between requests."""
         if mode == "bicache":
-            return self.tree, self.profile
+            return self.tree, self.reuse_profile
         if mode == "lm":
             return self.lm_tree, self.lm_profile
         return None

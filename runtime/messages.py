@@ -38,6 +38,23 @@ class AddRequest:
     canvas: npt.NDArray[np.int64] | None = None
 
 
+@dataclass(slots=True)
+class AuditReport:
+    """What an uncached pass says of the keys and values that a request reused.
+
+    Attributes:
+        errors: fp32 [bands reused, pages reused], |cached - fresh| / |fresh| over a page, the largest of the band's
+            layers and of keys and values.
+        cosines: fp32 [bands reused], mean cosine over the tokens, the smallest of the band's layers, keys and values.
+        compared, agreed: tokens that the first forward committed (greedily), and those that the pass predicts too.
+    """
+
+    errors: npt.NDArray[np.float32]
+    cosines: npt.NDArray[np.float32]
+    compared: int = 0
+    agreed: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class ForwardItem:
     """One request's part of a forward.
@@ -51,6 +68,8 @@ class ForwardItem:
 
     `targets` (int64 [n, 2]: position of the whole sequence, token) asks for the log-probability of each token at its
     position, as `StepResult.scores`; such an item has no block: nothing is committed.
+
+    `audit` asks for an uncached pass beside a first forward that reuses [0, start): it compares so many layers.
     """
 
     rid: str
@@ -64,6 +83,7 @@ class ForwardItem:
     resume: Pages | None = None
     captures: tuple[tuple[int, int, Pages], ...] = ()
     targets: npt.NDArray[np.int64] | None = None
+    audit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +110,7 @@ class StepResult:
 
     `nfe` counts its forward passes, `token_layers` the token-layers they computed. `scores`: natural log-probabilities
     (fp32 softmax over the vocabulary without the mask token) of the item's targets, in their order. `error`: the worker
-    failed, in words; nothing else is valid then.
+    failed, in words; nothing else is valid then. `audit`: what the item's audit found, if it asked for one.
     """
 
     rid: str
@@ -100,3 +120,4 @@ class StepResult:
     token_layers: int = 0
     scores: list[float] = field(default_factory=list)
     error: str | None = None
+    audit: AuditReport | None = None

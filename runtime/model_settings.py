@@ -9,6 +9,7 @@ from pathlib import Path
 from ..radix_cache.config import TreeConfig
 from ..radix_cache.depth_profile import DepthProfile
 from ..radix_cache.errors import ProfileError
+from .audit import fallback_depths
 from .engine_config import EngineConfig
 from .errors import ConfigError, ModelLoadError
 from .tokenizer import Tokenizer
@@ -64,6 +65,13 @@ def load_profile(
     profile = DepthProfile.builtin(architecture, num_layers)
     logger.warning("no %s beside the weights: using the %s", PROFILE_FILE, profile.source)
     return profile
+
+
+def boundary_depths(config: EngineConfig, profile: DepthProfile) -> tuple[int, ...]:
+    """Depths at which boundary states are kept: those of the profile, and with audits some to fall back to."""
+    if not config.audit_rate:
+        return profile.depths
+    return fallback_depths(profile.depths, profile.max_depth, config.layers_per_band)
 
 
 def pool_sizes(config: EngineConfig, tree: TreeConfig) -> tuple[int, int]:

@@ -6,10 +6,12 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 from ..radix_cache.config import TreeConfig
 from ..radix_cache.tree import RadixTree
+from .audit import Auditor
 from .counters import BatchLog, Counters
 from .errors import EngineError, InvalidRequestError, PoolTooSmallError, QueueFullError, RequestTimeoutError
 from .memory import Memory
@@ -54,6 +56,7 @@ class Scheduler:
         memory: pools and trees.
         planner: plans the forwards of a request.
         worker: runs them.
+        auditor: audits hits; None: none are.
         eos_token_id: ends a text.
         max_running_requests, max_queued_requests, max_refresh_tokens, max_steps_per_message, policy, log_interval,
         check_invariants: see EngineConfig.
@@ -63,8 +66,10 @@ class Scheduler:
         self, memory: Memory, planner: ReusePlanner, worker: WorkerLink, *, eos_token_id: int,
         max_running_requests: int, max_refresh_tokens: int, max_steps_per_message: int, policy: str,
         check_invariants: bool, max_queued_requests: int | None = None, log_interval: int = 40,
+        auditor: Auditor | None = None,
     ):  # fmt: skip
         self.memory = memory
+        self.auditor = auditor or Auditor(memory)
         self.planner = planner
         self._worker = worker
         self._eos = eos_token_id
@@ -104,7 +109,7 @@ class Scheduler:
 
     def stats(self) -> SchedulerStats:
         """State and counters."""
-        return self._log.stats(len(self._running), len(self._waiting))
+        return replace(self._log.stats(len(self._running), len(self._waiting)), **self.auditor.numbers())
 
     def check_fits(self, prompt_tokens: int, canvas_tokens: int) -> None:
         """Raise PoolTooSmallError for a request that could not run even alone."""
@@ -237,6 +242,8 @@ class Scheduler:
         admitted = []
         for request in self._admissible():
             item = self.planner.first_forward(request)
+            if audit := self.auditor.wants(request):
+                item = replace(item, audit=audit)
             items.append(item)
             admitted.append(request)
             tokens += item.stop - item.join
@@ -351,8 +358,11 @@ class Scheduler:
         if self._final:
             self._captured_finished(results)
             return
+        audited = []
         for item, result in zip(items, results, strict=True):
             request = self._running[item.rid]
+            if result.audit is not None and request.match is not None:
+                audited.append((request, request.match, result.audit))
             if result.error is not None:
                 request.fail(EngineError(f"the forward failed: {result.error}", field="rid", value=request.rid))
                 self._finish(request)
@@ -360,6 +370,8 @@ class Scheduler:
             if request.needs_refresh:
                 self._refreshed(request, item)
             self._advance(request, result)
+        for request, match, report in audited:  # after all captures, which would raise what an audit shrinks
+            self.auditor.record(request, match, report)
 
     def _refreshed(self, request: Request, item: ForwardItem) -> None:
         request.needs_refresh = False

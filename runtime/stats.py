@@ -32,6 +32,13 @@ class SchedulerStats:
         prefix_refreshes: forwards of single requests that recomputed the prompt or its layers above the depth.
         canvas_refreshes: starts of later blocks.
         tree_stored, tree_trimmed, tree_evicted: events of the radix tree.
+        audits: hits that were also computed uncached; `audits_drifted` of them found drift past the tolerance.
+        audit_tokens: tokens committed by audited first forwards (greedy requests only); `audit_tokens_agreed` of them
+            are what the uncached pass predicts.
+        audit_nodes_shrunk: nodes of the tree whose valid depth an audit lowered.
+        audit_depth_limit: depth past which nothing is reused any more because audits found drift; None: no limit.
+        audit_band_errors: by band, largest relative error of keys and values over a page, mean of the audits.
+        audit_band_cosines: by band, cosine of cached and fresh keys and values, mean of the audits.
         input_throughput: prompt tokens a second, cached ones included, over the last interval of the log.
         gen_throughput: text tokens a second over the last interval of the log.
         uptime: seconds since the scheduler started.
@@ -73,6 +80,14 @@ class SchedulerStats:
     tree_stored: int = 0
     tree_trimmed: int = 0
     tree_evicted: int = 0
+    audits: int = 0
+    audits_drifted: int = 0
+    audit_tokens: int = 0
+    audit_tokens_agreed: int = 0
+    audit_nodes_shrunk: int = 0
+    audit_depth_limit: int | None = None
+    audit_band_errors: tuple[float, ...] = ()
+    audit_band_cosines: tuple[float, ...] = ()
     input_throughput: float = 0.0
     gen_throughput: float = 0.0
     uptime: float = 0.0

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .audit_pass import AuditPass
 from .messages import AddRequest, Forward, ForwardItem, Release, StepResult
 from .model_runner import Entry, ModelRunner
 from .sampler import choose_commits, choose_tokens, quota
@@ -67,6 +68,7 @@ class Worker:
 
     def __init__(self, runner: ModelRunner):
         self.runner = runner
+        self._audit = AuditPass(runner)
         self._canvases: dict[str, Canvas] = {}
 
     @property
@@ -111,17 +113,27 @@ class Worker:
         """Run a forward, one result an item, in order. A failure is reported in the results, never raised."""
         results = {item.rid: StepResult(item.rid) for item in message.items}
         items = list(message.items)
+        audited = [item for item in items if item.audit]
         try:
+            for item in audited:
+                self._begin_audit(item)
             for _ in range(message.max_steps):
                 if not items:
                     break
                 self._step(items, results)
                 items = [item for item in items if self._continues(item)]
+            for item in audited:
+                self._audit.end(results[item.rid], self._canvases[item.rid].sampling.temperature == 0)
         except Exception as error:  # whatever broke, the requests of this batch fail and the others go on
             logger.exception("a forward of %d requests failed", len(message.items))
             for result in results.values():
                 result.error = f"{type(error).__name__}: {error}"
         return list(results.values())
+
+    def _begin_audit(self, item: ForwardItem) -> None:
+        canvas = self._canvases[item.rid]
+        masks = canvas.open_positions(item.block_start, item.block_stop)
+        self._audit.begin(item, canvas.tokens, canvas.page_table, masks)
 
     def _continues(self, item: ForwardItem) -> bool:
         canvas = self._canvases[item.rid]

@@ -47,6 +47,11 @@ _COUNTERS = (
     ("refresh_forwards", "refresh_forwards", "Batches that were refreshes."),
     ("prefix_refreshes", "prefix_refreshes", "Recomputations of a prompt, whole or above its depth."),
     ("canvas_refreshes", "canvas_refreshes", "Starts of later blocks."),
+    ("audits", "audits", "Hits that were also computed without the cache."),
+    ("audits_drifted", "audits_drifted", "Audits that found drift past the tolerance."),
+    ("audit_tokens", "audit_tokens", "Tokens committed by audited forwards."),
+    ("audit_tokens_agreed", "audit_tokens_agreed", "Those that the uncached pass predicts too."),
+    ("audit_nodes_shrunk", "audit_nodes_shrunk", "Cached prefixes whose valid depth an audit lowered."),
     ("tree_stored", "tree_stored_tokens", "Events of the radix tree: stored."),
     ("tree_trimmed", "tree_trimmed", "Events of the radix tree: trimmed."),
     ("tree_evicted", "tree_evicted", "Events of the radix tree: evicted."),
@@ -163,6 +168,24 @@ class _StatsCollector(Collector):
             for held, attribute in parts.items():
                 pages.add_metric([*self._labels, pool, held], getattr(stats, attribute))
         yield pages
+        for name, words, values in (
+            (
+                "audit_band_error",
+                "Largest relative error of reused keys and values over a page.",
+                stats.audit_band_errors,
+            ),
+            ("audit_band_cosine", "Cosine of reused and fresh keys and values.", stats.audit_band_cosines),
+        ):
+            drift = GaugeMetricFamily(f"shoal:{name}", f"{words} Mean of all audits.", labels=["model_name", "band"])
+            for band, value in enumerate(values):
+                drift.add_metric([*self._labels, str(band)], value)
+            yield drift
+        if stats.audit_depth_limit is not None:
+            limit = GaugeMetricFamily(
+                "shoal:audit_depth_limit", "Depth past which audits have stopped all reuse.", labels=["model_name"]
+            )
+            limit.add_metric(self._labels, stats.audit_depth_limit)
+            yield limit
         finished = CounterMetricFamily(
             "shoal:finished_requests", "Requests that ended well, by reason.", labels=["model_name", "reason"]
         )

@@ -1,0 +1,154 @@
+"""Watches drift while serving: which hits are audited, and what a finding does to the cache. Imports no torch."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from ..radix_cache.match import Match
+from ..radix_cache.node import Node
+from .memory import Memory
+from .messages import AuditReport
+from .request import Request
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TOLERANCE = 0.25
+"""Relative error of keys and values where a cosine of 0.97 (the published profiles' limit) lies: sqrt(2 (1 - 0.97))."""
+PROFILE_SLACK = 1.5
+"""A profile's largest harmless error is that of its data: others' may be somewhat larger."""
+
+_WINDOW = 16  # the latest audits, from which the depth limit is decided
+_FINDINGS = 2  # audits in the window that must have found drift below a depth, and
+_SHARE = 0.25  # more than this share of them, before nothing is reused to that depth any more
+
+
+def fallback_depths(depths: tuple[int, ...], deepest: int, layers_per_band: int) -> tuple[int, ...]:
+    """Boundary depths of an engine that audits: the profile's own, and quarters of the deepest in whole bands.
+
+    A node can only be shrunk to a depth with boundary states; without these a finding would cost the whole prefix.
+    """
+    quarters = (deepest * part // 4 // layers_per_band * layers_per_band for part in (1, 2, 3))
+    return tuple(sorted({*depths, *quarters} - {0}))
+
+
+class Auditor:
+    """Chooses the hits to audit and acts on what audits find.
+
+    A finding lowers the valid depth of the audited prefix's nodes to the first band that drifted. When more than a
+    quarter of the latest audits find drift below some depth, the profile itself is too deep: then no prefix is
+    reused deeper than the audits bear out (`depth_limit`), until the engine is started again.
+
+    Args:
+        memory: the tree and the profile that matches obey.
+        rate: share of hits to audit, 0 to 1.
+        tolerance: largest relative error of a band's keys and values over a page; None: PROFILE_SLACK times what the
+            profile measured, else DEFAULT_TOLERANCE.
+        seed: of the choice.
+    """
+
+    def __init__(self, memory: Memory, rate: float = 0.0, tolerance: float | None = None, seed: int = 0):
+        self._memory = memory
+        self._rate = rate
+        self._draw = random.Random(f"audit-{seed}")
+        profile = memory.profile
+        measured = None if profile.max_drift is None else max(1e-3, PROFILE_SLACK * profile.max_drift)
+        self.tolerance = tolerance if tolerance is not None else measured or DEFAULT_TOLERANCE
+        self.depth_limit: int | None = None
+        self.audits = self.drifted = self.compared = self.agreed = self.shrunk_nodes = 0
+        bands = memory.config.num_bands
+        self._errors, self._cosines, self._counts = np.zeros(bands), np.zeros(bands), np.zeros(bands, np.int64)
+        self._window: deque[int] = deque(maxlen=_WINDOW)
+
+    def wants(self, request: Request) -> int:
+        """Layers to audit of a request that is about to have its first forward; 0: it is not audited."""
+        if not self._rate or request.cache_mode != "bicache" or not request.cached_tokens:
+            return 0
+        return request.cached_depth if self._draw.random() < self._rate else 0
+
+    def record(self, request: Request, match: Match, report: AuditReport) -> None:
+        """Take an audit's report into account; `match` is what the request reused (it may have been unlocked since)."""
+        bands = len(report.errors)
+        self.audits += 1
+        self.compared += report.compared
+        self.agreed += report.agreed
+        self._errors[:bands] += report.errors.max(axis=1, initial=0.0)
+        self._cosines[:bands] += report.cosines
+        self._counts[:bands] += 1
+        safe = self._safe_depth(report.errors, match.depth)
+        self._window.append(safe if safe < match.depth else self._memory.config.num_layers)
+        if safe == match.depth:
+            return
+        self.drifted += 1
+        self._shrink(match, report.errors)
+        logger.info(
+            "audit of request %s: cached prefix of %d tokens drifted: depth %d is safe, %d was used; "
+            "error by band: %s, tolerance %.3f, tokens agreed: %d of %d",
+            request.rid, match.cut, safe, match.depth, np.round(report.errors.max(axis=1), 3).tolist(), self.tolerance,
+            report.agreed, report.compared,
+        )  # fmt: skip
+        self._limit()
+
+    def numbers(self) -> dict[str, Any]:
+        """The fields of SchedulerStats that are the audit's."""
+        seen = self._counts > 0
+        counts = np.maximum(self._counts, 1)
+        return {
+            "audits": self.audits,
+            "audits_drifted": self.drifted,
+            "audit_tokens": self.compared,
+            "audit_tokens_agreed": self.agreed,
+            "audit_nodes_shrunk": self.shrunk_nodes,
+            "audit_depth_limit": self.depth_limit,
+            "audit_band_errors": tuple((self._errors / counts)[seen].tolist()),
+            "audit_band_cosines": tuple((self._cosines / counts)[seen].tolist()),
+        }
+
+    def _safe_depth(self, errors: np.ndarray[Any, Any], depth: int) -> int:
+        """The level below the first band with an error over the tolerance; `depth` when there is none."""
+        bad = np.flatnonzero((errors > self.tolerance).any(axis=1))
+        if not len(bad):
+            return depth
+        config = self._memory.config
+        return config.levels[config.level_of(min(depth, int(bad[0]) * config.layers_per_band))]
+
+    def _shrink(self, match: Match, errors: np.ndarray[Any, Any]) -> None:
+        """Lower each node of the match to what its own pages bear; what hangs below a node follows it."""
+        tree, page_size = self._memory.tree, self._memory.config.page_size
+        path: list[Node] = []
+        node = match.node
+        while node is not None and not node.is_root:
+            path.append(node)
+            node = node.parent
+        for node in reversed(path):
+            if node.parent is None:  # dropped meanwhile
+                continue
+            start, stop = (node.end - node.num_tokens) // page_size, min(node.end, match.cut) // page_size
+            safe = self._safe_depth(errors[:, start:stop], match.depth)
+            if safe < match.depth and node.level > self._memory.config.level_of(safe):
+                tree.shrink(node, safe)
+                self.shrunk_nodes += 1
+
+    def _limit(self) -> None:
+        """Lower `depth_limit` to the deepest level that enough of the latest audits bear out."""
+        config = self._memory.config
+        top = config.num_layers if self.depth_limit is None else self.depth_limit
+        levels = [level for level in config.levels if level <= top]
+        for level in reversed(levels):
+            findings = sum(safe < level for safe in self._window)
+            if findings < _FINDINGS or findings <= _SHARE * len(self._window):
+                break
+        if level >= min(top, self._memory.profile.max_depth):
+            return
+        self.depth_limit = level
+        self._memory.reuse_profile = self._memory.profile.capped(level)
+        self._window.clear()
+        logger.warning(
+            "audits found drift past depth %d in more than %d%% of the latest hits: no prefix is reused deeper from "
+            "now on. The depth profile (%s) does not fit what is served: run `shoal profile` on data like it.",
+            level, round(100 * _SHARE), self._memory.profile.source or "without a source",
+        )  # fmt: skip

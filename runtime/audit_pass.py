@@ -1,0 +1,79 @@
+"""An audit on the worker: one more, uncached pass over a request that reuses a prefix, compared with what it reuses."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .drift import cached_layer, cosine, relative_error, uncached_pass
+from .messages import AuditReport, ForwardItem, StepResult
+from .model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+
+class AuditPass:
+    """The audits of one forward: `begin` before it runs, `end` with its results.
+
+    Takes nothing from the request but time, and reads its pages only. An audit that fails (memory) is logged and left
+    out; the request goes on.
+    """
+
+    def __init__(self, runner: ModelRunner):
+        self._runner = runner
+        self._begun: dict[str, tuple[AuditReport, dict[int, int]]] = {}
+
+    def begin(self, item: ForwardItem, tokens: Tensor, page_table: Tensor, masks: npt.NDArray[np.int64]) -> None:
+        """Run the pass for a first forward whose `item.audit` says how many layers are reused.
+
+        tokens int64 [prompt + canvas], page_table int64 [bands, pages], both on the runner's device; masks int64 [n]
+        are the current block's open positions, whose tokens the pass predicts too.
+        """
+        try:
+            self._begun[item.rid] = self._run(item, tokens, page_table, masks)
+        except Exception as error:
+            logger.warning("the audit of request %s failed: %s: %s", item.rid, type(error).__name__, error)
+
+    def end(self, result: StepResult, greedy: bool) -> None:
+        """Complete the report with how many committed tokens the uncached pass predicts too, if they were not drawn."""
+        if result.rid not in self._begun:
+            return
+        report, predicted = self._begun.pop(result.rid)
+        if greedy:
+            pairs = [predicted.get(p) == t for p, t in zip(result.positions, result.tokens, strict=True)]
+            report.compared, report.agreed = len(pairs), sum(pairs)
+        result.audit = report
+
+    def _run(
+        self, item: ForwardItem, tokens: Tensor, page_table: Tensor, positions: npt.NDArray[np.int64]
+    ) -> tuple[AuditReport, dict[int, int]]:
+        decoder, pool = self._runner.decoder, self._runner.kv
+        cut, page_size = item.start, pool.page_size
+        errors: list[Tensor] = []
+        cosines: list[Tensor] = []
+
+        def compare(layer: int, k: Tensor, v: Tensor) -> None:
+            if layer >= item.audit:
+                return
+            cached_k, cached_v = cached_layer(pool, page_table, layer, cut)
+            worst = torch.maximum(
+                relative_error(cached_k, k[:cut], page_size), relative_error(cached_v, v[:cut], page_size)
+            )
+            least = torch.minimum(cosine(cached_k, k[:cut]).mean(), cosine(cached_v, v[:cut]).mean())
+            if layer % pool.layers_per_band:
+                errors[-1], cosines[-1] = torch.maximum(errors[-1], worst), torch.minimum(cosines[-1], least)
+            else:
+                errors.append(worst)
+                cosines.append(least)
+
+        hidden = uncached_pass(decoder, tokens[: item.keys], compare)
+        report = AuditReport(torch.stack(errors).cpu().numpy(), torch.stack(cosines).cpu().numpy())
+        if not len(positions):
+            return report, {}
+        rows = torch.from_numpy(positions - int(decoder.config.shift_logits)).to(hidden.device)
+        best = self._runner.logits(hidden, rows).argmax(-1).tolist()
+        return report, dict(zip(positions.tolist(), best, strict=True))
