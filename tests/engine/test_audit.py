@@ -166,7 +166,7 @@ def find(watch: Auditor, memory: Memory, errors: list[float]) -> None:
 
     match = Match(Namespace(), 32, 32, 4 * len(errors), NO_PAGES, NO_PAGES, None)
     watch.record(
-        request=type("R", (), {"rid": "r"})(),  # type: ignore[arg-type]
+        request=type("R", (), {"rid": "r"})(),
         match=match,
         report=AuditReport(np.array(errors, np.float32)[:, None], np.ones(len(errors), np.float32)),
     )
