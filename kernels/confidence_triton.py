@@ -20,7 +20,7 @@ from .masked_rows import MaskedRows
 from .philox_triton import gumbel
 
 _LANES = 256
-_BLOCK_SIZE = 8 * _LANES
+_NUM_WARPS = 8
 _MERGE_ROWS = 4
 _NOBODY = tl.constexpr(2147483647)
 
@@ -169,24 +169,24 @@ def confidence_triton(logits: Tensor, splits: int | None = None) -> Confidence:
 
 def block_confidence_triton(
     logits: Tensor, state: CanvasState, masked: MaskedRows, *, impossible_token: int | None = None, draw: bool = True,
-    splits: int | None = None,
+    splits: int | None = None, lanes: int = _LANES, num_warps: int = _NUM_WARPS,
 ) -> Confidence:  # fmt: skip
-    """`block_confidence_reference`, without a look at device memory."""
+    """`block_confidence_reference`, without a look at device memory; a tile is 8 * lanes logits."""
     if logits.shape[0] != masked.rows.shape[0]:
         raise ValueError(f"{logits.shape[0]} rows of logits for {masked.rows.shape[0]} masked rows")
-    return _confidence(logits, state, masked, impossible_token, draw, splits)
+    return _confidence(logits, state, masked, impossible_token, draw, splits, lanes, num_warps)
 
 
 def _confidence(
     logits: Tensor, state: CanvasState | None, masked: MaskedRows | None, impossible_token: int | None, draw: bool,
-    splits: int | None,
+    splits: int | None, lanes: int = _LANES, num_warps: int = _NUM_WARPS,
 ) -> Confidence:  # fmt: skip
     rows, columns = logits.shape
     if logits.stride(1) != 1:
         raise ValueError("the last dimension of logits must be contiguous")
     wanted = triton.cdiv(8 * 132, max(1, rows)) if splits is None else splits
-    tiles = triton.cdiv(columns, _BLOCK_SIZE)
-    split_columns = triton.cdiv(tiles, min(wanted, tiles)) * _BLOCK_SIZE
+    tiles = triton.cdiv(columns, 8 * lanes)
+    split_columns = triton.cdiv(tiles, min(wanted, tiles)) * 8 * lanes
     splits = triton.cdiv(columns, split_columns)
     device = logits.device
     token = torch.empty(rows, dtype=torch.int64, device=device)
@@ -202,7 +202,7 @@ def _confidence(
         _scan_kernel[(rows, splits)](
             logits, tokens, stats, total, slots, positions, temperatures, seeds, nfe,
             logits.stride(0), columns, split_columns, -1 if impossible_token is None else impossible_token,
-            LANES=_LANES, DRAW=draw, num_warps=8,
+            LANES=lanes, DRAW=draw, num_warps=num_warps,
         )  # fmt: skip
         _finish_kernel[(triton.cdiv(rows, _MERGE_ROWS),)](
             tokens, stats, token, probability, margin, entropy, total, slots, temperatures, rows, splits,

@@ -36,7 +36,9 @@ def rms_norm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _launch(x, None, weight, eps)[0]
 
 
-def add_rms_norm_triton(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_rms_norm_triton(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, num_warps: int | None = None
+) -> tuple[Tensor, Tensor]:
     """(rms_norm_reference(x + residual), x + residual), both new tensors [T, H] of x's dtype.
 
     x and residual [T, H] of the same dtype, rows strided at will. The sum is rounded to x's dtype before it is
@@ -44,10 +46,12 @@ def add_rms_norm_triton(x: Tensor, residual: Tensor, weight: Tensor, eps: float)
     """
     if x.shape != residual.shape or x.dtype != residual.dtype:
         raise ValueError(f"x {tuple(x.shape)} {x.dtype}, residual {tuple(residual.shape)} {residual.dtype}")
-    return _launch(x, residual, weight, eps)
+    return _launch(x, residual, weight, eps, num_warps)
 
 
-def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _launch(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, num_warps: int | None = None
+) -> tuple[Tensor, Tensor]:
     rows, columns = x.shape
     if weight.shape != (columns,) or not weight.is_contiguous():
         raise ValueError(f"weight {tuple(weight.shape)} must be contiguous, [{columns}]")
@@ -60,6 +64,6 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
         block = triton.next_power_of_2(columns)
         _rms_norm_kernel[(rows,)](
             x, other, weight, y, total, x.stride(0), other.stride(0), columns, eps,
-            HAS_RESIDUAL=residual is not None, BLOCK_SIZE=block, num_warps=min(16, max(1, block // 512)),
+            HAS_RESIDUAL=residual is not None, BLOCK_SIZE=block, num_warps=num_warps or min(16, max(1, block // 512)),
         )  # fmt: skip
     return y, total

@@ -22,7 +22,7 @@ def _swiglu_kernel(gate_up_ptr, y_ptr, row_stride, n_cols, BLOCK_SIZE: tl.conste
     tl.store(y_ptr + row * n_cols + columns, (gated * up).to(dtype), mask=mask)
 
 
-def swiglu_triton(gate_up: Tensor) -> Tensor:
+def swiglu_triton(gate_up: Tensor, block_size: int = _BLOCK_SIZE) -> Tensor:
     """`swiglu_reference`: gate_up [T, 2F], rows strided at will, to a new [T, F] of the same dtype.
 
     silu(gate) is rounded to the dtype before it meets the up projection, as in the reference.
@@ -32,6 +32,6 @@ def swiglu_triton(gate_up: Tensor) -> Tensor:
     rows, columns = gate_up.shape[0], gate_up.shape[1] // 2
     y = torch.empty((rows, columns), dtype=gate_up.dtype, device=gate_up.device)
     if rows:
-        grid = (rows, triton.cdiv(columns, _BLOCK_SIZE))
-        _swiglu_kernel[grid](gate_up, y, gate_up.stride(0), columns, BLOCK_SIZE=_BLOCK_SIZE, num_warps=4)
+        grid = (rows, triton.cdiv(columns, block_size))
+        _swiglu_kernel[grid](gate_up, y, gate_up.stride(0), columns, BLOCK_SIZE=block_size, num_warps=4)
     return y
