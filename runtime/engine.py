@@ -13,6 +13,7 @@ from typing import Any
 from ..radix_cache.errors import LockError
 from ..radix_cache.namespace import Namespace
 from .build import Parts, build_parts
+from .chat_markers import PLAIN, ChatMarkers
 from .engine_config import EngineConfig
 from .engine_loop import EngineLoop, Listener
 from .errors import ConfigError, InvalidRequestError, shorten
@@ -306,6 +307,19 @@ class Engine:
     def model_config(self) -> Any:
         """Shapes of the model."""
         return self._parts.decoder.config
+
+    def encode(self, prompt: Prompt, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a prompt. Without `add_special_tokens` it is text inside a prompt: no BOS is added.
+
+        Raises InvalidRequestError for what is no prompt, or has no tokens.
+        """
+        if add_special_tokens or not isinstance(prompt, str):
+            return self._intake.encode(prompt, "prompt")
+        return self._intake.encode_plain(prompt, "prompt")
+
+    def chat_markers(self) -> ChatMarkers:
+        """What the chat template puts around each message."""
+        return PLAIN if self._parts.tokenizer is None else self._parts.tokenizer.chat_markers()
 
     # Life
 

@@ -47,11 +47,8 @@ class ChoiceScore:
 
 @dataclass(frozen=True, slots=True)
 class ScoreOutput:
-    """Scores of all choices, in order, and the work they took.
-
-    `nfe` counts the forwards of all requests together, a warm-up of the prompt included; `cached_tokens`,
-    `reused_token_layers` and `computed_token_layers` are sums over them too.
-    """
+    """Scores of all choices, in order, and the work they took: sums over all requests, a warm-up of the prompt included
+    (so the prompt's tokens count once for each)."""
 
     choices: tuple[ChoiceScore, ...]
     method: ScoreMethod
@@ -126,10 +123,9 @@ class ScorePlan:
                 for choice, where in zip(self._choices, self._where, strict=True)
             ),
             self.method,
-            outputs[0].prompt_tokens,
             *(
                 sum(getattr(output, name) for output in every)
-                for name in ("nfe", "cached_tokens", "reused_token_layers", "computed_token_layers")
+                for name in ("prompt_tokens", "nfe", "cached_tokens", "reused_token_layers", "computed_token_layers")
             ),
         )
 

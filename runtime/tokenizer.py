@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .chat_markers import PLAIN, ChatMarkers, chat_markers
 from .errors import ModelLoadError
 
 Message = Mapping[str, Any]
@@ -101,6 +102,16 @@ class Tokenizer:
                 continue
             ids = ids[: _common_length(ids, self._tokenize(continued))]
         return ids
+
+    def chat_markers(self) -> ChatMarkers:
+        """What stands around each message of a conversation."""
+        if not self.has_chat_template:
+            return PLAIN
+        return chat_markers(
+            lambda messages, header: self._backend.apply_chat_template(
+                [list(messages)], tokenize=False, add_generation_prompt=header
+            )[0]
+        )
 
     def _bare_header(self) -> str:
         """What the template renders without any message, '' if it can't."""

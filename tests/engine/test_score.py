@@ -52,7 +52,7 @@ def test_scores_are_the_formula(engine, oracle, method, prompt_length):
         assert result.mean == pytest.approx(sum(expected) / len(expected), abs=2e-3)
     means = [choice.mean for choice in scored.choices]
     assert scored.best == means.index(max(means))
-    assert scored.prompt_tokens == prompt_length
+    assert scored.prompt_tokens == prompt_length * scored.nfe
 
 
 def test_cost_one_shot_is_one_forward_and_pseudo_shares_canvases(engine):

@@ -1,0 +1,38 @@
+"""The backend that programs run on when none is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..runtime.errors import shorten
+from .backend import Backend
+from .errors import NoBackendError
+
+_default: Backend | None = None
+
+
+def set_default_backend(backend: Any) -> None:
+    """Let programs run on an Engine, a server's URL, or a backend; None: on none."""
+    global _default
+    _default = None if backend is None else as_backend(backend)
+
+
+def as_backend(backend: Any = None) -> Backend:
+    """The backend of an Engine, of a URL, or itself; of None the default. Raises NoBackendError."""
+    if backend is None:
+        if _default is None:
+            message = "no backend: give backend=, or call shoal.set_default_backend with an Engine or a server's URL"
+            raise NoBackendError(message, field="backend")
+        return _default
+    if isinstance(backend, str):
+        from .http_backend import HTTPBackend
+
+        return HTTPBackend(backend)
+    if hasattr(backend, "async_generate") and hasattr(backend, "async_score"):
+        from .engine_backend import EngineBackend
+
+        return EngineBackend(backend)
+    if not hasattr(backend, "generate") or not hasattr(backend, "markers"):
+        message = f"backend is {shorten(backend)}; it must be an Engine, a server's URL, or a backend"
+        raise NoBackendError(message, field="backend", value=backend)
+    return backend

@@ -1,0 +1,108 @@
+"""Programs on an engine in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from ..runtime.chat_markers import ChatMarkers
+from ..runtime.sampling_params import SamplingParams
+from .backend import Call, Filled, Reply, Scored
+from .meta import figures_of
+
+if TYPE_CHECKING:
+    from ..runtime.engine import Engine
+    from ..runtime.request import CacheMode, RequestOutput
+
+_REMEMBERED = 4096
+
+
+class EngineBackend:
+    """Runs calls on an `Engine`. `cache_mode` and `cache_salt` are those of all calls."""
+
+    def __init__(self, engine: Engine, *, cache_mode: CacheMode | None = None, cache_salt: str = ""):
+        self.engine = engine
+        self._options: dict[str, Any] = {"cache_mode": cache_mode, "cache_salt": cache_salt}
+        self._salt = cache_salt
+        self._reuses = (cache_mode or engine.config.cache_mode) == "bicache"
+        self._markers: ChatMarkers | None = None
+        self._encode = lru_cache(_REMEMBERED)(self._encode_now)
+
+    def _encode_now(self, text: str, first: bool) -> tuple[int, ...]:
+        return tuple(self.engine.encode(text, add_special_tokens=first))
+
+    async def encode(self, text: str, first: bool) -> list[int]:
+        """See Backend."""
+        return list(self._encode(text, first))
+
+    async def markers(self) -> ChatMarkers:
+        """See Backend."""
+        if self._markers is None:
+            self._markers = self.engine.chat_markers()
+        return self._markers
+
+    async def generate(self, call: Call) -> Reply:
+        """See Backend."""
+        output = await self.engine.async_generate(list(call.tokens), call.sampling, **self._of(call))
+        return _reply(output, call)
+
+    async def stream(self, call: Call) -> AsyncGenerator[Reply, None]:
+        """See Backend."""
+        async for output in self.engine.async_stream(list(call.tokens), call.sampling, **self._of(call)):
+            yield _reply(output, call)
+
+    def _of(self, call: Call) -> dict[str, Any]:
+        canvas = None if call.canvas is None else list(call.canvas)
+        return {**self._options, "canvas": canvas, "shared_prefix": call.shared_prefix}
+
+    async def score(
+        self, tokens: Sequence[int], choices: Sequence[Sequence[int]], method: str, shared_prefix: int
+    ) -> Scored:
+        """See Backend."""
+        scored = await self.engine.async_score(
+            list(tokens), choices, method, shared_prefix=shared_prefix, **self._options  # type: ignore[arg-type]
+        )  # fmt: skip
+        return Scored(tuple(choice.token_scores for choice in scored.choices), figures_of(scored))
+
+    async def warm(self, tokens: Sequence[int], pin: bool) -> dict[str, Any] | None:
+        """See Backend."""
+        if not self._reuses:
+            return None
+        params = SamplingParams(max_new_tokens=0)
+        output = await self.engine.async_generate(list(tokens), params, **self._options)
+        if pin:
+            await asyncio.to_thread(self.engine.pin, list(tokens), cache_salt=self._salt)
+        return figures_of(output)
+
+    async def unpin(self, tokens: Sequence[int]) -> None:
+        """See Backend."""
+        from ..runtime.errors import ShoalError
+
+        try:
+            await asyncio.to_thread(self.engine.unpin, list(tokens), cache_salt=self._salt)
+        except ShoalError:  # flushed, or the engine was shut down
+            return
+
+    async def unconditional(self) -> tuple[int, ...]:
+        """See Backend."""
+        return (self.engine.model_config.eos_token_id,)
+
+    async def server_info(self) -> dict[str, Any]:
+        """See Backend."""
+        return {**asdict(self.engine.config), "max_tokens": self.engine.model_config.max_position_embeddings}
+
+    async def flush_cache(self) -> None:
+        """See Backend."""
+        await asyncio.to_thread(self.engine.flush_cache)
+
+
+def _reply(output: RequestOutput, call: Call) -> Reply:
+    reason = None if output.finish_reason is None else {"type": output.finish_reason}
+    if reason is not None and output.matched_stop is not None:
+        reason["matched"] = output.matched_stop  # type: ignore[assignment]
+    meta = {"id": output.rid, "finish_reason": reason, **figures_of(output)}
+    holes = tuple(Filled(hole.text, hole.token_ids) for hole in output.holes) if call.canvas is not None else ()
+    return Reply(output.text, output.token_ids, meta, holes)
