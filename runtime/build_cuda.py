@@ -13,12 +13,14 @@ from .cuda_runner import CudaRunner
 from .cuda_worker import CudaWorker
 from .decoder import Decoder
 from .engine_config import EngineConfig
+from .forward_graphs import ForwardGraphs
 from .gpu_memory import forward_bytes, gpu_budget
 from .kv_pool import BoundaryPool, KVPool
 from .model_config import ModelConfig
-from .step_graphs import StepGraphs
 
 logger = logging.getLogger(__name__)
+MAX_BLOCK_LENGTH = 128
+"""Positions of the longest block that a GPU decodes, unless the engine's own block length is longer."""
 _BATCH_SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 
 
@@ -45,13 +47,14 @@ def build_cuda_worker(
     config: EngineConfig, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, num_bands: int, block_length: int
 ) -> CudaWorker:
     """A worker with a canvas slot for every running request, and its block steps captured."""
+    max_block = min(decoder.config.max_position_embeddings, max(MAX_BLOCK_LENGTH, block_length))
     slots_tokens = min(decoder.config.max_position_embeddings, kv.data.shape[0] // num_bands * kv.page_size)
-    slots = CanvasSlots(config.max_running_requests, slots_tokens, num_bands, kv.page_size, decoder.device)
+    slots = CanvasSlots(config.max_running_requests, slots_tokens, max_block, num_bands, kv.page_size, decoder.device)
     runner = CudaRunner(decoder, kv, boundary, slots)
     sampler = BlockSampler(runner.layers, slots)
     sizes = [size for size in _BATCH_SIZES if size < config.max_running_requests] + [config.max_running_requests]
     capture = decoder.device.type == "cuda" and not config.disable_cuda_graph
-    steps = StepGraphs(runner, sampler, sizes, capture)
+    graphs = ForwardGraphs(runner, sampler, sizes, capture)
     if capture:
-        steps.warm_up(block_length + int(decoder.config.shift_logits))
-    return CudaWorker(runner, sampler, steps)
+        graphs.warm_up(block_length + int(decoder.config.shift_logits), block_length, config.cache_mode != "dual")
+    return CudaWorker(runner, sampler, graphs)

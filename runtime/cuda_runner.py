@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.shared_groups import SharedGroups
 from .canvas_slots import CanvasSlots
 from .decoder import Decoder
 from .fused_layers import FusedLayers
@@ -37,7 +38,7 @@ class CudaRunner:
         """Embeddings [rows, hidden] of the tokens that stand in the rows' positions now."""
         slots = at.batch.slots.index_select(0, at.requests).to(torch.int64)
         places = slots * self.slots.max_tokens + at.positions.clamp(min=0)
-        return self.decoder.embed(self.slots.tokens.view(-1).index_select(0, places))
+        return self.decoder.embed(self.slots.state.tokens.view(-1).index_select(0, places))
 
     @torch.inference_mode()
     def refresh(self, plan: RefreshPlan) -> Tensor:
@@ -72,7 +73,7 @@ class CudaRunner:
         return max(1, min(_MAX_SPLITS, 2 * _PROCESSORS // tiles))
 
     @torch.inference_mode()
-    def step(self, at: Layout, num_splits: int, shared: object = None) -> Tensor:
+    def step(self, at: Layout, num_splits: int, shared: SharedGroups | None = None) -> Tensor:
         """Run all layers over a batch of blocks; last hidden states [rows, hidden]."""
         hidden = self.embed(at)
         for index in range(self.decoder.num_layers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 
@@ -9,14 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .block_arrays import BlockArrays, block_arrays, on_device
 from .block_sampler import BlockSampler
 from .cuda_runner import CudaRunner
-from .device_arrays import to_device
+from .forward_graphs import ForwardGraphs
 from .host_canvas import HostCanvas
 from .messages import AddRequest, Forward, ForwardItem, Release, StepResult
 from .refresh_plan import plan_refresh
-from .step_graphs import StepGraphs
 
 logger = logging.getLogger(__name__)
 Blocks = npt.NDArray[np.int64]
@@ -32,13 +31,14 @@ class CudaWorker:
     Args:
         runner: the model, the pools and the canvas slots.
         sampler: commits after refreshes.
-        steps: runs block steps.
+        graphs: runs block steps and small refreshes.
     """
 
-    def __init__(self, runner: CudaRunner, sampler: BlockSampler, steps: StepGraphs):
+    def __init__(self, runner: CudaRunner, sampler: BlockSampler, graphs: ForwardGraphs):
         self.runner = runner
-        self._steps = steps
+        self._graphs = graphs
         self._sampler = sampler
+        self._serials = itertools.count()
         self._shift = int(runner.decoder.config.shift_logits)
         self._canvases: dict[str, HostCanvas] = {}
 
@@ -58,13 +58,14 @@ class CudaWorker:
             canvas[:] = message.canvas
         tokens = np.concatenate((message.prompt, np.where(canvas < 0, config.mask_token_id, canvas)))
         masked = np.concatenate((np.zeros(prompt, np.bool_), canvas < 0))
-        slot = self.runner.slots.take(tokens, masked, message.page_table)
-        whole = sampling.ignore_eos or message.canvas is not None
-        stop_ids = () if whole else (config.eos_token_id, *sampling.stop_token_ids)
+        whole = sampling.ignore_eos or message.canvas is not None  # decoded to the end of the canvas
+        stop_ids = frozenset(() if whole else (config.eos_token_id, *sampling.stop_token_ids))
+        slot = self.runner.slots.take(
+            tokens, masked, message.page_table, sampling, stop_ids, message.steps_per_block, message.seed
+        )
         self._canvases[message.rid] = HostCanvas(
-            slot, prompt, canvas, sampling, frozenset(stop_ids), message.steps_per_block,
-            message.seed, torch.Generator().manual_seed(message.seed),
-        )  # fmt: skip
+            slot, next(self._serials), prompt, canvas, sampling, stop_ids, message.steps_per_block
+        )
 
     def release(self, message: Release) -> None:
         """Forget canvases; unknown requests are ignored (an abort may come twice)."""
@@ -94,20 +95,14 @@ class CudaWorker:
         while items and left > 0:
             canvases = self._enter(items)
             count = 1
-            if len(items) <= self._steps.max_requests and all(self._is_block_step(item) for item in items):
-                if all(on_device(canvas) for canvas in canvases):
-                    count = min(left, *(canvas.sure_steps() for canvas in canvases))
-                blocks = self._steps.run(items, canvases, count)
+            if self._graphs.takes(items):
+                count = min(left, *(canvas.sure_steps() for canvas in canvases))
+                blocks = self._graphs.run(items, canvases, count)
             else:
                 blocks = self._refresh(items, canvases, results)
             left -= count
             self._account(items, canvases, blocks, count, results)
             items = [item for item in items if self._continues(item)]
-
-    def _is_block_step(self, item: ForwardItem) -> bool:
-        begins = item.start == max(item.block_start - self._shift, 0)
-        plain = item.resume is None and item.targets is None and not item.captures
-        return plain and begins and item.stop == item.block_stop
 
     def _continues(self, item: ForwardItem) -> bool:
         canvas = self._canvases[item.rid]
@@ -115,15 +110,17 @@ class CudaWorker:
 
     def _enter(self, items: Sequence[ForwardItem]) -> list[HostCanvas]:
         canvases = [self._canvases[item.rid] for item in items]
+        entered = []
         for item, canvas in zip(items, canvases, strict=True):
-            if item.block_stop > item.block_start:
-                canvas.enter(item.block_start, item.block_stop)
+            if item.block_stop > item.block_start and canvas.enter(item.block_start, item.block_stop):
+                entered.append((canvas.slot, *canvas.block, canvas.block_masks))
+        self.runner.slots.enter_blocks(entered)
         return canvases
 
     def _refresh(
         self, items: Sequence[ForwardItem], canvases: Sequence[HostCanvas], results: dict[str, StepResult]
     ) -> Blocks:
-        """A forward of any shape; tokens of the blocks afterwards, [requests, width], -1 for masks."""
+        """A forward of any shape; what `CanvasSlots.read` tells of the blocks afterwards."""
         slots = self.runner.slots
         plan = plan_refresh(items, [c.slot for c in canvases], slots.page_tables, slots.page_size, self._shift)
         hidden = self.runner.refresh(plan)
@@ -131,34 +128,31 @@ class CudaWorker:
             if item.targets is not None:
                 places = item.targets[:, 0] - self._shift - low + start
                 results[item.rid].scores += self._sampler.scores(hidden, places, item.targets[:, 1])
-        width = max(item.block_stop - item.block_start for item in items)
-        if not width:
-            return np.empty((len(items), 0), np.int64)
-        hosted = [not on_device(canvas) for canvas in canvases]
-        blocks = BlockArrays(**to_device(block_arrays(items, canvases, hosted), hidden.device))
         sizes = [item.block_stop - item.block_start for item in items]
-        masks = [len(c.open_positions(*c.block)) if size else 0 for c, size in zip(canvases, sizes, strict=True)]
-        rows = sum(count for count, host in zip(masks, hosted, strict=True) if not host)
-        if rows:
-            self._sampler.sample(hidden, plan.last.batch.query_starts, plan.slots, blocks, rows, width)
-        at_host = [i for i, host in enumerate(hosted) if host and sizes[i]]
-        self._sampler.sample_on_host(hidden, [canvases[i] for i in at_host], [plan.last_starts[i] for i in at_host])
-        return self._sampler.read(plan.slots, blocks.first, width).cpu().numpy()
+        if not any(sizes):
+            return np.empty((len(items), 1), np.int64)
+        masks = sum(len(c.open_positions(*c.block)) for c, size in zip(canvases, sizes, strict=True) if size)
+        if masks:
+            draw = any(canvas.draws for canvas in canvases)
+            self._sampler.sample(hidden, plan.last.batch, plan.last_first, masks, draw)
+        return slots.read(plan.slots, max(sizes)).cpu().numpy()
 
     def _account(
         self, items: Sequence[ForwardItem], canvases: Sequence[HostCanvas], blocks: Blocks, count: int,
         results: dict[str, StepResult],
     ) -> None:  # fmt: skip
-        """Note what `count` forwards committed and computed."""
+        """Note what `count` forwards committed and computed; requests that ended in between took part in fewer."""
         layers = self.runner.decoder.num_layers
         for item, canvas, block in zip(items, canvases, blocks, strict=True):
-            result = results[item.rid]
-            result.nfe += count
-            computed = (item.stop - item.start) * layers + (item.start - item.join) * (layers - item.depth)
-            result.token_layers += count * computed
+            result, forwards = results[item.rid], count
             size = item.block_stop - item.block_start
             if size and len(canvas.open_positions(item.block_start, item.block_stop)):
-                canvas.block_step += count
+                forwards = int(block[-1]) - canvas.nfe
+                canvas.nfe += forwards
+                canvas.block_step += forwards
                 positions, tokens = canvas.take(block[:size])
                 result.positions += positions
                 result.tokens += tokens
+            computed = (item.stop - item.start) * layers + (item.start - item.join) * (layers - item.depth)
+            result.nfe += forwards
+            result.token_layers += forwards * computed

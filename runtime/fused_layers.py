@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..kernels import dispatch as kernels
 from ..kernels.rope import rope_table
+from ..kernels.shared_groups import SharedGroups
 from .decoder import Decoder
 from .kv_pool import KVPool
 from .linear import Linear
@@ -32,7 +33,9 @@ class FusedLayers:
         config = decoder.config
         self._cos, self._sin = rope_table(max_positions, config.head_dim, config.rope_theta, decoder.device)
 
-    def run(self, index: int, hidden: Tensor, at: Layout, *, num_splits: int, shared: object = None) -> Tensor:
+    def run(
+        self, index: int, hidden: Tensor, at: Layout, *, num_splits: int, shared: SharedGroups | None = None
+    ) -> Tensor:
         """Layer `index` on hidden [rows, hidden], which is overwritten and returned."""
         q = self._project(index, hidden, at)
         attended = self._attend(index, q, at, num_splits, shared)
@@ -59,10 +62,10 @@ class FusedLayers:
             q, k, v, self._cos, self._sin, at.positions, at.requests, at.batch, band, pages, q_out=q
         )
 
-    def _attend(self, index: int, q: Tensor, at: Layout, num_splits: int, shared: object) -> Tensor:
+    def _attend(self, index: int, q: Tensor, at: Layout, num_splits: int, shared: SharedGroups | None) -> Tensor:
         band, pages = self.kv.layer(index)
         if shared is not None:
-            return kernels.attention(q, pages, band, at.batch, num_splits=num_splits)[0]
+            return kernels.shared_attention(q, pages, band, at.batch, shared, num_splits=num_splits)[0]
         return kernels.attention(q, pages, band, at.batch, num_splits=num_splits)[0]
 
     def _rest(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
@@ -72,12 +75,6 @@ class FusedLayers:
         x = kernels.rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps)
         x = kernels.swiglu(_linear(x, weights.gate_up))
         return _add_linear(hidden, x, weights.down)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [rows, vocab] in the model's dtype of last hidden states [rows, hidden]; the mask is impossible."""
-        logits = self.decoder.logits(hidden)
-        logits[:, self.decoder.config.mask_token_id] = -torch.inf
-        return logits
 
 
 def _linear(x: Tensor, linear: Linear) -> Tensor:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from .sampler import quota
 from .sampling_params import SamplingParams
@@ -16,22 +15,28 @@ from .sampling_params import SamplingParams
 class HostCanvas:
     """A request's slot, and its canvas as of the last forward that was read back.
 
-    canvas: int64 [canvas length], -1 where a mask is.
+    serial: differs from every other canvas's. canvas: int64 [canvas length], -1 where a mask is. nfe: commits so far,
+    as the device counts them.
     """
 
     slot: int
+    serial: int
     prompt_length: int
     canvas: npt.NDArray[np.int64]
     sampling: SamplingParams
     stop_ids: frozenset[int]
     steps_per_block: int | None
-    seed: int
-    generator: torch.Generator
+    nfe: int = 0
     block: tuple[int, int] = (-1, -1)
     block_masks: int = 0
     block_step: int = 0
     frontier: int = 0
     stopped: bool = False
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn."""
+        return self.sampling.temperature > 0
 
     def block_canvas(self) -> npt.NDArray[np.int64]:
         """The current block's part of the canvas, a view."""
@@ -42,12 +47,14 @@ class HostCanvas:
         """Masked positions (of the whole sequence) in [start, stop)."""
         return np.flatnonzero(self.canvas[start - self.prompt_length : stop - self.prompt_length] < 0) + start
 
-    def enter(self, start: int, stop: int) -> None:
-        """Note that block [start, stop) is the current one; its steps are counted from here."""
-        if self.block != (start, stop):
-            self.block = (start, stop)
-            self.block_masks = len(self.open_positions(start, stop))
-            self.block_step = 0
+    def enter(self, start: int, stop: int) -> bool:
+        """Make [start, stop) the current block and count its steps from here; False when it was that already."""
+        if self.block == (start, stop):
+            return False
+        self.block = (start, stop)
+        self.block_masks = len(self.open_positions(start, stop))
+        self.block_step = 0
+        return True
 
     def sure_steps(self) -> int:
         """Forwards that the current block will need for certain, at least one."""

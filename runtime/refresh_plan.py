@@ -46,7 +46,8 @@ class RefreshPlan:
 
     layouts: by the first layer that they hold for; layer 0 always has one. joins and captures: by the layer that they
     come before. needed: rows of the last layer's input that `last` lays out, the current block of each request or
-    as far as its targets reach. last_starts, last_lows: each request's first row in `last`, and that row's position.
+    as far as its targets reach. last_starts, last_lows: each request's first row in `last`, and that row's position;
+    last_first: the latter on the device.
     """
 
     slots: Tensor
@@ -55,6 +56,7 @@ class RefreshPlan:
     captures: dict[int, Capture]
     needed: Tensor
     last: Layout
+    last_first: Tensor
     last_starts: list[int]
     last_lows: list[int]
 
@@ -84,7 +86,7 @@ def plan_refresh(
         arrays |= _capture_arrays(depth, items, below, page_size)
     wanted = [_wanted(item, shift) for item in items]
     last = spans([low for low, _ in wanted], [stop for _, stop in wanted], keys)
-    arrays |= last.arrays("last")
+    arrays |= last.arrays("last") | {"last.first": last.lows}
     offsets = np.repeat(at.starts[:-1] - at.lows, last.stops - last.lows)
     arrays["needed"] = (arrays["last.positions"] + offsets).astype(np.int32)
     views = to_device(arrays, page_tables.device)
@@ -109,6 +111,7 @@ def plan_refresh(
         captures,
         long("needed"),
         layout(views, "last", page_tables, views["slots"]),
+        views["last.first"],
         last.starts.tolist()[:-1],
         last.lows.tolist(),
     )

@@ -8,8 +8,8 @@ from shoal.runtime.block_sampler import BlockSampler
 from shoal.runtime.canvas_slots import CanvasSlots
 from shoal.runtime.cuda_runner import CudaRunner
 from shoal.runtime.cuda_worker import CudaWorker
+from shoal.runtime.forward_graphs import ForwardGraphs
 from shoal.runtime.sampling_params import SamplingParams
-from shoal.runtime.step_graphs import StepGraphs
 
 from .tiny import make_engine, tokens, write_model, write_profile
 
@@ -18,10 +18,10 @@ def on_cuda_path(engine, batch_sizes=(1, 2, 4, 8)):
     """Put the GPU's worker in the place of the engine's."""
     parts = engine._parts
     runner = parts.worker.runner
-    slots = CanvasSlots(32, 160, parts.scheduler.memory.config.num_bands, runner.kv.page_size, torch.device("cpu"))
+    slots = CanvasSlots(32, 160, 32, parts.scheduler.memory.config.num_bands, runner.kv.page_size, torch.device("cpu"))
     fused = CudaRunner(runner.decoder, runner.kv, runner.boundary, slots)
     sampler = BlockSampler(fused.layers, slots)
-    worker = CudaWorker(fused, sampler, StepGraphs(fused, sampler, batch_sizes, capture=False))
+    worker = CudaWorker(fused, sampler, ForwardGraphs(fused, sampler, batch_sizes, capture=False))
     parts.scheduler._worker = worker
     return worker
 
@@ -38,8 +38,6 @@ PARAMS = [
     {"factor": 0.8},
     {"steps": 12, "strategy": "margin"},
     {"threshold": 0.3, "strategy": "entropy"},
-    {"steps": 12, "temperature": 0.7, "seed": 3},
-    {"steps": 6, "strategy": "random", "seed": 5},
     {"threshold": 0.5, "ignore_eos": True},
 ]
 

@@ -1,0 +1,239 @@
+"""Block steps and small canvas refreshes as CUDA graphs: one for the layers and a few for the head, by bucket.
+
+A batch is padded to a bucket: to the next number of requests in `batch_sizes`, every one with as many rows as the
+widest. Padding costs rows, never answers: padding requests have no keys, and their rows belong to nobody. What changes
+from batch to batch, and from step to step, stands in memory that the graphs read; so one upload and a replay for each
+step is all that the host does.
+
+From four requests on that begin with the same pages, the graph whose attention reads shared pages once is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..kernels.shared_groups import SharedGroups, SharedPlan, plan_shared_groups
+from .block_sampler import BlockSampler
+from .cuda_runner import CudaRunner
+from .device_arrays import Array, DeviceArrays
+from .host_canvas import HostCanvas
+from .messages import ForwardItem
+from .row_layout import Layout, layout
+
+logger = logging.getLogger(__name__)
+MIN_SHARERS = 4
+_WIDTH_UNIT = 32
+_MOST_REFRESH_ROWS = 1024
+
+
+class Bucket(NamedTuple):
+    """A batch shape: requests, rows of each, positions of the longest block, whether keys are shared."""
+
+    requests: int
+    width: int
+    block: int
+    shared: bool
+
+
+@dataclass(slots=True)
+class _Body:
+    """A captured (or, without graphs, plain) bucket."""
+
+    arrays: DeviceArrays
+    at: Layout
+    groups: SharedGroups | None
+    hidden: Tensor | None = None
+    graph: torch.cuda.CUDAGraph | None = None
+    heads: dict[tuple[int, bool], torch.cuda.CUDAGraph] = field(default_factory=dict)
+    held: tuple[object, ...] = ()
+
+
+class ForwardGraphs:
+    """Runs forwards over contiguous rows by the graph of their bucket, captured when it is first met.
+
+    Args:
+        runner, sampler: what runs inside.
+        batch_sizes: buckets of requests, ascending.
+        capture: False runs the same operations without graphs (a CPU, or `disable_cuda_graph`).
+    """
+
+    def __init__(self, runner: CudaRunner, sampler: BlockSampler, batch_sizes: Sequence[int], capture: bool):
+        self._runner = runner
+        self._sampler = sampler
+        self._batch_sizes = tuple(batch_sizes)
+        self._capture = capture
+        self._bodies: dict[Bucket, _Body] = {}
+        self._pool: Any = None
+        self._planned: tuple[object, SharedPlan] | None = None
+
+    def warm_up(self, rows: int, block: int, shared: bool) -> None:
+        """Capture every bucket of block steps for blocks of `block` positions, `rows` rows each."""
+        for requests in reversed(self._batch_sizes):
+            for share in (False, True)[: 1 + (shared and requests >= MIN_SHARERS)]:
+                self._body(Bucket(requests, rows, block, share))
+
+    def takes(self, items: Sequence[ForwardItem]) -> bool:
+        """Whether these run here: block steps, and what takes longer to launch than to run."""
+        if len(items) > self._batch_sizes[-1]:
+            return False
+        if not all(item.resume is None and item.targets is None and not item.captures for item in items):
+            return False
+        if any(item.block_stop == item.block_start for item in items):
+            return False
+        if all(item.stop == item.block_stop and item.start >= item.block_start - 1 for item in items):
+            return True
+        bucket = self._bucket(items, False)
+        return self._capture and bucket.requests * bucket.width <= _MOST_REFRESH_ROWS
+
+    def run(self, items: Sequence[ForwardItem], canvases: Sequence[HostCanvas], steps: int) -> npt.NDArray[np.int64]:
+        """Run `steps` equal forwards; what `CanvasSlots.read` tells of the blocks afterwards.
+
+        All requests take part in each step; those whose block is full, or whose text has ended, commit nothing more.
+        """
+        plan = self._plan(items, canvases)
+        bucket = self._bucket(items, plan is not None and bool(plan.groups))
+        body = self._body(bucket)
+        pairs = zip(items, canvases, strict=True)
+        key = tuple((canvas.serial, item.start, item.stop, item.keys) for item, canvas in pairs)
+        if body.held != key:
+            body.arrays.load(self._contents(items, canvases, bucket))
+            if body.groups is not None and plan is not None:
+                body.groups.load(plan)
+            body.held = key
+        draw = any(canvas.draws for canvas in canvases)
+        for step in range(steps):
+            if body.graph is not None:
+                body.graph.replay()
+            else:
+                body.hidden = self._layers(body, bucket)
+            masks = sum(canvas.masks_after(step) for canvas in canvases)
+            if masks:
+                self._replay_head(body, bucket, masks, draw)
+        read = self._runner.slots.read(body.at.batch.slots, bucket.block)[: len(items)]
+        return read.cpu().numpy()
+
+    def _bucket(self, items: Sequence[ForwardItem], shared: bool) -> Bucket:
+        requests = next(size for size in self._batch_sizes if size >= len(items))
+        width = max(item.stop - item.start for item in items)
+        block = max(item.block_stop - item.block_start for item in items)
+        if width > block + 1:
+            width = -(-width // _WIDTH_UNIT) * _WIDTH_UNIT
+        return Bucket(requests, width, block, shared)
+
+    def _plan(self, items: Sequence[ForwardItem], canvases: Sequence[HostCanvas]) -> SharedPlan | None:
+        """Which requests share pages that none of them writes; None for too few requests."""
+        if len(items) < MIN_SHARERS:
+            return None
+        slots, config = self._runner.slots, self._runner.decoder.config
+        starts = np.cumsum([0, *(item.stop - item.start for item in items)]).tolist()
+        key = tuple((canvas.serial, item.start, item.stop) for item, canvas in zip(items, canvases, strict=True))
+        if self._planned is None or self._planned[0] != key:
+            plan = plan_shared_groups(
+                slots.host_page_tables, [canvas.slot for canvas in canvases], starts, [item.start for item in items],
+                slots.page_size, config.num_heads, config.num_kv_heads, min_sharers=MIN_SHARERS,
+            )  # fmt: skip
+            self._planned = (key, plan)
+        return self._planned[1]
+
+    def _contents(
+        self, items: Sequence[ForwardItem], canvases: Sequence[HostCanvas], bucket: Bucket
+    ) -> dict[str, Array]:
+        count, rows = len(items), bucket.requests * bucket.width
+        lengths = [item.stop - item.start for item in items]
+        ends = np.cumsum(lengths)
+        arrays = self._nothing(bucket)
+        positions = [np.arange(item.start, item.stop, dtype=np.int32) for item in items]
+        arrays["at.positions"][: ends[-1]] = np.concatenate(positions)
+        arrays["at.requests"][: ends[-1]] = np.repeat(np.arange(count, dtype=np.int32), lengths)
+        arrays["at.starts"][1:] = ends[-1]
+        arrays["at.starts"][1 : count + 1] = ends
+        arrays["at.keys"][:count] = [item.keys for item in items]
+        arrays["slots"][:count] = [canvas.slot for canvas in canvases]
+        arrays["first"][:count] = [item.start for item in items]
+        assert ends[-1] <= rows
+        return arrays
+
+    def _nothing(self, bucket: Bucket) -> dict[str, Array]:
+        """A batch without requests."""
+        requests, rows = bucket.requests, bucket.requests * bucket.width
+        return {
+            "at.positions": np.full(rows, -1, np.int32),
+            "at.requests": np.full(rows, requests - 1, np.int32),
+            "at.starts": np.zeros(requests + 1, np.int32),
+            "at.keys": np.zeros(requests, np.int32),
+            "slots": np.full(requests, self._runner.slots.padding, np.int32),
+            "first": np.zeros(requests, np.int32),
+        }
+
+    def _body(self, bucket: Bucket) -> _Body:
+        body = self._bodies.get(bucket)
+        if body is None:
+            body = self._bodies[bucket] = self._build(bucket)
+        return body
+
+    def _build(self, bucket: Bucket) -> _Body:
+        slots, config = self._runner.slots, self._runner.decoder.config
+        arrays = DeviceArrays(self._nothing(bucket), self._runner.decoder.device)
+        at = layout(arrays.views, "at", slots.page_tables, arrays.views["slots"])
+        groups = None
+        if bucket.shared:
+            groups = SharedGroups.empty(
+                slots.page_tables.shape[1], bucket.requests, at.num_rows, config.num_heads, config.num_kv_heads,
+                self._runner.decoder.device,
+            )  # fmt: skip
+        body = _Body(arrays, at, groups)
+        if self._capture:
+            started = time.perf_counter()
+            body.graph, body.hidden = self._captured(partial(self._layers, body, bucket))
+            for size in self._head_sizes(bucket):
+                body.heads[size, False], _ = self._captured(partial(self._sample, body, size, False))
+            logger.info("captured %s in %.1f s", bucket, time.perf_counter() - started)
+        return body
+
+    def _layers(self, body: _Body, bucket: Bucket) -> Tensor:
+        return self._runner.step(body.at, self._runner.splits(bucket.requests, body.at.num_rows), body.groups)
+
+    def _head_sizes(self, bucket: Bucket) -> list[int]:
+        """Buckets of masked positions: quarters of all, in steps of 32."""
+        rows = bucket.requests * bucket.block
+        return sorted({min(rows, -(-rows * quarter // 4 // 32) * 32) for quarter in (1, 2, 3, 4)})
+
+    def _replay_head(self, body: _Body, bucket: Bucket, masks: int, draw: bool) -> None:
+        size = next(size for size in self._head_sizes(bucket) if size >= masks)
+        if (size, draw) in body.heads:
+            body.heads[size, draw].replay()
+        else:
+            self._sample(body, size, draw)
+
+    def _sample(self, body: _Body, size: int, draw: bool) -> None:
+        assert body.hidden is not None
+        self._sampler.sample(body.hidden, body.at.batch, body.arrays.views["first"], size, draw)
+
+    @torch.inference_mode()
+    def _captured(self, run: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+        """A graph of what `run` does, and what it returned; run twice first, so that kernels are compiled.
+
+        Must happen while the body's arrays hold no requests: then running changes nothing.
+        """
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            run()
+            run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = run()
+        if self._pool is None:
+            self._pool = graph.pool()
+        return graph, result
