@@ -171,7 +171,7 @@ def attention_variants(
         for count in splits:
             name = "default" if tiling is None else (
                 f"{tiling.block_rows}x{tiling.block_keys} w{tiling.num_warps} s{tiling.num_stages}"
-                + " bulk" * tiling.bulk + " heads" * tiling.heads_first + " spec" * tiling.specialize
+                + " bulk" * tiling.bulk + " heads" * tiling.heads_first
             )  # fmt: skip
             run = partial(attend, pool, tiling=tiling, splits=count, fresh=fresh)
             calls = [partial(run, layer) for layer in range(len(pool.q))]
@@ -197,20 +197,16 @@ LONG = [
     AttentionTiling(128, 64, 8, 2), AttentionTiling(128, 64, 8, 3), AttentionTiling(128, 64, 8, 4),
     AttentionTiling(128, 128, 8, 2), AttentionTiling(128, 128, 8, 3), AttentionTiling(128, 32, 8, 4),
     AttentionTiling(64, 64, 4, 3), AttentionTiling(64, 128, 4, 2), AttentionTiling(128, 64, 4, 3),
-    AttentionTiling(128, 128, 4, 2), AttentionTiling(256, 64, 16, 3), AttentionTiling(256, 128, 16, 2),
-    AttentionTiling(256, 64, 8, 3),
-]  # fmt: skip
-SPECIALIZED = [
-    AttentionTiling(128, 64, 4, 3, specialize=True), AttentionTiling(128, 128, 4, 2, specialize=True),
-    AttentionTiling(128, 64, 8, 3, specialize=True), AttentionTiling(128, 128, 8, 2, specialize=True),
+    AttentionTiling(64, 64, 4, 2), AttentionTiling(64, 32, 4, 3), AttentionTiling(128, 32, 8, 3),
+    AttentionTiling(256, 64, 16, 3),
 ]  # fmt: skip
 STEP = [
     AttentionTiling(32, 64, 4, 3, heads_first=True), AttentionTiling(32, 64, 4, 3),
-    AttentionTiling(32, 64, 2, 3, heads_first=True), AttentionTiling(32, 64, 2, 4, heads_first=True),
-    AttentionTiling(32, 32, 2, 4, heads_first=True), AttentionTiling(32, 128, 4, 2, heads_first=True),
-    AttentionTiling(32, 128, 4, 3, heads_first=True), AttentionTiling(64, 64, 4, 3, heads_first=True),
-    AttentionTiling(64, 64, 4, 3), AttentionTiling(64, 64, 4, 4, heads_first=True),
-    AttentionTiling(64, 128, 4, 3, heads_first=True),
+    AttentionTiling(32, 64, 4, 2, heads_first=True), AttentionTiling(32, 64, 4, 4, heads_first=True),
+    AttentionTiling(32, 32, 2, 4, heads_first=True), AttentionTiling(32, 32, 4, 4, heads_first=True),
+    AttentionTiling(32, 128, 4, 2, heads_first=True), AttentionTiling(64, 64, 4, 2, heads_first=True),
+    AttentionTiling(64, 64, 4, 3, heads_first=True), AttentionTiling(64, 64, 4, 3),
+    AttentionTiling(64, 64, 4, 4, heads_first=True), AttentionTiling(64, 32, 4, 4, heads_first=True),
 ]  # fmt: skip
 
 
@@ -233,17 +229,11 @@ def refresh() -> Iterator[Variant]:
         pool = Pool([356] * 32, [2356] * 32, MHA, page_size, 1)
         if page_size == 16:
             yield from sdpa_variants("refresh", shape, 32, 356, 2356, MHA, pool)
-        for tilings in ([LONG[1], LONG[6], LONG[8]], bulk([LONG[1], LONG[6], LONG[8]]))[: 1 + (page_size == 64)]:
+        for tilings in ([LONG[1], LONG[6], LONG[9]], bulk([LONG[1], LONG[6], LONG[9]]))[: 1 + (page_size == 64)]:
             yield from attention_variants("refresh", f"{shape} p{page_size}", pool, tilings, [1], True)
             yield from attention_variants("refresh", f"{shape} p{page_size}", pool, tilings[:1], [1], False)
     pool = Pool([356], [2356], MHA, 16, 6)
     yield from attention_variants("refresh", "1 x (356 fresh of 2356)", pool, [LONG[1], LONG[6]], [1, 2, 3], True)
-
-
-def specialized() -> Iterator[Variant]:
-    pool = Pool([2256] * 8, [2256] * 8, MHA, 16, 1)
-    for tiling in SPECIALIZED:
-        yield from attention_variants("refresh", "8 x 2256 all fresh, 32/32 heads", pool, [tiling], [1], True)
 
 
 def step() -> Iterator[Variant]:
@@ -251,9 +241,9 @@ def step() -> Iterator[Variant]:
         keys = [2300 - 7 * (r % 9) for r in range(requests)]
         for page_size, head_major in ((16, False), (64, False), (16, True)):
             pool = Pool([32] * requests, keys, MHA, page_size, layers, head_major)
-            tilings = STEP if requests == 32 and not head_major else [STEP[0], STEP[2], STEP[7]]
+            tilings = STEP if requests == 32 and not head_major else [STEP[0], STEP[4], STEP[8]]
             if page_size == 64:
-                tilings = [*tilings[:3], *bulk([t for t in tilings if t.block_keys <= 64])]
+                tilings = [*tilings[:5], *bulk([t for t in tilings if t.block_keys <= 64])]
             shape = f"{requests} x 32 of 2300 p{page_size}" + " head-major" * head_major
             yield from attention_variants("step", shape, pool, tilings, splits, False)
         if requests != 8:
@@ -434,7 +424,6 @@ def merging() -> Iterator[Variant]:
 
 GROUPS: dict[str, Callable[[], Iterator[Variant]]] = {
     "refresh": refresh, "step": step, "shared": shared, "rows": rows, "sampling": sampling, "merging": merging,
-    "specialized": specialized,
 }  # fmt: skip
 COLUMNS = ("group", "shape", "variant", "us", "gb_s", "tflop_s", "floor_us", "of_floor", "error", "failure")
 
@@ -488,7 +477,7 @@ def main() -> None:
         writer = csv.DictWriter(file, fieldnames=[*COLUMNS, *stamp], lineterminator="\n")
         writer.writeheader()
     best: dict[tuple[str, str, bool], dict[str, object]] = {}
-    for group in options.only or [name for name in GROUPS if name != "specialized"]:
+    for group in options.only or GROUPS:
         for variant in GROUPS[group]():
             if time.monotonic() - begin > options.seconds:
                 print(f"stopped in {group} after {options.seconds} s")

@@ -14,7 +14,6 @@ class AttentionTiling:
     num_warps, num_stages: of the program, and of the pipeline of loads.
     bulk: copy pages through the tensor memory accelerator where a page holds whole tiles.
     heads_first: programs that run side by side are the KV heads of a tile, not the tiles of a head.
-    specialize: let some warps load and others compute.
     """
 
     block_rows: int
@@ -23,7 +22,6 @@ class AttentionTiling:
     num_stages: int = 2
     bulk: bool = False
     heads_first: bool = False
-    specialize: bool = False
 
 
 def choose_tiling(

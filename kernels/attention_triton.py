@@ -49,9 +49,20 @@ def softmax_step(q, k, v, top, total, acc, columns, stop, scale_log2, MASK: tl.c
 
 
 @triton.jit
-def attend_to_page_tile(
-    q, top, total, acc, keys, stop,
-    table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
+def page_of_keys(table_ptr, keys, stop, PAGE_SIZE: tl.constexpr, BLOCK_KEYS: tl.constexpr):
+    """Page id of each of the keys keys .. keys + BLOCK_KEYS - 1, or their one page; 0 from `stop` on."""
+    if PAGE_SIZE % BLOCK_KEYS == 0:
+        page = tl.load(table_ptr + keys // PAGE_SIZE, mask=keys < stop, other=0)
+    else:
+        columns = keys + tl.arange(0, BLOCK_KEYS)
+        page = tl.load(table_ptr + columns // PAGE_SIZE, mask=columns < stop, other=0)
+    return page
+
+
+@triton.jit
+def _attend_to_page_tile(
+    q, top, total, acc, page, keys, stop,
+    pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
     PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_KEYS: tl.constexpr, BULK: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """Keys keys .. keys + BLOCK_KEYS - 1 out of the pages; LAST means that some lie past `stop`.
@@ -61,30 +72,52 @@ def attend_to_page_tile(
     columns = keys + tl.arange(0, BLOCK_KEYS)
     dims = tl.arange(0, HEAD_DIM)
     if BULK:
-        page = tl.load(table_ptr + keys // PAGE_SIZE)
         row = page * stride_page + kv_head * stride_head + keys % PAGE_SIZE
         k = pages.load([row, kv_head * stride_dim])
         v = pages.load([row + stride_kv, kv_head * stride_dim])
         if LAST:
             v = tl.where((columns < stop)[:, None], v, 0.0)
     else:
-        valid = columns < stop
-        if PAGE_SIZE % BLOCK_KEYS == 0:
-            page = tl.load(table_ptr + keys // PAGE_SIZE).to(tl.int64)
-        else:
-            if LAST:
-                page = tl.load(table_ptr + columns // PAGE_SIZE, mask=valid, other=0).to(tl.int64)
-            else:
-                page = tl.load(table_ptr + columns // PAGE_SIZE).to(tl.int64)
-        at = page * stride_page + (columns % PAGE_SIZE).to(tl.int64) * stride_slot
+        at = page.to(tl.int64) * stride_page + (columns % PAGE_SIZE).to(tl.int64) * stride_slot
         k_ptrs = pages + kv_head * stride_head + at[:, None] + dims[None, :] * stride_dim
         if LAST:
+            valid = columns < stop
             k = tl.load(k_ptrs, mask=valid[:, None], other=0.0)
             v = tl.load(k_ptrs + stride_kv, mask=valid[:, None], other=0.0)
         else:
             k = tl.load(k_ptrs)
             v = tl.load(k_ptrs + stride_kv)
     return softmax_step(q, k, v, top, total, acc, columns, stop, scale_log2, LAST)
+
+
+@triton.jit
+def attend_to_pages(
+    q, top, total, acc, first_key, stop,
+    table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
+    PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_KEYS: tl.constexpr, BULK: tl.constexpr,
+):  # fmt: skip
+    """Keys first_key .. stop - 1 out of the pages, whole tiles without masks and one masked tile for the rest.
+
+    Page ids are looked up a tile ahead: so a tile's loads wait for no other load, and as many tiles are on their way
+    as the pipeline has stages.
+    """
+    whole = first_key + tl.maximum(stop - first_key, 0) // BLOCK_KEYS * BLOCK_KEYS
+    page = page_of_keys(table_ptr, first_key, stop, PAGE_SIZE, BLOCK_KEYS)
+    for keys in range(first_key, whole, BLOCK_KEYS):
+        next_page = page_of_keys(table_ptr, keys + BLOCK_KEYS, stop, PAGE_SIZE, BLOCK_KEYS)
+        top, total, acc = _attend_to_page_tile(
+            q, top, total, acc, page, keys, stop,
+            pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
+            PAGE_SIZE, HEAD_DIM, BLOCK_KEYS, BULK, False,
+        )  # fmt: skip
+        page = next_page
+    if whole < stop:
+        top, total, acc = _attend_to_page_tile(
+            q, top, total, acc, page, whole, stop,
+            pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
+            PAGE_SIZE, HEAD_DIM, BLOCK_KEYS, BULK, True,
+        )  # fmt: skip
+    return top, total, acc
 
 
 @triton.jit
@@ -112,7 +145,7 @@ def _attention_kernel(
     GROUP: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr, BLOCK_REQUESTS: tl.constexpr,
     NUM_SPLITS: tl.constexpr, BEGIN: tl.constexpr,
-    FRESH: tl.constexpr, BULK: tl.constexpr, HEADS_FIRST: tl.constexpr, SPECIALIZE: tl.constexpr,
+    FRESH: tl.constexpr, BULK: tl.constexpr, HEADS_FIRST: tl.constexpr,
 ):  # fmt: skip
     """Output [splits, tokens, heads, HEAD_DIM] and log-sum-exp [splits, tokens, heads], both contiguous.
 
@@ -189,25 +222,17 @@ def _attention_kernel(
         page_stop = tl.minimum(stop, fresh_first)
     if not BULK:
         kv_head = kv_head.to(tl.int64)
-    whole = first_key + tl.maximum(page_stop - first_key, 0) // BLOCK_KEYS * BLOCK_KEYS
-    for keys in tl.range(first_key, whole, BLOCK_KEYS, warp_specialize=SPECIALIZE):
-        top, total, acc = attend_to_page_tile(
-            q, top, total, acc, keys, page_stop,
-            table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
-            PAGE_SIZE, HEAD_DIM, BLOCK_KEYS, BULK, False,
-        )  # fmt: skip
-    if whole < page_stop:
-        top, total, acc = attend_to_page_tile(
-            q, top, total, acc, whole, page_stop,
-            table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
-            PAGE_SIZE, HEAD_DIM, BLOCK_KEYS, BULK, True,
-        )  # fmt: skip
+    top, total, acc = attend_to_pages(
+        q, top, total, acc, first_key, page_stop,
+        table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
+        PAGE_SIZE, HEAD_DIM, BLOCK_KEYS, BULK,
+    )  # fmt: skip
     if FRESH:
         begin = tl.maximum(first_key, fresh_first)
         column = (kv_head * HEAD_DIM).to(tl.int32)
         row = start - fresh_first
         whole = begin + tl.maximum(stop - begin, 0) // BLOCK_KEYS * BLOCK_KEYS
-        for keys in tl.range(begin, whole, BLOCK_KEYS, warp_specialize=SPECIALIZE):
+        for keys in range(begin, whole, BLOCK_KEYS):
             top, total, acc = _attend_to_fresh_tile(
                 q, top, total, acc, keys, stop, row + keys, fresh_k, fresh_v, column, scale_log2, BLOCK_KEYS, False
             )
@@ -278,7 +303,7 @@ def attention_triton(
         GROUP=group, PAGE_SIZE=page_size, HEAD_DIM=head_dim,
         BLOCK_ROWS=tiling.block_rows, BLOCK_KEYS=tiling.block_keys, BLOCK_REQUESTS=triton.next_power_of_2(requests),
         NUM_SPLITS=num_splits, BEGIN=begin is not None,
-        FRESH=fresh_kv is not None, BULK=bulk, HEADS_FIRST=tiling.heads_first, SPECIALIZE=tiling.specialize,
+        FRESH=fresh_kv is not None, BULK=bulk, HEADS_FIRST=tiling.heads_first,
         num_warps=tiling.num_warps, num_stages=tiling.num_stages,
     )  # fmt: skip
     if num_splits > 1:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .attention_batch import AttentionBatch
 from .attention_tiling import AttentionTiling
-from .attention_triton import LOG2_E, attend_to_page_tile, attention_triton, check_attention, page_rows
+from .attention_triton import LOG2_E, attend_to_pages, attention_triton, check_attention, page_rows
 from .shared_groups import BLOCK_ROWS, ITEM_FIELDS, MAX_PARTS, SharedGroups
 
 
@@ -58,19 +58,11 @@ def _shared_attention_kernel(
     places = (part * num_tokens + tokens) * num_heads + heads
     if not BULK:
         kv_head = kv_head.to(tl.int64)
-    whole = first_key + (stop - first_key) // BLOCK_KEYS * BLOCK_KEYS
-    for keys in range(first_key, whole, BLOCK_KEYS):
-        top, total, acc = attend_to_page_tile(
-            q, top, total, acc, keys, stop,
-            table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
-            PAGE_SIZE, HEAD_DIM, BLOCK_KEYS, BULK, False,
-        )  # fmt: skip
-    if whole < stop:
-        top, total, acc = attend_to_page_tile(
-            q, top, total, acc, whole, stop,
-            table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
-            PAGE_SIZE, HEAD_DIM, BLOCK_KEYS, BULK, True,
-        )  # fmt: skip
+    top, total, acc = attend_to_pages(
+        q, top, total, acc, first_key, stop,
+        table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
+        PAGE_SIZE, HEAD_DIM, BLOCK_KEYS, BULK,
+    )  # fmt: skip
     out = acc / total[:, None]
     tl.store(parts_ptr + places[:, None] * HEAD_DIM + dims[None, :], out, mask=in_rows[:, None])
     tl.store(lse_ptr + places, (top + tl.log2(total)) * 0.6931471805599453, mask=in_rows)
