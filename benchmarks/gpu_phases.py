@@ -88,13 +88,13 @@ class Batch:
         self.worker.release(Release(tuple(self.rids)))
 
 
-def measure_step(batch: Batch) -> Callable[[], object]:
-    """A replay of the layers' graph and of the head for three quarters of the block."""
-    worker = batch.worker
-    items = batch.block()
+def replay_of(batch: Batch, items: list[ForwardItem]) -> Callable[[], object]:
+    """A replay of the graph that runs `items`, and of its head for all masks."""
+    worker, graphs = batch.worker, batch.worker._graphs
     canvases = worker._enter(items)
-    worker._steps.run(items, canvases, 1)
-    body = worker._steps._bodies[next(s for s in worker._steps._batch_sizes if s >= len(items)), BLOCK]
+    graphs.run(items, canvases, 1)
+    plan = graphs._plan(items, canvases)
+    body = graphs._bodies[graphs._bucket(items, plan is not None and bool(plan.groups))]
     head = list(body.heads.values())[-1]
 
     def run() -> None:
@@ -153,13 +153,15 @@ def main() -> None:
                 if phase.endswith("step"):
                     shared = 1984 if phase.startswith("shared") else 0
                     batch = Batch(engine, requests, prompt, shared, 16)
-                    run = measure_step(batch)
+                    run = replay_of(batch, batch.block())
                     bytes_s, flops_s = floor(model, rates, requests, BLOCK, total, requests * BLOCK)
                     repeats = 20
                 else:
                     start = 0 if phase == "refresh" else prompt - prompt % args.page_size
                     batch = Batch(engine, requests, prompt)
-                    run = refresh_of(batch, start)
+                    items = list(batch.refresh(start).items)
+                    graphed = batch.worker._graphs.takes(items)
+                    run = replay_of(batch, items) if graphed else refresh_of(batch, start)
                     bytes_s, flops_s = floor(model, rates, requests, total - start, total, 0)
                     repeats = 3 if requests > 8 else 10
                 elapsed = seconds(run, repeats, 2)

@@ -43,10 +43,19 @@ def with_cuda_budget(config: EngineConfig, model: ModelConfig, block_length: int
     return replace(config, kv_cache_bytes=budget.pools)
 
 
+def _check_kernels_fit(config: EngineConfig, model: ModelConfig) -> None:
+    """Raise ConfigError for shapes that the GPU's kernels do not take."""
+    for name, value, low in (("page_size", config.page_size, 1), ("head_dim", model.head_dim, 16)):
+        if value < low or value & (value - 1):
+            limit = f"a power of two of at least {low}"
+            raise ConfigError(f"{name} is {value}; on a GPU it must be {limit}", field=name, value=value, limit=limit)
+
+
 def build_cuda_worker(
     config: EngineConfig, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, num_bands: int, block_length: int
 ) -> CudaWorker:
     """A worker with a canvas slot for every running request, and its block steps captured."""
+    _check_kernels_fit(config, decoder.config)
     max_block = min(decoder.config.max_position_embeddings, max(MAX_BLOCK_LENGTH, block_length))
     slots_tokens = min(decoder.config.max_position_embeddings, kv.data.shape[0] // num_bands * kv.page_size)
     slots = CanvasSlots(config.max_running_requests, slots_tokens, max_block, num_bands, kv.page_size, decoder.device)

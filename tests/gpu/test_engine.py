@@ -1,12 +1,16 @@
 """Engines on a GPU against engines on the CPU: the same weights, the same requests."""
 
+import random
+
 import pytest
 import torch
 
 from shoal import Engine
 from shoal.runtime.sampling_params import SamplingParams
 from shoal.runtime.worker import Worker
+from shoal.shop.task import KINDS, chat, make_list, make_question
 
+from ..engine import tiny
 from ..engine.test_cuda_worker import requests
 from ..engine.tiny import make_engine, tokens, write_model, write_profile
 
@@ -15,11 +19,13 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 @pytest.fixture(scope="module", params=["llada", "dream"])
 def folder(request, tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp(request.param), request.param)
+    """Heads of 16, the least that the kernels take."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tiny.DREAM, "hidden_size", 64)
+        return write_model(tmp_path_factory.mktemp(request.param), request.param)
 
 
-@pytest.mark.parametrize("graphs", [True, False])
-@pytest.mark.parametrize("interval", [None, 5])
+@pytest.mark.parametrize(("interval", "graphs"), [(None, True), (5, True), (5, False)])
 @pytest.mark.parametrize("mode", ["none", "prefix", "dual", "lm", "bicache"])
 def test_fp32_answers_are_those_of_the_cpu(folder, tmp_path, mode, interval, graphs):
     profile = write_profile(tmp_path / "p.json", 6 if "llada" in str(folder) else 7, [[0.3, 2], [0.6, 4]], interval)
@@ -27,7 +33,7 @@ def test_fp32_answers_are_those_of_the_cpu(folder, tmp_path, mode, interval, gra
     for device in ("cpu", "cuda"):
         with make_engine(
             folder, depth_profile=profile, device=device, dtype="float32", disable_cuda_graph=not graphs,
-            max_running_requests=8, max_steps_per_message=1,
+            max_running_requests=6, max_steps_per_message=1,
         ) as engine:  # fmt: skip
             assert isinstance(engine._parts.worker, Worker) == (device == "cpu")
             got = []
@@ -40,17 +46,34 @@ def test_fp32_answers_are_those_of_the_cpu(folder, tmp_path, mode, interval, gra
 
 
 @pytest.mark.parametrize("graphs", [True, False])
+def test_the_seed_decides_the_draws_whatever_else_runs(folder, graphs):
+    prompts = [tokens(5 + 3 * i, seed=i) for i in range(5)]
+    params = [SamplingParams(max_new_tokens=16, steps=8, temperature=1.5, seed=i) for i in range(5)]
+    options = {"device": "cuda", "dtype": "float32", "disable_cuda_graph": not graphs, "max_running_requests": 6}
+    with make_engine(folder, **options) as engine:
+        together = engine.generate(prompts, params, cache_mode="dual")
+        alone = [engine.generate(p, s, cache_mode="dual") for p, s in zip(prompts, params, strict=True)]
+        other = engine.generate(prompts[0], SamplingParams(max_new_tokens=16, steps=8, temperature=1.5, seed=99))
+    assert [out.token_ids for out in together] == [out.token_ids for out in alone]
+    assert other.token_ids != alone[0].token_ids
+
+
+@pytest.mark.parametrize("graphs", [True, False])
 def test_company_changes_nothing_in_fp32(folder, graphs):
     prompts = [tokens(5 + 3 * i, seed=i) for i in range(7)]
     params = SamplingParams(max_new_tokens=24, steps=12)
-    with make_engine(folder, device="cuda", dtype="float32", disable_cuda_graph=not graphs) as engine:
+    with make_engine(
+        folder, device="cuda", dtype="float32", disable_cuda_graph=not graphs, max_running_requests=8
+    ) as engine:
         together = engine.generate(prompts, params, cache_mode="dual")
         alone = [engine.generate(prompt, params, cache_mode="dual") for prompt in prompts]
     assert [out.token_ids for out in together] == [out.token_ids for out in alone]
 
 
 def test_memory_is_sized_from_what_is_free(folder):
-    with Engine(str(folder), device="cuda", mem_fraction_static=0.3, depth=4, layers_per_band=2) as engine:
+    with Engine(
+        str(folder), device="cuda", mem_fraction_static=0.3, depth=4, layers_per_band=2, max_running_requests=2
+    ) as engine:
         pool = engine._parts.worker.runner.kv.data
         free, total = torch.cuda.mem_get_info()
         assert pool.numel() * pool.itemsize > 0.2 * total
@@ -58,7 +81,7 @@ def test_memory_is_sized_from_what_is_free(folder):
 
 
 def test_running_out_of_memory_fails_the_requests_and_not_the_engine(folder, monkeypatch):
-    with make_engine(folder, device="cuda") as engine:
+    with make_engine(folder, device="cuda", max_running_requests=2) as engine:
         runner = engine._parts.worker.runner
         real = runner.refresh
 
@@ -72,3 +95,21 @@ def test_running_out_of_memory_fails_the_requests_and_not_the_engine(folder, mon
             engine.generate(tokens(50), SamplingParams(max_new_tokens=24))
         assert engine.generate(tokens(10), SamplingParams(max_new_tokens=8)).finish_reason in ("length", "stop")
         engine.check()
+
+
+def test_shop_answers_as_on_the_cpu():
+    rng = random.Random(5)
+    prices = [make_list(rng, size, held_out=True) for size in (12, 40)]
+    questions = [make_question(rng, prices[i % 2], KINDS[i % len(KINDS)]) for i in range(64)]
+    chats = [chat(prices[i % 2], [], question.text) for i, question in enumerate(questions)]
+    right = {}
+    for device in ("cpu", "cuda"):
+        with Engine("shop", device=device, max_running_requests=16) as engine:
+            for mode in ("none", "prefix", "dual", "bicache", "lm"):
+                outputs = engine.generate(chats, SamplingParams(max_new_tokens=32), cache_mode=mode)
+                pairs = zip(outputs, questions, strict=True)
+                right[device, mode] = sum(out.text.strip() == q.answer for out, q in pairs)
+                engine.flush_cache()
+    for mode in ("none", "prefix", "dual", "bicache"):
+        assert right["cuda", mode] >= right["cpu", mode] - 1, right
+    assert right["cuda", "lm"] < right["cuda", "none"], right
