@@ -13,6 +13,7 @@ from .cuda_runner import CudaRunner
 from .cuda_worker import CudaWorker
 from .decoder import Decoder
 from .engine_config import EngineConfig
+from .errors import ConfigError
 from .forward_graphs import ForwardGraphs
 from .gpu_memory import forward_bytes, gpu_budget
 from .kv_pool import BoundaryPool, KVPool

@@ -62,9 +62,8 @@ def test_the_seed_decides_the_draws_whatever_else_runs(folder, graphs):
 def test_company_changes_nothing_in_fp32(folder, graphs):
     prompts = [tokens(5 + 3 * i, seed=i) for i in range(7)]
     params = SamplingParams(max_new_tokens=24, steps=12)
-    with make_engine(
-        folder, device="cuda", dtype="float32", disable_cuda_graph=not graphs, max_running_requests=8
-    ) as engine:
+    options = {"device": "cuda", "dtype": "float32", "disable_cuda_graph": not graphs, "max_running_requests": 8}
+    with make_engine(folder, **options) as engine:
         together = engine.generate(prompts, params, cache_mode="dual")
         alone = [engine.generate(prompt, params, cache_mode="dual") for prompt in prompts]
     assert [out.token_ids for out in together] == [out.token_ids for out in alone]
