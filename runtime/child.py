@@ -81,9 +81,12 @@ class Child:
         """Send a message to the client."""
         self._client.send(message)
 
-    def ready(self, facts: Facts | None = None, has_tokenizer: bool = False, has_chat_template: bool = False) -> None:
+    def ready(
+        self, facts: Facts | None = None, has_tokenizer: bool = False, has_chat_template: bool = False,
+        chat_markers: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         """Say that this process is ready."""
-        self.tell(Ready(self.spec.role, facts, has_tokenizer, has_chat_template))
+        self.tell(Ready(self.spec.role, facts, has_tokenizer, has_chat_template, chat_markers))
 
     def reply(self, number: int, answer: Callable[[], Any]) -> None:
         """Send what `answer` returns, or the shoal error that it raises, to whoever asked under `number`."""

@@ -41,7 +41,10 @@ class Detokenizer:
         return len(self._texts)
 
     def add_text(self, output: Output) -> Output:
-        """The output with its text: all of it if the scheduler made it, else what is new."""
+        """The output with its text: all of it if the scheduler made it, else what is new. Holes get theirs too."""
+        if output.holes and self._decoder is not None:
+            holes = [msgspec.structs.replace(h, text=self._decoder.decode(h.tokens)) for h in output.holes]
+            output = msgspec.structs.replace(output, holes=holes)
         if output.text is not None:
             return output
         finished = output.finish_reason is not None

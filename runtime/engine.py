@@ -205,7 +205,9 @@ class Engine:
             warmed += self.generate(
                 [tokens], WARM_UP, cache_mode=cache_mode, cache_salt=cache_salt, shared_prefix=shared_prefix
             )
-        requests = self._intake.scoring(tokens, plan.canvases, plan.targets, cache_mode, cache_salt, len(tokens))
+        requests = self._intake.requests(
+            [tokens] * len(plan.canvases), None, cache_mode, cache_salt, plan.canvases, len(tokens), plan.targets
+        )
         return plan.gather([_raised(output) for output in self._run(requests)], warmed)
 
     async def async_score(
@@ -225,12 +227,14 @@ class Engine:
             warmed += await self.async_generate(
                 [tokens], WARM_UP, cache_mode=cache_mode, cache_salt=cache_salt, shared_prefix=shared_prefix
             )
-        requests = self._intake.scoring(tokens, plan.canvases, plan.targets, cache_mode, cache_salt, len(tokens))
+        requests = self._intake.requests(
+            [tokens] * len(plan.canvases), None, cache_mode, cache_salt, plan.canvases, len(tokens), plan.targets
+        )
         return plan.gather([_raised(output) for output in await self._async_run(requests)], warmed)
 
     def _score_plan(self, prompt: Prompt, choices: Any, method: str) -> tuple[ScorePlan, list[int]]:
         tokens = self._intake.encode(prompt, "prompt")
-        ids = choice_tokens(choices, lambda text: self._intake.encode_plain(text, "choices"))
+        ids = choice_tokens(choices, lambda text: self._intake.encode_text(text, "choices", False))
         return ScorePlan(ids, method, self._parts.facts.block_length), tokens
 
     def abort(self, rid: str) -> None:
@@ -315,7 +319,7 @@ class Engine:
         """
         if add_special_tokens or not isinstance(prompt, str):
             return self._intake.encode(prompt, "prompt")
-        return self._intake.encode_plain(prompt, "prompt")
+        return self._intake.encode_text(prompt, "prompt", False)
 
     def chat_markers(self) -> ChatMarkers:
         """What the chat template puts around each message."""

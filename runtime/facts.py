@@ -53,7 +53,9 @@ class Facts:
         bands = -(-self.model.num_layers // config.layers_per_band)
         return min(self.model.max_position_embeddings, self.kv_pages // bands * config.page_size)
 
-    def service_info(self, config: EngineConfig, *, has_tokenizer: bool, has_chat_template: bool) -> ServiceInfo:
+    def service_info(
+        self, config: EngineConfig, *, has_tokenizer: bool, has_chat_template: bool, chat_markers: dict[str, Any]
+    ) -> ServiceInfo:
         """The same for clients."""
         from .. import __version__
 
@@ -73,6 +75,7 @@ class Facts:
             has_tokenizer=has_tokenizer,
             has_chat_template=has_chat_template,
             version=__version__,
+            chat_markers=chat_markers,
         )
 
 

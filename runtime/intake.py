@@ -62,10 +62,13 @@ class Intake:
         cache_salt: str,
         canvas: Any = None,
         shared_prefix: int = 0,
+        targets: Sequence[Sequence[tuple[int, int]]] | None = None,
     ) -> list[Request]:
         """Requests for prompts that the engine was given, all checked.
 
-        `canvas` is None or holds a template (or None) for each prompt; see `Engine.generate`.
+        `canvas` is None or holds a template (or None) for each prompt; see `Engine.generate`. `targets` makes them
+        scoring requests: for each canvas (position in it, token) pairs, at masks, whose log-probabilities its one
+        forward gives.
 
         Raises InvalidRequestError or PoolTooSmallError, naming field, value and limit, for the first that is wrong.
         """
@@ -94,48 +97,36 @@ class Intake:
             message = f"shared_prefix is {shorten(shared_prefix)}; it must be an integer of at least 0"
             raise InvalidRequestError(message, field="shared_prefix", value=shared_prefix, limit=0)
         templates = [None] * len(params) if canvas is None else self._templates(canvas, len(params))
-        return [
+        made = [
             self._request(prompt, sampling, template, mode, cache_salt, shared_prefix, index)
             for index, (prompt, sampling, template) in enumerate(zip(prompts, params, templates, strict=True))
         ]
+        for request, pairs in zip(made, targets or (), strict=targets is not None):
+            self._score(request, pairs)
+        return made
 
-    def scoring(
-        self,
-        prompt: Any,
-        canvases: Sequence[Sequence[int]],
-        targets: Sequence[Sequence[tuple[int, int]]],
-        cache_mode: CacheMode | None,
-        cache_salt: str,
-        shared_prefix: int,
-    ) -> list[Request]:
-        """Scoring requests: for each canvas one forward that gives the log-probabilities of its targets.
-
-        `targets` are (position in the canvas, token) at masks of it. Raises as `requests` does.
-        """
-        mask = self._facts.model.mask_token_id
-        for pairs in targets:
-            self._check_ids([token for _, token in pairs], "choices", "choices")
-            if mask in (token for _, token in pairs):
+    def _score(self, request: Request, pairs: Sequence[tuple[int, int]]) -> None:
+        mask, template = self._facts.model.mask_token_id, request.template
+        self._check_ids([token for _, token in pairs], "choices", "choices")
+        for position, token in pairs:
+            if token == mask:
                 message = f"choices has token id {mask}, the mask: it is no possible answer"
                 raise InvalidRequestError(message, field="choices", value=mask)
-        made = self.requests(
-            [prompt] * len(canvases), None, cache_mode, cache_salt, [list(c) for c in canvases], shared_prefix
-        )
-        for request, pairs in zip(made, targets, strict=True):
-            request.score(np.array(pairs, np.int64).reshape(-1, 2))
-        return made
+            if template is None or not 0 <= position < len(template) or template[position] >= 0:
+                message = f"targets has position {position}; it must be one of a mask of the canvas"
+                raise InvalidRequestError(message, field="targets", value=position)
+        request.score(np.array(pairs, np.int64).reshape(-1, 2))
 
     def encode(self, prompt: Any, name: str) -> list[int]:
         """Token ids of one prompt. Raises InvalidRequestError, naming it `name`."""
         return self._encode(prompt, name).tolist()
 
-    def encode_plain(self, text: str, name: str) -> list[int]:
-        """Token ids of a text inside a prompt: no BOS is added. Raises InvalidRequestError."""
-        return self._encode_text(text, name, add_special_tokens=False)
+    def encode_text(self, prompt: str | Sequence[Message], name: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of text or chat messages, called `name` in errors. Raises InvalidRequestError, ModelLoadError.
 
-    def encode_text(self, prompt: str | Sequence[Message], name: str) -> list[int]:
-        """Token ids of text or chat messages, called `name` in errors. Raises InvalidRequestError, ModelLoadError."""
-        return self._encode_text(prompt, name)
+        Without `add_special_tokens` it is text inside a prompt: no BOS is added.
+        """
+        return self._encode_text(prompt, name, add_special_tokens)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         """Text of token ids. Raises InvalidRequestError for ids outside of the vocabulary, or without a tokenizer."""

@@ -54,8 +54,9 @@ class LocalService:
         engine = self._need_engine()
         template = engine.tokenizer is not None and engine.tokenizer.has_chat_template
         return engine._parts.facts.service_info(
-            self._config, has_tokenizer=engine.tokenizer is not None, has_chat_template=template
-        )
+            self._config, has_tokenizer=engine.tokenizer is not None, has_chat_template=template,
+            chat_markers=engine.chat_markers().to_json(),
+        )  # fmt: skip
 
     async def generate(self, request: GenerateInput) -> AsyncGenerator[RequestOutput, None]:
         """See Service."""
@@ -64,7 +65,11 @@ class LocalService:
         engine = self._need_engine()
         if request.rid in self._active:
             raise InvalidRequestError(f"rid {shorten(request.rid)} is in use", field="rid", value=request.rid)
-        (inner,) = engine._intake.requests([request.prompt], request.sampling, request.cache_mode, request.cache_salt)
+        (inner,) = engine._intake.requests(
+            [request.prompt], request.sampling, request.cache_mode, request.cache_salt,
+            None if request.canvas is None else [request.canvas], request.shared_prefix,
+            None if request.targets is None else [request.targets],
+        )  # fmt: skip
         inner.priority, inner.timeout_s = request.priority, request.timeout_s
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[RequestOutput] = asyncio.Queue()
@@ -94,9 +99,9 @@ class LocalService:
             self._need_engine()._loop.abort(found)
         return len(found)
 
-    async def tokenize(self, prompt: str | Sequence[Message]) -> list[int]:
+    async def tokenize(self, prompt: str | Sequence[Message], add_special_tokens: bool = True) -> list[int]:
         """See Service."""
-        return self._need_engine()._intake._encode(prompt, "prompt").tolist()
+        return self._need_engine()._intake.encode_text(prompt, "prompt", add_special_tokens)
 
     async def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """See Service."""

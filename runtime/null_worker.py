@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
+
 from ..radix_cache.config import TreeConfig
 from .engine_config import EngineConfig
 from .facts import Facts
@@ -29,30 +31,45 @@ class NullWorker:
         self._ids = [token for token in range(model.vocab_size) if token not in special]
         self._tokens = tokens
         self._next: dict[str, int] = {}
+        self._templates: dict[str, list[int]] = {}
         self._layers = model.num_layers
 
     def add(self, message: AddRequest) -> None:
         """Note where the canvas begins."""
         self._next[message.rid] = len(message.prompt) + len(message.committed)
+        if message.canvas is not None:
+            masks = (np.flatnonzero(message.canvas < 0) + len(message.prompt)).tolist()
+            self._templates[message.rid] = masks
 
     def release(self, message: Release) -> None:
         """Forget requests."""
         for rid in message.rids:
             self._next.pop(rid, None)
+            self._templates.pop(rid, None)
 
     def forward(self, message: Forward) -> list[StepResult]:
         """Commit the next masks of every item's block."""
         return [self._step(item, message.max_steps) for item in message.items]
 
     def _step(self, item: ForwardItem, max_steps: int) -> StepResult:
-        at = self._next[item.rid]
-        stop = max(at, min(at + self._tokens * max_steps, item.block_stop))
-        self._next[item.rid] = stop
-        positions = list(range(at, stop))
+        if item.targets is not None:
+            return StepResult(item.rid, nfe=1, token_layers=item.stop - item.start, scores=[0.0] * len(item.targets))
+        positions = self._positions(item, self._tokens * max_steps)
         steps = max(1, -(-len(positions) // self._tokens))
         layers = (item.stop - item.start) * self._layers + (item.start - item.join) * (self._layers - item.depth)
         tokens = [self._ids[position % len(self._ids)] for position in positions]
         return StepResult(item.rid, positions, tokens, steps, steps * layers)
+
+    def _positions(self, item: ForwardItem, count: int) -> list[int]:
+        """The next `count` masks of the item's block."""
+        masks = self._templates.get(item.rid)
+        if masks is not None:
+            chosen = [position for position in masks if position < item.block_stop][:count]
+            del masks[: len(chosen)]
+            return chosen
+        at = self._next[item.rid]
+        self._next[item.rid] = stop = max(at, min(at + count, item.block_stop))
+        return list(range(at, stop))
 
 
 def build_null_worker(config: EngineConfig, tokens: int) -> tuple[NullWorker, Facts]:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 
 from .errors import ShoalError
-from .request import RequestOutput, Timings
+from .request import Hole, RequestOutput, Timings
 from .wire import Output
 from .wire_errors import unpack_error
 
@@ -79,6 +79,8 @@ class OutputStream:
             prefix_refreshes=output.prefix_refreshes,
             timings=Timings(output.queue_s, output.first_text_s, output.total_s),
             retractions=output.retractions,
+            holes=tuple(Hole(hole.start, hole.stop, tuple(hole.tokens), hole.text) for hole in output.holes),
+            scores=tuple(output.scores),
         )
 
 

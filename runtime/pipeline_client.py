@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import zmq
 
+from .chat_markers import PLAIN
 from .engine_config import EngineConfig
 from .errors import CacheInUseError, EngineClosedError, EngineError, InvalidRequestError, QueueFullError, ShoalError
 from .facts import Facts
@@ -244,10 +245,10 @@ class PipelineClient:
             self._send(Abort(number))
         return len(numbers)
 
-    async def tokenize(self, prompt: str | Sequence[Message]) -> list[int]:
-        """Token ids of text or of chat messages. Raises InvalidRequestError."""
+    async def tokenize(self, prompt: str | Sequence[Message], add_special_tokens: bool = True) -> list[int]:
+        """Token ids of text or of chat messages; no BOS without `add_special_tokens`. Raises InvalidRequestError."""
         text, messages = (prompt, None) if isinstance(prompt, str) else (None, [dict(m) for m in prompt])
-        return await self._reply(lambda number: Tokenize(number, text, messages))
+        return await self._reply(lambda number: Tokenize(number, text, messages, add_special_tokens))
 
     async def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids. Raises InvalidRequestError."""
@@ -336,8 +337,9 @@ class PipelineClient:
 
     def _describe(self, facts: Facts, tokenizer: Ready) -> ServiceInfo:
         return facts.service_info(
-            self.config, has_tokenizer=tokenizer.has_tokenizer, has_chat_template=tokenizer.has_chat_template
-        )
+            self.config, has_tokenizer=tokenizer.has_tokenizer, has_chat_template=tokenizer.has_chat_template,
+            chat_markers=tokenizer.chat_markers or PLAIN.to_json(),
+        )  # fmt: skip
 
 
 def _generate(number: str, request: GenerateInput) -> Generate:
@@ -351,5 +353,6 @@ def _generate(number: str, request: GenerateInput) -> Generate:
         token_ids = list(prompt)
     return Generate(
         number, text, token_ids, messages, request.sampling, request.cache_mode, request.cache_salt, request.priority,
-        request.timeout_s, request.stream, time.monotonic(),
+        request.timeout_s, request.stream, time.monotonic(), None if request.canvas is None else list(request.canvas),
+        request.shared_prefix, None if request.targets is None else list(request.targets),
     )  # fmt: skip

@@ -297,9 +297,16 @@ class Request:
             tokens.append(token)
         return tokens
 
-    def _hole(self, start: int, stop: int) -> Hole:
-        tokens = self._in_hole(start, stop)
-        return Hole(start, stop, tuple(tokens), self.stream.decode(tokens))
+    def hole_tokens(self) -> list[tuple[int, int, list[int]]]:
+        """(start, stop, tokens) of each hole; none of a scoring request."""
+        if self.targets is not None:
+            return []
+        return [(start, stop, self._in_hole(start, stop)) for start, stop in self.holes]
+
+    @property
+    def canvas_tokens(self) -> int:
+        """Masks committed."""
+        return self.committed.count(1) - (0 if self.template is None else int((self.template >= 0).sum()))
 
     def fail(self, error: ShoalError) -> None:
         """End the request with an error."""
@@ -321,7 +328,6 @@ class Request:
     def output(self) -> RequestOutput:
         """What the caller gets to see now."""
         ids = self.token_ids
-        fixed = 0 if self.template is None else int((self.template >= 0).sum())
         return RequestOutput(
             rid=self.rid,
             text=self.stream.text,
@@ -333,13 +339,13 @@ class Request:
             completion_tokens=len(ids),
             cached_tokens=self.cached_tokens,
             depth=self.cached_depth,
-            canvas_tokens=self.committed.count(1) - fixed,
+            canvas_tokens=self.canvas_tokens,
             nfe=self.nfe,
             reused_token_layers=self.cached_tokens * self.cached_depth,
             computed_token_layers=self.computed_token_layers,
             prefix_refreshes=self.prefix_refreshes,
             timings=self.timings(),
             retractions=self.retractions,
-            holes=tuple(self._hole(start, stop) for start, stop in self.holes) if self.targets is None else (),
+            holes=tuple(Hole(a, b, tuple(ids), self.stream.decode(ids)) for a, b, ids in self.hole_tokens()),
             scores=self.scores,
         )

@@ -30,6 +30,7 @@ from .wire import (
     Begin,
     Drop,
     FromWorker,
+    HolePiece,
     Output,
     Outputs,
     Refused,
@@ -157,8 +158,11 @@ class SchedulerProcess:
                 # Only a stop string decides when a request ends; all other text is the detokenizer's.
                 stream=TextStream(self._decoder if sampling.stop else None, tuple(sampling.stop)),
                 arrival=message.arrival, priority=message.priority, timeout_s=message.timeout_s,
-                streaming=message.stream,
+                streaming=message.stream, shared_prefix=message.shared_prefix,
+                template=None if message.canvas is None else tokens_from(message.canvas),
             )  # fmt: skip
+            if message.targets is not None:
+                request.score(tokens_from(message.targets).reshape(-1, 2))
             self._scheduler.add(request)
         except ShoalError as error:
             self._child.tell(Refused(message.rid, pack_error(error)))
@@ -195,7 +199,7 @@ class SchedulerProcess:
         return Output(
             request.rid, start, list(tokens[start:]), 0, request.stream.text if request.sampling.stop else None,
             request.finish_reason, request.matched_stop, None if request.error is None else pack_error(request.error),
-            len(request.prompt), request.cached_tokens, request.cached_depth, request.committed.count(1), request.nfe,
+            len(request.prompt), request.cached_tokens, request.cached_depth, request.canvas_tokens, request.nfe,
             request.computed_token_layers, request.prefix_refreshes, request.retractions, times.queue,
-            times.first_text, times.total,
+            times.first_text, times.total, [HolePiece(*hole) for hole in request.hole_tokens()], list(request.scores),
         )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from .chat_markers import PLAIN
 from .request import CacheMode, RequestOutput
 from .sampling_params import SamplingParams
 from .stats import SchedulerStats
@@ -31,6 +32,9 @@ class GenerateInput:
         timeout_s: seconds from acceptance to the end; past it the request ends with finish_reason `abort` and a
             RequestTimeoutError. None: it may take any time.
         stream: whether outputs before the terminal one are wanted.
+        canvas: a template: token ids, -1 for a mask; see `Engine.generate`. The outputs have `holes` then.
+        shared_prefix: how many leading prompt tokens were computed on their own before.
+        targets: (position in the canvas, token) pairs: a scoring request. The output has `scores`, and nothing else.
     """
 
     rid: str
@@ -41,6 +45,9 @@ class GenerateInput:
     priority: int = 0
     timeout_s: float | None = None
     stream: bool = True
+    canvas: Sequence[int] | None = None
+    shared_prefix: int = 0
+    targets: Sequence[tuple[int, int]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,7 @@ class ServiceInfo:
         block_length: default of the sampling parameter.
         depth_profile: as in `depth_profile.json`.
         has_tokenizer, has_chat_template: whether text and chat messages can be given.
+        chat_markers: what stands around each message of a chat, as ChatMarkers gives it.
     """
 
     model_path: str
@@ -79,6 +87,7 @@ class ServiceInfo:
     has_tokenizer: bool
     has_chat_template: bool
     version: str
+    chat_markers: dict[str, Any] = field(default_factory=PLAIN.to_json)
 
 
 class Service(Protocol):
@@ -111,8 +120,9 @@ class Service(Protocol):
         """
         ...
 
-    async def tokenize(self, prompt: str | Sequence[Message]) -> list[int]:
-        """Token ids of text or of chat messages. Raises InvalidRequestError."""
+    async def tokenize(self, prompt: str | Sequence[Message], add_special_tokens: bool = True) -> list[int]:
+        """Token ids of text or of chat messages. Without `add_special_tokens` it is text inside a prompt: no BOS is
+        added. Raises InvalidRequestError."""
         ...
 
     async def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:

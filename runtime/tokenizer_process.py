@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from .chat_markers import PLAIN
 from .child import Child
 from .errors import InvalidRequestError, ShoalError
 from .facts import Facts
@@ -46,7 +47,8 @@ class TokenizerProcess:
         if tokenizer is not None:
             tokenizer.save_decoder(self._child.decoder_path)
         template = tokenizer is not None and tokenizer.has_chat_template
-        self._child.ready(has_tokenizer=tokenizer is not None, has_chat_template=template)
+        markers = (tokenizer.chat_markers() if tokenizer is not None else PLAIN).to_json()
+        self._child.ready(has_tokenizer=tokenizer is not None, has_chat_template=template, chat_markers=markers)
         while True:
             self._handle(self._inbox.receive())
 
@@ -78,15 +80,22 @@ class TokenizerProcess:
         given: list[Any] = [p for p in (message.text, message.token_ids, message.messages) if p is not None]
         if len(given) != 1:
             raise InvalidRequestError("give exactly one of text, token ids and messages", field="prompt")
-        (request,) = self._ready().requests(given, message.sampling, message.cache_mode, message.cache_salt)
+        (request,) = self._ready().requests(
+            given, message.sampling, message.cache_mode, message.cache_salt,
+            None if message.canvas is None else [message.canvas], message.shared_prefix,
+            None if message.targets is None else [message.targets],
+        )  # fmt: skip
         return Accepted(
             message.rid, request.prompt.tobytes(), request.sampling, request.cache_mode, request.cache_salt,
             request.block_length, request.seed, message.priority, message.timeout_s, message.stream, message.arrival,
+            None if request.template is None else request.template.tobytes(), request.shared_prefix,
+            None if request.targets is None else request.targets.tobytes(),
         )  # fmt: skip
 
     def _tokenize(self, message: Tokenize) -> list[int]:
         prompt = message.text if message.text is not None else message.messages or []
-        return self._ready().encode_text(prompt, "text" if message.text is not None else "messages")
+        name = "text" if message.text is not None else "messages"
+        return self._ready().encode_text(prompt, name, message.add_special_tokens)
 
     def _detokenize(self, message: Detokenize) -> str:
         return self._ready().decode(message.token_ids, message.skip_special_tokens)

@@ -59,10 +59,14 @@ class Generate(_Message):
     timeout_s: float | None
     stream: bool
     arrival: float
+    canvas: list[int] | None = None
+    shared_prefix: int = 0
+    targets: list[tuple[int, int]] | None = None
 
 
 class Accepted(_Message):
-    """A request whose prompt is tokens and whose limits are checked. `prompt`: int64, as bytes."""
+    """A request whose prompt is tokens and whose limits are checked. `prompt`: int64, as bytes; `canvas` too, and
+    `targets`, row by row."""
 
     rid: str
     prompt: bytes
@@ -75,6 +79,9 @@ class Accepted(_Message):
     timeout_s: float | None
     stream: bool
     arrival: float
+    canvas: bytes | None = None
+    shared_prefix: int = 0
+    targets: bytes | None = None
 
 
 class Abort(_Message):
@@ -89,6 +96,7 @@ class Tokenize(_Message):
     number: int
     text: str | None
     messages: list[dict[str, Any]] | None
+    add_special_tokens: bool = True
 
 
 class Detokenize(_Message):
@@ -130,6 +138,15 @@ class Results(_Message):
     results: list[StepResult]
 
 
+class HolePiece(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A hole of a canvas as it is now; the detokenizer adds the text."""
+
+    start: int
+    stop: int
+    tokens: list[int]
+    text: str = ""
+
+
 class Output(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Progress of one request: its tokens from `token_start` on and its text from `text_start` on are new.
 
@@ -155,6 +172,8 @@ class Output(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     queue_s: float
     first_text_s: float | None
     total_s: float
+    holes: list[HolePiece] = []
+    scores: list[float] = []
 
 
 class Outputs(_Message):
@@ -185,6 +204,7 @@ class Ready(_Message):
     facts: Facts | None = None
     has_tokenizer: bool = False
     has_chat_template: bool = False
+    chat_markers: dict[str, Any] | None = None
 
 
 class Failed(_Message):

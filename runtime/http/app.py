@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from ..errors import ShoalError, shorten
 from ..server_config import ServerConfig
 from ..service import Service
-from . import administration, health, information, native, openai, tokenization
+from . import administration, health, information, native, openai, score, tokenization
 from .errors import ApiError
 from .generation import ClientGoneError, Generations
 from .metrics import Metrics
@@ -21,7 +21,7 @@ from .middleware import AccessLog, BodyLimit, KeyCheck
 from .replies import JSONReply
 from .state import ServerState
 
-_ROUTERS = (native, openai, health, information, administration, tokenization)
+_ROUTERS = (native, score, openai, health, information, administration, tokenization)
 _CLIENT_CLOSED_REQUEST = 499
 
 

@@ -44,6 +44,7 @@ async def model_info(state: Annotated[ServerState, Depends(server_state)]) -> Re
             "mask_token_id": info.mask_token_id,
             "eos_token_id": info.eos_token_id,
             "has_chat_template": info.has_chat_template,
+            "chat_markers": info.chat_markers,
             "depth_profile": info.depth_profile,
         }
     )

@@ -148,6 +148,16 @@ def _ids(state: ServerState, request: Request, rid: str | list[str] | None, coun
     return (rids[0] if count == 1 else generations.new_rid(wished)), rids
 
 
+def single_rid(state: ServerState, request: Request, rid: str | None) -> str:
+    """The id of an HTTP request that is no batch. Raises ApiError for one that is malformed or in use."""
+    return _ids(state, request, rid, 1)[0]
+
+
+def checked_cache_mode(mode: str | None) -> Any:
+    """A cache mode, or None. Raises ApiError for an unknown one."""
+    return _cache_mode(mode)
+
+
 def _member(rid: str, k: int, n: int) -> str:
     return rid if n == 1 else f"{rid}.{k}"
 

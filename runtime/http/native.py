@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -31,13 +32,32 @@ async def generate(
     """
     prompts, single = _prompts(body)
     values = _sampling_values(body, len(prompts))
+    canvases = _canvases(body, len(prompts), single)
+    for one, canvas in zip(values, canvases, strict=True):
+        if canvas is not None:
+            one["max_new_tokens"] = len(canvas)
     batch = make_batch(state, request, body, prompts, values, state.config.default_max_new_tokens)
+    batch = replace(batch, inputs=tuple(
+        replace(item, canvas=canvases[i // batch.n], shared_prefix=body.shared_prefix or 0)
+        for i, item in enumerate(batch.inputs)
+    ))  # fmt: skip
     headers = {"x-request-id": batch.rid}
     if body.stream:
         return await EventStream(_events(state, batch), headers).prepare(request)
     outputs = await state.generations.collect(request, batch.rid, batch.inputs)
     replies = [_reply(state, o, item) for o, item in zip(outputs, batch.inputs, strict=True)]
     return JSONReply(replies[0] if single and batch.n == 1 else replies, headers=headers)
+
+
+def _canvases(body: GenerateBody, count: int, single: bool) -> list[list[int] | None]:
+    """A canvas template, or None, for each prompt."""
+    canvas: Any = body.canvas
+    if canvas is None:
+        return [None] * count
+    nested = bool(canvas) and not isinstance(canvas[0], int)
+    if single != (not nested) or (nested and len(canvas) != count):
+        raise bad_request("canvas", f"canvas must be one list of token ids for each of the {count} prompts")
+    return canvas if nested else [canvas]
 
 
 def _prompts(body: GenerateBody) -> tuple[list[Any], bool]:
@@ -52,10 +72,10 @@ def _prompts(body: GenerateBody) -> tuple[list[Any], bool]:
     return [body.input_ids], True
 
 
-def _sampling_values(body: GenerateBody, count: int) -> list[Mapping[str, Any]]:
+def _sampling_values(body: GenerateBody, count: int) -> list[dict[str, Any]]:
     """For each prompt, its sampling fields: the body's own, then custom_params, then sampling_params."""
     own = body.fields()
-    for name in ("text", "input_ids", "sampling_params", "rid"):
+    for name in ("text", "input_ids", "sampling_params", "rid", "canvas", "shared_prefix"):
         own.pop(name, None)
     given = body.sampling_params if body.sampling_params is not None else {}
     each = given if isinstance(given, list) else [given] * count
@@ -68,11 +88,16 @@ def _sampling_values(body: GenerateBody, count: int) -> list[Mapping[str, Any]]:
 
 
 def _reply(state: ServerState, output: RequestOutput, item: GenerateInput) -> dict[str, Any]:
-    return {
+    reply: dict[str, Any] = {
         "text": output.text,
         "output_ids": list(output.token_ids),
         "meta_info": meta_info(output, item, state.default_cache_mode),
     }
+    if item.canvas is not None:
+        reply["holes"] = [
+            {"start": h.start, "stop": h.stop, "text": h.text, "output_ids": list(h.token_ids)} for h in output.holes
+        ]
+    return reply
 
 
 async def _events(state: ServerState, batch: Batch) -> AsyncGenerator[bytes, None]:

@@ -51,10 +51,33 @@ class GenerateBody(Routing):
 
     text: Annotated[str | list[str] | None, Field(description="Prompt or prompts, as they are.")] = None
     input_ids: Annotated[Ids | list[Ids] | None, Field(description="Prompt or prompts as token ids.")] = None
+    canvas: Annotated[
+        Ids | list[Ids | None] | None,
+        Field(
+            description="Canvas template, or one for each prompt: token ids that stay as they are, -1 for a mask. Its "
+            "length takes the place of max_new_tokens; the reply has `holes`."
+        ),
+    ] = None
+    shared_prefix: Annotated[
+        int | None, Field(ge=0, description="Leading prompt tokens that a request with max_new_tokens 0 has computed.")
+    ] = None
     sampling_params: Annotated[
         dict[str, Any] | list[dict[str, Any]] | None,
         Field(description="max_new_tokens, temperature, stop, stop_token_ids, ignore_eos, n and the diffusion knobs."),
     ] = None
+
+
+class ScoreBody(Body):
+    """Body of /score."""
+
+    text: Annotated[str | None, Field(description="Prompt, as it is.")] = None
+    input_ids: Annotated[Ids | None, Field(description="Prompt as token ids.")] = None
+    choices: Annotated[list[str] | list[Ids], Field(description="Texts or token ids to score behind the prompt.")]
+    method: Annotated[str, Field(description="pseudo or one_shot: see docs/frontend.md for the formulas.")] = "pseudo"
+    cache_mode: Annotated[str | None, Field(description="As for /generate.")] = None
+    cache_salt: Annotated[str | None, Field(description="As for /generate.")] = None
+    shared_prefix: Annotated[int, Field(ge=0, description="As for /generate.")] = 0
+    rid: Annotated[str | None, Field(description="Id of the request.")] = None
 
 
 class StreamOptions(Body):
@@ -99,6 +122,7 @@ class TokenizeBody(Body):
 
     prompt: str | list[str] | None = None
     messages: list[ChatMessage] | None = None
+    add_special_tokens: bool = True
 
 
 class DetokenizeBody(Body):

@@ -27,10 +27,10 @@ async def tokenize(body: TokenizeBody, state: Ready) -> Response:
     if isinstance(body.prompt, list):
         if len(body.prompt) > state.config.max_batch:
             raise bad_request("prompt", f"there are {len(body.prompt)} prompts; at most {state.config.max_batch}")
-        many = [await state.service.tokenize(prompt) for prompt in body.prompt]
+        many = [await state.service.tokenize(prompt, body.add_special_tokens) for prompt in body.prompt]
         return JSONReply({"tokens": many, "count": [len(ids) for ids in many], "max_model_len": limit})
     asked: Any = body.prompt if body.messages is None else chat_messages(body.messages)
-    ids = await state.service.tokenize(asked)
+    ids = await state.service.tokenize(asked, body.add_special_tokens)
     return JSONReply({"tokens": ids, "count": len(ids), "max_model_len": limit})
 
 
