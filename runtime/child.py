@@ -32,6 +32,7 @@ from .wire_errors import pack_error
 
 logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
+_LAST_WORDS_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,9 @@ class Child:
 
     def failed(self, error: BaseException) -> None:
         """Say that this process is about to end; waits a moment for the message to leave."""
-        self._client.socket.setsockopt(zmq.LINGER, 1000)
+        self._client.socket.setsockopt(zmq.LINGER, _LAST_WORDS_MS)
         self.tell(Failed(self.spec.role, pack_error(error)))
-        self._client.socket.close()
-        self.context.term()
+        self.context.destroy()
 
 
 def main() -> None:
@@ -150,7 +150,7 @@ def _die_with_parent(spec: Spec) -> None:
 def _watch_parent(spec: Spec) -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
-    if os.getppid() != spec.parent and spec.role == "detokenizer":
+    if spec.role == "detokenizer":
         Endpoints(spec.directory).remove()
     os._exit(0)
 

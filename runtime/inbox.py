@@ -80,9 +80,15 @@ class Outbox(Generic[_M]):
         self.socket.send(self._codec.encode(message))
 
     def send_nowait(self, message: _M) -> bool:
-        """Send unless the receiver is too far behind: False then. Raises WireError when it can't be sent."""
+        """Send unless the receiver is too far behind: False then.
+
+        Raises WireError when the message can't be sent, or could not be read: whoever waits for an answer to it must
+        not wait for ever.
+        """
+        frame = self._codec.encode(message)
+        self._codec.decode(frame)
         try:
-            self.socket.send(self._codec.encode(message), zmq.NOBLOCK)
+            self.socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True

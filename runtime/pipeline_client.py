@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import operator
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
@@ -13,7 +14,16 @@ import zmq
 
 from .chat_markers import PLAIN
 from .engine_config import EngineConfig
-from .errors import CacheInUseError, EngineClosedError, EngineError, InvalidRequestError, QueueFullError, ShoalError
+from .errors import (
+    CacheInUseError,
+    EngineClosedError,
+    EngineError,
+    InvalidRequestError,
+    QueueFullError,
+    ShoalError,
+    WireError,
+    shorten,
+)
 from .facts import Facts
 from .hub import resolve_model_folder
 from .inbox import Inbox, Outbox
@@ -76,6 +86,7 @@ class PipelineClient:
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._ready: dict[str, Ready] = {}
         self._failure: ShoalError | None = None
+        self._failed = asyncio.Event()
         self._up = asyncio.Event()
         self._dead = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -162,9 +173,14 @@ class PipelineClient:
             await asyncio.sleep(min(0.02, seconds))
 
     async def _watch(self, pipeline: Pipeline) -> None:
-        reason = await pipeline.ended()
-        await asyncio.sleep(0)
-        self._read()  # its last words
+        ended, failed = asyncio.ensure_future(pipeline.ended()), asyncio.ensure_future(self._failed.wait())
+        try:
+            await asyncio.wait((ended, failed), return_when=asyncio.FIRST_COMPLETED)
+            self._read()  # last words
+            reason = ended.result() if ended.done() else "a process can't go on"
+        finally:
+            ended.cancel()
+            failed.cancel()
         if self._failure is not None:
             reason = f"{reason}: {self._failure.message}"
         logger.error("%s; the server stops", reason)
@@ -293,7 +309,11 @@ class PipelineClient:
             raise EngineClosedError(f"the server is {self._status.state}: {self._status.reason}")
 
     def _send(self, message: ToTokenizer) -> None:
-        if not self._outbox.send_nowait(message):
+        try:
+            sent = self._outbox.send_nowait(message)
+        except WireError as error:
+            raise InvalidRequestError(error.message, field="request", limit=error.limit) from error
+        if not sent:
             raise QueueFullError("the tokenizer is too far behind: try again later", field="tokenizer")
 
     # What comes in
@@ -322,6 +342,7 @@ class PipelineClient:
                 self._one_ready(message)
             case Failed():
                 self._failure = unpack_error(message.error)
+                self._failed.set()
 
     def _one_ready(self, message: Ready) -> None:
         self._ready[message.role] = message
@@ -342,6 +363,18 @@ class PipelineClient:
         )  # fmt: skip
 
 
+def _token_ids(prompt: Any) -> list[int]:
+    """A prompt that must be token ids. Raises InvalidRequestError."""
+    try:
+        ids = [operator.index(token) for token in prompt if not isinstance(token, bool)]
+    except TypeError:
+        ids = []
+    if len(ids) != len(prompt) or not all(-(2**63) <= token < 2**63 for token in ids):
+        message = f"prompt is {shorten(prompt)}; it must be text, token ids or chat messages"
+        raise InvalidRequestError(message, field="prompts", value=shorten(prompt))
+    return ids
+
+
 def _generate(number: str, request: GenerateInput) -> Generate:
     prompt: Any = request.prompt
     text = token_ids = messages = None
@@ -350,7 +383,7 @@ def _generate(number: str, request: GenerateInput) -> Generate:
     elif len(prompt) and all(isinstance(part, dict) for part in prompt):
         messages = [dict(part) for part in prompt]
     else:
-        token_ids = list(prompt)
+        token_ids = _token_ids(prompt)
     return Generate(
         number, text, token_ids, messages, request.sampling, request.cache_mode, request.cache_salt, request.priority,
         request.timeout_s, request.stream, time.monotonic(), None if request.canvas is None else list(request.canvas),

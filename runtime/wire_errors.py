@@ -15,7 +15,7 @@ _MAX_MESSAGE = 4000
 def pack_error(error: BaseException) -> ErrorInfo:
     """An error as data. What is no ShoalError becomes an EngineError that names it."""
     if not isinstance(error, ShoalError):
-        return ErrorInfo("EngineError", f"{type(error).__name__}: {error}"[:_MAX_MESSAGE])
+        return ErrorInfo("EngineError", _clean(f"{type(error).__name__}: {error}"))
     name = type(error).__name__
     kind = name if name in _KINDS else "ShoalError"
     return ErrorInfo(kind, _clean(error.message), error.field, _plain(error.value), _plain(error.limit))

@@ -1,0 +1,101 @@
+"""Pipelines for tests: real processes, with a null worker unless a test needs the model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from shoal.runtime.engine_config import EngineConfig
+from shoal.runtime.pipeline_client import PipelineClient
+from shoal.runtime.pipeline_config import PipelineConfig
+from shoal.runtime.request import RequestOutput
+from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.service import GenerateInput
+
+PROMPT = list(range(10, 40))
+
+
+def make_client(null: bool = True, null_tokens: int = 4, watchdog: float = 60.0, **engine: Any) -> PipelineClient:
+    """A client that is not started; pages are checked after every step."""
+    options = {"device": "cpu", "check_invariants": True, "kv_cache_tokens": 16384, **engine}
+    pipeline = PipelineConfig(null_worker=null, null_tokens=null_tokens, watchdog_timeout_s=watchdog)
+    return PipelineClient(EngineConfig(**options), pipeline, log_level="warning")
+
+
+@contextlib.asynccontextmanager
+async def running(**options: Any) -> AsyncIterator[PipelineClient]:
+    """A pipeline that is up; stopped at the end, and nothing may be left of it."""
+    client = make_client(**options)
+    await client.start()
+    traces = Traces(client)
+    try:
+        yield client
+    finally:
+        await client.shutdown()
+        traces.assert_gone()
+
+
+class Traces:
+    """What a pipeline leaves in the system while it runs."""
+
+    def __init__(self, client: PipelineClient):
+        assert client._pipeline is not None
+        self.pids = list(client.pids.values())
+        self.directory = client._pipeline.endpoints.directory
+
+    def assert_gone(self) -> None:
+        """No process, no socket, no directory."""
+        assert not self.directory.exists()
+        assert [pid for pid in self.pids if alive(pid)] == []
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_gone(pids: list[int], directory: Path, seconds: float = 5.0) -> None:
+    """Wait until processes and directory are gone; fails when they are not in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not any(map(alive, pids)) and not directory.exists():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"left: {[pid for pid in pids if alive(pid)]}, {os.path.exists(directory)}")
+
+
+def request(rid: str, size: int = 32, prompt: Any = PROMPT, **options: Any) -> GenerateInput:
+    """A request that goes to the end of its canvas."""
+    names = ("cache_mode", "cache_salt", "priority", "timeout_s", "stream")
+    own = {name: options.pop(name) for name in names if name in options}
+    sampling = SamplingParams(**{"max_new_tokens": size, "ignore_eos": True, **options})
+    return GenerateInput(rid=rid, prompt=prompt, sampling=sampling, **own)
+
+
+async def collect(client: PipelineClient, item: GenerateInput) -> list[RequestOutput]:
+    """All outputs of a request."""
+    return [output async for output in client.generate(item)]
+
+
+async def last(client: PipelineClient, item: GenerateInput) -> RequestOutput:
+    """The terminal output of a request."""
+    return (await collect(client, item))[-1]
+
+
+async def wait_idle(client: PipelineClient, seconds: float = 10.0) -> None:
+    """Until nothing runs or waits, and no page is held by a request."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        stats = await client.stats()
+        if (stats.running, stats.waiting, stats.kv_pages_requests) == (0, 0, 0):
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"not idle: {stats}")

@@ -1,0 +1,262 @@
+"""What happens when a process dies, hangs, fails to start, or is told to stop; and that nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shoal.runtime.endpoints import NAMES, Endpoints
+from shoal.runtime.errors import ConfigError, EngineClosedError, EngineError, ModelLoadError
+from shoal.runtime.pipeline_client import PipelineClient
+from shoal.runtime.request import RequestOutput
+from shoal.runtime.wire import ROLES
+
+from .running import Traces, alive, last, make_client, request, running, wait_gone
+
+LONG = {"size": 512, "steps": 512, "block_length": 8}
+NOBODY = 65534
+
+
+async def start(**options) -> tuple[PipelineClient, Traces]:
+    client = make_client(**options)
+    await client.start()
+    return client, Traces(client)
+
+
+async def load(client: PipelineClient, number: int, ends: list[RequestOutput | Exception]) -> None:
+    """One request after the other until one fails."""
+    for turn in range(10**6):
+        try:
+            output = await last(client, request(f"{number}-{turn}", **LONG))
+        except EngineClosedError as error:
+            ends.append(error)
+            return
+        if output.error is not None:
+            ends.append(output)
+            return
+        assert output.finish_reason == "length"
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_killed_process_ends_everything_with_errors(role):
+    """kill -9 under the load of 16 clients."""
+    client, traces = await start(null_tokens=1)
+    ends: list[RequestOutput | Exception] = []
+    clients = [asyncio.create_task(load(client, number, ends)) for number in range(16)]
+    await asyncio.sleep(0.3)
+    assert not any(task.done() for task in clients)
+    begin = time.monotonic()
+    os.kill(client.pids[role], signal.SIGKILL)
+    await asyncio.wait_for(asyncio.gather(*clients), 5)
+    status = await asyncio.wait_for(client.closed(), 5)
+    assert time.monotonic() - begin < 5
+    assert status.state == "dead"
+    assert f"the {role} process ended by signal SIGKILL" in status.reason
+    assert len(ends) == 16
+    outputs = [end for end in ends if isinstance(end, RequestOutput)]
+    assert outputs
+    for output in outputs:
+        assert output.finish_reason == "error"
+        assert isinstance(output.error, EngineError)
+        assert role in output.error.message
+    traces.assert_gone()
+    for call in (client.stats(), client.tokenize("a"), client.abort(), last(client, request("late"))):
+        with pytest.raises(EngineClosedError, match=role):
+            await call
+    await client.shutdown()
+
+
+async def test_a_hanging_scheduler_is_noticed():
+    client, traces = await start(watchdog=0.6)
+    os.kill(client.pids["scheduler"], signal.SIGSTOP)
+    output = await asyncio.wait_for(last(client, request("a")), 5)
+    assert isinstance(output.error, EngineError)
+    assert "watchdog_timeout_s" in output.error.message
+    await asyncio.wait_for(client.closed(), 10)
+    traces.assert_gone()
+
+
+async def test_a_hanging_worker_is_noticed():
+    client, traces = await start(watchdog=1.0)
+    os.kill(client.pids["worker"], signal.SIGSTOP)
+    output = await asyncio.wait_for(last(client, request("a")), 5)
+    assert isinstance(output.error, EngineError)
+    assert "the worker did not answer for 1 seconds" in client.status.reason
+    await asyncio.wait_for(client.closed(), 10)
+    traces.assert_gone()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "field"),
+    [
+        ({"model_path": "nowhere/at-all/x"}, ModelLoadError, "model"),
+        ({"layers_per_band": 99}, ConfigError, "layers_per_band"),
+        ({"depth_profile": "no-such-file.json"}, ConfigError, "depth_profile"),
+    ],
+)
+async def test_a_start_that_fails_raises_a_typed_error_and_leaves_nothing(options, error, field, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    client = make_client(**options)
+    with pytest.raises(error) as caught:
+        await client.start()
+    assert caught.value.field == field
+    assert client.status.state == "dead"
+    assert list(tmp_path.glob("shoal-*")) == []
+    assert not any(map(alive, client.pids.values()))
+    await asyncio.wait_for(client.closed(), 1)
+    await client.shutdown()
+
+
+async def test_before_the_start_nothing_is_served():
+    client = make_client()
+    assert client.status.state == "starting"
+    for call in (client.stats(), client.tokenize("a"), last(client, request("a"))):
+        with pytest.raises(EngineClosedError, match="starting"):
+            await call
+    with pytest.raises(EngineClosedError):
+        _ = client.info
+    await client.shutdown()
+    assert client.status.state == "dead"
+
+
+async def test_shutdown_drains():
+    client, traces = await start(null_tokens=1)
+    task = asyncio.create_task(last(client, request("a", **LONG)))
+    await asyncio.sleep(0.02)
+    stop = asyncio.create_task(client.shutdown(10))
+    await asyncio.sleep(0)
+    assert client.status.state == "draining"
+    with pytest.raises(EngineClosedError, match="draining"):
+        await last(client, request("b"))
+    assert (await task).finish_reason == "length"
+    await stop
+    traces.assert_gone()
+
+
+async def test_what_is_not_done_in_time_is_aborted_at_shutdown():
+    client, traces = await start(null_tokens=1)
+    tasks = [asyncio.create_task(last(client, request(f"a{n}", **LONG))) for n in range(16)]
+    await asyncio.sleep(0.02)
+    begin = time.monotonic()
+    await client.shutdown(0.01)
+    assert time.monotonic() - begin < 4
+    assert {output.finish_reason for output in await asyncio.gather(*tasks)} <= {"abort", "error", "length"}
+    assert any(output.finish_reason == "abort" for output in await asyncio.gather(*tasks))
+    traces.assert_gone()
+    await client.shutdown()
+
+
+PROGRAM = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+from tests.pipeline.running import make_client
+
+async def main():
+    client = make_client()
+    await client.start()
+    print(client._pipeline.endpoints.directory, *client.pids.values(), flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_children_and_sockets_do_not_outlive_a_killed_parent():
+    root = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-c", PROGRAM, root]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as parent:
+        assert parent.stdout is not None
+        directory, *pids = parent.stdout.readline().split()
+        assert len(pids) == 4
+        assert all(alive(int(pid)) for pid in pids)
+        assert Path(directory).is_dir()
+        parent.kill()
+    wait_gone([int(pid) for pid in pids], Path(directory))
+
+
+async def test_processes_ignore_the_signals_that_are_meant_for_the_server():
+    """Ctrl-C and a supervisor's SIGTERM go to the whole group; the server drains meanwhile."""
+    async with running() as client:
+        for pid in client.pids.values():
+            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGINT)
+        await asyncio.sleep(0.2)
+        assert (await last(client, request("a"))).finish_reason == "length"
+        assert client.status.state == "up"
+
+
+async def test_only_the_worker_and_the_tokenizer_load_torch():
+    async with running() as client:
+        await last(client, request("a", stop=["never"]))
+        maps = {role: Path(f"/proc/{pid}/maps").read_text() for role, pid in client.pids.items()}
+    loaded = {role for role, text in maps.items() if "libtorch" in text}
+    assert loaded <= {"tokenizer"}  # transformers imports it; the worker is a null worker here
+
+
+# Who may enter
+
+
+def test_the_sockets_lie_in_a_directory_of_this_user_alone():
+    endpoints = Endpoints.create()
+    try:
+        assert stat.S_IMODE(endpoints.directory.stat().st_mode) == 0o700
+        endpoints.check()
+        endpoints.directory.chmod(0o755)
+        with pytest.raises(ConfigError, match="0700"):
+            endpoints.check()
+    finally:
+        endpoints.remove()
+        endpoints.remove()
+    assert not endpoints.directory.exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
+async def test_another_user_can_not_reach_a_socket():
+    async with running() as client:
+        assert client._pipeline is not None
+        paths = [str(client._pipeline.endpoints.directory / name) for name in NAMES]
+        assert all(Path(path).is_socket() for path in paths)
+        program = (
+            "import os, socket, sys\n"
+            f"os.setuid({NOBODY})\n"
+            "for path in sys.argv[1:]:\n"
+            "    try:\n"
+            "        socket.socket(socket.AF_UNIX).connect(path)\n"
+            "    except PermissionError:\n"
+            "        print('refused')\n"
+        )
+        run = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-c", program, *paths], capture_output=True, text=True
+        )
+        assert run.stdout.split() == ["refused"] * len(paths), run.stderr
+
+
+async def test_no_process_listens_on_tcp():
+    async with running() as client:
+        inodes = set()
+        for pid in client.pids.values():
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                target = os.readlink(entry)
+                if target.startswith("socket:"):
+                    inodes.add(target[8:-1])
+        tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+        assert inodes
+        assert not inodes & {line.split()[9] for table in tables for line in table}
+
+
+def test_a_temporary_directory_with_too_long_a_name_is_refused(tmp_path, monkeypatch):
+    deep = tmp_path / ("d" * 80)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    with pytest.raises(ConfigError, match="TMPDIR"):
+        Endpoints.create()
+    assert list(deep.iterdir()) == []

@@ -1,0 +1,261 @@
+"""The calls of the service over processes: requests, streams, aborts, time-outs, limits, questions."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from contextlib import aclosing
+
+import pytest
+import zmq
+
+from shoal.runtime.endpoints import NAMES
+from shoal.runtime.errors import (
+    CacheInUseError,
+    InvalidRequestError,
+    PoolTooSmallError,
+    QueueFullError,
+    RequestTimeoutError,
+)
+from shoal.runtime.pipeline_client import PipelineClient
+
+from .running import PROMPT, collect, last, request, running, wait_idle
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+LONG = {"size": 512, "steps": 512, "block_length": 8}
+
+
+async def test_a_stream_only_grows_and_ends_once(client):
+    outputs = await collect(client, request("a", 64))
+    assert len(outputs) > 2
+    for early, late in itertools.pairwise(outputs):
+        assert late.text.startswith(early.text)
+        assert late.token_ids[: len(early.token_ids)] == early.token_ids
+        assert early.finish_reason is None
+    end = outputs[-1]
+    assert (end.rid, end.finish_reason, end.error) == ("a", "length", None)
+    assert (end.prompt_tokens, end.completion_tokens, end.canvas_tokens, end.nfe) == (30, 64, 64, 16)
+    assert end.text == await client.detokenize(end.token_ids)
+    assert 0 <= end.timings.queue <= (end.timings.first_text or -1) <= end.timings.total
+
+
+async def test_without_a_stream_there_is_one_output(client):
+    outputs = await collect(client, request("a", 64, stream=False))
+    assert [output.finish_reason for output in outputs] == ["length"]
+    assert outputs[0].text == (await last(client, request("a", 64))).text != ""
+
+
+async def test_a_slow_reader_gets_fewer_outputs_and_the_same_end(client):
+    seen = []
+    async with aclosing(client.generate(request("a", 128))) as outputs:
+        async for output in outputs:
+            seen.append(output)
+            await asyncio.sleep(0.02)
+    fast = await collect(client, request("b", 128))
+    assert len(seen) < len(fast)
+    assert (seen[-1].text, seen[-1].token_ids) == (fast[-1].text, fast[-1].token_ids)
+
+
+async def test_text_and_messages_and_tokens_are_the_same_prompt(client):
+    text = "what costs a red apple ?"
+    messages = [{"role": "user", "content": text}]
+    ids = await client.tokenize(messages)
+    assert len(ids) > len(await client.tokenize(text)) > 3
+    lengths = [(await last(client, request("a", prompt=p))).prompt_tokens for p in (messages, ids)]
+    assert lengths == [len(ids)] * 2
+    assert await client.detokenize(ids, skip_special_tokens=False) != await client.detokenize(ids)
+
+
+async def test_a_stop_string_ends_the_request_where_it_is_complete(client):
+    whole = await last(client, request("a", 64))
+    stop = whole.text[20:23]
+    end = await last(client, request("a", 64, stop=[stop]))
+    assert (end.finish_reason, end.matched_stop) == ("stop", stop)
+    assert end.text == whole.text[: whole.text.index(stop)]
+    assert end.completion_tokens < 64
+    assert end.nfe < whole.nfe
+
+
+async def test_the_cache_is_shared_flushed_and_shown(client):
+    prompt = list(range(4, 84))
+    await client.flush_cache()
+    assert (await client.cache_snapshot())["num_nodes"] == 0
+    first, second = [await last(client, request("a", prompt=prompt)) for _ in range(2)]
+    assert (first.cached_tokens, first.depth) == (0, 0)
+    assert second.cached_tokens >= 48
+    assert second.reused_token_layers == second.cached_tokens * second.depth > 0
+    salted = await last(client, request("a", prompt=prompt, cache_salt="other"))
+    assert salted.cached_tokens == 0
+    assert (await client.cache_snapshot())["num_tokens"] >= 80
+    stats = await client.stats()
+    assert stats.cache_hit_tokens >= second.cached_tokens
+    await client.flush_cache()
+    assert (await client.cache_snapshot())["num_nodes"] == 0
+
+
+async def test_stats_count_what_happened(client):
+    before = await client.stats()
+    await asyncio.gather(*(last(client, request(str(n), 32)) for n in range(5)))
+    after = await client.stats()
+    assert after.requests - before.requests == 5
+    assert after.finished_length - before.finished_length == 5
+    assert after.generated_tokens - before.generated_tokens == 160
+    assert after.prompt_tokens - before.prompt_tokens == 5 * len(PROMPT)
+    assert after.nfe - before.nfe == 5 * 8
+    assert after.uptime > before.uptime
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "field"),
+    [
+        ({"prompt": ""}, InvalidRequestError, "prompts"),
+        ({"prompt": []}, InvalidRequestError, "prompts"),
+        ({"prompt": [1, -5]}, InvalidRequestError, "prompts"),
+        ({"prompt": [10**9]}, InvalidRequestError, "prompts"),
+        ({"prompt": [2**70]}, InvalidRequestError, None),
+        ({"prompt": "\ud800"}, InvalidRequestError, None),
+        ({"prompt": [1.5]}, InvalidRequestError, None),
+        ({"prompt": [{"role": "user"}, {}]}, InvalidRequestError, "prompts"),
+        ({"prompt": [5] * 600, "size": 64}, InvalidRequestError, "max_new_tokens"),
+        ({"cache_mode": "magic"}, InvalidRequestError, None),
+    ],
+    ids=str,
+)
+async def test_bad_requests_raise_before_the_first_output(client, change, error, field):
+    with pytest.raises(error) as caught:
+        await collect(client, request("bad", **change))
+    assert field is None or caught.value.field == field
+    assert (await last(client, request("bad"))).finish_reason == "length"
+
+
+async def test_an_id_can_be_used_once_at_a_time(client):
+    async with aclosing(client.generate(request("same", **LONG))) as outputs:
+        await anext(outputs)
+        with pytest.raises(InvalidRequestError, match="in use"):
+            await collect(client, request("same"))
+    assert (await last(client, request("same"))).finish_reason == "length"
+
+
+async def test_aborts_by_id_of_all_and_of_nobody(client):
+    tasks = [asyncio.create_task(last(client, request(f"long-{n}", **LONG))) for n in range(6)]
+    await asyncio.sleep(0.02)
+    assert await client.abort("long-3") == 1
+    assert (await tasks[3]).finish_reason == "abort"
+    assert await client.abort("nobody") == 0
+    told = await client.abort()
+    ends = [output.finish_reason for output in await asyncio.gather(*tasks)]
+    assert told == ends.count("abort") - 1 + ends.count("length")
+    assert ends.count("abort") >= 1
+    await wait_idle(client)
+
+
+async def test_clients_that_leave_at_random_moments_give_everything_back(client):
+    chooser = random.Random(5)
+
+    async def leave(number: int) -> None:
+        await asyncio.sleep(chooser.random() * 0.3)
+        async with aclosing(client.generate(request(f"l{number}", chooser.choice([8, 128, 512])))) as outputs:
+            for _ in range(chooser.randrange(4)):
+                await anext(outputs, None)
+
+    before = (await client.stats()).requests
+    await asyncio.gather(*(leave(number) for number in range(200)))
+    await wait_idle(client)
+    stats = await client.stats()
+    assert stats.aborted > 20
+    assert stats.requests - before <= 200
+    assert stats.failed == 0
+    assert not client._streams
+    assert (await last(client, request("after"))).finish_reason == "length"
+
+
+async def test_a_cancelled_caller_aborts_its_request(client):
+    task = asyncio.create_task(last(client, request("gone", **LONG)))
+    await asyncio.sleep(0.02)
+    before = (await client.stats()).aborted
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await wait_idle(client)
+    assert (await client.stats()).aborted == before + 1
+
+
+async def test_time_outs_while_running_keep_what_there_is(client):
+    ends = await asyncio.gather(*(last(client, request(f"t{n}", timeout_s=0.03, **LONG)) for n in range(20)))
+    assert {output.finish_reason for output in ends} == {"abort"}
+    for output in ends:
+        assert isinstance(output.error, RequestTimeoutError)
+        assert (output.error.field, output.error.limit) == ("timeout_s", 0.03)
+        assert output.text == await client.detokenize(output.token_ids)
+    assert any(output.completion_tokens for output in ends)
+    await wait_idle(client)
+
+
+async def test_flush_is_refused_while_a_request_is_under_way(client):
+    async with aclosing(client.generate(request("busy", **LONG))) as outputs:
+        await anext(outputs)
+        with pytest.raises(CacheInUseError):
+            await client.flush_cache()
+    await client.flush_cache(5)
+
+
+def send_garbage(client: PipelineClient, frames: int) -> None:
+    """Noise to every socket, as another program of the same user could send it."""
+    chooser = random.Random(3)
+    assert client._pipeline is not None
+    with zmq.Context() as context:
+        for name in NAMES:
+            socket = client._pipeline.endpoints.push(context, name)
+            socket.setsockopt(zmq.LINGER, 2000)
+            for _ in range(frames):
+                socket.send(chooser.randbytes(chooser.randrange(100)))
+            socket.close()
+
+
+async def test_garbage_on_every_socket_is_dropped(client):
+    expected = (await last(client, request("a"))).text
+    pids = client.pids
+    running_too = asyncio.create_task(last(client, request("b", **LONG)))
+    await asyncio.to_thread(send_garbage, client, 300)
+    await asyncio.sleep(0.2)
+    assert client._inbox.bad_frames == 300
+    assert (await running_too).finish_reason == "length"
+    assert (await last(client, request("c"))).text == expected
+    assert client.status.state == "up"
+    assert client.pids == pids
+
+
+async def test_a_full_queue_and_a_pool_too_small():
+    async with running(max_running_requests=2, max_queued_requests=3, kv_cache_tokens=512) as client:
+        with pytest.raises(PoolTooSmallError, match="holds 512"):
+            await collect(client, request("big", 512, prompt=[5] * 100))
+        tasks = [asyncio.create_task(last(client, request(f"q{n}", 120, steps=120, block_length=8))) for n in range(12)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        refused = [r for r in results if isinstance(r, QueueFullError)]
+        assert all(error.limit == 3 for error in refused)
+        assert 1 <= len(refused) <= 7
+        served = [r.finish_reason for r in results if not isinstance(r, BaseException)]
+        assert served == ["length"] * (12 - len(refused))
+        stats = await client.stats()
+        assert stats.refused == len(refused)
+        waits = request("late", timeout_s=0.05)
+        tasks = [asyncio.create_task(last(client, request(f"r{n}", 400, prompt=[5] * 40))) for n in range(2)]
+        await asyncio.gather(*tasks, last(client, waits))
+        await wait_idle(client)
+
+
+async def test_higher_priority_goes_first_and_takes_the_place_of_others():
+    async with running(max_running_requests=1, null_tokens=1) as client:
+        low = asyncio.create_task(collect(client, request("low", 512, block_length=32)))
+        await asyncio.sleep(0.05)
+        high = await last(client, request("high", 32, priority=5))
+        assert high.finish_reason == "length"
+        assert not low.done()
+        outputs = await low
+        assert outputs[-1].finish_reason == "length"
+        assert outputs[-1].retractions >= 1
+        for early, late in itertools.pairwise(outputs):
+            assert late.text.startswith(early.text)
+        assert outputs[-1].text == (await last(client, request("again", 512, block_length=32))).text
+        assert (await client.stats()).retractions >= 1
