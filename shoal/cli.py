@@ -1,4 +1,4 @@
-"""The command line: `shoal demo`, `generate`, `serve`, `version`. Heavy imports happen inside the commands."""
+"""The command line: `shoal demo`, `generate`, `profile`, `serve`, `version`. Heavy imports happen inside."""
 
 from __future__ import annotations
 
@@ -129,6 +129,17 @@ def serve(context: typer.Context) -> None:
     from .launch_server import main
 
     raise typer.Exit(main(context.args, program="shoal serve"))
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def profile(context: typer.Context) -> None:
+    """Measure how deep a shared prefix may be reused with a model and your data (see shoal profile --help)."""
+    from .profile.command import main
+
+    main(context.args)
 
 
 def _print_output(output: Any, *, as_json: bool) -> None:

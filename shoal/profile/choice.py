@@ -1,0 +1,197 @@
+"""From measurements to a depth profile: what was seen in each cell, and the cheapest that keeps the limits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .options import ONCE
+
+DEFAULT_MAX_ACCURACY_DROP = 0.005
+DEFAULT_MIN_AGREEMENT = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Rows of one kind (or all) in one cell.
+
+    Attributes:
+        rows: how many; `same` of them have the text of mode none.
+        token_agreement: 1 - edits / longer length, over all rows.
+        right, right_none: rows answered rightly here and in mode none; None when no answer is known.
+        nfe, refreshes: forward passes and prefix refreshes (the first forward among them), mean of the rows.
+    """
+
+    rows: int
+    same: int
+    token_agreement: float
+    right: int | None
+    right_none: int | None
+    nfe: float
+    refreshes: float
+
+    @property
+    def agreement(self) -> float:
+        """Share of texts that are those of mode none."""
+        return self.same / self.rows
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right answers."""
+        return None if self.right is None else self.right / self.rows
+
+    @property
+    def drop(self) -> float | None:
+        """Loss of right answers against mode none, as a share; negative for a gain."""
+        if self.right is None or self.right_none is None:
+            return None
+        return (self.right_none - self.right) / self.rows
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]]) -> Tally:
+        """Count rows (at least one) as `measure_unit` writes them."""
+        known = all(row["right"] is not None for row in rows)
+        edits, length = sum(row["edits"] for row in rows), sum(row["length"] for row in rows)
+        return cls(
+            rows=len(rows),
+            same=sum(row["same"] for row in rows),
+            token_agreement=1.0 - edits / length if length else 1.0,
+            right=sum(row["right"] for row in rows) if known else None,
+            right_none=sum(row["right_none"] for row in rows) if known else None,
+            nfe=sum(row["nfe"] for row in rows) / len(rows),
+            refreshes=sum(row["refreshes"] for row in rows) / len(rows),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One (capture, ratio, depth, interval): all rows, each kind, the smallest ratio of a row, drift of its layers.
+
+    `cosine` is the smallest over layers below the depth (keys, values) of the mean cosine; `worst_error` the largest
+    relative error of any page there.
+    """
+
+    capture: str
+    ratio: float
+    depth: int
+    interval: int
+    lowest_ratio: float
+    all: Tally
+    kinds: dict[str, Tally]
+    cosine: float
+    worst_error: float
+
+    @property
+    def worst_agreement(self) -> float:
+        """Agreement of the worst kind."""
+        return min(tally.agreement for tally in self.kinds.values())
+
+    @property
+    def worst_drop(self) -> float | None:
+        """Loss of accuracy of the worst kind; None when no kind has answers."""
+        drops = [tally.drop for tally in self.kinds.values() if tally.drop is not None]
+        return max(drops) if drops else None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a choice must keep; None: not asked for."""
+
+    max_accuracy_drop: float | None = None
+    min_agreement: float | None = None
+    cosine: float | None = None
+
+    def keeps(self, cell: Cell) -> bool:
+        """Whether a cell is within all limits."""
+        if self.max_accuracy_drop is not None and (
+            cell.worst_drop is None or cell.worst_drop > self.max_accuracy_drop + 1e-12
+        ):
+            return False
+        if self.min_agreement is not None and cell.worst_agreement < self.min_agreement - 1e-12:
+            return False
+        return self.cosine is None or cell.cosine >= self.cosine
+
+    def or_default(self, answers: bool) -> Limits:
+        """These, or when none was given the default: an accuracy drop where the data has answers, else agreement."""
+        if self != Limits():
+            return self
+        return Limits(DEFAULT_MAX_ACCURACY_DROP) if answers else Limits(min_agreement=DEFAULT_MIN_AGREEMENT)
+
+    @property
+    def words(self) -> tuple[float, str]:
+        """Tolerance and metric for the profile."""
+        named = [
+            (self.max_accuracy_drop, "largest accuracy drop against mode none, worst kind"),
+            (self.min_agreement, "agreement of the text with mode none, worst kind"),
+            (self.cosine, "cosine"),
+        ]
+        given = [(value, words) for value, words in named if value is not None]
+        metric = " and ".join(
+            words if index == 0 else f"{words} {value:g}" for index, (value, words) in enumerate(given)
+        )
+        return given[0][0], metric
+
+
+def make_cells(units: Iterable[Mapping[str, Any]]) -> list[Cell]:
+    """Cells of all units' records, in order of capture, ratio, depth and interval."""
+    rows: dict[tuple[str, float, int, int], list[Mapping[str, Any]]] = defaultdict(list)
+    drift: dict[tuple[str, float], list[list[Mapping[str, float]]]] = defaultdict(list)
+    lowest: dict[float, float] = {}
+    for unit in units:
+        for capture, of_rows in unit["drift"].items():
+            drift[capture, unit["ratio"]] += of_rows
+        for cell in unit["cells"]:
+            rows[cell["capture"], unit["ratio"], cell["depth"], cell["interval"]] += cell["rows"]
+            if cell["depth"]:
+                ratio = min(row["ratio"] for row in cell["rows"])
+                lowest[unit["ratio"]] = min(ratio, lowest.get(unit["ratio"], 1.0))
+    out = []
+    for (capture, ratio, depth, interval), of_cell in sorted(rows.items()):
+        kinds = sorted({row["kind"] for row in of_cell})
+        layers = [layer for of_row in drift[capture, ratio] for layer in of_row[:depth]]
+        out.append(
+            Cell(
+                capture, ratio, depth, interval, lowest[ratio], Tally.of(of_cell),
+                {kind: Tally.of([row for row in of_cell if row["kind"] == kind]) for kind in kinds},
+                min((min(layer["cosine_k"], layer["cosine_v"]) for layer in layers), default=1.0),
+                max((layer["worst"] for layer in layers), default=0.0),
+            )
+        )  # fmt: skip
+    return out
+
+
+def has_answers(cells: Iterable[Cell]) -> bool:
+    """Whether right answers are known for every row."""
+    return all(cell.all.right is not None for cell in cells)
+
+
+def cost(cell: Cell, num_layers: int) -> float:
+    """Layers of the prefix computed for a request, at its start and at every later refresh."""
+    return max(1.0, cell.all.refreshes) * (num_layers - cell.depth)
+
+
+def choose(cells: Sequence[Cell], limits: Limits, num_layers: int, capture: str = "first") -> list[Cell]:
+    """For each ratio (ascending) the cheapest cell of a capture that keeps the limits; ratios without one are left out.
+
+    A depth counts only if every shallower one keeps the limits too, with the same interval. Depths never fall as the
+    ratio grows: a ratio gets no more than what every larger one bears.
+    """
+    picked: list[Cell] = []
+    deepest = num_layers
+    for ratio in sorted({cell.ratio for cell in cells}, reverse=True):
+        mine = [cell for cell in cells if (cell.capture, cell.ratio) == (capture, ratio) and cell.depth]
+        good: list[Cell] = []
+        for interval in {cell.interval for cell in mine}:
+            for cell in sorted((cell for cell in mine if cell.interval == interval), key=lambda cell: cell.depth):
+                if not limits.keeps(cell):
+                    break
+                if cell.depth <= deepest:
+                    good.append(cell)
+        if not good:
+            break
+        best = min(good, key=lambda cell: (cost(cell, num_layers), cell.interval != ONCE, -cell.interval, -cell.depth))
+        picked.append(best)
+        deepest = min(deepest, best.depth)
+    return picked[::-1]

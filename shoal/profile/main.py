@@ -1,0 +1,228 @@
+"""`shoal profile`: measure, choose, write the profile and the report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from .. import __version__
+from ..provenance import hardware
+from ..radix_cache.depth_profile import DEFAULT_REUSE_MARGIN, DepthProfile
+from ..runtime.engine_config import EngineConfig
+from ..runtime.hub import resolve_model_folder
+from ..runtime.model_config import ModelConfig
+from ..runtime.model_digest import model_digest
+from ..runtime.model_settings import default_block_length, load_tokenizer
+from ..runtime.sampling_params import SamplingParams
+from .choice import Cell, Limits, Tally, choose, has_answers, make_cells
+from .data import Groups, data_digest, load_groups
+from .lab import Lab
+from .measure import Measurer
+from .options import ONCE, ProfileOptions, refuse
+from .plan import Unit, make_units
+from .report import write_report
+from .store import Store
+
+_SETTINGS = (
+    "ratios", "captures", "intervals", "margins", "groups", "questions", "seed", "page_size", "layers_per_band",
+)  # fmt: skip
+
+
+def run_profile(options: ProfileOptions, console: Console) -> DepthProfile:
+    """Measure what is not measured yet, write `depth_profile.json`, `report.html` and `cells.csv`; returns the profile.
+
+    Raises ConfigError or ModelLoadError for options, data and models that don't fit.
+    """
+    folder = resolve_model_folder(options.model)
+    model = ModelConfig.from_folder(folder)
+    depths = _depths(options, model.num_layers)
+    sampling = _sampling(options, folder)
+    config = EngineConfig(
+        model_path=options.model, device=options.device, dtype=options.dtype, page_size=options.page_size,
+        layers_per_band=options.layers_per_band, reuse_margin=0, block_length=options.block_length,
+    )  # fmt: skip
+    path = Path(options.data)
+    groups = load_groups(path, load_tokenizer(config, folder))
+    units = make_units(
+        groups, options.ratios, per_ratio=options.groups, rows=options.questions, canvas=sampling.max_new_tokens,
+        margin=DEFAULT_REUSE_MARGIN, page_size=options.page_size, max_tokens=model.max_position_embeddings,
+        seed=options.seed,
+    )  # fmt: skip
+    digests = {"data": data_digest(path), "model": model_digest(folder)}
+    out = Path(options.out or f"profile-{folder.name if options.model != 'shop' else 'shop'}")
+    settings = {name: getattr(options, name) for name in _SETTINGS}
+    settings |= {"depths": depths, "sampling": _plain(sampling), "digests": digests, "version": __version__}
+    store = Store(out, settings, options.restart)
+    lab = Lab(replace(config, kv_cache_tokens=options.kv_cache_tokens or _room(units, sampling)), depths)
+    measurer = Measurer(
+        lab, sampling, captures=options.captures, depths=depths, intervals=options.intervals
+    )  # fmt: skip
+    settings |= {"hardware": hardware(), "dtype": lab.parts.facts.dtype, "groups_measured": len(groups)}
+    _measure(units, measurer, store)
+    cells = make_cells(record for record in store.records.values() if "cells" in record)
+    limits = Limits(options.max_accuracy_drop, options.min_agreement, options.cosine).or_default(has_answers(cells))
+    picked = choose(cells, limits, model.num_layers)
+    margins = _margins(units, groups, picked, measurer, store, options.margins)
+    profile = _profile(picked, limits, margins, options, model.num_layers, digests, lab)
+    profile.save(out / "depth_profile.json")
+    _write_csv(cells, out / "cells.csv")
+    write_report(out / "report.html", profile, cells, picked, margins, list(store.records.values()), settings)
+    _print(console, profile, cells, picked, out)
+    return profile
+
+
+def _depths(options: ProfileOptions, layers: int) -> tuple[int, ...]:
+    band = options.layers_per_band
+    if options.depths is None:
+        return (*range(band, layers, band), layers)
+    depths = sorted(set(options.depths))
+    if not depths or depths[0] < 1 or depths[-1] > layers or any(d % band and d != layers for d in depths):
+        refuse("depths", list(options.depths), f"whole bands of {band} layers up to {layers}")
+    return tuple(depths)
+
+
+def _sampling(options: ProfileOptions, folder: Path) -> SamplingParams:
+    path = folder / "generation_config.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    canvas = options.max_new_tokens or values.get("max_new_tokens") or SamplingParams().max_new_tokens
+    block = options.block_length or default_block_length(folder)
+    sampling = SamplingParams(max_new_tokens=canvas, steps=options.steps, threshold=options.threshold)
+    sampling.check_for(block)
+    return sampling
+
+
+def _plain(sampling: SamplingParams) -> dict[str, Any]:
+    return {name: value for name, value in asdict(sampling).items() if value not in (None, (), "")}
+
+
+def _room(units: Sequence[Unit], sampling: SamplingParams) -> int:
+    """Token positions for the rows of a unit and its captures at once."""
+    longest = max(len(row.tokens) for unit in units for row in unit.rows)
+    rows = max(len(unit.rows) for unit in units)
+    return (rows + 6) * (longest + 2 * sampling.max_new_tokens)
+
+
+def _measure(units: Sequence[Unit], measurer: Measurer, store: Store) -> None:
+    cells = measurer.cells_per_unit
+    done = sum(unit.key in store.records for unit in units)
+    with tqdm(total=len(units) * cells, initial=done * cells, unit="cell", smoothing=0.05) as bar:
+        for unit in units:
+            if unit.key not in store.records:
+                bar.set_postfix_str(unit.key)
+                store.add(measurer.measure_unit(unit, bar.update))
+
+
+def _margins(
+    units: Sequence[Unit], groups: Groups, picked: Sequence[Cell], measurer: Measurer, store: Store,
+    margins: Sequence[int],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows by margin at the deepest depth that was chosen, captured from a row of the same group and kind.
+
+    Rows of a kind often begin alike beyond what the group shares: that is where a margin matters most.
+    """
+    if not picked:
+        return []
+    cell = picked[-1]
+    for unit in {unit.group: unit for unit in units}.values():
+        for kind in sorted({row.kind for row in unit.rows}):
+            alike = [row for row in groups[unit.group] if row.kind == kind and len(row.tokens) <= _longest(unit)]
+            key = f"margin/{unit.group}/{kind}/{cell.depth}/{cell.interval}"
+            if key in store.records or len(alike) < 2:
+                continue
+            own = replace(unit, donor=alike[0].tokens, rows=tuple(alike[1:4]), natural=True)
+            measured = measurer.measure_margin(own, sorted(margins), cell.depth, cell.interval)
+            store.add({"key": key, "margins": measured})
+    found: dict[int, list[Mapping[str, Any]]] = {}
+    for key, record in store.records.items():
+        if key.startswith("margin/") and key.endswith(f"/{cell.depth}/{cell.interval}"):
+            for part in record["margins"]:
+                found.setdefault(part["margin"], []).extend(part["rows"])
+    out = []
+    for margin, rows in sorted(found.items()):
+        kinds = {kind: Tally.of([r for r in rows if r["kind"] == kind]) for kind in sorted({r["kind"] for r in rows})}
+        out.append({"margin": margin, "cell": replace(cell, all=Tally.of(rows), kinds=kinds)})
+    return out
+
+
+def _longest(unit: Unit) -> int:
+    return max(len(row.tokens) for row in unit.rows)
+
+
+def _profile(
+    picked: Sequence[Cell], limits: Limits, margins: Sequence[Mapping[str, Any]], options: ProfileOptions, layers: int,
+    digests: Mapping[str, str], lab: Lab,
+) -> DepthProfile:  # fmt: skip
+    import torch
+
+    rows: dict[float, Cell] = {}
+    for cell in picked:  # the smallest ratio of a row that was measured stands for the cell
+        rows.setdefault(round(cell.lowest_ratio, 4), cell)
+    tolerance, metric = limits.words
+    kept = [part["margin"] for part in margins if limits.keeps(part["cell"])]
+    margin = min(kept, default=max((part["margin"] for part in margins), default=DEFAULT_REUSE_MARGIN))
+    return DepthProfile(
+        num_layers=layers,
+        table=tuple((ratio, cell.depth) for ratio, cell in rows.items()),
+        intervals=tuple(None if cell.interval == ONCE else cell.interval for cell in rows.values()),
+        reuse_margin=margin,
+        max_drift=max((round(cell.worst_error, 4) for cell in picked), default=None),
+        tolerance=tolerance,
+        metric=metric,
+        data_digest=digests["data"],
+        model_digest=digests["model"],
+        versions={"shoal": __version__, "torch": torch.__version__.split("+")[0]},
+        source=f"shoal profile, seed {options.seed}, {sum(c.all.rows for c in picked)} rows at the chosen cells, "
+        f"{lab.parts.facts.dtype} on {lab.parts.decoder.device.type}",
+    )
+
+
+def _write_csv(cells: Sequence[Cell], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ("capture", "ratio", "lowest_ratio", "depth", "interval", "kind", "rows", "agreement", "token_agreement",
+             "accuracy", "accuracy_none", "nfe", "refreshes", "cosine", "worst_error")
+        )  # fmt: skip
+        for cell in cells:
+            for kind, tally in {"all": cell.all, **cell.kinds}.items():
+                if kind == "all" and tally is not cell.all:
+                    continue  # the data's only kind
+                none = None if tally.right_none is None else tally.right_none / tally.rows
+                writer.writerow(
+                    (cell.capture, cell.ratio, cell.lowest_ratio, cell.depth, cell.interval or "once", kind, tally.rows,
+                     *(_rounded(v) for v in (tally.agreement, tally.token_agreement, tally.accuracy, none, tally.nfe,
+                                             tally.refreshes, cell.cosine, cell.worst_error)))
+                )  # fmt: skip
+
+
+def _rounded(value: float | None) -> float | str:
+    return "" if value is None else round(value, 4)
+
+
+def _print(console: Console, profile: DepthProfile, cells: Sequence[Cell], picked: Sequence[Cell], out: Path) -> None:
+    table = Table(title=f"depth of {profile.num_layers} layers that keeps: {profile.metric} {profile.tolerance:g}")
+    for name in ("ratio", "depth", "refresh", "rows", "agreement", "worst kind", "accuracy", "none"):
+        table.add_column(name, justify="right")
+    by_ratio = {cell.ratio: cell for cell in picked}
+    for ratio in sorted({cell.ratio for cell in cells}):
+        cell = by_ratio.get(ratio)
+        if cell is None:
+            table.add_row(f"{ratio:g}", "0", *[""] * 6)
+            continue
+        tally = cell.all
+        table.add_row(
+            f"{ratio:g}", str(cell.depth), str(cell.interval or "once"), str(tally.rows), f"{tally.agreement:.3f}",
+            f"{cell.worst_agreement:.3f}", "" if tally.accuracy is None else f"{tally.accuracy:.3f}",
+            "" if tally.right_none is None else f"{tally.right_none / tally.rows:.3f}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(f"reuse margin {profile.reuse_margin} tokens, largest harmless drift {profile.max_drift}")
+    console.print(f"written: {out / 'depth_profile.json'}, report.html, cells.csv")
