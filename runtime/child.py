@@ -24,8 +24,8 @@ from .endpoints import Endpoints
 from .engine_config import EngineConfig
 from .errors import ShoalError
 from .facts import Facts
-from .http.logs import configure_logging
 from .inbox import Inbox, Outbox
+from .logs import configure_logging
 from .pipeline_config import PipelineConfig
 from .wire import Failed, Ready, Reply, Role, ToClient
 from .wire_errors import pack_error

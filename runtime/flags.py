@@ -19,10 +19,12 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "log_json": ("--json-logs",),
 }
 """Second names of flags: SGLang's where the meaning is the same."""
+HIDDEN = frozenset({"null_worker", "null_tokens"})
+"""Fields whose flags are left out of the help: for measuring and testing."""
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type, skip: frozenset[str] = frozenset()) -> None:
-    """Add a flag for every field of the dataclass `config` that is not in `skip`.
+def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
+    """Add a flag for every field of the dataclass `config`.
 
     `kv_cache_tokens: int | None` becomes `--kv-cache-tokens INT`; a bool becomes a switch, with a `--no-` form when its
     default is on. The help is the field's paragraph under `Attributes:` in the class's docstring, and its default.
@@ -31,13 +33,12 @@ def add_flags(parser: argparse.ArgumentParser, config: type, skip: frozenset[str
     words = attribute_docs(config)
     group = parser.add_argument_group(config.__name__)
     for field in fields(config):
-        if field.name in skip:
-            continue
         flag = "--" + field.name.replace("_", "-")
         default = None if field.default is MISSING else field.default
         text = " ".join((words.get(field.name, ""), f"Default: {_shown(default)}.")).strip().replace("%", "%%")
         kind, choices = _value_type(hints[field.name])
-        options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
+        shown = argparse.SUPPRESS if field.name in HIDDEN else text
+        options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": shown}
         names = (flag, *ALIASES.get(field.name, ()))
         if kind is bool:
             action = argparse.BooleanOptionalAction if default else "store_true"

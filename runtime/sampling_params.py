@@ -12,6 +12,7 @@ from .errors import InvalidRequestError, shorten
 STRATEGIES = ("low_confidence", "entropy", "margin", "random")
 MAX_STOP_STRINGS = 16
 DEFAULT_THRESHOLD = 0.9
+_MAX_INT = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +110,10 @@ class SamplingParams:
             _refuse("steps", self.steps, limit)
 
 
-def _check_int(name: str, value: Any, low: int, high: float = math.inf) -> None:
+def _check_int(name: str, value: Any, low: int, high: int = _MAX_INT) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        _refuse(name, value, f"an integer of at least {low}" + (f" and at most {high}" if high < math.inf else ""))
+        over = isinstance(value, int) and value > high
+        _refuse(name, value, f"an integer of at least {low}" + (f" and at most {high}" if over else ""))
 
 
 def _check_float(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:

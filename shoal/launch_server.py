@@ -6,17 +6,22 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .runtime.engine_config import EngineConfig
 from .runtime.errors import ShoalError
 from .runtime.flags import add_flags, given
+from .runtime.pipeline_config import PipelineConfig
 from .runtime.server_config import ServerConfig
+
+if TYPE_CHECKING:
+    from .runtime.http.server import StartableService
 
 EXIT_USAGE = 2
 
 
 def make_parser(program: str | None = None) -> argparse.ArgumentParser:
-    """The command line: every field of EngineConfig and ServerConfig."""
+    """The command line: every field of EngineConfig, PipelineConfig and ServerConfig."""
     parser = argparse.ArgumentParser(
         prog=program or "python -m shoal.launch_server",
         description="Serve a diffusion language model over HTTP: SGLang's native routes and OpenAI's.",
@@ -24,7 +29,7 @@ def make_parser(program: str | None = None) -> argparse.ArgumentParser:
         epilog="The keys can also be given in the environment: SHOAL_API_KEY, SHOAL_ADMIN_API_KEY.",
         allow_abbrev=False,
     )
-    for config in (EngineConfig, ServerConfig):
+    for config in (EngineConfig, PipelineConfig, ServerConfig):
         add_flags(parser, config)
     return parser
 
@@ -35,12 +40,21 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     try:
         engine = EngineConfig(**given(namespace, EngineConfig))
         server = ServerConfig(**{**_keys_from_environment(), **given(namespace, ServerConfig)})
-        from .runtime.http.logs import configure_logging
+        pipeline = PipelineConfig(**given(namespace, PipelineConfig))
         from .runtime.http.server import run_server
-        from .runtime.local_service import LocalService
+        from .runtime.logs import configure_logging
 
         configure_logging(server.log_level, server.log_json, server.log_requests)
-        return run_server(LocalService(engine), server, engine.model_path)
+        service: StartableService
+        if server.in_process:
+            from .runtime.local_service import LocalService
+
+            service = LocalService(engine)
+        else:
+            from .runtime.pipeline_client import PipelineClient
+
+            service = PipelineClient(engine, pipeline, log_level=server.log_level, log_json=server.log_json)
+        return run_server(service, server, engine.model_path)
     except ShoalError as error:
         print(f"error: {' '.join(error.message.split())}", file=sys.stderr)
         return EXIT_USAGE

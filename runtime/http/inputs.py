@@ -22,6 +22,7 @@ from .state import ServerState
 REQUEST_ID_HEADER = "x-request-id"
 _RID = re.compile(r"[\x21-\x7e]{1,256}")
 _MAX_PRIORITY = 1 << 31
+_MAX_TOKEN_ID = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,10 @@ def make_batch(
     params = [sampling_params(v, config, default_max_new_tokens) for v in values]
     for p in params:
         _check_seeds(p, n)
+    check_unicode("prompt", prompts)
+    check_token_ids("prompt", prompts)
+    check_unicode("stop", [p.stop for p in params])
+    check_unicode("cache_salt", [body.cache_salt, body.extra_key])
     rid, rids = _ids(state, request, body.rid, len(prompts))
     shared: dict[str, Any] = {
         "cache_mode": _cache_mode(body.cache_mode),
@@ -87,6 +92,33 @@ def adopt_routing(body: Routing, values: Any) -> None:
             if not isinstance(values[name], str):
                 raise bad_request(name, f"{name} is {shorten(values[name])}; it must be a string")
             setattr(body, name, values[name])
+
+
+def check_unicode(field: str, value: Any) -> None:
+    """Raise ApiError (400) for text, anywhere in `value`, that is no valid Unicode: half a surrogate pair."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            message = f"{field} is {shorten(value)}, which can't be tokenized: it is no valid Unicode ({error.reason})"
+            raise bad_request(field, message) from None
+    elif isinstance(value, Mapping):
+        check_unicode(field, list(value.values()))
+    elif isinstance(value, Sequence) and value and not isinstance(value[0], int):
+        for part in value:
+            check_unicode(field, part)
+
+
+def check_token_ids(field: str, value: Any) -> None:
+    """Raise ApiError (400) for a number, anywhere in a list of lists, that no vocabulary has a token for."""
+    if not isinstance(value, list) or not value:
+        return
+    if isinstance(value[0], list):
+        for part in value:
+            check_token_ids(field, part)
+    elif isinstance(value[0], int) and not 0 <= min(value) <= max(value) < _MAX_TOKEN_ID:
+        bad = next(token for token in value if not 0 <= token < _MAX_TOKEN_ID)
+        raise bad_request(field, f"{field} has token id {shorten(bad)}, which is in no vocabulary")
 
 
 def chat_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:

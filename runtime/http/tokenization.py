@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
 from .errors import bad_request
-from .inputs import chat_messages
+from .inputs import chat_messages, check_token_ids, check_unicode
 from .replies import JSONReply
 from .schemas import DetokenizeBody, TokenizeBody
 from .state import ServerState, ready_state
@@ -23,6 +23,7 @@ async def tokenize(body: TokenizeBody, state: Ready) -> Response:
     """`tokens` and `count`; lists of them for a list of prompts."""
     if (body.prompt is None) == (body.messages is None):
         raise bad_request("prompt", "exactly one of prompt and messages must be given")
+    check_unicode("prompt", body.prompt)
     limit = state.service.info.max_tokens
     if isinstance(body.prompt, list):
         if len(body.prompt) > state.config.max_batch:
@@ -30,6 +31,7 @@ async def tokenize(body: TokenizeBody, state: Ready) -> Response:
         many = [await state.service.tokenize(prompt, body.add_special_tokens) for prompt in body.prompt]
         return JSONReply({"tokens": many, "count": [len(ids) for ids in many], "max_model_len": limit})
     asked: Any = body.prompt if body.messages is None else chat_messages(body.messages)
+    check_unicode("messages", asked)
     ids = await state.service.tokenize(asked, body.add_special_tokens)
     return JSONReply({"tokens": ids, "count": len(ids), "max_model_len": limit})
 
@@ -38,6 +40,7 @@ async def tokenize(body: TokenizeBody, state: Ready) -> Response:
 @router.post("/v1/detokenize", include_in_schema=False)
 async def detokenize(body: DetokenizeBody, state: Ready) -> Response:
     """`text`; a list of texts for a list of lists."""
+    check_token_ids("tokens", body.tokens)
     if body.tokens and isinstance(body.tokens[0], list):
         if len(body.tokens) > state.config.max_batch:
             raise bad_request("tokens", f"there are {len(body.tokens)} lists; at most {state.config.max_batch}")

@@ -71,7 +71,7 @@ def test_n_answers_to_a_prompt(client, prices):
     assert len(reply) == 3
     assert len({one["text"] for one in reply}) == 1  # greedy
     params = {"max_new_tokens": 32, "n": 4, "temperature": 50.0, "seed": 5, "ignore_eos": True}
-    drawn, again = (ask(client, text=text, sampling_params=params, cache_mode="none") for _ in range(2))
+    drawn, again = (ask(client, text=text, sampling_params=params, cache_mode="dual") for _ in range(2))
     assert len({tuple(one["output_ids"]) for one in drawn}) == 4
     assert [one["output_ids"] for one in again] == [one["output_ids"] for one in drawn]
 

@@ -17,7 +17,7 @@ from .process import ServerProcess, chat_text, metric_values, wait_idle
 
 KEY, ADMIN_KEY = "k-ordinary", "k-admin"
 SLOW_SAMPLING = {"max_new_tokens": 512, "steps": 512, "block_length": 8, "ignore_eos": True}
-SLOW = {"text": "red", "sampling_params": SLOW_SAMPLING, "cache_mode": "none"}
+SLOW = {"text": "red", "sampling_params": SLOW_SAMPLING, "cache_mode": "dual"}
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +170,11 @@ def test_an_id_in_use_is_refused_and_abort_ends_all_of_a_request(client):
 
 
 def test_flush_refuses_while_requests_run_and_waits_when_asked(client, prices):
-    client.post("/generate", json={"text": chat_text(prices, "Which things are red?"), "max_new_tokens": 8})
+    text = chat_text(prices, "Which things are red?")
+    client.post("/generate", json={"text": text, "max_new_tokens": 8}).raise_for_status()
     assert client.get("/cache").json()["num_nodes"] > 0
-    thread = threading.Thread(target=client.post, args=("/generate",), kwargs={"json": {**SLOW, "rid": "holds"}})
+    slow = {"text": text, "sampling_params": {**SLOW_SAMPLING, "max_new_tokens": 192, "steps": 192}, "rid": "holds"}
+    thread = threading.Thread(target=client.post, args=("/generate",), kwargs={"json": slow})
     thread.start()
     wait_load(client, 1)
     refused = client.post("/flush_cache")

@@ -31,7 +31,7 @@ def alone(client, prices):
 
 def errors_500(client):
     return sum(
-        v for k, v in metric_values(client).items() if k.startswith("shoal:http_requests") and 'status="500"' in k
+        v for k, v in metric_values(client).items() if k.startswith("shoal:http_requests_total") and 'status="500"' in k
     )
 
 

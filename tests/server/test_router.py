@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from typing import Any
 
 import httpx
 import openai
@@ -100,11 +101,11 @@ def test_streams_chats_and_completions_pass(router, prices):
     assert data[-1] == "[DONE]"
     assert json.loads(data[-2])["text"] == question.answer
     with openai.OpenAI(base_url=f"{router}/v1", api_key="EMPTY", max_retries=0) as api:
-        messages = chat_messages(prices, question.text)
-        chat = api.chat.completions.create(model="shop", messages=messages, max_tokens=32)
+        messages: Any = chat_messages(prices, question.text)
+        chat: Any = api.chat.completions.create(model="shop", messages=messages, max_tokens=32)
         assert chat.choices[0].message.content == question.answer
         assert chat.usage.completion_tokens > 0
-        chunks = list(api.chat.completions.create(model="shop", messages=messages, max_tokens=32, stream=True))
+        chunks: list[Any] = list(api.chat.completions.create(model="shop", messages=messages, max_tokens=32, stream=True))
         assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == question.answer
         text = api.completions.create(model="shop", prompt=chat_text(prices, question.text), max_tokens=32)
         assert text.choices[0].text == question.answer

@@ -1,4 +1,4 @@
-"""How the server's process logs: text lines, or one JSON object a line."""
+"""How the server's processes log: text lines, or one JSON object a line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+_TEXT = "[%(asctime)s] %(levelname)s %(name)s: %(message)s"
 _EXTRAS = ("http", "request")
 
 
@@ -31,7 +32,7 @@ class JSONFormatter(logging.Formatter):
 def configure_logging(level: str, as_json: bool, log_requests: bool) -> None:
     """Send every log of this process to stderr, at `level` and above; replaces what was configured before."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JSONFormatter() if as_json else logging.Formatter("[%(asctime)s] %(levelname)s: %(message)s"))
+    handler.setFormatter(JSONFormatter() if as_json else logging.Formatter(_TEXT))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
