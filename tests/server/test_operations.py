@@ -273,7 +273,7 @@ class TestLife:
             reply = httpx.post(f"{server.url}/generate", json={"text": "red", "max_new_tokens": 8})
             assert reply.status_code == 200
             replies: list[httpx.Response] = []
-            body = {**SLOW, "sampling_params": {**SLOW_SAMPLING, "max_new_tokens": 192, "steps": 192}}
+            body = {**SLOW, "sampling_params": {**SLOW_SAMPLING, "max_new_tokens": 96, "steps": 96}}
             thread = threading.Thread(
                 target=lambda: replies.append(httpx.post(f"{server.url}/generate", json=body, timeout=60))
             )
@@ -288,7 +288,7 @@ class TestLife:
                 assert client.get("/ping").json() == {"status": "draining"}
             thread.join(60)
             assert replies[0].status_code == 200
-            assert replies[0].json()["meta_info"]["completion_tokens"] == 192
+            assert replies[0].json()["meta_info"]["completion_tokens"] == 96
             assert server.process.wait(20) == 0
         assert "Draining: 1 requests" in server.log_text()
 

@@ -105,7 +105,9 @@ def test_streams_chats_and_completions_pass(router, prices):
         chat: Any = api.chat.completions.create(model="shop", messages=messages, max_tokens=32)
         assert chat.choices[0].message.content == question.answer
         assert chat.usage.completion_tokens > 0
-        chunks: list[Any] = list(api.chat.completions.create(model="shop", messages=messages, max_tokens=32, stream=True))
+        chunks: list[Any] = list(
+            api.chat.completions.create(model="shop", messages=messages, max_tokens=32, stream=True)
+        )
         assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == question.answer
         text = api.completions.create(model="shop", prompt=chat_text(prices, question.text), max_tokens=32)
         assert text.choices[0].text == question.answer
