@@ -22,7 +22,6 @@ from .state import ServerState
 REQUEST_ID_HEADER = "x-request-id"
 _RID = re.compile(r"[\x21-\x7e]{1,256}")
 _MAX_PRIORITY = 1 << 31
-_MAX_TOKEN_ID = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,6 @@ def make_batch(
     for p in params:
         _check_seeds(p, n)
     check_unicode("prompt", prompts)
-    check_token_ids("prompt", prompts)
     check_unicode("stop", [p.stop for p in params])
     check_unicode("cache_salt", [body.cache_salt, body.extra_key])
     rid, rids = _ids(state, request, body.rid, len(prompts))
@@ -107,18 +105,6 @@ def check_unicode(field: str, value: Any) -> None:
     elif isinstance(value, Sequence) and value and not isinstance(value[0], int):
         for part in value:
             check_unicode(field, part)
-
-
-def check_token_ids(field: str, value: Any) -> None:
-    """Raise ApiError (400) for a number, anywhere in a list of lists, that no vocabulary has a token for."""
-    if not isinstance(value, list) or not value:
-        return
-    if isinstance(value[0], list):
-        for part in value:
-            check_token_ids(field, part)
-    elif isinstance(value[0], int) and not 0 <= min(value) <= max(value) < _MAX_TOKEN_ID:
-        bad = next(token for token in value if not 0 <= token < _MAX_TOKEN_ID)
-        raise bad_request(field, f"{field} has token id {shorten(bad)}, which is in no vocabulary")
 
 
 def chat_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:

@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Ids = list[int]
+_MAX_INT = 2**31 - 1
+Id = Annotated[int, Field(ge=-1, le=_MAX_INT)]
+Ids = list[Id]
 Number = int | float
 
 
@@ -59,7 +61,10 @@ class GenerateBody(Routing):
         ),
     ] = None
     shared_prefix: Annotated[
-        int | None, Field(ge=0, description="Leading prompt tokens that a request with max_new_tokens 0 has computed.")
+        int | None,
+        Field(
+            ge=0, le=_MAX_INT, description="Leading prompt tokens that a request with max_new_tokens 0 has computed."
+        ),
     ] = None
     sampling_params: Annotated[
         dict[str, Any] | list[dict[str, Any]] | None,
@@ -76,7 +81,7 @@ class ScoreBody(Body):
     method: Annotated[str, Field(description="pseudo or one_shot: see docs/frontend.md for the formulas.")] = "pseudo"
     cache_mode: Annotated[str | None, Field(description="As for /generate.")] = None
     cache_salt: Annotated[str | None, Field(description="As for /generate.")] = None
-    shared_prefix: Annotated[int, Field(ge=0, description="As for /generate.")] = 0
+    shared_prefix: Annotated[int, Field(ge=0, le=_MAX_INT, description="As for /generate.")] = 0
     rid: Annotated[str | None, Field(description="Id of the request.")] = None
 
 

@@ -12,7 +12,7 @@ from ..sampling_params import SamplingParams
 from ..scoring import ScorePlan
 from ..service import GenerateInput
 from .errors import bad_request
-from .inputs import checked_cache_mode, single_rid
+from .inputs import check_unicode, checked_cache_mode, single_rid
 from .replies import JSONReply
 from .schemas import ScoreBody
 from .state import ServerState, ready_state
@@ -30,6 +30,8 @@ async def score(body: ScoreBody, request: Request, state: Annotated[ServerState,
         raise bad_request("text", "exactly one of text and input_ids must be given")
     if len(body.choices) > state.config.max_batch:
         raise bad_request("choices", f"there are {len(body.choices)} choices; at most {state.config.max_batch}")
+    for field in ("text", "choices", "cache_salt"):
+        check_unicode(field, getattr(body, field))
     service = state.service
     prompt = await service.tokenize(body.text) if body.text is not None else list(body.input_ids or ())
     choices = [await service.tokenize(c, False) if isinstance(c, str) else c for c in body.choices]

@@ -150,6 +150,11 @@ RAW = [
     b'{"text": "red", "n": 99999999999999999999999999}',
     b'{"text": "red", "priority": 99999999999999999999999999}',
     b'{"input_ids": [99999999999999999999999999]}',
+    b'{"text": "red", "canvas": [99999999999999999999999999, -1]}',
+    b'{"text": "red", "canvas": [5, -1], "shared_prefix": 99999999999999999999999999}',
+    b'{"text": "red", "choices": ["\\ud800"]}',
+    b'{"text": "red", "choices": [[99999999999999999999999999]]}',
+    b'{"tokens": [99999999999999999999999999]}',
     b'{"text": "\\u0000", "rid": "\\u0000"}',
     b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     b'{"text": ' + b'{"a":' * 900 + b"1" + b"}" * 900 + b"}",
@@ -159,9 +164,13 @@ RAW = [
 
 
 @pytest.mark.usefixtures("unharmed")
-@pytest.mark.parametrize("route", ["/generate", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize(
+    "route", ["/generate", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/score"]
+)
 def test_bodies_that_are_no_requests(client, route):
     for content in RAW:
+        if route == "/generate" and b'"choices"' in content:
+            continue  # an unknown field there
         reply = client.post(route, content=content, headers={"content-type": "application/json"})
         assert reply.status_code == 400, (content[:60], reply.text[:300])
         assert reply.json()["error"]["message"], content[:60]
