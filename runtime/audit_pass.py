@@ -9,9 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .decoder import Decoder
 from .drift import cached_layer, cosine, relative_error, uncached_pass
+from .kv_pool import KVPool
 from .messages import AuditReport, ForwardItem, StepResult
-from .model_runner import ModelRunner
 
 logger = logging.getLogger(__name__)
 
@@ -23,14 +24,14 @@ class AuditPass:
     out; the request goes on.
     """
 
-    def __init__(self, runner: ModelRunner):
-        self._runner = runner
+    def __init__(self, decoder: Decoder, kv: KVPool):
+        self._decoder, self._kv = decoder, kv
         self._begun: dict[str, tuple[AuditReport, dict[int, int]]] = {}
 
     def begin(self, item: ForwardItem, tokens: Tensor, page_table: Tensor, masks: npt.NDArray[np.int64]) -> None:
         """Run the pass for a first forward whose `item.audit` says how many layers are reused.
 
-        tokens int64 [prompt + canvas], page_table int64 [bands, pages], both on the runner's device; masks int64 [n]
+        tokens int64 [prompt + canvas], page_table int64 [bands, pages], both on the decoder's device; masks int64 [n]
         are the current block's open positions, whose tokens the pass predicts too.
         """
         try:
@@ -48,10 +49,11 @@ class AuditPass:
             report.compared, report.agreed = len(pairs), sum(pairs)
         result.audit = report
 
+    @torch.inference_mode()
     def _run(
         self, item: ForwardItem, tokens: Tensor, page_table: Tensor, positions: npt.NDArray[np.int64]
     ) -> tuple[AuditReport, dict[int, int]]:
-        decoder, pool = self._runner.decoder, self._runner.kv
+        decoder, pool = self._decoder, self._kv
         cut, page_size = item.start, pool.page_size
         errors: list[Tensor] = []
         cosines: list[Tensor] = []
@@ -75,5 +77,7 @@ class AuditPass:
         if not len(positions):
             return report, {}
         rows = torch.from_numpy(positions - int(decoder.config.shift_logits)).to(hidden.device)
-        best = self._runner.logits(hidden, rows).argmax(-1).tolist()
+        logits = decoder.logits(hidden.index_select(0, rows))
+        logits[:, decoder.config.mask_token_id] = -torch.inf
+        best = logits.argmax(-1).tolist()
         return report, dict(zip(positions.tolist(), best, strict=True))

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .audit_pass import AuditPass
 from .block_sampler import BlockSampler
 from .cuda_runner import CudaRunner
 from .forward_graphs import ForwardGraphs
@@ -41,6 +42,7 @@ class CudaWorker:
         self._serials = itertools.count()
         self._shift = int(runner.decoder.config.shift_logits)
         self._canvases: dict[str, HostCanvas] = {}
+        self._audit = AuditPass(runner.decoder, runner.kv)
 
     @property
     def num_requests(self) -> int:
@@ -78,8 +80,13 @@ class CudaWorker:
     def forward(self, message: Forward) -> list[StepResult]:
         """Run a forward, one result an item, in order. A failure is reported in the results, never raised."""
         results = {item.rid: StepResult(item.rid) for item in message.items}
+        audited = [item for item in message.items if item.audit]
         try:
+            for item in audited:
+                self._begin_audit(item)
             self._forward(message, results)
+            for item in audited:
+                self._audit.end(results[item.rid], not self._canvases[item.rid].draws)
         except Exception as error:  # whatever broke, the requests of this batch fail and the others go on
             logger.exception("a forward of %d requests failed", len(message.items))
             words = f"{type(error).__name__}: {error}"
@@ -89,6 +96,11 @@ class CudaWorker:
             for result in results.values():
                 result.error = words
         return list(results.values())
+
+    def _begin_audit(self, item: ForwardItem) -> None:
+        canvas, slots = self._canvases[item.rid], self.runner.slots
+        masks = canvas.open_positions(item.block_start, item.block_stop)
+        self._audit.begin(item, slots.state.tokens[canvas.slot].long(), slots.page_tables[canvas.slot].long(), masks)
 
     def _forward(self, message: Forward, results: dict[str, StepResult]) -> None:
         items, left = list(message.items), message.max_steps

@@ -68,7 +68,7 @@ class Worker:
 
     def __init__(self, runner: ModelRunner):
         self.runner = runner
-        self._audit = AuditPass(runner)
+        self._audit = AuditPass(runner.decoder, runner.kv)
         self._canvases: dict[str, Canvas] = {}
 
     @property

@@ -23,6 +23,7 @@ from shoal.runtime.model_digest import model_digest
 from shoal.runtime.sampling_params import SamplingParams
 from shoal.shop.task import KINDS, chat, make_list, make_question
 
+from .test_cuda_worker import on_cuda_path
 from .tiny import assert_nothing_lost, make_engine, tokens
 
 PARAMS = SamplingParams(max_new_tokens=16, ignore_eos=True)
@@ -78,6 +79,21 @@ def test_another_continuation_drifts_more_in_higher_bands(folder):
         first, second = seen.audit_band_errors
         assert 0 < first < second  # layer 0 of the first band can't depend on what follows
         assert seen.audit_tokens > 0
+
+
+def test_the_worker_of_a_gpu_reports_the_same(folder):
+    reports = []
+    for cuda in (False, True):
+        with make_engine(folder, **ALWAYS) as engine:
+            if cuda:
+                on_cuda_path(engine)
+            donor_and_hits(engine)
+            reports.append(engine._parts.scheduler.auditor.numbers())
+    plain, fused = reports
+    assert plain["audits"] == fused["audits"] == 3
+    assert plain["audit_tokens_agreed"] == fused["audit_tokens_agreed"]
+    for name in ("audit_band_errors", "audit_band_cosines"):
+        assert fused[name] == pytest.approx(plain[name], abs=1e-4)
 
 
 def test_drawn_tokens_are_not_compared(llada):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shoal.runtime import errors, wire
 from shoal.runtime.errors import InvalidRequestError, PoolTooSmallError, ShoalError, WireError
 from shoal.runtime.facts import Facts
-from shoal.runtime.messages import AddRequest, Forward, ForwardItem, Release, StepResult
+from shoal.runtime.messages import AddRequest, AuditReport, Forward, ForwardItem, Release, StepResult
 from shoal.runtime.model_config import ModelConfig
 from shoal.runtime.sampling_params import SamplingParams
 from shoal.runtime.wire import Codec
@@ -29,7 +29,9 @@ FACTS = Facts(
 SAMPLING = SamplingParams(max_new_tokens=8, stop=("ab", "c"), stop_token_ids=(5,), threshold=0.5, seed=7)
 PAGES = np.arange(6, dtype=np.int32).reshape(2, 3)
 ADD = AddRequest("r", np.arange(5), 8, SAMPLING, 3, None, PAGES, np.array([7, 8]), np.array([-1, 4]))
-ITEM = ForwardItem("r", 1, 9, 13, 5, 9, 0, 4, np.arange(2, dtype=np.int32), ((2, 0, np.arange(3, dtype=np.int32)),))
+ITEM = ForwardItem("r", 1, 9, 13, 5, 9, 0, 4, np.arange(2, dtype=np.int32), ((2, 0, np.arange(3, dtype=np.int32)),),
+                   audit=4)  # fmt: skip
+AUDIT = AuditReport(np.ones((2, 3), np.float32), np.full(2, 0.5, np.float32), 4, 3)
 ERROR = pack_error(InvalidRequestError("no", field="prompt", value=[1, 2], limit=3))
 OUTPUT = wire.Output("r", 2, [4, 5], 1, "text", "stop", "ab", None, 5, 4, 2, 8, 3, 99, 1, 0, 0.1, 0.2, 0.3)
 GENERATE = wire.Generate("r", "text", None, None, SAMPLING, "dual", "salt", 1, 2.5, True, 12.5)
@@ -49,6 +51,7 @@ SOCKETS: dict[str, tuple[Any, list[Any]]] = {
     ]),
     "results": (wire.FromWorker, [
         wire.Results([StepResult("r", [6, 7], [1, 2], 1, 50), StepResult("s", error="broken")]),
+        wire.Results([StepResult("r", audit=AUDIT)]),
     ]),
     "detokenizer": (wire.ToDetokenizer, [wire.Begin(FACTS), wire.Outputs([OUTPUT, OUTPUT])]),
     "client": (wire.ToClient, [
