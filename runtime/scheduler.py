@@ -260,10 +260,13 @@ class Scheduler:
             return
         request = admission_order(self._policy, self._waiting, self.planner)[0]
         weaker = victims(self._running.values(), request.priority)
-        kv = self.memory.kv
-        needed = self.memory.pages_for(request.total_tokens) * self.memory.config.num_bands
+        if self._follows(request, self._leading()):
+            return  # it will not start now, and who was put back would take its own place again
+        kv, bands = self.memory.kv, self.memory.config.num_bands
+        shared = self.planner.cached_tokens(request) // self.memory.config.page_size
+        needed = (self.memory.pages_for(request.total_tokens) - shared) * bands
         gained = sum(v.own_kv.size + (v.match.kv_pages.size if v.match is not None else 0) for v in weaker)
-        if needed - self.planner.cached_tokens(request) > kv.num_free + kv.num_reclaimable + gained:
+        if needed > kv.num_free + kv.num_reclaimable + gained:
             return
         for victim in weaker:
             if len(self._running) < self._max_running and self.planner.admit(request):
