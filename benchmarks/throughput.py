@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,11 +30,12 @@ from benchmarks.device_rates import measure_rates
 from benchmarks.model_shapes import SHAPES, write_shape
 from shoal import Engine, SamplingParams
 from shoal.provenance import commit, hardware
-from shoal.runtime.messages import ForwardItem
+from shoal.runtime.messages import Forward, ForwardItem, StepResult
 from shoal.runtime.request import CacheMode, Request
 from shoal.runtime.reuse import ReusePlanner
 
 CANVAS, BLOCK, QUESTION = 256, 32, 100
+TRACE: list[dict[str, object]] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,37 @@ def prompts(case: Case, vocabulary: int) -> list[list[int]]:
     return [shared + rng.integers(0, 100_000, QUESTION).tolist() for _ in range(case.batch + 1)]
 
 
+class Phases:
+    """Where wall-clock time goes: in refreshes, in block steps, and outside the worker."""
+
+    def __init__(self, engine: Engine):
+        self.forwards: list[tuple[str, int, int, float]] = []
+        self._scheduler = engine._parts.scheduler
+        self._worker = self._scheduler._worker
+        self.add, self.release = self._worker.add, self._worker.release
+
+    def forward(self, message: Forward) -> list[StepResult]:
+        """Run a message and take its time."""
+        item = message.items[0]
+        kind = "step" if item.stop == item.block_stop else "prefix refresh" if item.join < item.start else "refresh"
+        started = time.perf_counter()
+        results = self._worker.forward(message)
+        nfe = max(result.nfe for result in results)
+        self.forwards.append((kind, len(message.items), nfe, time.perf_counter() - started))
+        return results
+
+    def __enter__(self) -> Phases:
+        self._scheduler._worker = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scheduler._worker = self._worker
+
+    def seconds(self, *kinds: str) -> float:
+        """Time in forwards of some kinds."""
+        return sum(seconds for kind, _, _, seconds in self.forwards if kind in kinds)
+
+
 def run(engine: Engine, case: Case) -> list[dict[str, object]]:
     """Rows of one case: the first request alone where it fills the cache, then the batch."""
     planner = engine._parts.scheduler.planner
@@ -119,6 +152,9 @@ def run(engine: Engine, case: Case) -> list[dict[str, object]]:
     steps = CANVAS // BLOCK * case.nfe_per_block // scale
     params = SamplingParams(max_new_tokens=CANVAS, block_length=BLOCK, steps=steps, ignore_eos=True)
     first, *rest = prompts(case, engine.model_config.vocab_size)
+    brief = SamplingParams(max_new_tokens=2 * BLOCK, block_length=BLOCK, steps=2, ignore_eos=True)
+    engine.flush_cache()
+    engine.generate(rest, brief, cache_mode=case.mode)  # what has to be compiled is compiled
     engine.flush_cache()
     rows = []
     for name, batch in (("cold", [first]), ("hits" if case.mode == "bicache" else "batch", rest)):
@@ -126,14 +162,19 @@ def run(engine: Engine, case: Case) -> list[dict[str, object]]:
             continue
         torch.cuda.synchronize()
         started = time.perf_counter()
-        outputs = engine.generate(batch, params, cache_mode=case.mode)
+        with Phases(engine) as phases:
+            outputs = engine.generate(batch, params, cache_mode=case.mode)
         seconds = time.perf_counter() - started
+        in_refreshes, in_steps = phases.seconds("refresh", "prefix refresh"), phases.seconds("step")
+        (TRACE if name != "cold" else []).append({**asdict(case), "forwards": phases.forwards})
         rows.append({
             **asdict(case), "canvas": CANVAS, "block": BLOCK, "requests": name, "seconds": f"{seconds * scale:.4f}",
             "tokens_per_s": f"{len(batch) * CANVAS / (seconds * scale):.1f}",
             "measured_nfe": f"{np.mean([o.nfe for o in outputs]):.1f}", "scaled_by": scale,
             "cached_tokens": f"{np.mean([o.cached_tokens for o in outputs]):.0f}",
             "computed_token_layers": f"{np.mean([o.computed_token_layers for o in outputs]) * scale:.0f}",
+            "in_refreshes_s": f"{in_refreshes * scale:.4f}", "in_block_steps_s": f"{in_steps * scale:.4f}",
+            "elsewhere_s": f"{(seconds - in_refreshes - in_steps) * scale:.4f}",
             "prefix_refreshes": f"{np.mean([o.prefix_refreshes for o in outputs]):.1f}",
         })  # fmt: skip
     engine._loop.call_and_wait(lambda: setattr(engine._parts.scheduler, "planner", planner))
@@ -148,6 +189,7 @@ def main() -> None:
     parser.add_argument("--page-size", type=int, default=64)
     parser.add_argument("--quick", action="store_true", help="prefix 2,000 at batch 1 and 32 alone")
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds after which no case is begun")
+    parser.add_argument("--trace", type=Path, help="a JSON file for the time of every forward")
     parser.add_argument("--commit", default=None)
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -182,13 +224,16 @@ def main() -> None:
                     for row in run(engine, case):
                         rows.append({**row, **where})
                         shown = ("shape", "variant", "interval", "prefix", "batch", "nfe_per_block", "requests",
-                                 "seconds", "tokens_per_s", "cached_tokens", "computed_token_layers")  # fmt: skip
+                                 "seconds", "tokens_per_s", "in_refreshes_s", "in_block_steps_s", "elsewhere_s",
+                                 "cached_tokens", "computed_token_layers")  # fmt: skip
                         print(*(row[name] for name in shown), flush=True)
                     args.out.parent.mkdir(parents=True, exist_ok=True)
                     with args.out.open("w", newline="", encoding="utf-8") as file:
                         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
                         writer.writeheader()
                         writer.writerows(rows)
+                    if args.trace is not None:
+                        args.trace.write_text(json.dumps(TRACE))
 
 
 if __name__ == "__main__":

@@ -18,16 +18,16 @@ class DeviceArrays:
 
     Args:
         like: arrays whose names, lengths and dtypes fix the layout; their contents are what `views` holds at first.
+        pinned: hold the host's side in pinned memory, so that copies need not wait.
     """
 
-    def __init__(self, like: Mapping[str, Array], device: torch.device):
+    def __init__(self, like: Mapping[str, Array], device: torch.device, pinned: bool = True):
         self._places: dict[str, tuple[int, int]] = {}
         end = 0
         for name, array in like.items():
             self._places[name] = (end, len(array))
             end += -(-len(array) // _ALIGNED) * _ALIGNED
-        pinned = device.type == "cuda"
-        self._host = torch.zeros(max(1, end), dtype=torch.int32, pin_memory=pinned)
+        self._host = torch.zeros(max(1, end), dtype=torch.int32, pin_memory=pinned and device.type == "cuda")
         self._numpy = self._host.numpy()
         self._device = torch.zeros(max(1, end), dtype=torch.int32, device=device)
         self.views: dict[str, Tensor] = {}
@@ -51,5 +51,5 @@ class DeviceArrays:
 
 
 def to_device(arrays: Mapping[str, Array], device: torch.device) -> dict[str, Tensor]:
-    """New device tensors with the contents of `arrays`, in one copy."""
-    return DeviceArrays(arrays, device).views
+    """New device tensors with the contents of `arrays`, in one copy from ordinary memory (pinning takes longer)."""
+    return DeviceArrays(arrays, device, pinned=False).views
