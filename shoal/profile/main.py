@@ -56,6 +56,8 @@ def run_profile(options: ProfileOptions, console: Console) -> DepthProfile:
         margin=DEFAULT_REUSE_MARGIN, page_size=options.page_size, max_tokens=model.max_position_embeddings,
         seed=options.seed,
     )  # fmt: skip
+    for ratio in sorted(set(options.ratios) - {unit.ratio for unit in units}):
+        console.print(f"no rows reach a ratio of {ratio:g}: left out")
     digests = {"data": data_digest(path), "model": model_digest(folder)}
     out = Path(options.out or f"profile-{folder.name if options.model != 'shop' else 'shop'}")
     settings = {name: getattr(options, name) for name in _SETTINGS}

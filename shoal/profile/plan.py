@@ -58,7 +58,7 @@ def make_units(
         units += [unit for unit in made if unit is not None][:per_ratio]
     if not units:
         message = (
-            f"data: no row is long enough to share {min(ratios):.0%} of prompt and canvas ({canvas} tokens) in whole "
+            f"ratios: no row is long enough to share {min(ratios):.0%} of prompt and canvas ({canvas} tokens) in whole "
             f"pages of {page_size} tokens, with {margin} tokens behind it, within {max_tokens} tokens"
         )
         raise ConfigError(message, field="ratios", value=list(ratios), limit="ratios that the data reaches")
