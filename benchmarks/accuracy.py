@@ -223,10 +223,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for mode in dict.fromkeys(row["mode"] for row in rows):
         mine = [row for row in rows if row["mode"] == mode and row["kind"] == "all" and row["ratio"] != "all"]
         values = [100 * row["accuracy"] for row in mine]
-        error = [
-            [100 * (r["accuracy"] - r["low_95"]) for r in mine],
-            [100 * (r["high_95"] - r["accuracy"]) for r in mine],
-        ]
+        below = [100 * (row["accuracy"] - row["low_95"]) for row in mine]
+        above = [100 * (row["high_95"] - row["accuracy"]) for row in mine]
         axes.errorbar([row["mean_ratio"] for row in mine], values, [below, above], fmt="o-", capsize=3, label=mode)
     axes.set_xlabel("prefix ratio: shared tokens / (prompt + canvas)")
     axes.set_ylabel("right answers, % (95 % intervals)")
