@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -236,8 +236,8 @@ class Request:
         before = self.frontier
         stop = committed.find(0, before)
         stop = len(canvas) if stop < 0 else stop
-        sampling = self.sampling
-        self.stop_ids = frozenset() if sampling.ignore_eos else frozenset((eos, *sampling.stop_token_ids))
+        if not self.stop_ids and not self.sampling.ignore_eos:
+            self.stop_ids = frozenset((eos, *self.sampling.stop_token_ids))
         if self.end is None and stop > before and self.template is None:
             for at in range(before, stop):
                 token = canvas[at]
@@ -253,7 +253,7 @@ class Request:
     def _update_text(self) -> None:
         if self.frontier < len(self.shown):
             return
-        text = self.stream.update(self.token_ids, final=self.end is not None)
+        text = "" if self.stream.silent else self.stream.update(self.token_ids, final=self.end is not None)
         if self.stream.matched_stop is not None:
             self.end = self.frontier = self.stream.stop_tokens
             self.finish_reason, self.matched_stop = "stop", self.stream.matched_stop
@@ -318,6 +318,14 @@ class Request:
         if self.template is not None:
             return self._visible(max(self.frontier, len(self.shown)))
         return self.shown if self.frontier < len(self.shown) else tuple(self.canvas[: self.frontier])
+
+    def tokens_from(self, start: int) -> tuple[int, Sequence[int]]:
+        """How many of the first `start` visible tokens stay, and the visible ones behind them."""
+        if self.template is None and len(self.shown) <= start <= self.frontier:
+            return start, self.canvas[start : self.frontier]
+        tokens = self.token_ids
+        start = min(start, len(tokens))
+        return start, tokens[start:]
 
     def timings(self) -> Timings:
         """Seconds until now."""

@@ -185,19 +185,22 @@ class SchedulerProcess:
     # What goes out
 
     def _deliver(self, requests: list[Request]) -> None:
-        if requests:
-            self._detokenizer.send(Outputs([self._output(r) for r in requests]))
+        outputs = [output for request in requests if (output := self._output(request)) is not None]
+        if outputs:
+            self._detokenizer.send(Outputs(outputs))
 
-    def _output(self, request: Request) -> Output:
-        tokens = request.token_ids
-        start = min(self._sent.get(request.rid, 0), len(tokens))
-        if request.finish_reason is None:
-            self._sent[request.rid] = len(tokens)
-        else:
+    def _output(self, request: Request) -> Output | None:
+        """What is new of a request; None when there is nothing to see."""
+        start, tokens = request.tokens_from(self._sent.get(request.rid, 0))
+        if request.finish_reason is not None:
             self._sent.pop(request.rid, None)
+        elif tokens:
+            self._sent[request.rid] = start + len(tokens)
+        else:
+            return None
         times = request.timings()
         return Output(
-            request.rid, start, list(tokens[start:]), 0, request.stream.text if request.sampling.stop else None,
+            request.rid, start, list(tokens), 0, request.stream.text if request.sampling.stop else None,
             request.finish_reason, request.matched_stop, None if request.error is None else pack_error(request.error),
             len(request.prompt), request.cached_tokens, request.cached_depth, request.canvas_tokens, request.nfe,
             request.computed_token_layers, request.prefix_refreshes, request.retractions, times.queue,

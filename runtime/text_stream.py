@@ -34,6 +34,11 @@ class TextStream:
         self.stop_tokens = 0
         self._seen = 0
 
+    @property
+    def silent(self) -> bool:
+        """Whether there is never any text."""
+        return self._tokenizer is None
+
     def update(self, token_ids: Sequence[int], final: bool) -> str:
         """Text of `token_ids` (all tokens so far); `final` releases what was held back."""
         if self._tokenizer is None or self.matched_stop is not None:
