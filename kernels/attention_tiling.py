@@ -30,25 +30,29 @@ def choose_tiling(
     """The tiling for a batch from what the host knows without a look at the device.
 
     `group` is heads / kv_heads. `wide` means fp32, whose products need many registers: hence the small tiles.
-    `fresh`: the launch reads fresh keys.
+    `fresh`: the launch reads fresh keys. The sizes for 16 bits are the fastest of those measured on an H200 with head
+    dimension 128 (benchmarks/results/kernels.csv).
     """
     rows = math.ceil(tokens / max(1, requests)) * group
+    bulk = page_size >= 64
     if wide:
         return AttentionTiling(min(32, max(16, _power_of_2(rows))), 16, 8, 2)
-    if rows > 64:
-        return AttentionTiling(128, 64, 8, 3, bulk=page_size >= 64, heads_first=not fresh and rows <= 512)
-    return AttentionTiling(max(16, _power_of_2(rows)), 64, 4, 3, bulk=page_size >= 64, heads_first=True)
+    if fresh and rows > 512:
+        return AttentionTiling(128, 128, 8, 3, bulk=page_size >= 128)
+    if rows > 512:
+        return AttentionTiling(128, 64, 8, 3, bulk=bulk)
+    return AttentionTiling(64, 64, 4, 3, bulk=bulk, heads_first=rows <= 64)
 
 
 def choose_splits(tokens: int, requests: int, heads: int, kv_heads: int, max_keys: int, processors: int = 132) -> int:
-    """Splits of the keys that make about two programs for each processor, of at least 256 keys of the longest request.
+    """Splits of the keys: as many as leave at most two programs for each processor, of at least 256 keys each.
 
-    A request that is shorter than max_keys gets as many splits, shorter ones.
+    max_keys: of the longest request; a shorter one gets as many splits, shorter ones.
     """
-    rows = math.ceil(tokens / max(1, requests)) * (heads // kv_heads)
-    block_rows = 128 if rows > 64 else max(16, _power_of_2(rows))
-    programs = requests * math.ceil(rows / block_rows) * kv_heads
-    return max(1, min(math.ceil(2 * processors / max(1, programs)), math.ceil(max_keys / 256)))
+    group = heads // kv_heads
+    block_rows = choose_tiling(tokens, requests, group, 64, 128, False, False).block_rows
+    programs = requests * math.ceil(math.ceil(tokens / max(1, requests)) * group / block_rows) * kv_heads
+    return max(1, min(2 * processors // max(1, programs), math.ceil(max_keys / 256)))
 
 
 def _power_of_2(n: int) -> int:

@@ -311,21 +311,27 @@ def attention_triton(
     return out, lse
 
 
-def page_rows(layer_pages: Tensor, block_keys: int) -> tuple[TensorDescriptor, tuple[int, int, int, int, int]]:
-    """The layer's pages as a matrix whose rows are slots, for bulk copies of block_keys slots of one head.
+def slot_rows(layer_pages: Tensor) -> tuple[int, int, int, tuple[int, int, int, int]]:
+    """The layer's pages as a matrix whose rows are slots of one or of all heads, for bulk copies.
 
-    Returns the descriptor and, in place of strides, (rows from page to page, from keys to values, 1, rows from head to
-    head, columns from head to head).
+    Returns its rows, columns and elements from row to row, and (rows from page to page, rows from keys to values, rows
+    from head to head, columns from head to head). ValueError if the strides do not allow it.
     """
     pages, _, page_size, kv_heads, head_dim = layer_pages.shape
     stride_page, stride_kv, stride_slot, stride_head, stride_dim = layer_pages.stride()
     head_rows, head_columns = divmod(stride_head, stride_slot)
     if stride_dim != 1 or stride_page % stride_slot or stride_kv % stride_slot or (head_rows and head_columns):
         raise ValueError(f"pages with strides {layer_pages.stride()} are not rows of slots")
-    width = stride_slot if not head_rows else head_dim
-    last = ((pages - 1) * stride_page + stride_kv + head_rows * stride_slot * (kv_heads - 1)) // stride_slot
-    rows = TensorDescriptor(layer_pages, [last + page_size, width], [stride_slot, 1], [block_keys, head_dim])
-    return rows, (stride_page // stride_slot, stride_kv // stride_slot, 1, head_rows, head_columns)
+    last = ((pages - 1) * stride_page + stride_kv) // stride_slot + head_rows * (kv_heads - 1)
+    strides = (stride_page // stride_slot, stride_kv // stride_slot, head_rows, head_columns)
+    return last + page_size, head_dim if head_rows else stride_slot, stride_slot, strides
+
+
+def page_rows(layer_pages: Tensor, block_keys: int) -> tuple[TensorDescriptor, tuple[int, int, int, int, int]]:
+    """A descriptor of `slot_rows` for copies of block_keys slots of a head, and what stands for strides with it."""
+    rows, width, stride, (rows_page, rows_kv, rows_head, columns_head) = slot_rows(layer_pages)
+    descriptor = TensorDescriptor(layer_pages, [rows, width], [stride, 1], [block_keys, layer_pages.shape[4]])
+    return descriptor, (rows_page, rows_kv, 1, rows_head, columns_head)
 
 
 def _fresh_rows(x: Tensor, block_keys: int) -> TensorDescriptor:

@@ -123,7 +123,7 @@ def test_the_ends_of_pages_tiles_and_splits(keys):
 def test_the_tilings_chosen_by_default():
     check(World([3], [600], 2, 1, 64, 64), None, 3)
     assert choose_tiling(32 * 2256, 32, 1, 16, 128, False, True).block_rows == 128
-    assert choose_tiling(32, 1, 1, 16, 128, False, False).block_rows == 32
+    assert choose_tiling(32, 1, 1, 16, 128, False, False).block_rows == 64
     assert choose_splits(32 * 2256, 32, 32, 32, 2256) == 1
     assert choose_splits(32, 1, 32, 32, 2300) > 4
     assert choose_splits(32, 1, 32, 32, 200) == 1

@@ -162,7 +162,11 @@ def test_draws_and_confidences_of_masked_rows(splits, dtype):
     for draw in (False, True):
         found = block_confidence_triton(logits, state, masked, impossible_token=4000, draw=draw, splits=splits)
         expected = block_confidence_reference(logits, state, masked, impossible_token=4000, draw=draw)
-        assert torch.equal(found.token[:rows], expected.token[:rows])
+        lowest = logits.index_fill(1, torch.tensor([4000], device=DEVICE), -torch.inf).float()
+        lowest = lowest.eq(lowest.max(1, keepdim=True).values).to(torch.int8).argmax(1)
+        drawn = (state.temperatures[masked.slots.long().clamp(min=0)] > 0) & draw
+        tokens = torch.where(drawn, expected.token, lowest)  # in bf16 the best logit is often there twice
+        assert torch.equal(found.token[:rows], tokens[:rows])
         for a, b in zip(found[1:], expected[1:], strict=True):
             close(a[:rows], b[:rows])
     row = slice(rows - 1, rows)

@@ -24,6 +24,7 @@ from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
 from shoal.kernels.attention_batch import AttentionBatch
+from shoal.kernels.attention_hopper_triton import attention_hopper
 from shoal.kernels.attention_tiling import choose_splits
 from shoal.kernels.attention_triton import attention_triton
 from shoal.kernels.canvas_state import CanvasState
@@ -114,6 +115,13 @@ def block_step(dtype: torch.dtype, requests: int, draw: bool) -> None:
     commit_triton(state, batch, masked, confidence, 126464)
 
 
+def hopper(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, page_size: int, fresh: bool) -> None:
+    pool = torch.empty((64, 4, 2, page_size, kv_heads, head_dim), dtype=dtype)
+    qkv = torch.empty((4512, heads + 2 * kv_heads, head_dim), dtype=dtype)
+    q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+    attention_hopper(q, pool[:, 1], 1, batch_of(2, 4096 // page_size), fresh_kv=(k, v) if fresh else None)
+
+
 def drift(dtype: torch.dtype, head_dim: int) -> None:
     ids = torch.zeros(9, dtype=torch.int32)
     drift_triton(torch.empty((64, 4, 2, 16, 4, head_dim), dtype=dtype), ids, ids, 100)
@@ -132,6 +140,9 @@ for _name, _dtype in DTYPES.items():
         case(f"{_at}-shared-mha", shared, _dtype, _dim, 32, 32, 16)
         case(f"{_at}-shared-gqa", shared, _dtype, _dim, 28, 4, 64)
         case(f"{_at}-drift", drift, _dtype, _dim)
+        if _name == "bf16":
+            case(f"{_at}-hopper-mha", hopper, _dtype, _dim, 32, 32, 16, True)
+            case(f"{_at}-hopper-gqa", hopper, _dtype, _dim, 28, 4, 64, False)
         case(f"{_at}-kv-write", kv_write, _dtype, _dim, 28, 4, 32)
         case(f"{_at}-kv-write-long", kv_write, _dtype, _dim, 32, 32, 5000)
     _x, _weight = torch.empty((41, 3584), dtype=_dtype), torch.empty(3584, dtype=_dtype)
