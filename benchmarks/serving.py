@@ -213,8 +213,8 @@ def main() -> None:
     limits = (options.first_text_limit, options.e2e_limit)
     constant = {
         "canvas": CANVAS, "block": BLOCK, "steps": STEPS, "groups": options.groups, "first_text_limit": limits[0],
-        "e2e_limit": limits[1], "threads": options.threads, "command": "python " + " ".join(sys.argv), "commit": commit(), "hardware": hardware(),
-        "torch": torch.__version__,
+        "e2e_limit": limits[1], "threads": options.threads, "command": "python " + " ".join(sys.argv),
+        "commit": commit(), "hardware": hardware(), "torch": torch.__version__,
     }  # fmt: skip
     rows: list[dict[str, Any]] = []
     servers = {mode: Server(mode, options.threads, options.out.with_suffix(f".{mode}.log")) for mode in options.modes}

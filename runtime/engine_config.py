@@ -50,6 +50,7 @@ class EngineConfig:
         schedule_policy: order of waiting requests: `lpm` (longest prefix match first), `fcfs`, `dfs-weight`.
         eviction_policy: of the radix tree.
         block_length: default of the sampling parameter; None: what generation_config.json says, else 32.
+        seed: of random weights (load_format `dummy`).
         check_invariants: check page accounting and tree after every step (slow; for tests).
     """
 

@@ -48,6 +48,19 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
             group.add_argument(*names, type=kind, choices=choices, metavar=metavar, **options)
 
 
+def markdown_table(config: type) -> str:
+    """The flags of `config` as a Markdown table, for the documentation."""
+    words = attribute_docs(config)
+    lines = ["| flag | default | |", "|---|---|---|"]
+    for field in fields(config):
+        if field.name in HIDDEN:
+            continue
+        names = ", ".join(f"`{name}`" for name in ("--" + field.name.replace("_", "-"), *ALIASES.get(field.name, ())))
+        text = words.get(field.name, "").replace("|", "\\|")
+        lines.append(f"| {names} | {_shown(None if field.default is MISSING else field.default)} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
 def given(namespace: argparse.Namespace, config: type) -> dict[str, Any]:
     """The fields of `config` that the command line named; everything else keeps the class's default."""
     values = vars(namespace)

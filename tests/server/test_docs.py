@@ -1,0 +1,70 @@
+"""docs/serving.md: its examples are run, its tables are those of the code."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shoal.launch_server import make_parser
+
+from .flag_tables import PAGE, split, tables
+
+_EXAMPLE = re.compile(
+    r"<!-- run -->\n```(?P<language>\w+)\n(?P<code>.*?)```\n(?:<!-- prints -->\n```\n(?P<prints>.*?)```\n)?", re.DOTALL
+)
+TEXT = PAGE.read_text(encoding="utf-8")
+EXAMPLES = [match.groupdict() for match in _EXAMPLE.finditer(TEXT)]
+
+
+def test_the_examples_are_found():
+    assert len(EXAMPLES) == TEXT.count("<!-- run -->") >= 7
+    assert all(example["prints"] for example in EXAMPLES)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=[f"{i}-{e['language']}" for i, e in enumerate(EXAMPLES)])
+def test_examples_print_what_the_page_says(server, example, tmp_path):
+    for module in ("openai", "sglang"):
+        if f"import {module}" in example["code"]:
+            pytest.importorskip(module)
+    code = example["code"].replace("http://127.0.0.1:30000", server.url)
+    assert server.url in code
+    name = {"bash": "example.sh", "python": "example.py"}[example["language"]]
+    (tmp_path / name).write_text(code, encoding="utf-8")
+    python = str(Path(sys.executable).parent)
+    command = ["bash", "-euo", "pipefail", name] if name.endswith(".sh") else [sys.executable, name]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
+        env={**os.environ, "PATH": f"{python}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == example["prints"]
+
+
+def test_the_tables_of_flags_are_the_code_s():
+    between = split(TEXT)[1]
+    assert between == tables(), "python -m tests.server.flag_tables writes them anew"
+
+
+def test_every_flag_in_the_text_exists():
+    known = set(re.findall(r"--[a-z][a-z0-9-]+", make_parser().format_help()))
+    others = {"--backend", "--dataset-name", "--tokenizer", "--policy", "--worker-urls", "--help"}
+    mentioned = set(re.findall(r"--[a-z][a-z0-9-]+", TEXT))
+    assert mentioned - known - others == set()
+
+
+def test_every_metric_in_the_text_exists(client):
+    exposed = set(re.findall(r"^# TYPE (shoal:\w+)", client.get("/metrics").text, re.MULTILINE))
+    exposed |= {f"{name}_total" for name in exposed}
+    mentioned = set(re.findall(r"shoal:[a-z_]+[a-z]", TEXT))
+    assert len(mentioned) > 25
+    assert mentioned - exposed == set()
+
+
+def test_every_route_of_the_server_is_in_the_text(client):
+    for path in client.get("/openapi.json").json()["paths"]:
+        assert path.split("{")[0] in TEXT, path
