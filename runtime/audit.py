@@ -39,9 +39,10 @@ def fallback_depths(depths: tuple[int, ...], deepest: int, layers_per_band: int)
 class Auditor:
     """Chooses the hits to audit and acts on what audits find.
 
-    A finding lowers the valid depth of the audited prefix's nodes to the first band that drifted. When more than a
-    quarter of the latest audits find drift below some depth, the profile itself is too deep: then no prefix is
-    reused deeper than the audits bear out (`depth_limit`), until the engine is started again.
+    Drift past the tolerance lowers the valid depth of the audited prefix's nodes to the first band that drifted. When
+    more than a quarter of the latest audits find drift below some depth, or other tokens than without the cache, the
+    profile itself is too deep: then no prefix is reused deeper than the audits bear out (`depth_limit`), until the
+    engine is started again.
 
     Args:
         memory: the tree and the profile that matches obey.
@@ -79,10 +80,18 @@ class Auditor:
         self._errors[:bands] += report.errors.max(axis=1, initial=0.0)
         self._cosines[:bands] += report.cosines
         self._counts[:bands] += 1
-        safe = self._safe_depth(report.errors, match.depth)
-        self._window.append(safe if safe < match.depth else self._memory.config.num_layers)
-        if safe == match.depth:
-            return
+        config = self._memory.config
+        safe = borne_out = self._safe_depth(report.errors, match.depth)
+        if report.agreed < report.compared:  # other tokens: then this depth is too deep, however small the drift
+            borne_out = min(safe, config.levels[max(0, config.level_of(match.depth) - 1)])
+        self._window.append(borne_out if borne_out < match.depth else config.num_layers)
+        if safe < match.depth:
+            self._found(request, match, report, safe)
+        if borne_out < match.depth:
+            self._limit()
+
+    def _found(self, request: Request, match: Match, report: AuditReport, safe: int) -> None:
+        """Drift past the tolerance."""
         self.drifted += 1
         self._shrink(match, report.errors)
         logger.info(
@@ -91,7 +100,6 @@ class Auditor:
             request.rid, match.cut, safe, match.depth, np.round(report.errors.max(axis=1), 3).tolist(), self.tolerance,
             report.agreed, report.compared,
         )  # fmt: skip
-        self._limit()
 
     def numbers(self) -> dict[str, Any]:
         """The fields of SchedulerStats that are the audit's."""
@@ -148,7 +156,7 @@ class Auditor:
         self._memory.reuse_profile = self._memory.profile.capped(level)
         self._window.clear()
         logger.warning(
-            "audits found drift past depth %d in more than %d%% of the latest hits: no prefix is reused deeper from "
-            "now on. The depth profile (%s) does not fit what is served: run `shoal profile` on data like it.",
-            level, round(100 * _SHARE), self._memory.profile.source or "without a source",
+            "more than %d%% of the latest audits found drift, or other tokens, past depth %d: no prefix is reused "
+            "deeper from now on. The depth profile (%s) does not fit: run `shoal profile` on data like what is served.",
+            round(100 * _SHARE), level, self._memory.profile.source or "without a source",
         )  # fmt: skip

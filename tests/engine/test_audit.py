@@ -27,6 +27,7 @@ from .test_cuda_worker import on_cuda_path
 from .tiny import assert_nothing_lost, make_engine, tokens
 
 PARAMS = SamplingParams(max_new_tokens=16, ignore_eos=True)
+DRAWN = SamplingParams(max_new_tokens=16, ignore_eos=True, temperature=1.0, seed=1)  # tokens are not compared
 ALWAYS = {"audit_rate": 1.0, "audit_tolerance": 1e9}
 
 
@@ -34,11 +35,11 @@ def stats(engine: Engine):
     return engine._parts.scheduler.stats()
 
 
-def donor_and_hits(engine: Engine, hits: int = 3):
+def donor_and_hits(engine: Engine, hits: int = 3, params: SamplingParams = PARAMS):
     """One prompt, then others that share its first 32 tokens."""
     prefix = tokens(32, seed=1)
-    engine.generate(prefix + tokens(8, seed=2), PARAMS)
-    return engine.generate([prefix + tokens(8, seed=3 + i) for i in range(hits)], PARAMS)
+    engine.generate(prefix + tokens(8, seed=2), params)
+    return engine.generate([prefix + tokens(8, seed=3 + i) for i in range(hits)], params)
 
 
 # What is measured
@@ -99,9 +100,8 @@ def test_the_worker_of_a_gpu_reports_the_same(folder):
 def test_drawn_tokens_are_not_compared(llada):
     with make_engine(llada, **ALWAYS) as engine:
         prompt = tokens(40)
-        drawn = SamplingParams(max_new_tokens=16, ignore_eos=True, temperature=1.0, seed=1)
-        engine.generate(prompt, drawn)
-        engine.generate(prompt, drawn)
+        engine.generate(prompt, DRAWN)
+        engine.generate(prompt, DRAWN)
         assert (stats(engine).audits, stats(engine).audit_tokens) == (1, 0)
 
 
@@ -123,7 +123,7 @@ def test_the_rate_is_a_share_of_hits_and_the_choice_is_reproducible(llada):
     counts = []
     for _ in range(2):
         with make_engine(llada, audit_rate=0.3, audit_tolerance=1e9) as engine:
-            donor_and_hits(engine, hits=60)
+            donor_and_hits(engine, 60, DRAWN)
             counts.append(stats(engine).audits)
     assert counts[0] == counts[1]
     assert 9 <= counts[0] <= 27
@@ -152,20 +152,20 @@ def test_a_failed_audit_costs_the_request_nothing(llada, monkeypatch, caplog):
 def test_drift_in_some_pages_shrinks_the_nodes_that_hold_them(llada):
     with make_engine(llada, audit_rate=1.0, audit_tolerance=5.0) as engine:
         prefix = tokens(32, seed=1)
-        engine.generate(prefix + tokens(8, seed=2), PARAMS)
-        engine.generate(prefix[:16] + tokens(24, seed=3), PARAMS)  # splits the node at token 16
+        engine.generate(prefix + tokens(8, seed=2), DRAWN)
+        engine.generate(prefix[:16] + tokens(24, seed=3), DRAWN)  # splits the node at token 16
         tree = engine._parts.scheduler.memory.tree
         lower = next(node for node in tree.nodes() if node.end > 16 and node.token_ids[0] == prefix[16])
         assert lower.kv is not None
         pages = engine._parts.worker.runner.kv.data
         pages[int(lower.kv[1, 0])] = 100.0  # second band, first page of the lower node
-        output = engine.generate(prefix + tokens(8, seed=4), PARAMS)
+        output = engine.generate(prefix + tokens(8, seed=4), DRAWN)
         assert output.depth == 4
         assert stats(engine).audits_drifted == 1
         depths = {int(node.end): tree.config.levels[node.level] for node in tree.nodes()}
         assert depths[16] == 4
-        assert engine.generate(prefix + tokens(8, seed=5), PARAMS).depth == 2
-        assert engine.generate(prefix[:16] + tokens(8, seed=6), PARAMS).depth == 4
+        assert engine.generate(prefix + tokens(8, seed=5), DRAWN).depth == 2
+        assert engine.generate(prefix[:16] + tokens(8, seed=6), DRAWN).depth == 4
         assert_nothing_lost(engine)
 
 
@@ -175,7 +175,7 @@ def auditor(limit: int = 16, **options) -> tuple[Auditor, Memory]:
     return Auditor(memory, 1.0, **options), memory
 
 
-def find(watch: Auditor, memory: Memory, errors: list[float]) -> None:
+def find(watch: Auditor, errors: list[float], agreed: int = 4) -> None:
     """Record an audit with these errors by band, on a match of nothing that is left in the tree."""
     from shoal.radix_cache.match import NO_PAGES, Match
     from shoal.radix_cache.namespace import Namespace
@@ -184,7 +184,7 @@ def find(watch: Auditor, memory: Memory, errors: list[float]) -> None:
     watch.record(
         request=type("R", (), {"rid": "r"})(),
         match=match,
-        report=AuditReport(np.array(errors, np.float32)[:, None], np.ones(len(errors), np.float32)),
+        report=AuditReport(np.array(errors, np.float32)[:, None], np.ones(len(errors), np.float32), 4, agreed),
     )
 
 
@@ -197,33 +197,48 @@ def test_where_the_tolerance_comes_from():
 def test_findings_in_a_quarter_of_the_audits_lower_the_depth_limit():
     watch, memory = auditor()
     good, bad = [0.0] * 4, [0.0, 0.1, 0.9, 0.9]
-    find(watch, memory, bad)
+    find(watch, bad)
     for _ in range(6):
-        find(watch, memory, good)
+        find(watch, good)
     assert watch.depth_limit is None
     assert memory.reuse_profile.depth(0.9) == 16
-    find(watch, memory, bad)  # 2 of 8 are not more than a quarter
+    find(watch, bad)  # 2 of 8 are not more than a quarter
     assert watch.depth_limit is None
-    find(watch, memory, bad)
+    find(watch, bad)
     assert watch.depth_limit == 8
     assert memory.reuse_profile.depth(0.9) == 8
     assert memory.profile.depth(0.9) == 16  # what a request captures and keeps of itself is as planned
     for _ in range(20):
-        find(watch, memory, [0.0, 0.1])
+        find(watch, [0.0, 0.1])
     assert watch.depth_limit == 8
     for _ in range(6):
-        find(watch, memory, [0.9, 0.0])
+        find(watch, [0.9, 0.0])
     assert watch.depth_limit == 0
     assert memory.reuse_profile.depth(0.9) == 0
     assert watch.numbers()["audits_drifted"] == 9
 
 
+def test_other_tokens_lower_the_limit_level_by_level_without_drift():
+    watch, memory = auditor()
+    for _ in range(2):
+        find(watch, [0.0] * 4, agreed=3)
+    assert (watch.depth_limit, watch.drifted) == (12, 0)
+    assert memory.reuse_profile.depth(0.9) == 12
+    for _ in range(10):
+        find(watch, [0.0] * 3)
+    for _ in range(3):
+        find(watch, [0.0] * 3, agreed=0)
+    assert watch.depth_limit == 12  # 3 of 13 are not more than a quarter
+    find(watch, [0.0] * 3, agreed=0)
+    assert watch.depth_limit == 8
+
+
 def test_a_profile_whose_drift_is_expected_is_left_alone():
-    watch, memory = auditor(limit=8, max_drift=0.2)
+    watch, _ = auditor(limit=8, max_drift=0.2)
     for _ in range(30):
-        find(watch, memory, [0.1, 0.29])
+        find(watch, [0.1, 0.29])
     assert (watch.drifted, watch.depth_limit) == (0, None)
-    find(watch, memory, [0.1, 0.31])
+    find(watch, [0.1, 0.31])
     assert watch.drifted == 1
 
 
