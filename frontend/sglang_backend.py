@@ -1,0 +1,146 @@
+"""Programs written with the real sglang package, on a shoal engine or server: a `BaseBackend` for sglang 0.5.2.
+
+    import sglang as sgl
+    from shoal.frontend.sglang_backend import ShoalBackend
+
+    sgl.set_default_backend(ShoalBackend(engine))        # an Engine, or ShoalBackend("http://127.0.0.1:30000")
+
+Needs sglang, which needs torch and triton; shoal itself needs none of it. Decoding settings given here (threshold,
+steps, block_length ...) hold for all calls; sglang's temperature of 1 is taken as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
+from typing import Any, TypeVar
+
+from sglang.lang.backend.base_backend import BaseBackend
+from sglang.lang.chat_template import ChatTemplate
+from sglang.lang.choices import ChoicesDecision
+
+from . import choices as own_choices
+from . import driver
+from .backend import Backend, Call, Reply
+from .default_backend import as_backend
+from .errors import UnsupportedError
+from .settings import sampling_params as make_params
+from .settings import settings
+from .trim import trim
+
+_METHODS = {
+    "TokenLengthNormalized": own_choices.token_length_normalized,
+    "GreedyTokenSelection": own_choices.greedy_token_selection,
+    "UnconditionalLikelihoodNormalized": own_choices.unconditional_likelihood_normalized,
+}
+_PASSED = ("max_new_tokens", "stop", "stop_token_ids", "temperature", "ignore_eos")
+_CHECKED = (
+    "min_new_tokens", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "return_logprob",
+    "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs", "json_schema", "regex",
+)  # fmt: skip
+Result = TypeVar("Result")
+
+
+class ShoalBackend(BaseBackend):
+    """sglang's backend over shoal. sglang keeps text, so every call is encoded anew, prefix and all.
+
+    Args:
+        backend: an Engine, a server's URL, or a backend of `shoal.frontend`; None: shoal's default one.
+        defaults: decoding settings of all calls.
+    """
+
+    def __init__(self, backend: Any = None, **defaults: Any):
+        super().__init__()
+        self._backend: Backend = as_backend(backend)
+        self._defaults = settings(defaults)
+        markers = _wait(self._backend.markers())
+        self.chat_template = ChatTemplate(
+            name="shoal",
+            default_system_prompt=None,
+            role_prefix_and_suffix={role: markers.of(role, False) for role in ("system", "user", "assistant")},
+        )
+
+    def get_model_name(self) -> str:
+        """The model's path."""
+        return str(_wait(self._backend.server_info()).get("model_path", "shoal"))
+
+    def get_server_info(self) -> dict[str, Any]:
+        """What runs there."""
+        return _wait(self._backend.server_info())
+
+    def flush_cache(self) -> None:
+        """Drop every cached prefix."""
+        _wait(self._backend.flush_cache())
+
+    def cache_prefix(self, prefix_str: str) -> None:
+        """Compute and cache a prefix."""
+        _wait(self._warm(prefix_str))
+
+    def commit_lazy_operations(self, s: Any) -> None:
+        """Compute and cache a state's text: sglang calls this before a fork."""
+        _wait(self._warm(s.text_))
+
+    async def _warm(self, text: str) -> None:
+        if text:
+            await self._backend.warm(await self._backend.encode(text, True), False)
+
+    def generate(self, s: Any, sampling_params: Any) -> tuple[Any, Any]:
+        """Text and meta info; lists of both with n > 1."""
+        calls = self._calls(s.text_, sampling_params)
+        replies = [_wait(self._backend.generate(call)) for call in calls]
+        texts = [trim(reply.text, _dtype(sampling_params.dtype))[0] for reply in replies]
+        if len(replies) == 1:
+            return texts[0], replies[0].meta
+        return texts, [reply.meta for reply in replies]
+
+    def generate_stream(self, s: Any, sampling_params: Any) -> Generator[tuple[str, Any], None, None]:
+        """New text and meta info as text is committed."""
+        (call,) = self._calls(s.text_, sampling_params)
+        stream, shown = self._backend.stream(call), 0
+        while (reply := _wait(_next(stream))) is not None:
+            yield reply.text[shown:], reply.meta
+            shown = len(reply.text)
+
+    def select(self, s: Any, choices: Sequence[str], temperature: float, choices_method: Any = None) -> ChoicesDecision:
+        """The best choice by masked pseudo-log-likelihood; meta_info has `values` and `token_scores`, no logprobs."""
+        if temperature > 1e-5:
+            raise UnsupportedError(f"temperature is {temperature}; select takes the best choice", field="temperature")
+        name = "TokenLengthNormalized" if choices_method is None else type(choices_method).__name__
+        method = choices_method if isinstance(choices_method, own_choices.ChoicesMethod) else _METHODS.get(name)
+        if method is None:
+            raise UnsupportedError(f"choices_method {name} needs logprobs that a diffusion model does not have",
+                                   field="choices_method", limit=tuple(_METHODS))  # fmt: skip
+        decision = _wait(self._decide(s.text_, choices, method))
+        return ChoicesDecision(choices[decision.index], decision.meta)
+
+    async def _decide(
+        self, text: str, choices: Sequence[str], method: own_choices.ChoicesMethod
+    ) -> own_choices.Decision:
+        tokens = await self._backend.encode(text, True)
+        encoded = [await self._backend.encode(choice, False) for choice in choices]
+        return await method.decide(self._backend, tokens, encoded, 0)
+
+    def _calls(self, text: str, params: Any) -> list[Call]:
+        given = {name: getattr(params, name) for name in _PASSED if getattr(params, name) not in (None, (), [])}
+        own = {**self._defaults, **settings({**given, **{name: _plain(getattr(params, name)) for name in _CHECKED}})}
+        tokens = tuple(_wait(self._backend.encode(text, True)))
+        seed = own.get("seed")
+        seeds = [{} if seed is None else {"seed": seed + index} for index in range(params.n)]
+        return [Call(tokens, make_params({}, {**own, **one}), tuple(own)) for one in seeds]
+
+
+def _plain(value: Any) -> Any:
+    """sglang's own "not given" is sometimes (None,)."""
+    return None if value in ((None,), (), []) else value
+
+
+def _dtype(dtype: Any) -> type | None:
+    named = {"int": int, "float": float, "bool": bool}
+    return named.get(dtype) if isinstance(dtype, str) else (dtype if dtype in named.values() else None)
+
+
+async def _next(stream: AsyncGenerator[Reply, None]) -> Reply | None:
+    return await anext(stream, None)
+
+
+def _wait(work: Coroutine[Any, Any, Result]) -> Result:
+    return driver.submit(work).result()
