@@ -3,12 +3,12 @@
     python benchmarks/frontend.py --out benchmarks/results/frontend.csv
 
 batch   64 questions over 4 lists: `run_batch`, given in shuffled order, against the faster of two hand-ordered ways to
-        call the engine (all prompts in one call sorted by list; one call a list). Runs alternate, each on a cold cache;
-        the throughput is the median of the runs. Hit rate: of the lists' tokens, those reused, after the first question
-        of each list.
+        call the engine (all prompts in one call sorted by list; one call a list). Runs alternate, each on a cold
+        cache; the throughput is the median of the runs. Hit rate: of the lists' tokens, those reused, after the first
+        question of each list.
 fork    8 branches of one parent with a question each: token-layers of the parent's prompt computed below the depth that
-        is reused, warm-up and branches together, over those of one branch that reuses nothing. What no whole page of the
-        prompt covers is computed by every branch: so by page size.
+        is reused, warm-up and branches together, over those of one branch that reuses nothing. What no whole page of
+        the prompt covers is computed by every branch: so by page size.
 fill    4 price questions in one canvas, answers as holes, against 4 turns with a gen each (threshold 0.9 both).
 
 The CSV has one row a figure; beside it a JSON file holds the same with every run.

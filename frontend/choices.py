@@ -46,7 +46,8 @@ class ChoicesMethod:
 class Greedy(ChoicesMethod):
     """Token by token: of the choices still in the running keep those whose score at this position is highest.
 
-    A choice that has no token there counts with the mean of its scores.
+    With one-shot scores: those of a position come from one distribution. A choice that has no token there counts with
+    the mean of its scores.
     """
 
     def values(self, scores: Scores) -> list[float]:
@@ -75,7 +76,7 @@ class Unconditional(ChoicesMethod):
 
 
 token_length_normalized = ChoicesMethod("token_length_normalized", "pseudo")
-greedy_token_selection = Greedy("greedy_token_selection", "pseudo")
+greedy_token_selection = Greedy("greedy_token_selection", "one_shot")
 unconditional_likelihood_normalized = Unconditional("unconditional_likelihood_normalized", "pseudo")
 one_shot = ChoicesMethod("one_shot", "one_shot")
 

@@ -12,6 +12,12 @@ from .errors import ExpressionError
 ROLES = ("system", "user", "assistant")
 
 
+class OpenText:
+    """Base of what stands for text that is not known yet; `str` gives it a form in which it can be found again."""
+
+    __slots__ = ()
+
+
 class Expression:
     """Base of all expressions. They mean something only once they are appended to a state: `s += gen("x")`."""
 
@@ -156,8 +162,8 @@ def flat(value: Any) -> Iterator[Expression]:
     """
     if value is None:
         return
-    if isinstance(value, str):
-        yield Text(value)
+    if isinstance(value, str | OpenText):
+        yield Text(str(value))
     elif isinstance(value, Sequence_):
         yield from value.parts
     elif isinstance(value, Expression):

@@ -77,8 +77,8 @@ class Program:
             threading.Thread(target=self._play_noting, args=(state, arguments), daemon=True).start()
             return state
         self._play(state, arguments)
-        state.error()
-        return _readable(state)
+        _readable(state).error()
+        return state
 
     __call__ = run
 
@@ -150,8 +150,8 @@ class Program:
             for index in _progress(range(len(batch)), progress_bar):
                 if index in played:
                     played[index].result()
-                states[index].error()
-                yield _readable(states[index])
+                _readable(states[index]).error()
+                yield states[index]
         finally:
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)

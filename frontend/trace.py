@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from .expressions import Expression, Fill, Gen, RoleBegin, RoleEnd, Select, Text, flat, names_of
+from .expressions import Expression, Fill, Gen, OpenText, RoleBegin, RoleEnd, Select, Text, flat, names_of
 
 _OPEN, _CLOSE = "\ue000", "\ue001"
 
@@ -20,7 +20,7 @@ class TraceStop(BaseException):
         super().__init__(argument)
 
 
-class Placeholder:
+class Placeholder(OpenText):
     """An argument whose value is left open. It can be put into text; whatever else is done with it ends the trace."""
 
     def __init__(self, name: str):
@@ -77,8 +77,6 @@ class TraceState:
 
     def append(self, other: Any) -> None:
         """Note an expression."""
-        if isinstance(other, Placeholder):
-            other = str(other)
         for expression in flat(other):
             self._names.update(names_of(expression))
             if self._open:

@@ -1,0 +1,300 @@
+"""What a program can get wrong, and servers that go away: clear errors at the place that reads."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+import shoal as sgl
+from shoal.frontend.errors import ServerError
+
+from ..server.process import ServerProcess, free_port
+
+ANY: Any = lambda value: value  # noqa: E731 - hides a type from the type checker
+
+
+def failing(s):
+    s += "abc" + sgl.gen("good", max_tokens=4)
+    s += sgl.gen("bad", max_tokens=9999)
+    s += sgl.gen("behind", max_tokens=4)
+
+
+def test_a_failed_call_raises_where_it_is_read_with_its_line(tiny):
+    state = sgl.function(failing).run(backend=tiny)
+    assert isinstance(state["good"], str)
+    line = failing.__code__.co_firstlineno + 2
+    for name in ("bad", "behind"):
+        with pytest.raises(sgl.ProgramError) as caught:
+            state[name]
+        assert str(caught.value).startswith(f"{__file__}:{line} in failing: gen('bad') failed: ")
+        assert "maximum of 160" in str(caught.value)
+        assert caught.value.location.line == line
+        assert isinstance(caught.value.__cause__, sgl.InvalidRequestError)
+        assert caught.value.field == "max_new_tokens"
+    for read in (state.text, state.messages, state.sync):
+        with pytest.raises(sgl.ProgramError):
+            read()
+    error = state.error()
+    assert isinstance(error, sgl.ProgramError)
+    with pytest.raises(sgl.ProgramError):
+        list(state.text_iter())
+
+
+def test_a_fork_of_a_failed_state_and_a_join_with_a_failed_branch(tiny):
+    @sgl.function
+    def parent_fails(s):
+        s += "abc" + sgl.gen("bad", max_tokens=9999)
+        forks = s.fork(2)
+        forks += sgl.gen("x", max_tokens=4)
+        forks.join()
+
+    @sgl.function
+    def branch_fails(s):
+        s += "abc"
+        forks = s.fork(2)
+        forks[0] += sgl.gen("x", max_tokens=4)
+        forks[1] += sgl.gen("x", max_tokens=9999)
+        assert isinstance(forks[0]["x"], str)
+        forks.join()
+        s += sgl.gen("y", max_tokens=4)
+
+    for program, name in ((parent_fails, "x"), (branch_fails, "x"), (branch_fails, "y")):
+        state = program.run(backend=tiny)
+        with pytest.raises(sgl.ProgramError, match="9999"):
+            state[name]
+
+
+def test_unknown_variable(tiny):
+    @sgl.function
+    def program(s):
+        s += "abc" + sgl.gen("x", max_tokens=4)
+        s["y"] = 1
+
+    state = program.run(backend=tiny)
+    with pytest.raises(sgl.UnknownVariableError, match="unknown variable 'z'; variables of this state: 'x', 'y'"):
+        state["z"]
+    with pytest.raises(KeyError):
+        state.get_meta_info("z")
+    with pytest.raises(sgl.UnknownVariableError):
+        list(state.text_iter("z"))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["a", sgl.gen("x", 2), sgl.gen("x", 2)],
+        ["a", sgl.gen("x", 2), "b", sgl.select("x", ["a"])],
+        ["a", sgl.fill(sgl.gen("x", 2), "b", sgl.gen("x", 2))],
+        ["a", sgl.fill("b", sgl.gen("x", 2), name="x")],
+    ],
+)
+def test_duplicate_names(tiny, parts):
+    @sgl.function
+    def program(s):
+        s += parts
+
+    with pytest.raises(sgl.DuplicateNameError, match="has a variable 'x' already"):
+        program.run(backend=tiny)
+
+
+def test_a_branch_may_not_take_a_name_of_its_parent(tiny):
+    @sgl.function
+    def program(s):
+        s += "a" + sgl.gen("x", 2)
+        s.fork(2)[0] += sgl.gen("x", 2)
+
+    with pytest.raises(sgl.DuplicateNameError):
+        program.run(backend=tiny)
+
+
+@pytest.mark.parametrize("use", [str, bool, "{}".format, lambda e: f"{e}", lambda e: f"{e + 'x'}"])
+def test_gen_outside_a_function_is_no_text(use):
+    with pytest.raises(sgl.ExpressionError, match=r"gen\('x'\).* inside a function"):
+        use(sgl.gen("x", max_tokens=4))
+
+
+def test_appending_after_the_program_has_ended(tiny):
+    kept = []
+
+    @sgl.function
+    def program(s):
+        s += "a"
+        kept.append(s)
+
+    program.run(backend=tiny)
+    with pytest.raises(sgl.ProgramEndedError, match=r"gen\('x'\): the program of this state has ended"):
+        kept[0].append(sgl.gen("x", 4))
+    assert kept[0].text() == "a"
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "words"),
+    [
+        (lambda: sgl.select("x", []), sgl.ExpressionError, "choices is []"),
+        (lambda: sgl.select("x"), sgl.ExpressionError, "choices is None"),
+        (lambda: sgl.select("x", "abc"), sgl.ExpressionError, "choices is 'abc'"),
+        (lambda: sgl.select("x", ["a", ""]), sgl.ExpressionError, "choices[1] is ''"),
+        (lambda: sgl.select("x", ["a", "a"]), sgl.ExpressionError, "each only once"),
+        (lambda: sgl.select("x", ["a"], temperature=0.5), sgl.UnsupportedError, "takes the best choice"),
+        (lambda: sgl.select("x", ["a"], choices_method=ANY(len)), sgl.ExpressionError, "choices_method is"),
+        (lambda: sgl.gen("", max_tokens=4), sgl.ExpressionError, "name is ''"),
+        (lambda: sgl.gen(ANY(3)), sgl.ExpressionError, "name is 3"),
+        (lambda: sgl.gen("x", n=0), sgl.ExpressionError, "n is 0"),
+        (lambda: sgl.gen("x", dtype=list), sgl.ExpressionError, "dtype is"),
+        (lambda: sgl.gen("x", top_p=0.5), sgl.UnsupportedError, "top_p is 0.5"),
+        (lambda: sgl.gen("x", regex="a+"), sgl.UnsupportedError, "regex is 'a+'"),
+        (lambda: sgl.gen("x", return_logprob=True), sgl.UnsupportedError, "return_logprob"),
+        (lambda: sgl.gen("x", min_tokens=3), sgl.UnsupportedError, "min_tokens is 3"),
+        (lambda: sgl.gen("x", colour="red"), TypeError, "unknown setting 'colour'"),
+    ],
+)
+def test_bad_expressions(make, kind, words):
+    with pytest.raises(kind) as caught:
+        make()
+    assert words in str(caught.value)
+
+
+def test_neutral_settings_of_sglang_are_accepted():
+    sgl.gen("x", max_tokens=4, top_p=1.0, top_k=-1, min_p=0.0, frequency_penalty=0.0, presence_penalty=0,
+            regex=None, json_schema=None, min_tokens=0, return_logprob=False)  # fmt: skip
+
+
+def append_number(s):
+    s += 3
+
+
+def append_gen_with_a_bad_setting(s):
+    s += "a" + sgl.gen("x", max_tokens=4, temperature=-1)
+
+
+def gen_first(s):
+    s += sgl.gen("x", max_tokens=4)
+
+
+def end_of_another_role(s):
+    s += sgl.user_begin() + "a" + sgl.assistant_end()
+
+
+def role_in_a_role(s):
+    s += sgl.user_begin() + sgl.user("a")
+
+
+@pytest.mark.parametrize(
+    ("func", "words"),
+    [
+        (append_number, "3 can't be appended"),
+        (append_gen_with_a_bad_setting, "temperature is -1"),
+        (gen_first, "has nothing before it"),
+        (end_of_another_role, "assistant_end() inside a user message"),
+        (role_in_a_role, "user_begin() inside a user message"),
+        (lambda s: s.fork(0), "size is 0"),
+        (lambda s: s.fork(2, position_ids_offset=[1]), "position_ids_offset"),
+        (lambda s: s.fork(2).join("mix"), "mode is 'mix'"),
+        (lambda s: s.fork(2).__iadd__(["a"]), "1 expressions for 2 branches"),
+    ],
+)
+def test_bad_programs(tiny, func, words):
+    with pytest.raises(sgl.ShoalError) as caught:
+        sgl.function(func).run(backend=tiny).sync()
+    assert words in str(caught.value)
+
+
+def test_bad_runs(tiny):
+    @sgl.function
+    def program(s, x):
+        s += "a" + x
+
+    with pytest.raises(sgl.FrontendError, match="must be named s"):
+        sgl.function(lambda state: None)
+    with pytest.raises(sgl.NoBackendError, match="no backend"):
+        program.run("x")
+    with pytest.raises(sgl.NoBackendError, match="backend is 3"):
+        program.run("x", backend=3)
+    with pytest.raises(TypeError, match="missing a required argument: 'x'"):
+        program.run(backend=tiny)
+    with pytest.raises(TypeError, match="'y'"):
+        program.run("a", y=2, backend=tiny)
+    with pytest.raises(sgl.FrontendError, match="batch_kwargs is 'ab'"):
+        program.run_batch("ab", backend=tiny)
+    with pytest.raises(sgl.FrontendError, match=r"batch_kwargs\[1\] is {'y': 1}"):
+        program.run_batch([{"x": "a"}, {"y": 1}], backend=tiny)
+    with pytest.raises(sgl.FrontendError, match="num_threads is 0"):
+        program.run_batch([{"x": "a"}], backend=tiny, num_threads=0)
+
+
+def test_what_the_function_raises_is_raised_and_in_a_batch_kept(tiny):
+    @sgl.function
+    def program(s, x):
+        s += "a" + sgl.gen("y", max_tokens=4)
+        if x:
+            raise RuntimeError("my own")
+        s += sgl.gen("z", max_tokens=4)
+
+    with pytest.raises(RuntimeError, match="my own"):
+        program.run(x=True, backend=tiny)
+    good, bad = program.run_batch([{"x": False}, {"x": True}], backend=tiny)
+    assert good["z"] is not None
+    assert good.error() is None
+    assert bad["y"] == good["y"]
+    with pytest.raises(RuntimeError, match="my own"):
+        bad["z"]
+    assert isinstance(bad.error(), RuntimeError)
+
+
+async def test_a_blocking_read_in_an_async_function(tiny):
+    @sgl.function
+    async def program(s):
+        s += "a" + sgl.gen("x", max_tokens=8, steps=8, ignore_eos=True)
+        s["x"]
+
+    with pytest.raises(sgl.ExpressionError, match=r"use await s\.get"):
+        await program.run_async(backend=tiny)
+
+
+# --- servers -----------------------------------------------------------------------------------------------------
+
+
+@sgl.function
+def ask(s, text):
+    s += text + sgl.gen("x", max_tokens=16, steps=16, block_length=8, ignore_eos=True)
+
+
+def test_no_server():
+    state = ask.run("red", backend=f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(sgl.ProgramError, match="can't be reached") as caught:
+        state["x"]
+    assert isinstance(caught.value.__cause__, ServerError)
+
+
+def test_a_servers_refusal_names_the_field(server):
+    @sgl.function
+    def program(s):
+        s += "red" + sgl.gen("x", max_tokens=9999)
+
+    with pytest.raises(sgl.ProgramError, match=r"answered 400: .*max_new_tokens"):
+        program.run(backend=server.url)["x"]
+
+
+def test_a_server_dies_in_the_middle_of_a_batch(tmp_path):
+    """Items that were finished keep their results, the rest raise; nothing hangs."""
+    process = ServerProcess(tmp_path / "server.log", "--max-running-requests", "2")
+    process.wait_ready()
+    try:
+        run = ask.run_batch([{"text": f"red {i}"} for i in range(30)], backend=process.url, generator_style=True)
+        states = [next(run)]
+        os.kill(process.process.pid, signal.SIGKILL)
+        states += list(run)
+    finally:
+        process.process.kill()
+        process.process.wait()
+    assert len(states) == 30
+    errors = [state.error() for state in states]
+    assert errors[0] is None
+    assert isinstance(states[0]["x"], str)
+    lost = [error for error in errors if error is not None]
+    assert len(lost) >= 10
+    assert all(isinstance(error, sgl.ProgramError) and isinstance(error.__cause__, ServerError) for error in lost)
+    assert all(isinstance(state["x"], str) for state, error in zip(states, errors, strict=True) if error is None)
