@@ -67,6 +67,7 @@ async def server_info(state: Ready) -> Response:
             "tp_size": 1,
             "dp_size": 1,
             "startup_time": state.started,
+            "processes": state.processes,
             "version": info.version,
             "status": state.status.state,
             "internal_states": [

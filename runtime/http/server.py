@@ -25,6 +25,7 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 READY = "The server is fired up and ready to roll!"
 _WARMUP_TOKENS = 8
 _LAST_REPLIES_S = 5
+_LAST_WORDS_S = 1.0
 
 
 class StartableService(Service, Protocol):
@@ -64,6 +65,8 @@ async def serve(service: StartableService, config: ServerConfig, model_name: str
             reason = dead.result().reason if dead.done() else "the HTTP server stopped"
             logger.error("The server stops: %s", reason)
             code = EXIT_FAILED
+            if not serving.done() and state.warm:
+                await asyncio.sleep(_LAST_WORDS_S)  # those who ask now get a 503, not a closed port
         starting.cancel()
         await service.shutdown(0.0)
     finally:

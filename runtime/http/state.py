@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 
@@ -52,6 +53,11 @@ class ServerState:
     def model_name(self) -> str:
         """The name of the model in the OpenAI routes."""
         return self.config.served_model_name or self.service.info.model_path
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """Process ids by role: `http`, and the service's own where it has any."""
+        return {"http": os.getpid(), **getattr(self.service, "pids", {})}
 
     @property
     def default_cache_mode(self) -> str:
