@@ -134,7 +134,7 @@ def _attend_to_fresh_tile(
     return softmax_step(q, k, v, top, total, acc, columns, stop, scale_log2, LAST)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_requests", "num_tokens", "band_offset"])
 def _attention_kernel(
     q_ptr, pages, fresh_k, fresh_v, out_ptr, lse_ptr,
     tables_ptr, slots_ptr, starts_ptr, lengths_ptr,
@@ -301,7 +301,8 @@ def attention_triton(
         requests, tokens, heads, batch.page_tables.stride(0), band * batch.page_tables.stride(1),
         LOG2_E / math.sqrt(head_dim), q.stride(0), q.stride(1), *strides,
         GROUP=group, PAGE_SIZE=page_size, HEAD_DIM=head_dim,
-        BLOCK_ROWS=tiling.block_rows, BLOCK_KEYS=tiling.block_keys, BLOCK_REQUESTS=triton.next_power_of_2(requests),
+        BLOCK_ROWS=tiling.block_rows, BLOCK_KEYS=tiling.block_keys,
+        BLOCK_REQUESTS=max(64, triton.next_power_of_2(requests)),
         NUM_SPLITS=num_splits, BEGIN=begin is not None,
         FRESH=fresh_kv is not None, BULK=bulk, HEADS_FIRST=tiling.heads_first,
         num_warps=tiling.num_warps, num_stages=tiling.num_stages,

@@ -110,7 +110,7 @@ def _scan_kernel(
         tl.store(stats_ptr + 5 * plane + at, tl.max(tl.where(noisy_token == drawn, noisy_logit, -float("inf")), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_splits"])
 def _finish_kernel(
     tokens_ptr, stats_ptr, token_ptr, probability_ptr, margin_ptr, entropy_ptr,
     total_ptr, slots_ptr, temperatures_ptr,

@@ -15,7 +15,7 @@ from torch import Tensor
 from .attention_batch import AttentionBatch
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "band_offset"])
 def _rope_write_kernel(
     q_ptr, k_ptr, v_ptr, q_out_ptr, k_out_ptr, cos_ptr, sin_ptr, pages_ptr,
     positions_ptr, rows_ptr, tables_ptr, slots_ptr,

@@ -12,7 +12,7 @@ from .canvas_state import CanvasState
 from .masked_rows import MaskedRows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_requests", "capacity"])
 def _masked_rows_kernel(
     masked_ptr, block_starts_ptr, block_stops_ptr, stopped_ptr,
     batch_slots_ptr, query_starts_ptr, key_lengths_ptr, first_positions_ptr,

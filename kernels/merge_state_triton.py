@@ -13,7 +13,7 @@ from torch import Tensor
 _BLOCK_ROWS = 8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _merge_kernel(
     parts_ptr, parts_lse_ptr, out_ptr, lse_ptr, num_rows,
     NUM_PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,

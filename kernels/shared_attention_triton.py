@@ -23,7 +23,7 @@ from .attention_triton import LOG2_E, attend_to_pages, attention_triton, check_a
 from .shared_groups import BLOCK_ROWS, ITEM_FIELDS, MAX_PARTS, SharedGroups
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "band_offset"])
 def _shared_attention_kernel(
     q_ptr, pages, parts_ptr, lse_ptr, tables_ptr, rows_ptr, items_ptr,
     num_tokens, num_heads, slot_stride, band_offset, scale_log2, q_stride_token, q_stride_head,

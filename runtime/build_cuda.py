@@ -67,4 +67,7 @@ def build_cuda_worker(
     graphs = ForwardGraphs(runner, sampler, sizes, capture)
     if capture:
         graphs.warm_up(block_length + int(decoder.config.shift_logits), block_length, config.cache_mode != "dual")
-    return CudaWorker(runner, sampler, graphs)
+    worker = CudaWorker(runner, sampler, graphs)
+    if capture:
+        worker.warm_up(block_length)
+    return worker

@@ -70,7 +70,8 @@ class CudaRunner:
         config = self.decoder.config
         group = config.num_heads // config.num_kv_heads
         tiles = max(requests, -(-rows * group // _LONG_TILE)) * config.num_kv_heads
-        return max(1, min(_MAX_SPLITS, 2 * _PROCESSORS // tiles))
+        wanted = max(1, min(_MAX_SPLITS, 2 * _PROCESSORS // tiles))
+        return 1 << (wanted.bit_length() - 1)  # few values: each is a kernel of its own
 
     @torch.inference_mode()
     def step(self, at: Layout, num_splits: int, shared: SharedGroups | None = None) -> Tensor:

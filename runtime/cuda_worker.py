@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 Blocks = npt.NDArray[np.int64]
 
 
+def _power_of_2(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
 class CudaWorker:
     """Executes messages of the scheduler, in order; the same answers as `Worker`.
 
@@ -48,6 +52,24 @@ class CudaWorker:
     def num_requests(self) -> int:
         """Requests that have a canvas."""
         return len(self._canvases)
+
+    @torch.inference_mode()
+    def warm_up(self, block: int) -> None:
+        """Compile what refreshes launch. Overwrites pages: for the time before the first request.
+
+        block: positions of the blocks that requests will have.
+        """
+        slots = self.runner.slots
+        sizes = [(1, rows) for rows in (64, 256, 512)] + [(2**n, block) for n in range(slots.padding.bit_length())]
+        for requests, rows in sizes:
+            rows = min(rows, slots.max_tokens)
+            items = [ForwardItem("", 0, rows, rows, 0, 0, 0) for _ in range(requests)]
+            padding = [slots.padding] * requests
+            plan = plan_refresh(items, padding, slots.page_tables, slots.page_size, 0)
+            self.runner.refresh(plan)
+            hidden = torch.zeros_like(self.runner.embed(plan.layouts[0])[:1])
+            room = _power_of_2(requests) * _power_of_2(block)
+            self._sampler.sample(hidden, plan.last.batch, plan.last_first, room, False)
 
     @torch.inference_mode()
     def add(self, message: AddRequest) -> None:
@@ -146,7 +168,8 @@ class CudaWorker:
         masks = sum(len(c.open_positions(*c.block)) for c, size in zip(canvases, sizes, strict=True) if size)
         if masks:
             draw = any(canvas.draws for canvas in canvases)
-            self._sampler.sample(hidden, plan.last.batch, plan.last_first, masks, draw)
+            room = _power_of_2(len(items)) * _power_of_2(max(sizes))  # few values: each is a kernel of its own
+            self._sampler.sample(hidden, plan.last.batch, plan.last_first, room, draw)
         return slots.read(plan.slots, max(sizes)).cpu().numpy()
 
     def _account(
