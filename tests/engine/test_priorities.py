@@ -109,7 +109,7 @@ def test_a_request_that_was_put_back_ends_as_if_it_had_not_been(folder, name, mo
 
 def test_it_starts_again_at_its_block_not_from_the_beginning(llada):
     with make_engine(llada, max_running_requests=1) as engine:
-        rule = {"threshold": None, "steps": 32}  # 8 steps a block
+        rule: dict[str, Any] = {"threshold": None, "steps": 32}  # 8 steps a block
         driver = Driver(engine)
         low = make(engine, 1, mode="dual", **rule)
         driver.add(low)
