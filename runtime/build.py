@@ -12,7 +12,8 @@ import torch
 from ..radix_cache.config import TreeConfig
 from ..radix_cache.depth_profile import DepthProfile
 from ..radix_cache.errors import RadixCacheError
-from .build_cuda import build_cuda_worker, with_cuda_budget
+from .build_cuda import build_cuda_worker, max_block_length, with_cuda_budget
+from .canvas_slots import MAX_STOP_IDS
 from .cuda_worker import CudaWorker
 from .decoder import Decoder
 from .engine_config import EngineConfig
@@ -61,6 +62,8 @@ def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> t
     folder = resolve_model_folder(config.model_path)
     device = torch.device(choose_device(config.device))
     config = replace(config, device=str(device)).for_device(device.type)
+    page_size = config.page_size
+    assert page_size is not None
     dtype = choose_dtype(config.dtype, device)
     decoder = load_model(folder, dtype=dtype, device=device, load_format=config.load_format, seed=config.seed)
     model = decoder.config
@@ -68,23 +71,25 @@ def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> t
     profile = profile or load_profile(config, folder, model.architecture, model.num_layers)
     profile = profile.floor_to(config.layers_per_band)
     tree = TreeConfig(
-        config.page_size, model.num_layers, config.layers_per_band, boundary_depths(config, profile),
+        page_size, model.num_layers, config.layers_per_band, boundary_depths(config, profile),
         config.eviction_policy,
-        kv_page_bytes=KVPool.page_bytes(model, config.page_size, config.layers_per_band, dtype),
-        boundary_page_bytes=BoundaryPool.page_bytes(model, config.page_size, dtype),
+        kv_page_bytes=KVPool.page_bytes(model, page_size, config.layers_per_band, dtype),
+        boundary_page_bytes=BoundaryPool.page_bytes(model, page_size, dtype),
     )  # fmt: skip
     block_length = config.block_length or default_block_length(folder)
     if device.type == "cuda":
         config = with_cuda_budget(config, model, block_length, dtype)
     kv_pages, boundary_pages = pool_sizes(config, tree)
     with _limits_of_memory(config, str(device)):
-        kv = KVPool(model, kv_pages, config.page_size, config.layers_per_band, dtype, device)
-        boundary = BoundaryPool(model, boundary_pages, config.page_size, dtype, device)
+        kv = KVPool(model, kv_pages, page_size, config.layers_per_band, dtype, device)
+        boundary = BoundaryPool(model, boundary_pages, page_size, dtype, device)
     facts = Facts(
         folder=str(folder), model=model, block_length=block_length,
         kv_pages=kv_pages, boundary_pages=boundary_pages, kv_page_bytes=tree.kv_page_bytes,
         boundary_page_bytes=tree.boundary_page_bytes, depth_profile=profile.to_json(), device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."), page_size=page_size,
+        max_block_length=max_block_length(model, block_length) if device.type == "cuda" else None,
+        max_stop_ids=MAX_STOP_IDS if device.type == "cuda" else None,
     )  # fmt: skip
     if device.type == "cuda":
         return build_cuda_worker(config, decoder, kv, boundary, tree.num_bands, block_length), facts

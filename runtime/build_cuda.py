@@ -44,8 +44,14 @@ def with_cuda_budget(config: EngineConfig, model: ModelConfig, block_length: int
     return replace(config, kv_cache_bytes=budget.pools)
 
 
+def max_block_length(model: ModelConfig, default: int) -> int:
+    """Positions of the longest block that a request may ask for on a GPU; `default` is the engine's block length."""
+    return min(model.max_position_embeddings, max(MAX_BLOCK_LENGTH, default))
+
+
 def _check_kernels_fit(config: EngineConfig, model: ModelConfig) -> None:
     """Raise ConfigError for shapes that the GPU's kernels do not take."""
+    assert config.page_size is not None
     for name, value, low in (("page_size", config.page_size, 1), ("head_dim", model.head_dim, 16)):
         if value < low or value & (value - 1):
             limit = f"a power of two of at least {low}"
@@ -57,9 +63,15 @@ def build_cuda_worker(
 ) -> CudaWorker:
     """A worker with a canvas slot for every running request, and its block steps captured."""
     _check_kernels_fit(config, decoder.config)
-    max_block = min(decoder.config.max_position_embeddings, max(MAX_BLOCK_LENGTH, block_length))
     slots_tokens = min(decoder.config.max_position_embeddings, kv.data.shape[0] // num_bands * kv.page_size)
-    slots = CanvasSlots(config.max_running_requests, slots_tokens, max_block, num_bands, kv.page_size, decoder.device)
+    slots = CanvasSlots(
+        config.max_running_requests,
+        slots_tokens,
+        max_block_length(decoder.config, block_length),
+        num_bands,
+        kv.page_size,
+        decoder.device,
+    )
     runner = CudaRunner(decoder, kv, boundary, slots)
     sampler = BlockSampler(runner.layers, slots)
     sizes = [size for size in _BATCH_SIZES if size < config.max_running_requests] + [config.max_running_requests]

@@ -253,7 +253,7 @@ class Engine:
         was short. Pins count: pin twice, unpin twice. Raises what `generate` raises for a prompt.
         """
         tokens = self._intake.encode(prompt, "prompt")
-        whole = len(tokens) // self.config.page_size * self.config.page_size
+        whole = len(tokens) // self._parts.facts.page_size * self._parts.facts.page_size
         tree, namespace = self._parts.scheduler.memory.tree, self._namespace(cache_salt)
         if self._loop.call_and_wait(lambda: tree.match(tokens, namespace, touch=False).num_tokens) < whole:
             self.generate([tokens], WARM_UP, cache_mode="bicache", cache_salt=cache_salt)

@@ -33,7 +33,7 @@ class EngineConfig:
             keys and values have drifted; past the tolerance the cached prefix is reused less deep from then on.
         audit_tolerance: relative error of a band's keys and values over a page that an audit calls drift; None: 1.5
             times what the depth profile saw where reuse was safe, or 0.25 when it does not say.
-        page_size: token positions of a page.
+        page_size: token positions of a page; None: 16 on a CPU, 64 on a GPU.
         layers_per_band: layers that are paged together.
         kv_cache_tokens: token positions that the KV pool holds; None: as many as fit `kv_cache_bytes`.
         kv_cache_bytes: memory for KV pages and boundary pages together; None: 1 GiB on a CPU, on a GPU what
@@ -65,7 +65,7 @@ class EngineConfig:
     reuse_margin: int | None = None
     audit_rate: float = 0.0
     audit_tolerance: float | None = None
-    page_size: int = 16
+    page_size: int | None = None
     layers_per_band: int = 4
     kv_cache_tokens: int | None = None
     kv_cache_bytes: int | None = None
@@ -83,10 +83,10 @@ class EngineConfig:
     check_invariants: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("page_size", "layers_per_band", "max_running_requests", "log_interval"):
+        for name in ("layers_per_band", "max_running_requests", "log_interval"):
             self._at_least(name, 1)
-        for name in ("kv_cache_tokens", "kv_cache_bytes", "max_refresh_tokens", "max_steps_per_message", "block_length",
-                     "max_queued_requests"):  # fmt: skip
+        for name in ("page_size", "kv_cache_tokens", "kv_cache_bytes", "max_refresh_tokens", "max_steps_per_message",
+                     "block_length", "max_queued_requests"):  # fmt: skip
             if getattr(self, name) is not None:
                 self._at_least(name, 1)
         for name in ("refresh_interval", "depth", "reuse_margin", "seed"):
@@ -114,6 +114,7 @@ class EngineConfig:
         return replace(
             self,
             kv_cache_bytes=(1 << 30) if self.kv_cache_bytes is None and not cuda else self.kv_cache_bytes,
+            page_size=self.page_size or (64 if cuda else 16),
             max_refresh_tokens=self.max_refresh_tokens or (16384 if cuda else 8192),
             max_steps_per_message=self.max_steps_per_message or (8 if cuda else 1),
         )

@@ -29,7 +29,9 @@ class Facts:
         kv_pages, boundary_pages: sizes of the pools, in pages.
         kv_page_bytes, boundary_page_bytes: bytes of a page of each.
         depth_profile: in use, rounded to whole bands, as `DepthProfile.to_json` gives it.
-        device, dtype: in use.
+        device, dtype, page_size: in use.
+        max_block_length, max_stop_ids: longest block, and most tokens that can end a text (EOS included), that the
+            worker takes; None: any.
     """
 
     folder: str
@@ -42,16 +44,19 @@ class Facts:
     depth_profile: dict[str, Any]
     device: str
     dtype: str
+    page_size: int
+    max_block_length: int | None = None
+    max_stop_ids: int | None = None
 
     def check_size(self, config: EngineConfig, prompt_tokens: int, canvas_tokens: int) -> None:
         """Raise PoolTooSmallError for a request that could not run even alone."""
         bands = -(-self.model.num_layers // config.layers_per_band)
-        check_fits(prompt_tokens, canvas_tokens, self.kv_pages, bands, config.page_size)
+        check_fits(prompt_tokens, canvas_tokens, self.kv_pages, bands, self.page_size)
 
     def max_tokens(self, config: EngineConfig) -> int:
         """Most tokens, prompt and canvas, that a request may have."""
         bands = -(-self.model.num_layers // config.layers_per_band)
-        return min(self.model.max_position_embeddings, self.kv_pages // bands * config.page_size)
+        return min(self.model.max_position_embeddings, self.kv_pages // bands * self.page_size)
 
     def service_info(
         self, config: EngineConfig, *, has_tokenizer: bool, has_chat_template: bool, chat_markers: dict[str, Any]
@@ -59,7 +64,8 @@ class Facts:
         """The same for clients."""
         from .. import __version__
 
-        engine = {**dataclasses.asdict(config), "device_in_use": self.device, "dtype_in_use": self.dtype}
+        in_use = {"page_size": self.page_size, "device_in_use": self.device, "dtype_in_use": self.dtype}
+        engine = dataclasses.asdict(config) | in_use
         return ServiceInfo(
             model_path=config.model_path,
             model_folder=self.folder,
@@ -88,7 +94,7 @@ def build_scheduler(
     assert config.max_steps_per_message is not None
     model, profile = facts.model, DepthProfile.from_json(facts.depth_profile)
     tree = TreeConfig(
-        config.page_size, model.num_layers, config.layers_per_band, boundary_depths(config, profile),
+        facts.page_size, model.num_layers, config.layers_per_band, boundary_depths(config, profile),
         config.eviction_policy,
         kv_page_bytes=facts.kv_page_bytes, boundary_page_bytes=facts.boundary_page_bytes,
     )  # fmt: skip

@@ -173,6 +173,7 @@ class Intake:
             # The canvas's length decides; a block_length has to divide it as it must max_new_tokens.
             params = replace(params, max_new_tokens=len(template))
         params.check_for(self._facts.block_length)
+        self._check_device_limits(params)
         tokens = self._encode(prompt, f"prompts[{index}]")
         block_length = params.block_length or self._facts.block_length
         # Before anything of the canvas's size is made.
@@ -192,6 +193,17 @@ class Intake:
             template=template,
             shared_prefix=shared_prefix,
         )
+
+    def _check_device_limits(self, params: SamplingParams) -> None:
+        """Raise InvalidRequestError for what this worker's device does not take."""
+        blocks, ids = self._facts.max_block_length, self._facts.max_stop_ids
+        if blocks is not None and params.block_length is not None and params.block_length > blocks:
+            message = f"block_length is {params.block_length}; on this device it may be at most {blocks}"
+            raise InvalidRequestError(message, field="block_length", value=params.block_length, limit=blocks)
+        if ids is not None and len(params.stop_token_ids) >= ids:
+            count, most = len(params.stop_token_ids), ids - 1
+            message = f"stop_token_ids has {count} tokens; on this device it may have at most {most}"
+            raise InvalidRequestError(message, field="stop_token_ids", value=count, limit=most)
 
     def _check_size(self, prompt: int, canvas: int, index: int) -> None:
         limit = self._facts.model.max_position_embeddings

@@ -82,6 +82,7 @@ def pool_sizes(config: EngineConfig, tree: TreeConfig) -> tuple[int, int]:
     bands, depths = tree.num_bands, max(1, len(tree.boundary_depths))
     per_page = bands * tree.kv_page_bytes + depths * tree.boundary_page_bytes
     if config.kv_cache_tokens is not None:
+        assert config.page_size is not None
         pages = -(-config.kv_cache_tokens // config.page_size)
     else:
         assert config.kv_cache_bytes is not None

@@ -75,6 +75,7 @@ class NullWorker:
 def build_null_worker(config: EngineConfig, tokens: int) -> tuple[NullWorker, Facts]:
     """A null worker, and the facts of the model whose place it takes. Reads no weights."""
     config = config.for_device("cpu")
+    assert config.page_size is not None
     folder = resolve_model_folder(config.model_path)
     model = ModelConfig.from_folder(folder)
     check_bands(config, model.num_layers)
@@ -90,5 +91,6 @@ def build_null_worker(config: EngineConfig, tokens: int) -> tuple[NullWorker, Fa
         folder=str(folder), model=model, block_length=config.block_length or default_block_length(folder),
         kv_pages=kv_pages, boundary_pages=boundary_pages, kv_page_bytes=tree.kv_page_bytes,
         boundary_page_bytes=tree.boundary_page_bytes, depth_profile=profile.to_json(), device="none", dtype="float32",
+        page_size=config.page_size,
     )  # fmt: skip
     return NullWorker(facts, tokens), facts

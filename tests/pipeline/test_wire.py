@@ -24,7 +24,7 @@ from shoal.runtime.wire_errors import pack_error, unpack_error
 MODEL = ModelConfig("llada", 6, 32, 2, 2, 16, 48, 64, 64, 160, 1e4, 1e-5, False, False, False, 60, 3, 3)
 FACTS = Facts(
     folder="models/m", model=MODEL, block_length=8, kv_pages=9, boundary_pages=3, kv_page_bytes=8,
-    boundary_page_bytes=4, depth_profile={"table": [[0.5, 4]]}, device="cpu", dtype="float32",
+    boundary_page_bytes=4, depth_profile={"table": [[0.5, 4]]}, device="cpu", dtype="float32", page_size=16,
 )  # fmt: skip
 SAMPLING = SamplingParams(max_new_tokens=8, stop=("ab", "c"), stop_token_ids=(5,), threshold=0.5, seed=7)
 PAGES = np.arange(6, dtype=np.int32).reshape(2, 3)
