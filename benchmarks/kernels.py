@@ -471,8 +471,57 @@ def merging() -> Iterator[Variant]:
     yield Variant("drift", "4096 tokens, 4 layers", "", calls, float(pages.nbytes))
 
 
+def layers() -> Iterator[Variant]:
+    """A whole layer of a block step (LLaDA-8B shape), products by cuBLAS, with launches that overlap and without."""
+    from shoal.kernels import launch
+    from shoal.kernels.attention_triton import attention_triton
+    from shoal.kernels.kv_write_triton import rope_write_kv_triton
+    from shoal.kernels.rms_norm_triton import add_rms_norm_triton
+    from shoal.kernels.swiglu_triton import swiglu_triton
+
+    cos, sin = rope_table(4608, HEAD_DIM, 5e5, DEVICE)
+    width, inner, copies = 4096, 12288, 4
+    shapes = ((width, 3 * width), (width, width), (width, 2 * inner), (inner, width))
+    weights = [[torch.randn(n, m, device=DEVICE, dtype=BF16) / n**0.5 for n, m in shapes] for _ in range(copies)]
+    scale = torch.ones(width, device=DEVICE, dtype=BF16)
+    for requests in (1, 4, 32):
+        tokens, splits = 32 * requests, max(1, 8 // requests)
+        pool = Pool([32] * requests, [2300] * requests, MHA, 64, copies if requests < 32 else 1)
+        positions = torch.arange(2268, 2300, dtype=torch.int32, device=DEVICE).repeat(requests)
+        number = torch.arange(requests, dtype=torch.int32, device=DEVICE).repeat_interleave(32)
+        x = torch.randn(tokens, width, device=DEVICE, dtype=BF16)
+        zero = torch.zeros_like(x)
+
+        def layer(i: int, p: Pool = pool, hidden: Tensor = x, none: Tensor = zero, at: Tensor = positions,
+                  n: Tensor = number, parts: int = splits) -> Tensor:  # fmt: skip
+            to_qkv, to_out, to_gates, to_down = weights[i % copies]
+            y, hidden = add_rms_norm_triton(hidden, none, scale, 1e-5)
+            q, k, v = (y @ to_qkv).view(-1, 96, HEAD_DIM).split([32, 32, 32], 1)
+            pages = p.pages[i % len(p.pages)]
+            rope_write_kv_triton(q, k, v, cos, sin, at, n, p.batch, 0, pages, q_out=q)
+            attended = attention_triton(q, pages, 0, p.batch, num_splits=parts)[0]
+            y, hidden = add_rms_norm_triton(attended.view(-1, width) @ to_out, hidden, scale, 1e-5)
+            return torch.addmm(hidden, swiglu_triton(y @ to_gates), to_down)
+
+        moved = sum(w.nbytes for w in weights[0]) + pool.bytes
+        flops = pool.flops + 2.0 * tokens * sum(n * m for n, m in shapes)
+        launch.set_overlap(False)
+        plain = layer(0).clone()
+        for overlap in (False, True):
+
+            def same(on: bool = overlap, run: Callable[[int], Tensor] = layer, expected: Tensor = plain) -> float:
+                launch.set_overlap(on)
+                return relative(run(0), expected)
+
+            calls = [partial(layer, i) for i in range(copies)]
+            name = "launches overlap" if overlap else "launches in turn"
+            yield Variant("layers", f"{requests} x 32 of 2300", name, calls, moved, flops, same)
+        launch.set_overlap(None)
+
+
 GROUPS: dict[str, Callable[[], Iterator[Variant]]] = {
     "refresh": refresh, "step": step, "shared": shared, "rows": rows, "sampling": sampling, "merging": merging,
+    "layers": layers,
 }  # fmt: skip
 COLUMNS = ("group", "shape", "variant", "us", "gb_s", "tflop_s", "floor_us", "of_floor", "error", "failure")
 

@@ -70,7 +70,8 @@ def test_rope_and_the_paged_write(monkeypatch, tokens, heads, kv_heads, head_dim
     positions = torch.randperm(150)[:tokens]
     positions[tokens // 2] = -1
     rows[tokens // 2] = 2**30
-    batch = tables(2, 3, -(-150 // page_size), 310)
+    num_pages = 2 * -(-150 // page_size) + 4
+    batch = tables(2, 3, -(-150 // page_size), num_pages)
     cos_table, sin_table = (table.to(DEVICE) for table in rope_table(400, head_dim, 1e4))
     options = {"q_out": q, "k_out": k} if in_place else {}
     real = [token for token in range(tokens) if token != tokens // 2]
@@ -85,7 +86,7 @@ def test_rope_and_the_paged_write(monkeypatch, tokens, heads, kv_heads, head_dim
     original = qkv.clone()
     for function in (rope_write_kv_reference, kv_write_triton.rope_write_kv_triton):
         qkv.copy_(original)
-        pool = torch.full((310, 2, 2, page_size, kv_heads, head_dim), torch.nan, dtype=dtype, device=DEVICE)
+        pool = torch.full((num_pages, 2, 2, page_size, kv_heads, head_dim), torch.nan, dtype=dtype, device=DEVICE)
         rotated = function(q, k, v, cos_table, sin_table, positions_there, rows_there, batch, 2, pool[:, 1], **options)
         assert (rotated is q) == in_place
         close(rotated[real], turned[real, :heads], dtype)

@@ -130,21 +130,21 @@ def drift(dtype: torch.dtype, head_dim: int) -> None:
 for _name, _dtype in DTYPES.items():
     for _dim in (64, 128):
         _at = f"{_name}-{_dim}"
-        case(f"{_at}-attention-long-mha", attention, _dtype, _dim, 32, 32, 4512, 16)
-        case(f"{_at}-attention-fresh-mha", attention, _dtype, _dim, 32, 32, 4512, 16, True)
-        case(f"{_at}-attention-step-gqa", attention, _dtype, _dim, 28, 4, 64, 64)
-        case(f"{_at}-attention-fresh-gqa", attention, _dtype, _dim, 28, 4, 4512, 64, True)
+        case(f"{_at}-attention-fresh-gqa", attention, _dtype, _dim, 28, 4, 4512, 16, True)
         case(f"{_at}-attention-step-mha", attention, _dtype, _dim, 32, 32, 64, 16)
-        case(f"{_at}-attention-step-bulk", attention, _dtype, _dim, 32, 32, 64, 64)
-        case(f"{_at}-attention-one-token", attention, _dtype, _dim, 4, 4, 1, 16)
-        case(f"{_at}-shared-mha", shared, _dtype, _dim, 32, 32, 16)
         case(f"{_at}-shared-gqa", shared, _dtype, _dim, 28, 4, 64)
         case(f"{_at}-drift", drift, _dtype, _dim)
-        if _name == "bf16":
-            case(f"{_at}-hopper-mha", hopper, _dtype, _dim, 32, 32, 16, True)
-            case(f"{_at}-hopper-gqa", hopper, _dtype, _dim, 28, 4, 64, False)
         case(f"{_at}-kv-write", kv_write, _dtype, _dim, 28, 4, 32)
+        if _dim == 64:
+            continue
+        case(f"{_at}-attention-long-mha", attention, _dtype, _dim, 32, 32, 4512, 64)
+        case(f"{_at}-attention-step-bulk", attention, _dtype, _dim, 32, 32, 64, 64)
+        case(f"{_at}-attention-step-gqa", attention, _dtype, _dim, 28, 4, 64, 16)
+        case(f"{_at}-shared-mha", shared, _dtype, _dim, 32, 32, 16)
         case(f"{_at}-kv-write-long", kv_write, _dtype, _dim, 32, 32, 5000)
+    if _name == "bf16":
+        case("bf16-hopper-mha", hopper, _dtype, 128, 32, 32, 16, True)
+        case("bf16-hopper-gqa", hopper, _dtype, 64, 28, 4, 64, False)
     _x, _weight = torch.empty((41, 3584), dtype=_dtype), torch.empty(3584, dtype=_dtype)
     case(f"{_name}-rms-norm", rms_norm_triton, _x, _weight, 1e-5)
     case(f"{_name}-add-rms-norm", add_rms_norm_triton, _x, _x, _weight, 1e-5)

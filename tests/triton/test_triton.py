@@ -79,6 +79,7 @@ def test_every_kernel_compiles_for_sm_90(group, tmp_path):
     }  # fmt: skip
     for line in lines:
         assert line["shared"] < SHARED_MEMORY, line
+        assert line["stack"] <= 64 or group == "fp32", line
     attention = [line["constants"] for line in lines if line["kernel"] == "_attention_kernel"]
     assert {constants["NUM_SPLITS"] > 1 for constants in attention} == {False, True}
     assert {constants["GROUP"] for constants in attention} == {1, 7}
