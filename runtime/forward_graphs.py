@@ -56,6 +56,7 @@ class _Body:
     graph: torch.cuda.CUDAGraph | None = None
     heads: dict[tuple[int, bool], torch.cuda.CUDAGraph] = field(default_factory=dict)
     held: tuple[object, ...] = ()
+    plan: SharedPlan | None = None
 
 
 class ForwardGraphs:
@@ -107,9 +108,10 @@ class ForwardGraphs:
         key = tuple((canvas.serial, item.start, item.stop, item.keys) for item, canvas in pairs)
         if body.held != key:
             body.arrays.load(self._contents(items, canvases, bucket))
-            if body.groups is not None and plan is not None:
-                body.groups.load(plan)
             body.held = key
+        if body.groups is not None and plan is not None and body.plan is not plan:
+            body.groups.load(plan)
+            body.plan = plan
         draw = any(canvas.draws for canvas in canvases)
         for step in range(steps):
             if body.graph is not None:
@@ -136,10 +138,12 @@ class ForwardGraphs:
             return None
         slots, config = self._runner.slots, self._runner.decoder.config
         starts = np.cumsum([0, *(item.stop - item.start for item in items)]).tolist()
-        key = tuple((canvas.serial, item.start, item.stop) for item, canvas in zip(items, canvases, strict=True))
+        # Pages that requests have in common end before their canvases, so that a plan serves block after block.
+        keys = [min(item.start, canvas.prompt_length) for item, canvas in zip(items, canvases, strict=True)]
+        key = (tuple(canvas.serial for canvas in canvases), tuple(starts), tuple(keys))
         if self._planned is None or self._planned[0] != key:
             plan = plan_shared_groups(
-                slots.host_page_tables, [canvas.slot for canvas in canvases], starts, [item.start for item in items],
+                slots.host_page_tables, [canvas.slot for canvas in canvases], starts, keys,
                 slots.page_size, config.num_heads, config.num_kv_heads, min_sharers=MIN_SHARERS,
             )  # fmt: skip
             self._planned = (key, plan)

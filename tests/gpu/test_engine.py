@@ -103,7 +103,7 @@ def test_shop_answers_as_on_the_cpu():
     chats = [chat(prices[i % 2], [], question.text) for i, question in enumerate(questions)]
     right = {}
     for device in ("cpu", "cuda"):
-        with Engine("shop", device=device, max_running_requests=16) as engine:
+        with Engine("shop", device=device, max_running_requests=16, kv_cache_tokens=1 << 15) as engine:
             for mode in ("none", "prefix", "dual", "bicache", "lm"):
                 outputs = engine.generate(chats, SamplingParams(max_new_tokens=32), cache_mode=mode)
                 pairs = zip(outputs, questions, strict=True)
