@@ -61,7 +61,7 @@ class Asked:
 
 def make_asked(rng: random.Random, ratio: float, count: int) -> Asked:
     """One list whose shared part is about `ratio` of a whole request, and `count` + 1 questions about it."""
-    canvas = 96 if ratio < 0.55 else (32 if ratio < 0.92 else 16)
+    canvas = 96 if ratio < 0.75 else 64 if ratio < 0.85 else 32 if ratio < 0.92 else 16
     wanted = round(ratio / (1 - ratio) * (20 + canvas))
     prices = make_list(rng, max(3, min(MAX_ITEMS, (wanted - 3) // 5)), held_out=True)
     turns: list[tuple[str, str]] = []

@@ -35,6 +35,9 @@ _SETTINGS = (
     "ratios", "captures", "intervals", "margins", "groups", "questions", "seed", "page_size", "layers_per_band",
 )  # fmt: skip
 
+_MARGIN_ROWS = 12
+"""Rows of each group and kind that a margin is measured on: cheap, and only some of them end near a page's edge."""
+
 
 def run_profile(options: ProfileOptions, console: Console) -> DepthProfile:
     """Measure what is not measured yet, write `depth_profile.json`, `report.html` and `cells.csv`; returns the profile.
@@ -132,21 +135,24 @@ def _margins(
     """
     if not picked:
         return []
-    cell = picked[-1]
-    for unit in {unit.group: unit for unit in units}.values():
+    cell, keys = picked[-1], []
+    for unit in tqdm({unit.group: unit for unit in units}.values(), desc="margins", unit="group"):
         for kind in sorted({row.kind for row in unit.rows}):
             alike = [row for row in groups[unit.group] if row.kind == kind and len(row.tokens) <= _longest(unit)]
-            key = f"margin/{unit.group}/{kind}/{cell.depth}/{cell.interval}"
-            if key in store.records or len(alike) < 2:
+            alike = alike[: 1 + _MARGIN_ROWS]
+            key = f"margin/{unit.group}/{kind}/{len(alike)}/{cell.depth}/{cell.interval}"
+            if len(alike) < 2:
                 continue
-            own = replace(unit, donor=alike[0].tokens, rows=tuple(alike[1:4]), natural=True)
+            keys.append(key)
+            if key in store.records:
+                continue
+            own = replace(unit, donor=alike[0].tokens, rows=tuple(alike[1:]), natural=True)
             measured = measurer.measure_margin(own, sorted(margins), cell.depth, cell.interval)
             store.add({"key": key, "margins": measured})
     found: dict[int, list[Mapping[str, Any]]] = {}
-    for key, record in store.records.items():
-        if key.startswith("margin/") and key.endswith(f"/{cell.depth}/{cell.interval}"):
-            for part in record["margins"]:
-                found.setdefault(part["margin"], []).extend(part["rows"])
+    for key in keys:
+        for part in store.records[key]["margins"]:
+            found.setdefault(part["margin"], []).extend(part["rows"])
     out = []
     for margin, rows in sorted(found.items()):
         kinds = {kind: Tally.of([r for r in rows if r["kind"] == kind]) for kind in sorted({r["kind"] for r in rows})}
