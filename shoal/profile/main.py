@@ -22,9 +22,10 @@ from ..runtime.model_config import ModelConfig
 from ..runtime.model_digest import model_digest
 from ..runtime.model_settings import default_block_length, load_tokenizer
 from ..runtime.sampling_params import SamplingParams
-from .choice import Cell, Limits, Tally, choose, has_answers, make_cells
-from .data import Groups, data_digest, load_groups
+from .choice import Cell, Limits, choose, has_answers, make_cells
+from .data import data_digest, load_groups
 from .lab import Lab
+from .margins import Margin, choose_margin, measure_margins
 from .measure import Measurer
 from .options import ONCE, ProfileOptions, refuse
 from .plan import Unit, make_units
@@ -34,9 +35,6 @@ from .store import Store
 _SETTINGS = (
     "ratios", "captures", "intervals", "margins", "groups", "questions", "seed", "page_size", "layers_per_band",
 )  # fmt: skip
-
-_MARGIN_ROWS = 12
-"""Rows of each group and kind that a margin is measured on: cheap, and only some of them end near a page's edge."""
 
 
 def run_profile(options: ProfileOptions, console: Console) -> DepthProfile:
@@ -75,7 +73,12 @@ def run_profile(options: ProfileOptions, console: Console) -> DepthProfile:
     cells = make_cells(record for record in store.records.values() if "cells" in record)
     limits = Limits(options.max_accuracy_drop, options.min_agreement, options.cosine).or_default(has_answers(cells))
     picked = choose(cells, limits, model.num_layers)
-    margins = _margins(units, groups, picked, measurer, store, options.margins)
+    margins = []
+    if picked and any(len(rows) > 1 for rows in groups.values()):
+        longest = max(len(row.tokens) for unit in units for row in unit.rows)
+        margins = measure_margins(
+            groups, longest, picked[-1], measurer, store, options.margins, options.page_size
+        )  # fmt: skip
     profile = _profile(picked, limits, margins, options, model.num_layers, digests, lab)
     profile.save(out / "depth_profile.json")
     _write_csv(cells, out / "cells.csv")
@@ -125,47 +128,8 @@ def _measure(units: Sequence[Unit], measurer: Measurer, store: Store) -> None:
                 store.add(measurer.measure_unit(unit, bar.update))
 
 
-def _margins(
-    units: Sequence[Unit], groups: Groups, picked: Sequence[Cell], measurer: Measurer, store: Store,
-    margins: Sequence[int],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows by margin at the deepest depth that was chosen, captured from a row of the same group and kind.
-
-    Rows of a kind often begin alike beyond what the group shares: that is where a margin matters most.
-    """
-    if not picked:
-        return []
-    cell, keys = picked[-1], []
-    for unit in tqdm({unit.group: unit for unit in units}.values(), desc="margins", unit="group"):
-        for kind in sorted({row.kind for row in unit.rows}):
-            alike = [row for row in groups[unit.group] if row.kind == kind and len(row.tokens) <= _longest(unit)]
-            alike = alike[: 1 + _MARGIN_ROWS]
-            key = f"margin/{unit.group}/{kind}/{len(alike)}/{cell.depth}/{cell.interval}"
-            if len(alike) < 2:
-                continue
-            keys.append(key)
-            if key in store.records:
-                continue
-            own = replace(unit, donor=alike[0].tokens, rows=tuple(alike[1:]), natural=True)
-            measured = measurer.measure_margin(own, sorted(margins), cell.depth, cell.interval)
-            store.add({"key": key, "margins": measured})
-    found: dict[int, list[Mapping[str, Any]]] = {}
-    for key in keys:
-        for part in store.records[key]["margins"]:
-            found.setdefault(part["margin"], []).extend(part["rows"])
-    out = []
-    for margin, rows in sorted(found.items()):
-        kinds = {kind: Tally.of([r for r in rows if r["kind"] == kind]) for kind in sorted({r["kind"] for r in rows})}
-        out.append({"margin": margin, "cell": replace(cell, all=Tally.of(rows), kinds=kinds)})
-    return out
-
-
-def _longest(unit: Unit) -> int:
-    return max(len(row.tokens) for row in unit.rows)
-
-
 def _profile(
-    picked: Sequence[Cell], limits: Limits, margins: Sequence[Mapping[str, Any]], options: ProfileOptions, layers: int,
+    picked: Sequence[Cell], limits: Limits, margins: Sequence[Margin], options: ProfileOptions, layers: int,
     digests: Mapping[str, str], lab: Lab,
 ) -> DepthProfile:  # fmt: skip
     import torch
@@ -174,13 +138,11 @@ def _profile(
     for cell in picked:  # the smallest ratio of a row that was measured stands for the cell
         rows.setdefault(round(cell.lowest_ratio, 4), cell)
     tolerance, metric = limits.words
-    kept = [part["margin"] for part in margins if limits.keeps(part["cell"])]
-    margin = min(kept, default=max((part["margin"] for part in margins), default=DEFAULT_REUSE_MARGIN))
     return DepthProfile(
         num_layers=layers,
         table=tuple((ratio, cell.depth) for ratio, cell in rows.items()),
         intervals=tuple(None if cell.interval == ONCE else cell.interval for cell in rows.values()),
-        reuse_margin=margin,
+        reuse_margin=choose_margin(margins, limits),
         max_drift=max((round(cell.worst_error, 4) for cell in picked), default=None),
         tolerance=tolerance,
         metric=metric,

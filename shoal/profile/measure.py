@@ -11,7 +11,7 @@ from ..runtime.sampling_params import SamplingParams
 from .data import Row
 from .lab import Captured, Lab
 from .options import ONCE
-from .plan import Unit
+from .plan import Unit, common_length
 
 Record = dict[str, Any]
 """JSON-able; see `measure_unit`."""
@@ -96,7 +96,10 @@ class Measurer:
         }  # fmt: skip
 
     def measure_margin(self, unit: Unit, margins: Sequence[int], depth: int, interval: int) -> list[Record]:
-        """Answers when a prefix is reused up to each margin before the place where donor and row part."""
+        """Answers when a prefix is reused up to each margin before the place where donor and row part.
+
+        Rows have a `distance` too: from that place to where reuse ended (None when nothing was reused).
+        """
         lab, canvas = self._lab, self._sampling.max_new_tokens
         lab.capture(SALT, "first", unit.donor, len(unit.donor), canvas)
         reference = self.reference(unit.rows)
@@ -106,10 +109,11 @@ class Measurer:
                 [row.tokens for row in unit.rows], self._sampling, "bicache", salt=SALT, capture="first", depth=depth,
                 interval=interval, cut=len(unit.donor), margin=margin,
             )  # fmt: skip
-            rows = [
-                _compared(row, output, exact, canvas)
-                for row, output, exact in zip(unit.rows, outputs, reference, strict=True)
-            ]
+            rows = []
+            for row, output, exact in zip(unit.rows, outputs, reference, strict=True):
+                reused = output.cached_tokens
+                distance = common_length([unit.donor, row.tokens]) - reused if reused else None
+                rows.append({**_compared(row, output, exact, canvas), "distance": distance})
             out.append({"margin": margin, "depth": depth, "interval": interval, "rows": rows})
         lab.forget()
         return out

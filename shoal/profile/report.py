@@ -13,6 +13,7 @@ import numpy as np
 
 from ..radix_cache.depth_profile import DepthProfile
 from .choice import Cell, Tally
+from .margins import Margin
 from .options import ONCE
 
 _STYLE = """
@@ -30,7 +31,7 @@ _CAPTURES = {
 
 def write_report(
     path: Path, profile: DepthProfile, cells: Sequence[Cell], picked: Sequence[Cell],
-    margins: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any],
+    margins: Sequence[Margin], records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Write the report; `records` are the units' (see `measure_unit`), `settings` what they were made with."""
     parts = [
@@ -107,18 +108,23 @@ def _kinds_table(cells: Sequence[Cell], picked: Sequence[Cell]) -> str:
     )
 
 
-def _margin_table(profile: DepthProfile, margins: Sequence[Mapping[str, Any]]) -> str:
+def _margin_table(profile: DepthProfile, margins: Sequence[Margin]) -> str:
     if not margins:
         return f"<p>Not measured (no groups of rows that begin alike); {profile.reuse_margin} tokens are kept.</p>"
-    rows = [
-        [str(part["margin"]), str(part["cell"].all.rows), *_tally(part["cell"].all),
-         f"{part['cell'].worst_agreement:.3f}"]
-        for part in margins
-    ]  # fmt: skip
+    rows = []
+    for part in margins:
+        near = ["0", "", "", "", "", ""]
+        if part.cell is not None:
+            near = [str(part.near), *_tally(part.cell.all), f"{part.cell.worst_agreement:.3f}"]
+        rows.append([str(part.margin), *near, str(part.all.rows), f"{part.all.agreement:.3f}"])
     return (
-        f"<p>A prefix reused up to so many tokens before the place where two prompts part, at depth "
-        f"{margins[0]['cell'].depth}. Chosen: {profile.reuse_margin}.</p>"
-        + _table(("margin", "rows", "agreement", "tokens", "accuracy", "none", "worst kind"), rows)
+        "<p>A prefix reused up to so many tokens before the place where two prompts part, at the deepest choice. Reuse "
+        "ends at whole pages: the <i>near</i> rows are those that ended within half a page of the margin. Chosen: "
+        f"{profile.reuse_margin}.</p>"
+        + _table(
+            ("margin", "near rows", "agreement", "tokens", "accuracy", "none", "worst kind", "all rows", "agreement"),
+            rows,
+        )
     )
 
 

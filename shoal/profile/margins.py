@@ -1,0 +1,86 @@
+"""The reuse margin: how far before the place where two prompts part a cached prefix must end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tqdm import tqdm
+
+from ..radix_cache.depth_profile import DEFAULT_REUSE_MARGIN
+from .choice import Cell, Limits, Tally
+from .data import Groups
+from .measure import Measurer
+from .plan import Unit
+from .store import Store
+
+_GROUPS = 32
+_ROWS = 3
+_ENOUGH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """Rows whose prefix was reused up to `margin` tokens before the place where they part from the donor.
+
+    Reuse ends at whole pages, so most rows end earlier. `cell` counts the *near* ones, that ended within half a page of
+    the margin; None when there are none. `all`: all of them.
+    """
+
+    margin: int
+    cell: Cell | None
+    all: Tally
+
+    @property
+    def near(self) -> int:
+        """How many rows tell about this very margin."""
+        return 0 if self.cell is None else self.cell.all.rows
+
+
+def measure_margins(
+    groups: Groups, longest: int, cell: Cell, measurer: Measurer, store: Store, margins: Sequence[int], page_size: int
+) -> list[Margin]:
+    """Rows at the depth and interval of `cell`, captured from a row of the same group and kind; ascending margins.
+
+    Rows of a kind often begin alike beyond what the group shares: that is where a margin matters most. Many groups with
+    few rows each, because where a page ends depends on the group. Rows of more than `longest` tokens are left out.
+    """
+    found: dict[int, list[Mapping[str, Any]]] = {}
+    for name in tqdm(sorted(groups)[:_GROUPS], desc="margins", unit="group"):
+        fit = [row for row in groups[name] if len(row.tokens) <= longest]
+        for kind in sorted({row.kind for row in fit}):
+            alike = [row for row in fit if row.kind == kind][: 1 + _ROWS]
+            if len(alike) < 2:
+                continue
+            key = f"margin/{name}/{kind}/{cell.depth}/{cell.interval}"
+            if key not in store.records:
+                unit = Unit(key, cell.ratio, name, 0, alike[0].tokens, tuple(alike[1:]), True)
+                measured = measurer.measure_margin(unit, sorted(margins), cell.depth, cell.interval)
+                store.add({"key": key, "margins": measured})
+            for part in store.records[key]["margins"]:
+                found.setdefault(part["margin"], []).extend(part["rows"])
+    return [_margin(margin, rows, cell, page_size) for margin, rows in sorted(found.items())]
+
+
+def _margin(margin: int, rows: Sequence[Mapping[str, Any]], cell: Cell, page_size: int) -> Margin:
+    near = [row for row in rows if row["distance"] is not None and row["distance"] < margin + page_size // 2]
+    kinds = {kind: Tally.of([row for row in near if row["kind"] == kind]) for kind in {row["kind"] for row in near}}
+    return Margin(margin, replace(cell, all=Tally.of(near), kinds=kinds) if near else None, Tally.of(rows))
+
+
+def choose_margin(margins: Sequence[Margin], limits: Limits) -> int:
+    """The smallest margin that enough near rows bear out and from which on no other is contradicted.
+
+    Where too few rows end near a margin it counts only when it is at least DEFAULT_REUSE_MARGIN. When every margin is
+    contradicted, the largest; without any, DEFAULT_REUSE_MARGIN.
+    """
+    chosen = None
+    for part in reversed(margins):
+        if part.cell is not None and not limits.keeps(part.cell):
+            break
+        if part.near >= _ENOUGH or part.margin >= DEFAULT_REUSE_MARGIN:
+            chosen = part.margin
+    if chosen is not None:
+        return chosen
+    return max((part.margin for part in margins), default=DEFAULT_REUSE_MARGIN)
