@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import operator
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Literal
 
 import zmq
@@ -22,7 +21,6 @@ from .errors import (
     QueueFullError,
     ShoalError,
     WireError,
-    shorten,
 )
 from .facts import Facts
 from .hub import resolve_model_folder
@@ -30,6 +28,7 @@ from .inbox import Inbox, Outbox
 from .output_stream import OutputStream
 from .pipeline import Pipeline, child_config
 from .pipeline_config import PipelineConfig
+from .questions import Questions
 from .request import RequestOutput
 from .service import GenerateInput, Message, ServiceInfo, ServiceStatus
 from .stats import SchedulerStats
@@ -40,7 +39,6 @@ from .wire import (
     Begin,
     Detokenize,
     Failed,
-    Generate,
     Outputs,
     Ready,
     Refused,
@@ -50,6 +48,7 @@ from .wire import (
     ToTokenizer,
 )
 from .wire_errors import unpack_error
+from .wire_requests import generate_message
 
 logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 1.0
@@ -83,7 +82,7 @@ class PipelineClient:
         self._numbers = itertools.count()
         self._streams: dict[str, OutputStream] = {}
         self._by_rid: dict[str, str] = {}
-        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._questions = Questions()
         self._ready: dict[str, Ready] = {}
         self._failure: ShoalError | None = None
         self._failed = asyncio.Event()
@@ -207,9 +206,7 @@ class PipelineClient:
         self._status = ServiceStatus("dead", reason)
         for stream in self._streams.values():
             stream.fail(kind(reason))
-        for future in self._asked.values():
-            if not future.done():
-                future.set_exception(EngineClosedError(reason))
+        self._questions.close(reason)
         current = asyncio.current_task()
         for task in self._tasks:
             if task is not current:
@@ -239,7 +236,7 @@ class PipelineClient:
         self._by_rid[request.rid] = number
         finished = sent = False
         try:
-            self._send(_generate(number, request))
+            self._send(generate_message(number, request))
             sent = True
             while not finished:
                 output = await stream.next()
@@ -290,15 +287,9 @@ class PipelineClient:
     async def _ask(self, what: Literal["stats", "snapshot", "flush"]) -> Any:
         return await self._reply(lambda number: Ask(number, what))
 
-    async def _reply(self, question: Any) -> Any:
+    async def _reply(self, question: Callable[[int], ToTokenizer]) -> Any:
         self._require_alive()
-        number = next(self._numbers)
-        future = self._asked[number] = asyncio.get_running_loop().create_future()
-        try:
-            self._send(question(number))
-            return await future
-        finally:
-            del self._asked[number]
+        return await self._questions.ask(lambda number: self._send(question(number)))
 
     def _require_alive(self) -> None:
         if self._status.state == "dead" or self._info is None:
@@ -332,12 +323,7 @@ class PipelineClient:
                 if (stream := self._streams.get(message.rid)) is not None:
                     stream.refuse(unpack_error(message.error))
             case Reply():
-                future = self._asked.get(message.number)
-                if future is not None and not future.done():
-                    if message.error is not None:
-                        future.set_exception(unpack_error(message.error))
-                    else:
-                        future.set_result(message.value)
+                self._questions.answer(message)
             case Ready():
                 self._one_ready(message)
             case Failed():
@@ -361,31 +347,3 @@ class PipelineClient:
             self.config, has_tokenizer=tokenizer.has_tokenizer, has_chat_template=tokenizer.has_chat_template,
             chat_markers=tokenizer.chat_markers or PLAIN.to_json(),
         )  # fmt: skip
-
-
-def _token_ids(prompt: Any) -> list[int]:
-    """A prompt that must be token ids. Raises InvalidRequestError."""
-    try:
-        ids = [operator.index(token) for token in prompt if not isinstance(token, bool)]
-    except TypeError:
-        ids = []
-    if len(ids) != len(prompt) or not all(-(2**63) <= token < 2**63 for token in ids):
-        message = f"prompt is {shorten(prompt)}; it must be text, token ids or chat messages"
-        raise InvalidRequestError(message, field="prompts", value=shorten(prompt))
-    return ids
-
-
-def _generate(number: str, request: GenerateInput) -> Generate:
-    prompt: Any = request.prompt
-    text = token_ids = messages = None
-    if isinstance(prompt, str):
-        text = prompt
-    elif len(prompt) and all(isinstance(part, dict) for part in prompt):
-        messages = [dict(part) for part in prompt]
-    else:
-        token_ids = _token_ids(prompt)
-    return Generate(
-        number, text, token_ids, messages, request.sampling, request.cache_mode, request.cache_salt, request.priority,
-        request.timeout_s, request.stream, time.monotonic(), None if request.canvas is None else list(request.canvas),
-        request.shared_prefix, None if request.targets is None else list(request.targets),
-    )  # fmt: skip

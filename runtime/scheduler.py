@@ -5,18 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
-from ..radix_cache.config import TreeConfig
-from ..radix_cache.tree import RadixTree
+from .admission import Admission
 from .audit import Auditor
 from .counters import BatchLog, Counters
-from .errors import EngineError, InvalidRequestError, PoolTooSmallError, QueueFullError, RequestTimeoutError
+from .errors import EngineError, InvalidRequestError, PoolTooSmallError, RequestTimeoutError
 from .memory import Memory
 from .messages import AddRequest, Forward, ForwardItem, Release, StepResult
-from .policy import admission_order, victims
 from .request import Request, RequestOutput
 from .reuse import ReusePlanner
 from .stats import SchedulerStats
@@ -73,23 +70,19 @@ class Scheduler:
         self.planner = planner
         self._worker = worker
         self._eos = eos_token_id
-        self._max_running = max_running_requests
-        self._max_queued = max_queued_requests
+        self._admission = Admission(memory, planner, policy, max_running_requests, max_queued_requests)
         self._max_refresh_tokens = max_refresh_tokens
         self._max_steps = max_steps_per_message
-        self._policy = policy
         self._check = check_invariants
         self._checked_at = -math.inf
         self.counters = Counters()
         self._log = BatchLog(memory, self.counters, log_interval)
         self._requests: dict[str, Request] = {}
-        self._waiting: list[Request] = []
         self._running: dict[str, Request] = {}
         self._ending: list[tuple[Request, ForwardItem]] = []  # done, but for the pass that mode `lm` captures
         self._in_flight: tuple[ForwardItem, ...] = ()
         self._final = False
         self._progress: list[Request] = []
-        self._blocked = False  # the first in the queue found no memory, and nothing has changed since
         self._next_deadline = math.inf
 
     @property
@@ -100,7 +93,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Requests that were not admitted yet, or were put back."""
-        return len(self._waiting)
+        return len(self._admission.waiting)
 
     @property
     def num_running(self) -> int:
@@ -109,7 +102,7 @@ class Scheduler:
 
     def stats(self) -> SchedulerStats:
         """State and counters."""
-        return replace(self._log.stats(len(self._running), len(self._waiting)), **self.auditor.numbers())
+        return replace(self._log.stats(self.num_running, self.num_waiting), **self.auditor.numbers())
 
     def check_fits(self, prompt_tokens: int, canvas_tokens: int) -> None:
         """Raise PoolTooSmallError for a request that could not run even alone."""
@@ -121,26 +114,17 @@ class Scheduler:
         Raises PoolTooSmallError, QueueFullError, or InvalidRequestError for an id that is in use.
         """
         try:
-            self._admit_to_queue(request)
+            if request.rid in self._requests:
+                raise InvalidRequestError(f"rid {request.rid!r} is in use", field="rid", value=request.rid)
+            self.check_fits(len(request.prompt), request.canvas_length)
+            self._admission.queue(request, self.num_running)
         except Exception:
             self.counters.refused += 1
             raise
         self.counters.requests += 1
         self._requests[request.rid] = request
-        self._waiting.append(request)
-        self._blocked = False
         if request.timeout_s is not None:
             self._next_deadline = min(self._next_deadline, request.arrival + request.timeout_s)
-
-    def _admit_to_queue(self, request: Request) -> None:
-        if request.rid in self._requests:
-            raise InvalidRequestError(f"rid {request.rid!r} is in use", field="rid", value=request.rid)
-        self.check_fits(len(request.prompt), request.canvas_length)
-        if self._max_queued is not None:
-            queued = len(self._waiting) - max(0, self._max_running - len(self._running))
-            if queued >= self._max_queued:
-                message = f"{queued} requests wait already, as many as may (max_queued_requests): try again later"
-                raise QueueFullError(message, field="max_queued_requests", value=queued, limit=self._max_queued)
 
     def abort(self, rid: str) -> RequestOutput | None:
         """As `end`; the terminal output."""
@@ -198,7 +182,7 @@ class Scheduler:
             self.counters.refresh_forwards += 1
             return self._fly(tuple(refreshes), 1)
         if self._running:
-            self._log.block_step(self._running, len(self._waiting))
+            self._log.block_step(self._running, self.num_waiting)
             return self._fly(tuple(self.planner.block_step(r) for r in self._running.values()), self._max_steps)
         return None
 
@@ -228,8 +212,8 @@ class Scheduler:
                 self._finish(request)
 
     def _next_refreshes(self) -> list[ForwardItem]:
-        if self._waiting:
-            self._retract()
+        for request in self._admission.giving_way(self._running.values()):
+            self._put_back(request)
         items: list[ForwardItem] = []
         tokens = 0
         for request in self._running.values():
@@ -240,7 +224,11 @@ class Scheduler:
                 items.append(item)
                 tokens += item.stop - item.join
         admitted = []
-        for request in self._admissible():
+        for request, admitted_now in self._admission.admit(self._running):
+            if not admitted_now:
+                self._reject(request)
+                continue
+            self._start(request)
             item = self.planner.first_forward(request)
             if audit := self.auditor.wants(request):
                 item = replace(item, audit=audit)
@@ -249,30 +237,8 @@ class Scheduler:
             tokens += item.stop - item.join
             if tokens >= self._max_refresh_tokens:
                 break
-        self._log.refresh(admitted, len(self._running), len(self._waiting))
+        self._log.refresh(admitted, self.num_running, self.num_waiting)
         return items
-
-    def _retract(self) -> None:
-        """Put running requests back, as many as the most important one that waits needs; none if it won't help."""
-        if min((r.priority for r in self._running.values()), default=math.inf) >= max(
-            r.priority for r in self._waiting
-        ):
-            return
-        request = admission_order(self._policy, self._waiting, self.planner)[0]
-        weaker = victims(self._running.values(), request.priority)
-        if self._follows(request, self._leading()):
-            return  # it will not start now, and who was put back would take its own place again
-        kv, bands = self.memory.kv, self.memory.config.num_bands
-        shared = self.planner.cached_tokens(request) // self.memory.config.page_size
-        needed = (self.memory.pages_for(request.total_tokens) - shared) * bands
-        gained = sum(v.own_kv.size + (v.match.kv_pages.size if v.match is not None else 0) for v in weaker)
-        if needed > kv.num_free + kv.num_reclaimable + gained:
-            return
-        for victim in weaker:
-            if len(self._running) < self._max_running and self.planner.admit(request):
-                self.memory.release(request)  # it is admitted in its turn
-                return
-            self._put_back(victim)
 
     def _put_back(self, request: Request) -> None:
         self._running.pop(request.rid)
@@ -280,61 +246,11 @@ class Scheduler:
         self.memory.release(request)
         request.retract()
         self.counters.retractions += 1
-        self._waiting.insert(0, request)
-        self._blocked = False
-
-    def _admissible(self) -> Iterator[Request]:
-        """Admit waiting requests one by one, as long as the caller asks for more and memory lasts.
-
-        A request whose prefix is about to be captured by another one (admitted just now; in mode `lm`, running) waits
-        for it and finds it in the cache.
-        """
-        if not self._waiting or self._blocked or len(self._running) >= self._max_running:
-            return
-        leading = self._leading()
-        for request in admission_order(self._policy, self._waiting, self.planner):
-            if len(self._running) >= self._max_running:
-                return
-            if self._follows(request, leading):
-                continue
-            admitted = self.planner.admit(request)
-            if not admitted and not self._running:
-                admitted = self.planner.admit(request, capture=False)
-                if not admitted:
-                    self._reject(request)
-                    continue
-            if not admitted:
-                self._blocked = True
-                return
-            self._start(request)
-            self._lead(leading, request)
-            yield request
-
-    def _leading(self) -> RadixTree:
-        """A tree without pages of the prompts that will be in the cache before long."""
-        config = self.memory.config
-        leading = RadixTree(TreeConfig(config.page_size, config.num_layers, config.layers_per_band))
-        for request in self._running.values():
-            if request.cache_mode == "lm":  # captured when it has finished, not after its first forward
-                self._lead(leading, request)
-        return leading
-
-    def _lead(self, leading: RadixTree, request: Request) -> None:
-        tokens = len(request.prompt) if request.cache_mode == "lm" else request.capture_tokens
-        if tokens:
-            depth = self.memory.config.num_layers
-            leading.capture(request.prompt[:tokens], self.planner.namespace(request), depth=depth, ratio=1.0)
-
-    def _follows(self, request: Request, leading: RadixTree) -> bool:
-        if self.memory.tree_for(request.cache_mode) is None:
-            return False
-        shared = leading.match(request.prompt, self.planner.namespace(request), touch=False).num_tokens
-        reusable = self.planner.reusable
-        return reusable(request, shared) > reusable(request, self.planner.cached_tokens(request))
+        self._admission.put_back(request)
 
     def _start(self, request: Request) -> None:
         assert request.page_table is not None
-        self._waiting.remove(request)
+        self._admission.remove(request)
         self._running[request.rid] = request
         request.admitted_at = request.admitted_at or time.monotonic()
         self.counters.admitted(request, self.memory.tree_for(request.cache_mode) is not None)
@@ -387,7 +303,7 @@ class Scheduler:
             return
         request.started = True
         self.planner.captured(request)
-        self._blocked = False
+        self._admission.changed()
 
     def _advance(self, request: Request, result: StepResult) -> None:
         request.nfe += result.nfe
@@ -426,11 +342,11 @@ class Scheduler:
         if self._running.pop(request.rid, None) is not None:
             self._worker.release(Release((request.rid,)))
         else:
-            self._waiting.remove(request)
+            self._admission.remove(request)
         if self._ending:
             self._ending = [(other, item) for other, item in self._ending if other is not request]
         del self._requests[request.rid]
         self.memory.release(request)
         self.counters.finished(request, isinstance(request.error, RequestTimeoutError))
         self._progress.append(request)
-        self._blocked = False
+        self._admission.changed()

@@ -173,12 +173,14 @@ async def test_clients_that_leave_at_random_moments_give_everything_back(client)
 async def test_a_cancelled_caller_aborts_its_request(client):
     task = asyncio.create_task(last(client, request("gone", **LONG)))
     await asyncio.sleep(0.02)
-    before = (await client.stats()).aborted
+    before = await client.stats()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     await wait_idle(client)
-    assert (await client.stats()).aborted == before + 1
+    after = await client.stats()
+    assert after.aborted + after.finished_length == before.aborted + before.finished_length + 1
+    assert not client._streams
 
 
 async def test_time_outs_while_running_keep_what_there_is(client):

@@ -1,0 +1,134 @@
+"""The queue: which waiting requests start now, who has to wait for whom, and who gives way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+from ..radix_cache.config import TreeConfig
+from ..radix_cache.tree import RadixTree
+from .errors import QueueFullError
+from .memory import Memory
+from .policy import admission_order, victims
+from .request import Request
+from .reuse import ReusePlanner
+
+
+class Admission:
+    """Waiting requests, in order of arrival, and what it takes to admit them.
+
+    Args:
+        memory, planner: what a request needs before it can run.
+        policy, max_running, max_queued: see EngineConfig.
+
+    Attributes:
+        waiting: requests that were not admitted yet, or were put back.
+    """
+
+    def __init__(self, memory: Memory, planner: ReusePlanner, policy: str, max_running: int, max_queued: int | None):
+        self.memory = memory
+        self.planner = planner
+        self._policy = policy
+        self._max_running = max_running
+        self._max_queued = max_queued
+        self.waiting: list[Request] = []
+        self._blocked = False  # the first in the queue found no memory, and nothing has changed since
+
+    def queue(self, request: Request, running: int) -> None:
+        """Take a request in, while `running` run. Raises QueueFullError."""
+        if self._max_queued is not None:
+            queued = len(self.waiting) - max(0, self._max_running - running)
+            if queued >= self._max_queued:
+                message = f"{queued} requests wait already, as many as may (max_queued_requests): try again later"
+                raise QueueFullError(message, field="max_queued_requests", value=queued, limit=self._max_queued)
+        self.waiting.append(request)
+        self._blocked = False
+
+    def put_back(self, request: Request) -> None:
+        """A running request waits again, before those that never ran."""
+        self.waiting.insert(0, request)
+        self._blocked = False
+
+    def remove(self, request: Request) -> None:
+        """A request has started, or ended while it waited."""
+        self.waiting.remove(request)
+
+    def changed(self) -> None:
+        """Memory was given back, or the cache holds more: who found no memory may find some now."""
+        self._blocked = False
+
+    def giving_way(self, running: Iterable[Request]) -> Iterator[Request]:
+        """Running requests that the caller has to put back, one by one, for the most important one that waits.
+
+        None when that would not help it, and no more than it needs.
+        """
+        if not self.waiting or self._blocked:
+            return
+        running = list(running)
+        if min((r.priority for r in running), default=math.inf) >= max(r.priority for r in self.waiting):
+            return
+        request = admission_order(self._policy, self.waiting, self.planner)[0]
+        if self._follows(request, self._leading(running)):
+            return  # it will not start now, and who was put back would take its own place again
+        weaker = victims(running, request.priority)
+        kv, config = self.memory.kv, self.memory.config
+        shared = self.planner.cached_tokens(request) // config.page_size
+        needed = (self.memory.pages_for(request.total_tokens) - shared) * config.num_bands
+        gained = sum(v.own_kv.size + (v.match.kv_pages.size if v.match is not None else 0) for v in weaker)
+        if needed > kv.num_free + kv.num_reclaimable + gained:
+            return
+        for number, victim in enumerate(weaker):
+            if len(running) - number < self._max_running and self.planner.admit(request):
+                self.memory.release(request)  # it is admitted in its turn
+                return
+            yield victim
+
+    def admit(self, running: Mapping[str, Request]) -> Iterator[tuple[Request, bool]]:
+        """Give waiting requests their memory, one by one, as long as the caller asks for more and memory lasts.
+
+        Yields (request, True); the caller starts it, so that it is among `running` and no longer waits. Or (request,
+        False) for one that can never run, because pins leave no room: the caller ends it. A request whose prefix is
+        about to be captured by another one (admitted just now; in mode `lm`, running) waits for it and finds it in the
+        cache.
+        """
+        if not self.waiting or self._blocked or len(running) >= self._max_running:
+            return
+        leading = self._leading(running.values())
+        for request in admission_order(self._policy, self.waiting, self.planner):
+            if len(running) >= self._max_running:
+                return
+            if self._follows(request, leading):
+                continue
+            admitted = self.planner.admit(request)
+            if not admitted and not running:
+                admitted = self.planner.admit(request, capture=False)
+                if not admitted:
+                    yield request, False
+                    continue
+            if not admitted:
+                self._blocked = True
+                return
+            self._lead(leading, request)
+            yield request, True
+
+    def _leading(self, running: Iterable[Request]) -> RadixTree:
+        """A tree without pages of the prompts that will be in the cache before long."""
+        config = self.memory.config
+        leading = RadixTree(TreeConfig(config.page_size, config.num_layers, config.layers_per_band))
+        for request in running:
+            if request.cache_mode == "lm":  # captured when it has finished, not after its first forward
+                self._lead(leading, request)
+        return leading
+
+    def _lead(self, leading: RadixTree, request: Request) -> None:
+        tokens = len(request.prompt) if request.cache_mode == "lm" else request.capture_tokens
+        if tokens:
+            depth = self.memory.config.num_layers
+            leading.capture(request.prompt[:tokens], self.planner.namespace(request), depth=depth, ratio=1.0)
+
+    def _follows(self, request: Request, leading: RadixTree) -> bool:
+        if self.memory.tree_for(request.cache_mode) is None:
+            return False
+        shared = leading.match(request.prompt, self.planner.namespace(request), touch=False).num_tokens
+        reusable = self.planner.reusable
+        return reusable(request, shared) > reusable(request, self.planner.cached_tokens(request))

@@ -1,0 +1,43 @@
+"""What a client asks for, as messages to the pipeline."""
+
+from __future__ import annotations
+
+import operator
+import time
+from typing import Any
+
+from .errors import InvalidRequestError, shorten
+from .service import GenerateInput
+from .wire import Generate
+
+
+def generate_message(number: str, request: GenerateInput) -> Generate:
+    """The message for a request that goes by `number` inside the pipeline; its time counts from now.
+
+    Raises InvalidRequestError for a prompt that is neither text nor token ids nor chat messages.
+    """
+    prompt: Any = request.prompt
+    text = token_ids = messages = None
+    if isinstance(prompt, str):
+        text = prompt
+    elif len(prompt) and all(isinstance(part, dict) for part in prompt):
+        messages = [dict(part) for part in prompt]
+    else:
+        token_ids = _token_ids(prompt)
+    return Generate(
+        number, text, token_ids, messages, request.sampling, request.cache_mode, request.cache_salt, request.priority,
+        request.timeout_s, request.stream, time.monotonic(), None if request.canvas is None else list(request.canvas),
+        request.shared_prefix, None if request.targets is None else list(request.targets),
+    )  # fmt: skip
+
+
+def _token_ids(prompt: Any) -> list[int]:
+    """A prompt that must be token ids. Raises InvalidRequestError."""
+    try:
+        ids = [operator.index(token) for token in prompt if not isinstance(token, bool)]
+    except TypeError:
+        ids = []
+    if len(ids) != len(prompt) or not all(-(2**63) <= token < 2**63 for token in ids):
+        message = f"prompt is {shorten(prompt)}; it must be text, token ids or chat messages"
+        raise InvalidRequestError(message, field="prompts", value=shorten(prompt))
+    return ids
