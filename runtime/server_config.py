@@ -23,8 +23,9 @@ class ServerConfig:
         admin_api_key: key for flush, abort, the cache's snapshot and profiling. None: api_key is enough for them.
         served_model_name: name of the model in the OpenAI routes. None: the model path.
         max_body_bytes: largest request body.
+        body_timeout_s: seconds that a client may take to send it.
         max_n: most answers per prompt (n).
-        max_batch: most prompts in one request.
+        max_batch: most prompts, and most answers (prompts times n), in one request.
         max_new_tokens_limit: largest max_new_tokens. None: what the model's length allows.
         default_max_new_tokens: canvas length of requests that give none on /generate and the chat route
             (/v1/completions takes 16, as OpenAI does).
@@ -37,7 +38,7 @@ class ServerConfig:
         max_request_timeout_s: largest timeout_s that a request may ask for.
         keep_alive_s: seconds that an idle connection is kept.
         drain_timeout_s: seconds that running requests get after SIGTERM.
-        health_timeout_s: seconds that /health_generate waits for its token.
+        health_timeout_s: seconds that /health_generate waits for a sign of life.
         skip_warmup: be ready without a warm-up request.
         enable_cache_report: say in the usage of the OpenAI routes how many prompt tokens came from the cache.
         in_process: run scheduler and worker in the HTTP server's own process instead of in processes of their own.
@@ -53,6 +54,7 @@ class ServerConfig:
     admin_api_key: str | None = None
     served_model_name: str | None = None
     max_body_bytes: int = 8 << 20
+    body_timeout_s: float = 60.0
     max_n: int = 32
     max_batch: int = 1024
     max_new_tokens_limit: int | None = None
@@ -87,7 +89,7 @@ class ServerConfig:
             _integer(name, getattr(self, name), 1)
         if self.max_new_tokens_limit is not None:
             _integer("max_new_tokens_limit", self.max_new_tokens_limit, 1)
-        for name in ("max_request_timeout_s", "health_timeout_s"):
+        for name in ("body_timeout_s", "max_request_timeout_s", "health_timeout_s"):
             _seconds(name, getattr(self, name))
         if self.request_timeout_s is not None:
             _seconds("request_timeout_s", self.request_timeout_s)

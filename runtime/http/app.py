@@ -41,7 +41,7 @@ def create_app(service: Service, config: ServerConfig, model_name: str = "") -> 
         middleware=[
             Middleware(AccessLog, metrics=metrics, routes=routes),
             Middleware(KeyCheck, config=config),
-            Middleware(BodyLimit, limit=config.max_body_bytes),
+            Middleware(BodyLimit, max_bytes=config.max_body_bytes, seconds=config.body_timeout_s),
         ],
     )
     app.state.server = ServerState(service, config, metrics, Generations(service, metrics))

@@ -84,7 +84,8 @@ class Generation:
         self._groups = groups
         self._rid = rid
         self._inputs = inputs
-        self._queue: asyncio.Queue[tuple[int, RequestOutput | BaseException]] = asyncio.Queue()
+        self._latest: dict[int, RequestOutput | BaseException] = {}
+        self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Generation:
@@ -102,21 +103,31 @@ class Generation:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def outputs(self) -> AsyncIterator[tuple[int, RequestOutput]]:
-        """(which input, output) as they come, until each has had its terminal one. Raises the first ShoalError."""
+        """(which input, output) as they come, until each has had its terminal one. Raises the first ShoalError.
+
+        Outputs are cumulative: who reads slowly gets fewer of them, so what waits here stays small.
+        """
         left = len(self._inputs)
         while left:
-            index, output = await self._queue.get()
-            if isinstance(output, BaseException):
-                raise output
-            if output.error is not None:
-                raise output.error
-            left -= output.finished
-            yield index, output
+            await self._news.wait()
+            self._news.clear()
+            news, self._latest = self._latest, {}
+            for index, output in news.items():
+                if isinstance(output, BaseException):
+                    raise output
+                if output.error is not None:
+                    raise output.error
+                left -= output.finished
+                yield index, output
 
     async def collect(self) -> list[RequestOutput]:
         """The terminal outputs, in the order of the inputs."""
         done = {index: output async for index, output in self.outputs() if output.finished}
         return [done[index] for index in range(len(self._inputs))]
+
+    def _put(self, index: int, output: RequestOutput | BaseException) -> None:
+        self._latest[index] = output
+        self._news.set()
 
     async def _pump(self, index: int) -> None:
         item = self._inputs[index]
@@ -130,18 +141,18 @@ class Generation:
                     watch.saw(output)
                     if finished:
                         _log(item, output)
-                    self._queue.put_nowait((index, output))
+                    self._put(index, output)
             if not finished:
                 error = EngineError(f"request {item.rid} ended without a reply", field="rid", value=item.rid)
-                self._queue.put_nowait((index, error))
+                self._put(index, error)
         except ShoalError as error:
             watch.refused()
-            self._queue.put_nowait((index, error))
+            self._put(index, error)
         except asyncio.CancelledError:
             watch.left()
             raise
         except Exception as error:
-            self._queue.put_nowait((index, error))
+            self._put(index, error)
 
 
 def _log(item: GenerateInput, output: RequestOutput) -> None:

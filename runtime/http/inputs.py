@@ -47,6 +47,9 @@ def make_batch(
     if len(counts) > 1:
         raise bad_request("n", "n differs between the prompts of one request; it must be the same")
     (n,) = counts
+    if len(prompts) * n > config.max_batch:
+        words = f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} answers"
+        raise bad_request("n", f"{words}; this server gives at most {config.max_batch} in one request")
     params = [sampling_params(v, config, default_max_new_tokens) for v in values]
     for p in params:
         _check_seeds(p, n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import time
@@ -22,44 +23,59 @@ _CLIENT_CLOSED_REQUEST = 499
 
 
 class BodyLimit:
-    """Answers 413 to bodies over `limit` bytes, without reading them to their end."""
+    """Answers 413 to bodies over `max_bytes`, without reading them to their end, and 408 to those that take long."""
 
-    def __init__(self, app: ASGIApp, limit: int):
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float):
         self._app = app
-        self._limit = limit
+        self._max_bytes = max_bytes
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, counting what comes."""
+        """Read the body, then pass the request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = _header(scope, b"content-length")
-        if declared is not None and (not declared.isdigit() or int(declared) > self._limit):
-            await self._refuse(scope, receive, send)
+        try:
+            async with asyncio.timeout(self._seconds):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            message = f"the body was not complete after {self._seconds} seconds"
+            await _refuse(ApiError(408, message, kind="RequestTimeoutError", param="body"), scope, receive, send)
             return
-        body, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body.append(message.get("body", b""))
-            size += len(body[-1])
-            if size > self._limit:
-                await self._refuse(scope, receive, send)
-                return
-            if not message.get("more_body", False):
-                break
-        whole: list[Message] = [{"type": "http.request", "body": b"".join(body), "more_body": False}]
+        except ApiError as error:
+            await _refuse(error, scope, receive, send)
+            return
+        if body is None:
+            return
+        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
             return whole.pop() if whole else await receive()
 
         await self._app(scope, replay, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        message = f"the body is larger than {self._limit} bytes"
-        error = ApiError(413, message, kind="PayloadTooLargeError", param="body")
-        await JSONReply(error.body(), 413, headers={"connection": "close"})(scope, receive, send)
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The body; None when the client has left. Raises ApiError (413)."""
+        message = f"the body is larger than {self._max_bytes} bytes"
+        too_large = ApiError(413, message, kind="PayloadTooLargeError", param="body")
+        declared = _header(scope, b"content-length")
+        if declared is not None and (not declared.isdigit() or int(declared) > self._max_bytes):
+            raise too_large
+        parts, size = [], 0
+        while True:
+            part = await receive()
+            if part["type"] == "http.disconnect":
+                return None
+            parts.append(part.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_bytes:
+                raise too_large
+            if not part.get("more_body", False):
+                return b"".join(parts)
+
+
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    await JSONReply(error.body(), error.status, headers={"connection": "close"})(scope, receive, send)
 
 
 class KeyCheck:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import socket
 import threading
 import time
 
@@ -26,7 +27,7 @@ def locked(tmp_path_factory):
     flags = ("--api-key", KEY, "--json-logs", "--log-requests", "--max-running-requests", "1", "--max-queued-requests",
              "1", "--kv-cache-tokens", "4096", "--max-new-tokens-limit", "512", "--served-model-name", "prices",
              "--default-steps", "16", "--default-max-new-tokens", "16", "--request-timeout-s", "30",
-             "--no-enable-cache-report")  # fmt: skip
+             "--no-enable-cache-report", "--body-timeout-s", "1.5")  # fmt: skip
     log = tmp_path_factory.mktemp("locked") / "server.log"
     with ServerProcess(log, *flags, environment={"SHOAL_ADMIN_API_KEY": ADMIN_KEY}) as server:
         yield server
@@ -99,6 +100,7 @@ def test_a_full_queue_is_answered_with_503(locked):
         threads[1].start()
         wait_load(client, 2)
         reply = client.post("/generate", json=SLOW)
+        assert client.get("/health_generate").status_code == 200  # full, and well
         assert reply.status_code == 503
         assert reply.headers["retry-after"]
         assert reply.json()["error"]["type"] == "QueueFullError"
@@ -119,15 +121,23 @@ def test_a_time_out_is_a_504_also_while_it_waits(locked):
         waits = client.post("/generate", json={"text": "red", "timeout_s": 0.3})
         assert waits.status_code == 504
         assert waits.json()["error"]["type"] == "RequestTimeoutError"
-        assert time.monotonic() - begin < 1.5
+        assert time.monotonic() - begin < 2.5
         runs.join(20)
         running = client.post("/generate", json={**SLOW, "timeout_s": 0.3})
         assert running.status_code == 504
-        with client.stream("POST", "/generate", json={**SLOW, "timeout_s": 0.5, "stream": True}) as stream:
+        body = {**SLOW, "cache_mode": "none", "timeout_s": 4, "stream": True}  # first text soon, the end in a minute
+        with client.stream("POST", "/generate", json=body) as stream:
             data = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
         assert data[-1] == "[DONE]"
         assert json.loads(data[-2])["error"]["type"] == "RequestTimeoutError"
         wait_idle(client, name="prices")
+
+
+def test_a_body_that_does_not_come_is_a_408(locked):
+    with socket.create_connection(("127.0.0.1", locked.port), timeout=10) as raw:
+        head = f"POST /generate HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: 100\r\n\r\n{{"
+        raw.sendall(head.encode())
+        assert raw.recv(4096).startswith(b"HTTP/1.1 408")
 
 
 def test_limits_of_new_tokens(locked):
@@ -250,6 +260,12 @@ def test_metrics_count_what_happened(client, prices):
     assert grew("e2e_request_latency_seconds_count") == grew("time_to_first_token_seconds_count") == 2
     assert grew("http_requests_total", '{route="/generate",status="200"}') == 2
     assert after['shoal:pages{held="requests",model_name="shop",pool="kv"}'] == 0
+
+
+def test_prompts_times_n_are_limited(client):
+    reply = client.post("/generate", json={"text": ["red"] * 17, "n": 4, "max_new_tokens": 0})
+    assert reply.status_code == 400
+    assert "68 answers; this server gives at most 64" in reply.json()["message"]
 
 
 def test_health_generate(client):
