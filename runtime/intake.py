@@ -218,8 +218,8 @@ class Intake:
     def _encode(self, prompt: Any, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         if isinstance(prompt, str) or (_is_list(prompt) and len(prompt) and all(isinstance(p, dict) for p in prompt)):
             ids = self._encode_text(prompt, name)
-        elif _is_list(prompt) and all(isinstance(t, int | np.integer) and not isinstance(t, bool) for t in prompt):
-            ids = [int(token) for token in prompt]
+        elif _is_list(prompt) and all(issubclass(t, int | np.integer) and t is not bool for t in set(map(type, prompt))):
+            ids = list(map(int, prompt))
         else:
             message = f"{name} is {shorten(prompt)}; it must be text, token ids or chat messages"
             raise InvalidRequestError(message, field="prompts", value=prompt)
@@ -230,8 +230,8 @@ class Intake:
 
     def _check_ids(self, ids: Sequence[int], name: str, field: str) -> None:
         vocabulary = self._facts.model.embedding_size
-        bad = next((token for token in ids if not 0 <= token < vocabulary), None)
-        if bad is not None:
+        if ids and (min(ids) < 0 or max(ids) >= vocabulary):
+            bad = next(token for token in ids if not 0 <= token < vocabulary)
             message = f"{name} has token id {bad}; ids must be at least 0 and below {vocabulary}"
             raise InvalidRequestError(message, field=field, value=bad, limit=vocabulary)
 
