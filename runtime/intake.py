@@ -35,6 +35,10 @@ def is_single(prompts: Any) -> bool:
     return len(prompts) > 0 and isinstance(prompts[0], int | np.integer | dict)
 
 
+def _is_integer(kind: type) -> bool:
+    return issubclass(kind, int | np.integer) and kind is not bool
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
 
@@ -218,7 +222,7 @@ class Intake:
     def _encode(self, prompt: Any, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         if isinstance(prompt, str) or (_is_list(prompt) and len(prompt) and all(isinstance(p, dict) for p in prompt)):
             ids = self._encode_text(prompt, name)
-        elif _is_list(prompt) and all(issubclass(t, int | np.integer) and t is not bool for t in set(map(type, prompt))):
+        elif _is_list(prompt) and all(_is_integer(kind) for kind in set(map(type, prompt))):
             ids = list(map(int, prompt))
         else:
             message = f"{name} is {shorten(prompt)}; it must be text, token ids or chat messages"
