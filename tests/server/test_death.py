@@ -43,7 +43,10 @@ def load(url: str, stream: bool, ends: list[Any]) -> None:
                 return
 
 
-@pytest.mark.parametrize("role", ROLES)
+SLOW = [pytest.param(role, marks=pytest.mark.slow) for role in ("tokenizer", "detokenizer")]
+
+
+@pytest.mark.parametrize("role", ["scheduler", "worker", *SLOW])
 def test_kill_9_under_load(tmp_path, role):
     sockets = tmp_path / "t"
     sockets.mkdir()
