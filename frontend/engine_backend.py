@@ -27,7 +27,8 @@ class EngineBackend:
         self.engine = engine
         self._options: dict[str, Any] = {"cache_mode": cache_mode, "cache_salt": cache_salt}
         self._salt = cache_salt
-        self._reuses = (cache_mode or engine.config.cache_mode) == "bicache"
+        self._reuses = (cache_mode or engine.config.cache_mode) == "bicache" and engine.depth_profile.max_depth > 0
+        self._warmed: dict[tuple[int, ...], None] = {}
         self._markers: ChatMarkers | None = None
         self._encode = lru_cache(_REMEMBERED)(self._encode_now)
 
@@ -71,11 +72,23 @@ class EngineBackend:
         """See Backend."""
         if not self._reuses:
             return None
-        params = SamplingParams(max_new_tokens=0)
-        output = await self.engine.async_generate(list(tokens), params, **self._options)
+        return await asyncio.to_thread(self._warm, list(tokens), pin)
+
+    def _warm(self, tokens: list[int], pin: bool) -> dict[str, Any] | None:
+        """What is cached whole already is left as it is: and trusted to its end only if it was warmed here, since else
+        it may have been captured in front of something else."""
+        engine, size = self.engine, self.engine.page_size
+        whole = tuple(tokens[: len(tokens) // size * size])
+        cached = bool(whole) and engine.cached_tokens(tokens, cache_salt=self._salt) >= len(whole)
+        figures: dict[str, Any] | None = {} if whole in self._warmed else None
+        if not cached:
+            figures = figures_of(engine.generate(tokens, SamplingParams(max_new_tokens=0), **self._options))
+            self._warmed[whole] = None
+            if len(self._warmed) > _REMEMBERED:
+                del self._warmed[next(iter(self._warmed))]
         if pin:
-            await asyncio.to_thread(self.engine.pin, list(tokens), cache_salt=self._salt)
-        return figures_of(output)
+            engine.pin(tokens, cache_salt=self._salt)
+        return figures
 
     async def unpin(self, tokens: Sequence[int]) -> None:
         """See Backend."""

@@ -10,6 +10,7 @@ from .usage import Usage
 
 MIN_TOKENS = 16
 """Shorter prefixes are not worth a forward of their own."""
+_MERGED = 4
 
 
 class WarmUp:
@@ -37,6 +38,8 @@ class WarmUp:
 
         0 for a prompt that does not begin with it, and where a warm-up has failed: it is a saving, not a condition.
         """
+        if self._done is None:
+            self._fit(tokens)
         if len(self.tokens) < MIN_TOKENS or tuple(tokens[: len(self.tokens)]) != self.tokens:
             return 0 if self._above is None else await self._above.shared(tokens)
         if self._done is None:
@@ -48,6 +51,13 @@ class WarmUp:
                 raise
         return await asyncio.shield(self._done)
 
+    def _fit(self, tokens: Sequence[int]) -> None:
+        """Give up the last tokens where the text behind the prefix has merged with them ("the " and "red")."""
+        pairs = zip(self.tokens, tokens, strict=False)
+        common = next((at for at, (own, other) in enumerate(pairs) if own != other), min(len(self.tokens), len(tokens)))
+        if len(self.tokens) - common <= _MERGED:
+            self.tokens = self.tokens[:common]
+
     async def _warm(self) -> int:
         if self._above is not None:
             await self._above.shared(self.tokens)
@@ -57,10 +67,11 @@ class WarmUp:
             return 0
         if meta is None:
             return 0
-        self._usage.add(meta, warm_ups=1)
+        self._usage.add(meta, warm_ups=bool(meta))
         return len(self.tokens)
 
     async def release(self) -> None:
         """Give back the pin, if there is one."""
-        if self._pin and self._done is not None and await self._done:
+        if self._pin and self._done is not None:
+            await self._done
             await self._backend.unpin(self.tokens)

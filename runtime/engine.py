@@ -253,11 +253,17 @@ class Engine:
         was short. Pins count: pin twice, unpin twice. Raises what `generate` raises for a prompt.
         """
         tokens = self._intake.encode(prompt, "prompt")
-        whole = len(tokens) // self._parts.facts.page_size * self._parts.facts.page_size
         tree, namespace = self._parts.scheduler.memory.tree, self._namespace(cache_salt)
-        if self._loop.call_and_wait(lambda: tree.match(tokens, namespace, touch=False).num_tokens) < whole:
+        whole = len(tokens) // self.page_size * self.page_size
+        if self.cached_tokens(tokens, cache_salt=cache_salt) < whole:
             self.generate([tokens], WARM_UP, cache_mode="bicache", cache_salt=cache_salt)
         return self._loop.call_and_wait(lambda: tree.pin(tokens, namespace))
+
+    def cached_tokens(self, prompt: Prompt, *, cache_salt: str = "") -> int:
+        """How many leading tokens of a prompt are cached (whole pages), for mode `bicache`; changes nothing."""
+        tokens = self._intake.encode(prompt, "prompt")
+        tree, namespace = self._parts.scheduler.memory.tree, self._namespace(cache_salt)
+        return self._loop.call_and_wait(lambda: tree.match(tokens, namespace, touch=False).num_tokens)
 
     def unpin(self, prompt: Prompt, *, cache_salt: str = "") -> None:
         """Undo one `pin` of the same prompt. Raises InvalidRequestError when it is not pinned (or was flushed)."""
@@ -296,6 +302,11 @@ class Engine:
     def check(self) -> None:
         """Check the page accounting and the trees. Raises InvariantError with the numbers."""
         self._loop.call_and_wait(self._parts.scheduler.check)
+
+    @property
+    def page_size(self) -> int:
+        """Token positions of a page."""
+        return self._parts.facts.page_size
 
     @property
     def tokenizer(self) -> Any:

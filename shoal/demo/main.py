@@ -84,11 +84,11 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     ) as progress:  # fmt: skip
         total = workload.num_questions * len(options.modes) + (sweep.num_questions * len(DEPTHS) if sweep else 0)
         task = progress.add_task("loading", total=total)
-        runs = run_modes(workload, options.modes, lambda mode: progress.update(task, advance=1, description=mode))
+        runs = run_modes(workload, options.modes, lambda mode, n: progress.update(task, advance=n, description=mode))
         tallies = {}
         if sweep is not None:
             tallies = run_depths(
-                sweep, DEPTHS, lambda depth: progress.update(task, advance=1, description=f"depth {depth}")
+                sweep, DEPTHS, lambda depth, n: progress.update(task, advance=n, description=f"depth {depth}")
             )
     report: dict[str, Any] = {
         "command": options.command,

@@ -5,22 +5,34 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from ..frontend import ProgramState, assistant, function, gen, system, user
 from ..runtime.engine import Engine
 from ..runtime.errors import ConfigError, shorten
 from ..runtime.request import CACHE_MODES
 from ..runtime.sampling_params import SamplingParams
-from .tally import Tally
+from .tally import Answer, Tally
 from .workload import Asked, Workload, make_workload
 
 MODEL = "shop"
 SAMPLING = SamplingParams(max_new_tokens=32, block_length=8, steps=16)
+_SETTINGS = {name: getattr(SAMPLING, name) for name in ("max_new_tokens", "block_length", "steps")}
 _WARM_UP = make_workload(0, [8], 2)
 
-Advance = Callable[[str], None]
-"""Told the name of a run whenever a question of it was answered; called from an engine's thread."""
+Advance = Callable[[str, int], None]
+"""Told the name of a run, and how many questions of it were answered."""
+
+
+@function
+def ask(s: Any, prices: str, turns: Sequence[tuple[str, str]], question: str) -> None:
+    """One question about a price list, after the turns that went before."""
+    s += system(prices)
+    for asked, answered in turns:
+        s += user(asked) + assistant(answered)
+    s += user(question)
+    s += assistant(gen("answer"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +85,34 @@ def _run(workload: Workload, options: Mapping[str, dict[str, Any]], advance: Adv
         for part in workload.lists:
             for name, engine in engines.items():
                 for batch in part.rounds:
-                    answered = _ask(engine, batch, lambda name=name: advance(name))  # type: ignore[misc]
-                    tallies[name].add(batch, *answered)
+                    _ask(tallies[name], engine, batch)
+                    advance(name, len(batch))
         for engine in engines.values():
             engine.check()
         profiled = engines.get("bicache", list(engines.values())[-1])
         return Runs(tallies, profiled.cache_snapshot(), profiled.depth_profile.source, _decoder(profiled))
 
 
-def _ask(engine: Engine, batch: Sequence[Asked], advance: Callable[[], None]) -> tuple[list[Any], float, float]:
-    """Outputs of a batch, its wall time and its CPU time."""
-    prompts = [list(asked.messages) for asked in batch]
+def _ask(tally: Tally, engine: Engine, batch: Sequence[Asked]) -> None:
+    """Ask a batch and take the answers, its wall time and its CPU time over into the tally."""
+    entries = [{"prices": a.prices, "turns": a.turns, "question": a.question.text} for a in batch]
     wall, cpu = time.perf_counter(), time.process_time()
-    outputs = engine.generate(prompts, SAMPLING, on_output=lambda _: advance())
-    return outputs, time.perf_counter() - wall, time.process_time() - cpu
+    states = ask.run_batch(entries, backend=engine, **_SETTINGS)
+    seconds = time.perf_counter() - wall, time.process_time() - cpu
+    answers = [Answer(text=state["answer"], **_figures(state)) for state in states]
+    warm_up = states.usage.token_layers_computed - sum(answer.computed_token_layers for answer in answers)
+    tally.add(batch, answers, *seconds, warm_up)
+
+
+def _figures(state: ProgramState) -> dict[str, int]:
+    meta = state.get_meta_info("answer")
+    return {field.name: meta[field.name] for field in fields(Answer) if field.name != "text"}
 
 
 def _warm_up(engine: Engine) -> None:
     """Run a short unrelated list, so that no mode pays for first uses, and forget it."""
     for part in _WARM_UP.lists:
-        _ask(engine, part.rounds[0], lambda: None)
+        _ask(Tally(1), engine, part.rounds[0])
     engine.flush_cache()
 
 

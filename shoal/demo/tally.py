@@ -6,8 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..runtime.request import RequestOutput
 from .workload import Asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer and what it took; the figures are those of RequestOutput."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    depth: int
+    nfe: int
+    reused_token_layers: int
+    computed_token_layers: int
 
 
 @dataclass(slots=True)
@@ -22,10 +35,16 @@ class Tally:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     asked: list[Asked] = field(default_factory=list)
-    outputs: list[RequestOutput] = field(default_factory=list)
+    outputs: list[Answer] = field(default_factory=list)
+    warm_up_token_layers: int = 0
 
-    def add(self, asked: Sequence[Asked], outputs: Sequence[RequestOutput], seconds: float, cpu_seconds: float) -> None:
-        """Take over a batch: its questions, their outputs in the same order, its wall time and CPU time."""
+    def add(
+        self, asked: Sequence[Asked], outputs: Sequence[Answer], seconds: float, cpu_seconds: float,
+        warm_up_token_layers: int = 0,
+    ) -> None:  # fmt: skip
+        """Take over a batch: its questions, their answers in the same order, its wall time and CPU time, and the
+        token-layers that were computed before any question, for the prefix that they share."""
+        self.warm_up_token_layers += warm_up_token_layers
         self.asked += asked
         self.outputs += outputs
         self.seconds += seconds
@@ -71,19 +90,20 @@ class Tally:
 
         `cached_share` is the share of prompt tokens whose KVs came from another request in at least one layer;
         `reused_share` weights them by the layers: reused token-layers over prompt tokens x layers.
-        `computed_token_layers` is for a request, over all its forward passes. `cpu_seconds` tells a slow spell of
-        the machine from slow work.
+        `computed_token_layers` is for a request, over all its forward passes and its share of the warm-ups.
+        `cpu_seconds` tells a slow spell of the machine from slow work.
         """
         count = max(1, len(self.outputs))
         prompt = sum(o.prompt_tokens for o in self.outputs)
         by_kind = self.accuracy_by_kind
+        computed = sum(o.computed_token_layers for o in self.outputs) + self.warm_up_token_layers
         return {
             "accuracy": self.accuracy,
             "accuracy_by_kind": by_kind,
             "nfe": sum(o.nfe for o in self.outputs) / count,
             "cached_share": sum(o.cached_tokens for o in self.outputs) / max(1, prompt),
             "reused_share": sum(o.reused_token_layers for o in self.outputs) / max(1, prompt * self.num_layers),
-            "computed_token_layers": sum(o.computed_token_layers for o in self.outputs) / count,
+            "computed_token_layers": computed / count,
             "prompt_tokens": prompt,
             "completion_tokens": self.completion_tokens,
             "seconds": self.seconds,

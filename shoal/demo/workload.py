@@ -27,6 +27,17 @@ class Asked:
     question: Question
     follow_up: bool
 
+    @property
+    def prices(self) -> str:
+        """The system message: the list."""
+        return self.messages[0]["content"]
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """Earlier turns: (question, answer)."""
+        said = [message["content"] for message in self.messages[1:-1]]
+        return tuple(zip(said[::2], said[1::2], strict=True))
+
 
 @dataclass(frozen=True, slots=True)
 class ListQuestions:

@@ -9,20 +9,18 @@ from rich.console import Console
 
 from shoal.demo.plot import plot_depths
 from shoal.demo.report import depth_figures, mode_figures, print_report, print_tree
-from shoal.demo.tally import Tally
+from shoal.demo.tally import Answer, Tally
 from shoal.demo.workload import make_workload
-from shoal.runtime.request import RequestOutput, Timings
 
 ASKED = make_workload(0, (8,), 8).asked
 
 
-def output(text: str, **other: Any) -> RequestOutput:
+def output(text: str, **other: Any) -> Answer:
     values: dict[str, Any] = {
-        "rid": "0", "text": text, "token_ids": (1,) * 5, "finish_reason": "stop", "matched_stop": 0, "error": None,
-        "prompt_tokens": 100, "completion_tokens": 5, "cached_tokens": 0, "depth": 0, "canvas_tokens": 8, "nfe": 4,
-        "reused_token_layers": 0, "computed_token_layers": 1000, "prefix_refreshes": 1, "timings": Timings(0, 0.1, 1.0),
+        "prompt_tokens": 100, "completion_tokens": 5, "cached_tokens": 0, "depth": 0, "nfe": 4,
+        "reused_token_layers": 0, "computed_token_layers": 1000,
     }  # fmt: skip
-    return RequestOutput(**{**values, **other})
+    return Answer(text=text, **{**values, **other})
 
 
 def tally(wrong: str = "", seconds: float = 2.0, **other: Any) -> Tally:
