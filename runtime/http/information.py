@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from ..errors import EngineClosedError
 from ..stats import SchedulerStats
+from .errors import ApiError
 from .replies import JSONReply
 from .state import ServerState, ready_state, server_state
 
@@ -54,7 +55,7 @@ async def model_info(state: Annotated[ServerState, Depends(server_state)]) -> Re
 @router.get("/get_server_info", include_in_schema=False)
 async def server_info(state: Ready) -> Response:
     """Every option of engine and server but the keys, the model, and the scheduler's numbers."""
-    info, stats = state.service.info, await state.service.stats()
+    info, stats = state.service.info, await state.stats()
     server = {name: value for name, value in asdict(state.config).items() if name not in _SECRETS}
     return JSONReply(
         {
@@ -84,7 +85,7 @@ async def server_info(state: Ready) -> Response:
 @router.get("/v1/loads", summary="Requests and tokens under way")
 async def loads(state: Ready) -> Response:
     """Load of the one worker."""
-    stats = await state.service.stats()
+    stats = await state.stats()
     load = {
         "dp_rank": 0,
         "num_running_reqs": stats.running,
@@ -102,7 +103,7 @@ async def loads(state: Ready) -> Response:
 @router.get("/get_load", include_in_schema=False)
 async def get_load(state: Ready) -> Response:
     """The form that routers read."""
-    stats = await state.service.stats()
+    stats = await state.stats()
     load = {
         "dp_rank": 0,
         "num_reqs": stats.running + stats.waiting,
@@ -116,8 +117,8 @@ async def get_load(state: Ready) -> Response:
 async def metrics(state: Annotated[ServerState, Depends(server_state)]) -> Response:
     """Text exposition; without the scheduler's numbers when no scheduler answers."""
     try:
-        stats: SchedulerStats | None = await state.service.stats()
-    except EngineClosedError:
+        stats: SchedulerStats | None = await state.stats()
+    except (EngineClosedError, ApiError):
         stats = None
     return Response(state.metrics.render(stats), media_type=CONTENT_TYPE_LATEST)
 

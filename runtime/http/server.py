@@ -82,7 +82,9 @@ async def serve(service: StartableService, config: ServerConfig, model_name: str
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ConfigError when the address can't be had."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # A name like localhost has addresses of both kinds, and most clients try the IPv4 one.
+        family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"host is {host!r}: {error}", field="host", value=host, limit="an address here") from error
     listener = socket.socket(family, socket.SOCK_STREAM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from dataclasses import dataclass, field
@@ -10,9 +11,12 @@ from fastapi import Request
 
 from ..server_config import ServerConfig
 from ..service import Service, ServiceStatus
+from ..stats import SchedulerStats
 from .errors import ApiError
 from .generation import Generations
 from .metrics import Metrics
+
+_ANSWER_S = 10.0
 
 
 @dataclass(slots=True)
@@ -42,6 +46,14 @@ class ServerState:
         if status.state == "up" and not self.warm:
             return ServiceStatus("starting", "the server is warming up")
         return status
+
+    async def stats(self) -> SchedulerStats:
+        """The scheduler's numbers. Raises ApiError (503) when it does not answer soon, or EngineClosedError."""
+        try:
+            return await asyncio.wait_for(self.service.stats(), _ANSWER_S)
+        except TimeoutError:
+            message = f"the scheduler did not answer within {_ANSWER_S} seconds"
+            raise ApiError(503, message, kind="ServiceUnavailableError") from None
 
     def require_up(self) -> None:
         """Raise ApiError (503) unless requests are taken."""

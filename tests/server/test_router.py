@@ -119,6 +119,7 @@ def test_knobs_reach_the_worker_through_chat_template_kwargs(router, prices):
             "ignore_eos": True, "chat_template_kwargs": {"steps": 4, "block_length": 8}}  # fmt: skip
     reply = httpx.post(f"{router}/v1/chat/completions", json=body, timeout=60)
     assert reply.status_code == 200, reply.text
+    assert reply.json()["choices"][0]["meta_info"]["nfe"] == 4
     knobs = {"model": "shop", "prompt": chat_text(prices, "Which things are red?"), "max_tokens": 16, "steps": 4,
              "block_length": 8, "ignore_eos": True}  # fmt: skip
     completion = httpx.post(f"{router}/v1/completions", json=knobs, timeout=60)
