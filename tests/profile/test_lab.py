@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from shoal.runtime.drift import cached_layer, uncached_pass
 from shoal.runtime.engine_config import EngineConfig
 from shoal.runtime.sampling_params import SamplingParams
 
+from ..engine.test_cuda_worker import on_cuda_path
 from ..engine.tiny import make_engine, tokens
 
 SAMPLING = SamplingParams(max_new_tokens=16, ignore_eos=True)
@@ -111,6 +114,30 @@ def test_a_unit_where_the_donor_is_the_row_agrees_with_none_at_every_depth(lab):
     worst = {kind: max(layer["worst"] for layer in rows[0]) for kind, rows in record["drift"].items()}
     assert worst["first"] < 1e-5 < worst["alone"]
     assert worst["final"] > 1e-5
+
+
+def test_the_worker_of_a_gpu_measures_the_same(folder):
+    layers = 6 if "llada" in str(folder) else 7
+    config = EngineConfig(
+        model_path=str(folder), device="cpu", page_size=4, layers_per_band=2, kv_cache_tokens=512, reuse_margin=0,
+        block_length=8,
+    )  # fmt: skip
+    records = []
+    for cuda in (False, True):
+        lab = Lab(config, (2, 4, layers))
+        if cuda:
+            lab._worker = on_cuda_path(SimpleNamespace(_parts=lab.parts))
+        measurer = Measurer(
+            lab, SAMPLING, captures=("first", "alone", "final"), depths=(2, 4, layers), intervals=(0, 8)
+        )
+        rows = (Row((*HEAD, *TWO), "a", "k"), Row((*HEAD, *TWO[::-1]), "a", "k"))
+        records.append(measurer.measure_unit(Unit("u", 0.5, "g", 28, (*HEAD, *ONE), rows, True)))
+    plain, fused = records
+    assert fused["cells"] == plain["cells"]
+    for kind, of_rows in plain["drift"].items():
+        for one, other in zip(of_rows, fused["drift"][kind], strict=True):
+            for left, right in zip(one, other, strict=True):
+                assert right == pytest.approx(left, abs=1e-4)
 
 
 def test_edit_distance():

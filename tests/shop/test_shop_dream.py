@@ -1,0 +1,39 @@
+"""The second model: a Dream checkpoint that the engine runs, and a prefix reused to the depth it was trained for."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from shoal.runtime.engine import Engine
+from shoal.runtime.sampling_params import SamplingParams
+from shoal.shop.task import KINDS, chat, make_list, make_question
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "models" / "shop-dream"
+PARAMS = SamplingParams(max_new_tokens=32)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_answers_with_a_prefix_reused_to_depth_6():
+    chooser = random.Random(5)
+    prices = make_list(chooser, 30, held_out=True)
+    asked = [make_question(chooser, prices, KINDS[i % 4]) for i in range(12)]
+    prompts = [chat(prices, (), question.text) for question in asked]
+    with Engine(str(FOLDER), device="cpu", depth=6, layers_per_band=2, check_invariants=True) as engine:
+        assert engine.model_config.shift_logits
+        assert engine.model_config.num_heads == 2 * engine.model_config.num_kv_heads
+        reused = [*[engine.generate(prompts[0], PARAMS)], *engine.generate(prompts[1:], PARAMS)]
+        exact = engine.generate(prompts, PARAMS, cache_mode="none")
+    assert [output.depth for output in reused] == [0] + [6] * 11
+    right = [sum(o.text == q.answer for o, q in zip(of, asked, strict=True)) for of in (exact, reused)]
+    assert min(right) >= 11
