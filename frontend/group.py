@@ -7,9 +7,10 @@ from concurrent.futures import Future
 from typing import Any
 
 from ..runtime.errors import shorten
+from .branching import Join
 from .errors import ExpressionError
 from .location import here
-from .operations import Join, Read
+from .operations import Read
 from .state import ProgramState
 
 _MODES = ("gather_variable", "concate_and_append")

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..runtime.errors import shorten
+from .branching import Fork, Wait
 from .errors import ExpressionError, ProgramError, UnsupportedError
 from .expressions import Fill, RoleBegin, RoleEnd, flat
 from .location import here
-from .operations import Append, Fork, Read, Scope, Wait
+from .operations import Append, Read, Scope
 from .settings import settings
 from .tape import Tape
 from .usage import Usage
