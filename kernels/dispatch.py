@@ -8,6 +8,7 @@ before Triton is imported).
 
 from __future__ import annotations
 
+import logging
 import os
 
 from torch import Tensor
@@ -26,9 +27,13 @@ from .shared_groups import SharedGroups
 from .swiglu import swiglu_reference
 
 VARIABLE = "SHOAL_KERNELS"
+HOPPER_VARIABLE = "SHOAL_HOPPER_ATTENTION"
+"""1 in the environment: long queries on sm_90 take the kernel that is written for it."""
 BACKENDS = ("auto", "reference", "triton")
 
 _chosen: str | None = None
+_hopper_missing = False
+logger = logging.getLogger(__name__)
 
 
 def set_backend(name: str | None) -> None:
@@ -110,9 +115,28 @@ def attention(
     """Contract: `attention_reference`; the Triton kernel cuts each request's keys into num_splits parts."""
     if not uses_triton(q):
         return attention_reference(q, layer_pages, band, batch, fresh_kv=fresh_kv, out=out)
+    group = q.shape[1] // layer_pages.shape[3]
+    if num_splits == 1 and q.shape[0] * group > 64 * batch.num_requests and _hopper_fits(q, layer_pages, fresh_kv):
+        from .attention_hopper_triton import attention_hopper
+
+        return attention_hopper(q, layer_pages, band, batch, fresh_kv=fresh_kv, out=out)
     from .attention_triton import attention_triton
 
     return attention_triton(q, layer_pages, band, batch, num_splits=num_splits, fresh_kv=fresh_kv, out=out)
+
+
+def _hopper_fits(q: Tensor, layer_pages: Tensor, fresh_kv: tuple[Tensor, Tensor] | None) -> bool:
+    """Whether the kernel for Hopper GPUs is there and can do it; that it is not there is said once."""
+    global _hopper_missing
+    if not q.is_cuda or _hopper_missing or os.environ.get(HOPPER_VARIABLE, "0") != "1":
+        return False
+    try:
+        from .attention_hopper_triton import hopper_fits
+    except (ImportError, AttributeError) as error:  # Gluon is experimental: another Triton may name things otherwise
+        logger.warning("the attention kernel for Hopper GPUs does not load (%s); the portable one runs", error)
+        _hopper_missing = True
+        return False
+    return hopper_fits(q, layer_pages, fresh_kv)
 
 
 def shared_attention(

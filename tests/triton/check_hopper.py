@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from shoal.kernels import attention_hopper_triton, dispatch
 from shoal.kernels.attention_hopper_triton import attention_hopper, hopper_fits
 
-from .checks import DEVICE, close
+from .checks import DEVICE, Recorder, close, fresh
 from .worlds import World
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -73,3 +74,20 @@ def test_requests_without_keys_or_without_queries():
     assert (lse[:2] == -torch.inf).all()
     world.queries, world.keys, world.kv, world.q = [3], [40], world.kv[2:], world.q[2:]
     close(out[2:], world.dense()[0], BF16)
+
+
+def test_dispatch_takes_it_for_long_queries_only(monkeypatch):
+    recorder = Recorder(attention_hopper_triton._hopper_kernel)
+    monkeypatch.setattr(attention_hopper_triton, "_hopper_kernel", recorder)
+    monkeypatch.setenv(dispatch.HOPPER_VARIABLE, "1")
+    world = World([200, 100], [300, 100], 2, 1, 128, dtype=BF16)
+    close(dispatch.attention(world.q, world.pool, 1, world.batch)[0], world.dense()[0], BF16)
+    assert recorder.grids == [(300 * 2 // 128 + 2, 1)]
+    dispatch.attention(world.q, world.pool, 1, world.batch, num_splits=2)
+    few = World([8, 9], [300, 100], 2, 1, 128, dtype=BF16)
+    dispatch.attention(few.q, few.pool, 1, few.batch)
+    monkeypatch.delenv(dispatch.HOPPER_VARIABLE)
+    dispatch.attention(world.q, world.pool, 1, world.batch)
+    assert len(recorder.grids) == 1
+    assert not hopper_fits(fresh(2, 1, 128), fresh(1, 2, 16, 1, 128), None)
+    assert not hopper_fits(world.q, world.pool[:, :, :4], None)
