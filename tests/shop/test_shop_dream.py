@@ -12,7 +12,8 @@ from shoal.runtime.engine import Engine
 from shoal.runtime.sampling_params import SamplingParams
 from shoal.shop.task import KINDS, chat, make_list, make_question
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "models" / "shop-dream"
+FOLDER = Path(__file__).parents[2] / "out" / "shop-dream" / "model"
+"""Where its training command puts it; the weights are not in the repository."""
 PARAMS = SamplingParams(max_new_tokens=32)
 
 
@@ -24,6 +25,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(not FOLDER.exists(), reason="shop-dream has not been trained here: see docs/shop-dream.md")
 def test_answers_with_a_prefix_reused_to_depth_6():
     chooser = random.Random(5)
     prices = make_list(chooser, 30, held_out=True)
