@@ -18,7 +18,7 @@ from .checks import DEVICE, DTYPES, Recorder, fresh
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 GPU = DEVICE.type == "cuda"
-SHAPES = [(41, 123, 112), (1, 33, 16), (128, 64, 80), (33, 256, 208)]
+SHAPES = [(41, 123, 112), (1, 33, 16), (128, 64, 80)]
 TILINGS = {
     "stream": SkinnyTiling(32, 32, 4, 2, programs=5),
     "stream of many": SkinnyTiling(64, 16, 4, 3, programs=7),
