@@ -67,7 +67,7 @@ def test_kernels_on_a_gpu(name):
 
 
 @needs_triton
-@pytest.mark.parametrize("group", ["bf16", "fp32"])
+@pytest.mark.parametrize("group", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_every_kernel_compiles_for_sm_90(group, tmp_path):
     output = run([str(HERE / "compile_kernels.py"), group], TRITON_CACHE_DIR=str(tmp_path), PYTHONPATH=str(ROOT))
     lines = [json.loads(line) for line in output.splitlines()]
