@@ -28,7 +28,7 @@ from .swiglu import swiglu_reference
 
 VARIABLE = "SHOAL_KERNELS"
 HOPPER_VARIABLE = "SHOAL_HOPPER_ATTENTION"
-"""1 in the environment: long queries on sm_90 take the kernel that is written for it."""
+"""0 in the environment: long queries on sm_90 do not take the kernel that is written for it."""
 BACKENDS = ("auto", "reference", "triton")
 
 _chosen: str | None = None
@@ -128,7 +128,7 @@ def attention(
 def _hopper_fits(q: Tensor, layer_pages: Tensor, fresh_kv: tuple[Tensor, Tensor] | None) -> bool:
     """Whether the kernel for Hopper GPUs is there and can do it; that it is not there is said once."""
     global _hopper_missing
-    if not q.is_cuda or _hopper_missing or os.environ.get(HOPPER_VARIABLE, "0") != "1":
+    if not q.is_cuda or _hopper_missing or os.environ.get(HOPPER_VARIABLE) == "0":
         return False
     try:
         from .attention_hopper_triton import hopper_fits

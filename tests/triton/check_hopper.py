@@ -79,14 +79,14 @@ def test_requests_without_keys_or_without_queries():
 def test_dispatch_takes_it_for_long_queries_only(monkeypatch):
     recorder = Recorder(attention_hopper_triton._hopper_kernel)
     monkeypatch.setattr(attention_hopper_triton, "_hopper_kernel", recorder)
-    monkeypatch.setenv(dispatch.HOPPER_VARIABLE, "1")
+    monkeypatch.delenv(dispatch.HOPPER_VARIABLE, raising=False)
     world = World([200, 100], [300, 100], 2, 1, 128, dtype=BF16)
     close(dispatch.attention(world.q, world.pool, 1, world.batch)[0], world.dense()[0], BF16)
     assert recorder.grids == [(300 * 2 // 128 + 2, 1)]
     dispatch.attention(world.q, world.pool, 1, world.batch, num_splits=2)
     few = World([8, 9], [300, 100], 2, 1, 128, dtype=BF16)
     dispatch.attention(few.q, few.pool, 1, few.batch)
-    monkeypatch.delenv(dispatch.HOPPER_VARIABLE)
+    monkeypatch.setenv(dispatch.HOPPER_VARIABLE, "0")
     dispatch.attention(world.q, world.pool, 1, world.batch)
     assert len(recorder.grids) == 1
     assert not hopper_fits(fresh(2, 1, 128), fresh(1, 2, 16, 1, 128), None)
