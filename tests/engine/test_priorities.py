@@ -12,6 +12,7 @@ from shoal.runtime.errors import InvalidRequestError, QueueFullError, RequestTim
 from shoal.runtime.request import CacheMode, Request, RequestOutput
 from shoal.runtime.sampling_params import SamplingParams
 
+from .test_cuda_worker import on_cuda_path
 from .tiny import assert_nothing_lost, make_engine, tokens
 
 MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache")
@@ -105,6 +106,27 @@ def test_a_request_that_was_put_back_ends_as_if_it_had_not_been(folder, name, mo
         assert end.nfe >= expected.nfe
         assert driver.end(high).retractions == 0
         assert_nothing_lost(engine)
+
+
+@pytest.mark.parametrize("mode", EXACT)
+def test_the_worker_of_the_gpu_starts_again_in_the_same_way(folder, mode):
+    """Its code path, run on the CPU: put back in each block."""
+    with make_engine(folder, max_running_requests=1) as engine:
+        params = SamplingParams(max_new_tokens=32, ignore_eos=True, steps=16)
+        expected = engine.generate(tokens(24, 1), params, cache_mode=mode)
+        on_cuda_path(engine)
+        for after in (2, 6, 11):
+            driver = Driver(engine)
+            low = make(engine, 1, mode=mode, threshold=None, steps=16)
+            high = make(engine, 2, 1, mode=mode, threshold=None, steps=16)
+            driver.add(low)
+            for _ in range(after):
+                driver.step()
+            driver.add(high)
+            driver.run()
+            assert driver.order == [high.rid, low.rid]
+            assert driver.end(low).retractions == 1
+            assert driver.end(low).token_ids == expected.token_ids
 
 
 def test_it_starts_again_at_its_block_not_from_the_beginning(llada):
