@@ -84,12 +84,17 @@ class Backend(Protocol):
         """Score choices behind a prompt."""
         ...
 
-    async def warm(self, tokens: Sequence[int], pin: bool) -> dict[str, Any] | None:
-        """Compute and cache a prefix on its own; with `pin` keep it until `unpin`. None: nothing would be reused."""
+    async def warm(self, tokens: Sequence[int]) -> dict[str, Any] | None:
+        """Compute and cache a prefix on its own; figures of what that took (none: it was warm). None: nothing would be
+        reused, or not to its end."""
+        ...
+
+    async def pin(self, tokens: Sequence[int]) -> bool:
+        """Keep a cached prefix until `unpin`, where the backend can; whether it does."""
         ...
 
     async def unpin(self, tokens: Sequence[int]) -> None:
-        """Undo a `warm` with `pin`; never fails."""
+        """Undo a `pin`; never fails."""
         ...
 
     async def unconditional(self) -> tuple[int, ...]:

@@ -68,13 +68,13 @@ class EngineBackend:
         )  # fmt: skip
         return Scored(tuple(choice.token_scores for choice in scored.choices), figures_of(scored))
 
-    async def warm(self, tokens: Sequence[int], pin: bool) -> dict[str, Any] | None:
+    async def warm(self, tokens: Sequence[int]) -> dict[str, Any] | None:
         """See Backend."""
         if not self._reuses:
             return None
-        return await asyncio.to_thread(self._warm, list(tokens), pin)
+        return await asyncio.to_thread(self._warm, list(tokens))
 
-    def _warm(self, tokens: list[int], pin: bool) -> dict[str, Any] | None:
+    def _warm(self, tokens: list[int]) -> dict[str, Any] | None:
         """What is cached whole already is left as it is: and trusted to its end only if it was warmed here, since else
         it may have been captured in front of something else."""
         engine, size = self.engine, self.engine.page_size
@@ -86,9 +86,18 @@ class EngineBackend:
             self._warmed[whole] = None
             if len(self._warmed) > _REMEMBERED:
                 del self._warmed[next(iter(self._warmed))]
-        if pin:
-            engine.pin(tokens, cache_salt=self._salt)
         return figures
+
+    async def pin(self, tokens: Sequence[int]) -> bool:
+        """See Backend."""
+        from ..runtime.errors import ShoalError
+
+        if not self._reuses:
+            return False
+        try:
+            return await asyncio.to_thread(self.engine.pin, list(tokens), cache_salt=self._salt) > 0
+        except ShoalError:  # the engine was shut down
+            return False
 
     async def unpin(self, tokens: Sequence[int]) -> None:
         """See Backend."""

@@ -184,14 +184,18 @@ class HTTPBackend:
         value = await self._ask("POST", "/score", body)
         return Scored(tuple(tuple(one["token_scores"]) for one in value["choices"]), figures_of(value["meta_info"]))
 
-    async def warm(self, tokens: Sequence[int], pin: bool) -> dict[str, Any] | None:
-        """See Backend; `pin` changes nothing."""
+    async def warm(self, tokens: Sequence[int]) -> dict[str, Any] | None:
+        """See Backend."""
         mode = self._options["cache_mode"] or (await self.server_info()).get("cache_mode")
         if mode != "bicache":
             return None
         body = {"input_ids": list(tokens), "sampling_params": {"max_new_tokens": 0}}
         body |= {name: value for name, value in self._options.items() if value is not None}
         return figures_of((await self._ask("POST", "/generate", body))["meta_info"])
+
+    async def pin(self, tokens: Sequence[int]) -> bool:
+        """See Backend: not here."""
+        return False
 
     async def unpin(self, tokens: Sequence[int]) -> None:
         """See Backend."""

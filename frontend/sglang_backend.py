@@ -81,7 +81,7 @@ class ShoalBackend(BaseBackend):
 
     async def _warm(self, text: str) -> None:
         if text:
-            await self._backend.warm(await self._backend.encode(text, True), False)
+            await self._backend.warm(await self._backend.encode(text, True))
 
     def generate(self, s: Any, sampling_params: Any) -> tuple[Any, Any]:
         """Text and meta info; lists of both with n > 1."""

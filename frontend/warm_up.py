@@ -32,6 +32,7 @@ class WarmUp:
         self._pin = pin
         self._above = above
         self._done: asyncio.Future[int] | None = None
+        self._pinned: asyncio.Task[bool] | None = None
 
     async def shared(self, tokens: Sequence[int]) -> int:
         """Warm the prefix if that was not done yet; how many leading tokens of a prompt it covers.
@@ -62,9 +63,11 @@ class WarmUp:
         if self._above is not None:
             await self._above.shared(self.tokens)
         try:
-            meta = await self._backend.warm(self.tokens, self._pin)
+            meta = await self._backend.warm(self.tokens)
         except Exception:  # the calls behind it will say what is wrong
             return 0
+        if self._pin:  # nobody waits for it
+            self._pinned = asyncio.ensure_future(self._backend.pin(self.tokens))
         if meta is None:
             return 0
         self._usage.add(meta, warm_ups=bool(meta))
@@ -72,6 +75,5 @@ class WarmUp:
 
     async def release(self) -> None:
         """Give back the pin, if there is one."""
-        if self._pin and self._done is not None:
-            await self._done
+        if self._pinned is not None and await self._pinned:
             await self._backend.unpin(self.tokens)

@@ -38,9 +38,13 @@ class Recorder(EngineBackend):
         self.events.append(("generate", call.shared_prefix))
         return await super().generate(call)
 
-    async def warm(self, tokens, pin):
-        self.events.append(("warm pinned" if pin else "warm", len(tokens)))
-        return await super().warm(tokens, pin)
+    async def warm(self, tokens):
+        self.events.append(("warm", len(tokens)))
+        return await super().warm(tokens)
+
+    async def pin(self, tokens):
+        self.events.append(("pin", len(tokens)))
+        return await super().pin(tokens)
 
     async def unpin(self, tokens):
         self.events.append(("unpin", len(tokens)))
@@ -149,9 +153,8 @@ def test_a_batch_warms_each_list_once_pins_it_and_calls_list_by_list(engine, wor
     states = ask.run_batch([{"prices": p.text, "question": q.text} for p, q in work], backend=backend)
     assert [state["answer"] for state in states] == [q.answer for _, q in work]
     lengths = [len(engine.encode(f"<|system|>{p.text}<|end|><|user|>")) for p in dict.fromkeys(p for p, _ in work)]
-    warm = [event for event in backend.events if event[0] == "warm pinned"]
-    assert sorted(warm) == sorted(("warm pinned", length) for length in lengths)
-    assert sorted(event[1] for event in backend.events if event[0] == "unpin") == sorted(lengths)
+    for kind in ("warm", "pin", "unpin"):
+        assert sorted(event[1] for event in backend.events if event[0] == kind) == sorted(lengths)
     assert {event[1] for event in backend.events if event[0] == "generate"} == set(lengths)
     beginnings = [call[: min(lengths)] for call in backend.calls]
     changes = sum(one != other for one, other in pairwise(beginnings))
@@ -169,10 +172,12 @@ def test_a_batch_warms_each_list_once_pins_it_and_calls_list_by_list(engine, wor
 
 
 def test_without_reuse_nothing_is_warmed(engine, work):
+    engine.flush_cache()
     backend = Recorder(engine, cache_mode="dual")
     batch = [{"prices": p.text, "question": q.text} for p, q in work[:3]]
     states = ask.run_batch(batch, backend=backend)
-    assert states.usage.warm_ups == states.usage.tokens_reused == 0
+    before = engine.cache_snapshot()["num_tokens"]
+    assert states.usage.warm_ups == states.usage.tokens_reused == before == 0
     assert {shared for kind, shared in backend.events if kind == "generate"} == {0}
 
 
