@@ -16,12 +16,10 @@ from .process import ServerProcess
 BODY = {"text": "red", "sampling_params": {"max_new_tokens": 512, "steps": 512, "block_length": 8, "ignore_eos": True},
         "cache_mode": "dual"}  # fmt: skip
 CLIENTS = 8
-SLOW = pytest.mark.slow
+ROLES = [pytest.param(role, marks=pytest.mark.slow) for role in ("tokenizer", "scheduler", "detokenizer")]
 
 
-@pytest.mark.parametrize(
-    "role", ["scheduler", "worker", pytest.param("tokenizer", marks=SLOW), pytest.param("detokenizer", marks=SLOW)]
-)
+@pytest.mark.parametrize("role", ["worker", *ROLES])
 def test_a_killed_process_under_load(tmp_path, role):
     sockets = tmp_path / "sockets"
     sockets.mkdir()
