@@ -12,7 +12,7 @@ of each process. `steps`: requests of 512 new tokens in one block through Pipeli
 (elapsed / forwards), where little else happens than block steps of 16 requests. `scheduling`: the scheduler's
 part of such a step, in one process without sockets: plan, encode, decode, apply.
 
-`throughput`: 48 questions about price lists to the bundled model on the CPU, 16 in flight, in process (Engine) and over
+`throughput`: questions about eight price lists to the bundled model on the CPU, 16 in flight, in process (Engine) and over
 the pipeline, in turns; tokens a second and their ratio.
 
 Wall times are those of the best of `--repeats` runs, and the median; the machine is shared, so the load average stands
@@ -305,7 +305,7 @@ def questions(count: int) -> list[list[dict[str, str]]]:
     return made
 
 
-async def throughput(repeats: int, count: int = 48) -> list[Row]:
+async def throughput(repeats: int, count: int) -> list[Row]:
     """The bundled model in process and over the pipeline, in turns."""
     import torch
 
@@ -373,6 +373,7 @@ async def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks/pipeline.csv"))
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--questions", type=int, default=24, help="of a run of the throughput part")
     parser.add_argument("--only", choices=["scheduling", "steps", "service", "http", "throughput"])
     options = parser.parse_args()
     parts: dict[str, Callable[[], Any]] = {
@@ -380,7 +381,7 @@ async def main() -> None:
         "steps": lambda: service_overhead("steps", options.requests // 4, options.repeats, 512, 512),
         "service": lambda: service_overhead("service", options.requests, options.repeats, NEW_TOKENS, BLOCK),
         "http": lambda: http_overhead(options.requests, options.repeats),
-        "throughput": lambda: throughput(options.repeats),
+        "throughput": lambda: throughput(options.repeats, options.questions),
     }
     rows: list[Row] = []
     for name, part in parts.items():
