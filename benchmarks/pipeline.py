@@ -12,8 +12,8 @@ of each process. `steps`: requests of 512 new tokens in one block through Pipeli
 (elapsed / forwards), where little else happens than block steps of 16 requests. `scheduling`: the scheduler's
 part of such a step, in one process without sockets: plan, encode, decode, apply.
 
-`throughput`: questions about eight price lists to the bundled model on the CPU, 16 in flight, in process (Engine) and over
-the pipeline, in turns; tokens a second and their ratio.
+`throughput`: questions about eight price lists to the bundled model on the CPU, 16 in flight, in process (Engine) and
+over the pipeline, in turns; tokens a second and their ratio.
 
 Wall times are those of the best of `--repeats` runs, and the median; the machine is shared, so the load average stands
 beside them. CPU times depend less on what else runs.
