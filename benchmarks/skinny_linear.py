@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import multiprocessing
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels import ceilings, relative, seconds_a_call
-from shoal.kernels.skinny_tiling import SkinnyTiling, choose_skinny
+from shoal.kernels.skinny_tiling import SkinnyTiling, default_tiling, stages_that_fit
 from shoal.provenance import commit, hardware
 
 BF16 = torch.bfloat16
@@ -68,50 +69,35 @@ def dream(rows: int) -> list[Shape]:
     ]  # fmt: skip
 
 
-ALL, PAIRS = 132, 264
-"""Programs: one or two for each processor of an H200."""
+PROCESSORS = 132
+WIDTHS = ((32, 0), (32, 16), (64, 0), (64, 16), (64, 32), (128, 0), (128, 16), (128, 32), (128, 64), (256, 0))
 
 
-def tilings(shape: Shape, level: int) -> list[SkinnyTiling]:
-    """Written for plain products; a gated one takes half the columns for each of gate and up. level: 2 all, 0 few."""
-    make = SkinnyTiling
-    if shape.rows > 64:
-        found = [
-            make(128, 64, 8, 4, programs=ALL), make(128, 64, 4, 4, programs=ALL), make(128, 64, 8, 5, programs=ALL),
-            make(64, 64, 4, 3, programs=PAIRS), make(256, 64, 8, 3, programs=ALL),
-            make(128, 64, 8, 4, programs=ALL, early_tiles=2),
-        ]  # fmt: skip
-    elif shape.rows > 32:
-        found = [
-            make(128, 64, 4, 3, programs=PAIRS), make(128, 64, 4, 7, programs=ALL), make(256, 64, 8, 4, programs=ALL),
-            make(128, 64, 8, 7, programs=ALL), make(64, 64, 4, 5, programs=PAIRS),
-            make(128, 64, 4, 7, programs=ALL, early_tiles=4), make(128, 64, 4, 3, programs=PAIRS, early_tiles=2),
-        ]  # fmt: skip
-    else:
-        found = [
-            make(128, 64, 4, 4, programs=PAIRS), make(128, 64, 4, 9, programs=ALL), make(128, 128, 4, 4, programs=ALL),
-            make(256, 64, 8, 5, programs=ALL), make(64, 128, 4, 4, programs=PAIRS), make(64, 64, 4, 7, programs=PAIRS),
-            make(128, 64, 8, 9, programs=ALL), make(128, 64, 4, 4, programs=PAIRS, bulk=False),
-            make(128, 64, 4, 4, programs=PAIRS, early_tiles=0), make(128, 64, 4, 4, programs=PAIRS, early_tiles=2),
-            make(128, 64, 4, 9, programs=ALL, early_tiles=4), make(128, 64, 4, 2, programs=3 * ALL),
-        ]  # fmt: skip
-    tiles = shape.columns // (64 if shape.gated else 128)
-    if tiles * 4 <= ALL:
-        found += [make(128, 64, 4, found[1].num_stages, splits=ALL // tiles)]
-        found += [make(128, 64, 4, found[0].num_stages, splits=PAIRS // tiles, early_tiles=e) for e in (-1, 2)]
-    elif shape.rows <= 64:
-        found += [make(128, 64, 4, 2 if shape.rows > 32 else 3, splits=3 * ALL // tiles)]
-    if shape.gated:
-        found = [replace(tiling, block_columns=tiling.block_columns // 2) for tiling in found]
-    keep = {2: range(99), 1: (0, 1, 2, 3, 5, 6, 10, 12, 13), 0: (0, 1, 2, 5, 6, 7, 8)}[level]
-    chosen = choose_skinny(shape.rows, shape.columns, shape.inner, BF16, shape.gated)
-    found = [tiling for number, tiling in enumerate(found) if number in keep]
-    return found if chosen is None or chosen in found else [chosen, *found]
+def tilings(shape: Shape, thorough: bool) -> list[SkinnyTiling]:
+    """Widths and splits that make about one program a processor (thorough: or two), and the default in other forms."""
+    found = []
+    for first, more in WIDTHS:
+        tiles = -(-shape.columns // (first + more))
+        if shape.gated and first + more > 144:
+            continue
+        for shared in (1, 2) if thorough else (1,):
+            splits = PROCESSORS * shared // tiles
+            if not 1 <= splits <= 10 or tiles * splits < 0.84 * PROCESSORS * shared:
+                continue
+            for block_inner in (64, 128):
+                stages = stages_that_fit(shape.rows, (first + more) * shared, block_inner, shape.gated)
+                stages -= shared - 1
+                if stages > 2:
+                    found.append(SkinnyTiling(first, more, splits, block_inner, num_stages=stages))
+    default = default_tiling(shape.rows, shape.columns, shape.inner, BF16, shape.gated)
+    forms = [replace(default, stagger=False), replace(default, num_warps=8), replace(default, early_tiles=0)]
+    forms += [replace(default, early_tiles=2), replace(default, early_tiles=4), replace(default, bulk=False)]
+    return list(dict.fromkeys([default, *found, *(forms if thorough else forms[:2])]))
 
 
 def cases() -> list[tuple[Shape, list[SkinnyTiling]]]:
-    levels = [(llada(32), 2), (llada(64), 1), (llada(128), 1), (dream(33), 0), (dream(32), 0)]
-    return [(shape, tilings(shape, level)) for shapes, level in levels for shape in shapes]
+    levels = [(llada(32), True), (llada(64), False), (llada(128), False), (dream(33), False), (dream(32), False)]
+    return [(shape, tilings(shape, thorough)) for shapes, thorough in levels for shape in shapes]
 
 
 def call(shape: Shape, tiling: SkinnyTiling, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None,
@@ -182,9 +168,10 @@ def compile_all(processes: int, seconds: float) -> bool:
 
 
 def name_of(tiling: SkinnyTiling) -> str:
-    share = f"programs {tiling.programs}" if tiling.programs else f"splits {tiling.splits}"
-    name = f"{tiling.block_columns}x{tiling.block_inner} w{tiling.num_warps} s{tiling.num_stages} {share}"
-    return name + " pointers" * (not tiling.bulk) + f" early {tiling.early_tiles}" * (tiling.early_tiles >= 0)
+    width = f"{tiling.block_columns}+{tiling.more_columns}" if tiling.more_columns else f"{tiling.block_columns}"
+    name = f"{width}x{tiling.block_inner} w{tiling.num_warps} s{tiling.num_stages} /{tiling.splits}"
+    name += " pointers" * (not tiling.bulk) + " in step" * (not tiling.stagger)
+    return name + f" early {tiling.early_tiles}" * (tiling.early_tiles >= 0)
 
 
 def expected(shape: Shape, data: Data) -> Tensor:
@@ -219,6 +206,30 @@ def measure(shape: Shape, data: Data, function: Callable[..., Tensor], wanted: T
         return row | {"failure": f"{type(error).__name__}: {error}".splitlines()[0][:160]}
     row |= {"us": f"{spent * 1e6:.2f}", "gb_s": f"{shape.bytes / spent / 1e9:.0f}"}
     return row | {"floor_us": f"{shape.bytes / copy * 1e6:.2f}", "of_floor": f"{shape.bytes / copy / spent:.3f}"}
+
+
+def layers(rows: int, best: dict[str, SkinnyTiling], copy: float, budget: float) -> Iterator[dict[str, object]]:
+    """The four products of a LLaDA-8B layer in turn, each with the tiling that was fastest alone."""
+    shapes = llada(rows)
+    data = [Data(shape, "cuda") for shape in shapes]
+    count = min(len(each.weights) for each in data)
+    total = sum(shape.bytes for shape in shapes)
+    for early in (None, -1, 0, 2, 4):
+
+        def layer(index: int, early: int | None = early) -> None:
+            for shape, each in zip(shapes, data, strict=True):
+                if early is None:
+                    blas(shape, *each.arguments(index))
+                else:
+                    call(shape, replace(best[shape.name], early_tiles=early), *each.arguments(index))
+
+        spent = seconds_a_call([partial(layer, index) for index in range(count)], budget)
+        floor = total / copy
+        yield {
+            "shape": "llada layer", "rows": rows, "us": f"{spent * 1e6:.2f}", "gb_s": f"{total / spent / 1e9:.0f}",
+            "variant": "torch" if early is None else f"best of each, early {early}", "error": "", "same": "",
+            "floor_us": f"{floor * 1e6:.2f}", "of_floor": f"{floor / spent:.3f}",
+        }  # fmt: skip
 
 
 def report(rows: Sequence[dict[str, object]], count: int = 3) -> None:
@@ -265,14 +276,14 @@ def main() -> None:
             break
         data = Data(shape, "cuda")
         wanted = expected(shape, data)
-        chosen = choose_skinny(shape.rows, shape.columns, shape.inner, BF16, shape.gated)
+        chosen = default_tiling(shape.rows, shape.columns, shape.inner, BF16, shape.gated)
         variants: list[tuple[str, Callable[..., Tensor]]] = [("torch", partial(blas, shape))]
         variants += [(name_of(tiling), partial(call, shape, tiling)) for tiling in some]
         for name, function in variants:
             if time.monotonic() - begin > options.seconds:
                 break
             row = {"variant": name} | measure(shape, data, function, wanted, copy, options.check, options.budget)
-            row["default"] = chosen is not None and name == name_of(chosen)
+            row["default"] = name == name_of(chosen)
             rows.append(row)
             if "failure" in row or float(str(row["error"])) > 1e-2 or not row["same"]:
                 kept = ("shape", "rows", "variant", "error", "same", "failure")
@@ -280,6 +291,29 @@ def main() -> None:
             if writer is not None and file is not None:
                 writer.writerow(row | stamp)
                 file.flush()
+    for count in (32, 64):
+        own = [row for row in rows if row["rows"] == count and "us" in row]
+        best = {
+            shape.name: min(
+                (tiling for tiling in some if tiling.early_tiles < 0),
+                key=lambda tiling: min(
+                    (
+                        float(str(row["us"]))
+                        for row in own
+                        if (row["shape"], row["variant"]) == (shape.name, name_of(tiling))
+                    ),
+                    default=math.inf,
+                ),
+            )
+            for shape, some in cases()
+            if shape.rows == count
+        }
+        if own and time.monotonic() - begin < options.seconds:
+            for row in layers(count, best, copy, options.budget):
+                rows.append(row)
+                if writer is not None and file is not None:
+                    writer.writerow(row | stamp)
+                    file.flush()
     print(f"{len(rows)} variants, {time.monotonic() - begin:.1f} s")
     report(rows)
 

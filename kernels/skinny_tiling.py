@@ -3,98 +3,111 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
-MAX_ROWS = 128
-"""More rows than this are no longer skinny: the weight's bytes stop being what a product waits for."""
+MAX_ROWS = 64
+"""More rows than this are no longer skinny: x's own traffic from L2 is no longer small beside the weight's."""
 
 _PROCESSORS = 132
-"""Streaming multiprocessors of an H200."""
+_SHARED_MEMORY = 220 * 1024
+"""Of an H200: streaming multiprocessors, and the bytes of shared memory that one program's stages may take."""
+
+_WIDTHS = ((32, 0), (32, 16), (64, 0), (64, 16), (64, 32), (128, 0), (128, 16), (128, 32), (128, 64), (256, 0))
 
 
 @dataclass(frozen=True, slots=True)
 class SkinnyTiling:
     """How a launch is cut up.
 
-    block_columns, block_inner: rows of the weight (columns of the output) and inner positions of a tile; powers of
-        two, at least 16. A gated product holds such a tile of the gate and one of the up projection.
-    programs: how many programs share the (output tile, inner tile) pairs, each a run of neighbouring ones, equal to
-        within one; 0 means `splits` programs an output tile instead.
-    splits: with programs = 0, parts of an output tile's inner dimension, equal to within one tile.
+    block_columns, more_columns: an output tile is as wide as their sum; powers of two from 16 on, more_columns may be
+        0. A gated product holds such a tile of the gate and one of the up projection.
+    splits: programs that share a tile's inner dimension, equally to within one step.
+    block_inner: inner positions of a step, a power of two, from 32 on in bf16 and from 16 on in fp32.
     num_warps, num_stages: of the program, and of the pipeline of loads.
     bulk: load through the tensor memory accelerator (TMA), else by asynchronous copies of 16 bytes.
     early_tiles: -1 launches as any kernel does. Else as a programmatic dependent launch: programs start as soon as
         those of the launch before them leave room, ask for so many of their first weight tiles to be brought to L2,
         and wait for the launch before them to be finished and visible only then.
+    stagger: programs begin at different places of the inner dimension.
     """
 
     block_columns: int
-    block_inner: int
+    more_columns: int = 0
+    splits: int = 1
+    block_inner: int = 64
     num_warps: int = 4
     num_stages: int = 4
-    programs: int = 0
-    splits: int = 1
     bulk: bool = True
     early_tiles: int = -1
+    stagger: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class SkinnyPlan:
     """What follows from a tiling and a shape.
 
-    block_rows: rows of x in a tile. row_tiles, column_tiles, inner_tiles: tiles along M, N and K.
-    programs: along the grid's first axis; its second is row_tiles.
-    max_parts: the most programs that one output tile is summed from. whole: whether some tile has one alone.
+    block_rows: rows of x in a tile. row_tiles, column_tiles: tiles along M and N. splits: no more than there are steps.
     part_numbers: fp32 numbers of workspace; counters: int32 counters of workspace.
     """
 
     block_rows: int
     row_tiles: int
     column_tiles: int
-    inner_tiles: int
-    programs: int
-    max_parts: int
-    whole: bool
+    splits: int
     part_numbers: int
     counters: int
 
 
 def plan_skinny(rows: int, columns: int, inner: int, wide: bool, gated: bool, tiling: SkinnyTiling) -> SkinnyPlan:
     """The plan for x [rows, inner] and `columns` columns of output; `wide` means fp32, whose tiles of x are small."""
-    block_rows = min(32 if wide else 128, max(16, 1 << (rows - 1).bit_length()))
+    low, high = (16, 32) if wide else (64, 128)
+    block_rows = min(high, max(low, 1 << (rows - 1).bit_length()))
     row_tiles = -(-rows // block_rows)
-    column_tiles, inner_tiles = -(-columns // tiling.block_columns), -(-inner // tiling.block_inner)
-    units = column_tiles * inner_tiles
-    if tiling.programs:
-        programs = min(tiling.programs, units)
-        starts = range(0, units, inner_tiles)
-        parts = [1 + _owner(i + inner_tiles - 1, programs, units) - _owner(i, programs, units) for i in starts]
-        max_parts, whole = max(parts), min(parts) == 1
-        slots = 2 * programs
-    else:
-        max_parts = min(tiling.splits, inner_tiles)
-        whole = max_parts == 1
-        slots = programs = column_tiles * max_parts
-    tile = tiling.block_columns * block_rows * (2 if gated else 1)
-    numbers = slots * row_tiles * tile if max_parts > 1 else 0
-    counters = column_tiles * row_tiles if max_parts > 1 else 0
-    return SkinnyPlan(block_rows, row_tiles, column_tiles, inner_tiles, programs, max_parts, whole, numbers, counters)
+    width = tiling.block_columns + tiling.more_columns
+    column_tiles = -(-columns // width)
+    splits = min(tiling.splits, -(-inner // tiling.block_inner))
+    tiles = column_tiles * row_tiles if splits > 1 else 0
+    numbers = tiles * splits * width * block_rows * (2 if gated else 1)
+    return SkinnyPlan(block_rows, row_tiles, column_tiles, splits, numbers, tiles)
 
 
-def _owner(unit: int, programs: int, units: int) -> int:
-    """The program p for which p * units // programs <= unit < (p + 1) * units // programs."""
-    return ((unit + 1) * programs - 1) // units
+def stages_that_fit(rows: int, width: int, block_inner: int, gated: bool) -> int:
+    """Stages of bf16 tiles, at most 9, that one program's shared memory holds."""
+    return min(9, _SHARED_MEMORY // (2 * block_inner * (max(64, rows) + width * (2 if gated else 1))))
+
+
+@lru_cache(maxsize=1024)
+def default_tiling(rows: int, columns: int, inner: int, dtype: torch.dtype, gated: bool = False) -> SkinnyTiling:
+    """The tiling for x [rows, inner] times a weight [columns, inner] (gated: [2 * columns, inner]).
+
+    Of one wave of programs, the one whose programs have the least to load, with a charge for splits.
+    """
+    if dtype == torch.float32:
+        return SkinnyTiling(32, splits=max(1, min(8, inner // 256)), block_inner=16, num_stages=2)
+    block_rows = 64 if rows <= 64 else 128
+    best, least = SkinnyTiling(128), float("inf")
+    for first, more in _WIDTHS:
+        width = first + more
+        tiles = -(-columns // width)
+        stages = stages_that_fit(block_rows, width, 64, gated)
+        if stages < 3 or block_rows * width * (2 if gated else 1) > 64 * 288:
+            continue
+        for splits in range(1, 1 + max(1, min(10, _PROCESSORS // tiles))):
+            waves = -(-tiles * splits // _PROCESSORS)
+            steps = -(-inner // 64 // splits)
+            cost = waves * steps * (width * (2 if gated else 1) + rows / 2) + (splits > 1) * 1000 + splits * 100
+            if cost < least:
+                best, least = SkinnyTiling(first, more, splits, num_stages=stages), cost
+    return best
 
 
 def choose_skinny(rows: int, columns: int, inner: int, dtype: torch.dtype, gated: bool = False) -> SkinnyTiling | None:
-    """The tiling for x [rows, inner] times a weight [columns, inner] (gated: [2 * columns, inner]).
+    """`default_tiling`, or None where a BLAS product should be used.
 
-    None where a BLAS product should be used: more than MAX_ROWS rows, an inner dimension that is not a multiple of 16,
-    a dtype other than bf16 and fp32.
+    None for more than MAX_ROWS rows, an inner dimension that is not a multiple of 16, a dtype other than bf16 and fp32.
     """
     if not 0 < rows <= MAX_ROWS or inner % 16 or dtype not in (torch.bfloat16, torch.float32):
         return None
-    if dtype == torch.float32:
-        return SkinnyTiling(32, 16, 4, 2, programs=2 * _PROCESSORS)
-    return SkinnyTiling(64 if gated else 128, 64, 4, 5, programs=2 * _PROCESSORS)
+    return default_tiling(rows, columns, inner, dtype, gated)

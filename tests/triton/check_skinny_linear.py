@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
 
 from shoal.kernels import skinny_linear_triton as module
 from shoal.kernels.skinny_linear import skinny_linear_reference, skinny_swiglu_reference
 from shoal.kernels.skinny_linear_triton import skinny_linear_triton, skinny_swiglu_triton
-from shoal.kernels.skinny_tiling import SkinnyTiling, choose_skinny, plan_skinny
+from shoal.kernels.skinny_tiling import SkinnyTiling, choose_skinny, default_tiling, plan_skinny
 from shoal.kernels.skinny_workspace import SkinnyWorkspace
 
 from .checks import DEVICE, DTYPES, Recorder, fresh
@@ -20,12 +18,12 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 GPU = DEVICE.type == "cuda"
 SHAPES = [(41, 123, 112), (1, 33, 16), (128, 64, 80)]
 TILINGS = {
-    "stream": SkinnyTiling(32, 32, 4, 2, programs=5),
-    "stream of many": SkinnyTiling(64, 16, 4, 3, programs=7),
-    "stream of one": SkinnyTiling(32, 32, 4, 2, programs=1),
-    "splits": SkinnyTiling(32, 32, 4, 2, splits=3),
-    "whole": SkinnyTiling(64, 32, 4, 2),
-    "pointers": SkinnyTiling(32, 32, 4, 2, programs=5, bulk=False),
+    "whole": SkinnyTiling(32, block_inner=32, num_stages=2),
+    "whole of two widths": SkinnyTiling(64, 32, block_inner=32, num_stages=3),
+    "splits": SkinnyTiling(64, splits=3, block_inner=32, num_stages=2),
+    "splits of two widths": SkinnyTiling(32, 16, splits=2, block_inner=32, num_stages=3),
+    "in step": SkinnyTiling(32, splits=2, block_inner=32, num_stages=2, stagger=False),
+    "pointers": SkinnyTiling(32, 16, splits=3, block_inner=32, num_stages=2, bulk=False),
 }
 
 
@@ -58,7 +56,7 @@ def test_product_bias_and_residual(monkeypatch, rows, columns, inner, tiling, dt
         skinny_linear_triton(x, weight, bias, residual, tiling=tiling), wide + bias.double() + residual.double(), dtype
     )
     plan = plan_skinny(rows, columns, inner, dtype == torch.float32, False, tiling)
-    assert recorder.grids == [(plan.programs, plan.row_tiles)]
+    assert recorder.grids == [(plan.column_tiles * plan.splits, plan.row_tiles)]
     assert torch.equal(skinny_linear_triton(x, weight, tiling=tiling), skinny_linear_triton(x, weight, tiling=tiling))
 
     out = torch.full((rows, columns + 3), torch.nan, dtype=dtype, device=DEVICE)
@@ -78,22 +76,8 @@ def test_the_gated_product(tiling, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tiles_of_every_kind_meet(dtype):
-    """Programs that end inside a tile, that hold whole tiles, and tiles of three programs, in one launch each."""
-    kinds = {
-        "whole and shared": (SkinnyTiling(32, 16, 4, 2, programs=3), 32 * 8, 48),
-        "three to a tile": (SkinnyTiling(32, 16, 4, 2, programs=7), 32 * 3, 256),
-    }
-    for tiling, columns, inner in kinds.values():
-        plan = plan_skinny(16, columns, inner, False, False, tiling)
-        assert (plan.whole, plan.max_parts >= 3) in ((True, False), (False, True))
-        x, weight = fresh(16, inner, dtype=dtype), fresh(columns, inner, dtype=dtype)
-        near(skinny_linear_triton(x, weight, tiling=tiling), product(x, weight), dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_residual_in_place_and_counters_that_reset(dtype):
-    tiling, workspace = TILINGS["stream"], SkinnyWorkspace(DEVICE)
+    tiling, workspace = TILINGS["splits of two widths"], SkinnyWorkspace(DEVICE)
     x, weight = fresh(33, 96, dtype=dtype), fresh(123, 96, dtype=dtype)
     wide, residual = product(x, weight), fresh(33, 123, dtype=dtype)
     for _ in range(3):
@@ -122,7 +106,7 @@ def test_what_lies_outside_is_not_read():
 def test_an_infinity_reaches_its_outputs_only():
     x, weight = fresh(17, 64), fresh(40, 64)
     x[3, 5] = torch.inf
-    found = skinny_linear_triton(x, weight, tiling=TILINGS["stream"])
+    found = skinny_linear_triton(x, weight, tiling=TILINGS["splits of two widths"])
     assert found[3].isinf().all()
     assert found[torch.arange(17) != 3].isfinite().all()
 
@@ -181,21 +165,25 @@ def test_when_a_blas_is_chosen():
     assert choose_skinny(32, 4096, 4096, torch.bfloat16) is not None
 
 
-@pytest.mark.parametrize("programs", [0, 1, 5, 131, 264])
-def test_plans_cover_every_tile_once(programs):
-    for columns, inner, splits in ((4096, 4096, 4), (123, 112, 3), (64, 16, 2)):
-        plan = plan_skinny(33, columns, inner, False, False, SkinnyTiling(64, 64, programs=programs, splits=splits))
-        units = plan.column_tiles * plan.inner_tiles
-        assert plan.programs <= units
-        assert 1 <= plan.max_parts <= plan.inner_tiles
-        assert plan.block_rows == 64
-        assert (plan.counters > 0) == (plan.part_numbers > 0) == (plan.max_parts > 1)
-        if programs:
-            ends = [p * units // plan.programs for p in range(plan.programs + 1)]
-            tiles = [{u // plan.inner_tiles for u in range(*pair)} for pair in pairwise(ends)]
-            counts = [sum(tile in own for own in tiles) for tile in range(plan.column_tiles)]
-            assert max(counts) == plan.max_parts
-            assert (min(counts) == 1) == plan.whole
+def test_plans():
+    plan = plan_skinny(33, 12288, 4096, False, False, SkinnyTiling(64, 32))
+    assert (plan.block_rows, plan.row_tiles, plan.column_tiles, plan.splits) == (64, 1, 128, 1)
+    assert (plan.part_numbers, plan.counters) == (0, 0)
+    plan = plan_skinny(100, 4096, 96, False, True, SkinnyTiling(128, splits=4))
+    assert (plan.block_rows, plan.column_tiles, plan.splits) == (128, 32, 2)
+    assert (plan.part_numbers, plan.counters) == (128 * 4096 * 2 * 2, 32)
+    assert plan_skinny(100, 64, 64, True, False, SkinnyTiling(32)).row_tiles == 4
+
+
+@pytest.mark.parametrize("shape", [(12288, 4096), (4096, 12288), (4608, 3584), (37, 16), (3584, 18944)])
+def test_default_tilings_fit_an_h200(shape):
+    for rows in (1, 32, 33, 128):
+        for gated in (False, True):
+            tiling = default_tiling(rows, *shape, torch.bfloat16, gated)
+            plan = plan_skinny(rows, *shape, False, gated, tiling)
+            width = (tiling.block_columns + tiling.more_columns) * (2 if gated else 1)
+            assert tiling.num_stages * 2 * tiling.block_inner * (plan.block_rows + width) <= 227 * 1024
+            assert plan.column_tiles * plan.splits <= 132 or plan.splits == 1
 
 
 if GPU:
@@ -203,7 +191,7 @@ if GPU:
     def test_graphs_replay_and_early_launches_wait():
         """A chain in which each product reads what the one before wrote, captured and replayed."""
         for early in (-1, 0, 3):
-            tiling = SkinnyTiling(64, 64, 4, 4, programs=264, early_tiles=early)
+            tiling = SkinnyTiling(32, 16, 3, early_tiles=early)
             x, weights = fresh(32, 2048, dtype=torch.bfloat16), fresh(6, 2048, 2048, dtype=torch.bfloat16) / 2048**0.5
             expected = x
             for weight in weights:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from shoal.kernels.skinny_linear_triton import skinny_linear_triton, skinny_swiglu_triton
-from shoal.kernels.skinny_tiling import SkinnyTiling, choose_skinny
+from shoal.kernels.skinny_tiling import SkinnyTiling, default_tiling
 from tests.triton.compile_kernels import DTYPES, case, main
 
 MODELS = {"llada": (4096, 12288, 12288), "dream": (3584, 4608, 18944)}
@@ -38,14 +38,21 @@ for _name, _dtype in DTYPES.items():
             case(f"{_at}-out", linear, _dtype, _rows, _hidden, _hidden, True, None)
             case(f"{_at}-gate-up", gated, _dtype, _rows, _ff, _hidden, None)
             case(f"{_at}-down", linear, _dtype, _rows, _hidden, _ff, True, None)
-_tiling = choose_skinny(32, 12288, 4096, torch.bfloat16)
-assert _tiling is not None
+_tiling = default_tiling(32, 12288, 4096, torch.bfloat16)
 for _form, _other in {
     "early": replace(_tiling, early_tiles=2), "pointers": replace(_tiling, bulk=False),
-    "splits": replace(_tiling, programs=0, splits=4), "whole": replace(_tiling, programs=0),
+    "splits": replace(_tiling, splits=4), "one-width": SkinnyTiling(128, splits=2),
 }.items():  # fmt: skip
     case(f"skinny-form-{_form}", linear, torch.bfloat16, 32, 12288, 4096, True, _other)
-    case(f"skinny-form-{_form}-gated", gated, torch.bfloat16, 32, 12288, 4096, replace(_other, block_columns=64))
+    case(
+        f"skinny-form-{_form}-gated",
+        gated,
+        torch.bfloat16,
+        32,
+        12288,
+        4096,
+        replace(_other, block_columns=64, num_stages=4),
+    )
 
 
 if __name__ == "__main__":

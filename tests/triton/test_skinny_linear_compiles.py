@@ -22,5 +22,6 @@ def test_skinny_kernels_compile_for_sm_90(group, tmp_path):
         assert line["shared"] < SHARED_MEMORY, line
         # stages lie side by side in shared memory only where copies run ahead of the products
         constants = line["constants"]
-        rows = constants["BLOCK_ROWS"] + constants["BLOCK_COLUMNS"] * (1 + constants["GATED"])
+        width = constants["BLOCK_COLUMNS"] + constants["MORE_COLUMNS"]
+        rows = constants["BLOCK_ROWS"] + width * (1 + constants["GATED"])
         assert line["shared"] >= rows * constants["BLOCK_INNER"] * size * (constants["num_stages"] - 1), line
