@@ -175,12 +175,12 @@ def test_plans():
     assert plan_skinny(100, 64, 64, True, False, SkinnyTiling(32)).row_tiles == 4
 
 
-@pytest.mark.parametrize("shape", [(12288, 4096), (4096, 12288), (4608, 3584), (37, 16), (3584, 18944)])
-def test_default_tilings_fit_an_h200(shape):
+@pytest.mark.parametrize(("columns", "inner"), [(12288, 4096), (4096, 12288), (4608, 3584), (37, 16), (3584, 18944)])
+def test_default_tilings_fit_an_h200(columns, inner):
     for rows in (1, 32, 33, 128):
         for gated in (False, True):
-            tiling = default_tiling(rows, *shape, torch.bfloat16, gated)
-            plan = plan_skinny(rows, *shape, False, gated, tiling)
+            tiling = default_tiling(rows, columns, inner, torch.bfloat16, gated)
+            plan = plan_skinny(rows, columns, inner, False, gated, tiling)
             width = (tiling.block_columns + tiling.more_columns) * (2 if gated else 1)
             assert tiling.num_stages * 2 * tiling.block_inner * (plan.block_rows + width) <= 227 * 1024
             assert plan.column_tiles * plan.splits <= 132 or plan.splits == 1
