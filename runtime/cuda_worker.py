@@ -125,18 +125,19 @@ class CudaWorker:
         self._audit.begin(item, slots.state.tokens[canvas.slot].long(), slots.page_tables[canvas.slot].long(), masks)
 
     def _forward(self, message: Forward, results: dict[str, StepResult]) -> None:
-        items, left = list(message.items), message.max_steps
-        while items and left > 0:
-            canvases = self._enter(items)
-            count = 1
-            if self._graphs.takes(items):
-                count = min(left, *(canvas.sure_steps() for canvas in canvases))
-                blocks = self._graphs.run(items, canvases, count)
-            else:
-                blocks = self._refresh(items, canvases, results)
-            left -= count
-            self._account(items, canvases, blocks, count, results)
-            items = [item for item in items if self._continues(item)]
+        for number, (part, left) in enumerate(message.parts()):
+            items = list(part) if number == 0 else [item for item in part if self._continues(item)]
+            while items and left > 0:
+                canvases = self._enter(items)
+                count = 1
+                if self._graphs.takes(items):
+                    count = min(left, *(canvas.sure_steps() for canvas in canvases))
+                    blocks = self._graphs.run(items, canvases, count)
+                else:
+                    blocks = self._refresh(items, canvases, results)
+                left -= count
+                self._account(items, canvases, blocks, count, results)
+                items = [item for item in items if self._continues(item)]
 
     def _continues(self, item: ForwardItem) -> bool:
         canvas = self._canvases[item.rid]

@@ -5,7 +5,7 @@ widest. Padding costs rows, never answers: padding requests have no keys, and th
 from batch to batch, and from step to step, stands in memory that the graphs read; so one upload and a replay for each
 step is all that the host does.
 
-From four requests on that begin with the same pages, the graph whose attention reads shared pages once is taken.
+When requests begin with the same pages, the graph whose attention reads shared pages once is taken.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ from .row_layout import Layout, layout
 
 logger = logging.getLogger(__name__)
 MIN_SHARERS = 4
+"""Requests of a group; below, reading shared pages once saves less than it costs."""
+MIN_SHARING_BATCH = 8
+"""Requests of a batch; in smaller ones the second launch a layer costs as much as the reads that it spares."""
 _WIDTH_UNIT = 32
 _MOST_REFRESH_ROWS = 1024
 
@@ -80,7 +83,7 @@ class ForwardGraphs:
     def warm_up(self, rows: int, block: int, shared: bool) -> None:
         """Capture every bucket of block steps for blocks of `block` positions, `rows` rows each."""
         for requests in reversed(self._batch_sizes):
-            for share in (False, True)[: 1 + (shared and requests >= MIN_SHARERS)]:
+            for share in (False, True)[: 1 + (shared and requests >= MIN_SHARING_BATCH)]:
                 self._body(Bucket(requests, rows, block, share))
 
     def takes(self, items: Sequence[ForwardItem]) -> bool:
@@ -134,7 +137,7 @@ class ForwardGraphs:
 
     def _plan(self, items: Sequence[ForwardItem], canvases: Sequence[HostCanvas]) -> SharedPlan | None:
         """Which requests share pages that none of them writes; None for too few requests."""
-        if len(items) < MIN_SHARERS:
+        if len(items) < MIN_SHARING_BATCH:
             return None
         slots, config = self._runner.slots, self._runner.decoder.config
         starts = np.cumsum([0, *(item.stop - item.start for item in items)]).tolist()

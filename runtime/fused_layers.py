@@ -37,8 +37,8 @@ class FusedLayers:
         self, index: int, hidden: Tensor, at: Layout, *, num_splits: int, shared: SharedGroups | None = None
     ) -> Tensor:
         """Layer `index` on hidden [rows, hidden], which is overwritten and returned."""
-        q = self._project(index, hidden, at)
-        attended = self._attend(index, q, at, num_splits, shared)
+        q, k, v = self._project(index, hidden, at)
+        attended = self._attend(index, q, at, num_splits, shared, (k, v) if at.whole else None)
         return self._rest(index, hidden, attended)
 
     def run_last(self, index: int, hidden: Tensor, at: Layout, needed: Tensor, of_needed: Layout) -> Tensor:
@@ -46,27 +46,32 @@ class FusedLayers:
 
         Keys and values of all rows are written. Right for the last layer, whose other outputs nobody reads.
         """
-        q = self._project(index, hidden, at).index_select(0, needed)
-        attended = self._attend(index, q, of_needed, 1, None)
+        q = self._project(index, hidden, at)[0].index_select(0, needed)
+        attended = self._attend(index, q, of_needed, 1, None, None)
         return self._rest(index, hidden.index_select(0, needed), attended)
 
-    def _project(self, index: int, hidden: Tensor, at: Layout) -> Tensor:
-        """Rotated queries [rows, heads, head_dim]; keys and values go to their pages."""
+    def _project(self, index: int, hidden: Tensor, at: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [rows, heads, head_dim], keys (rotated if at.whole) and values, which go to their pages."""
         config, weights = self.decoder.config, self.decoder.layers[index]
         heads, kv_heads = config.num_heads, config.num_kv_heads
         x = kernels.rms_norm(hidden, weights.attention_norm, config.rms_norm_eps)
         qkv = _linear(x, weights.qkv).view(hidden.shape[0], heads + 2 * kv_heads, config.head_dim)
         band, pages = self.kv.layer(index)
         q, k, v = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
-        return kernels.rope_write_kv(
-            q, k, v, self._cos, self._sin, at.positions, at.requests, at.batch, band, pages, q_out=q
-        )
+        kernels.rope_write_kv(
+            q, k, v, self._cos, self._sin, at.positions, at.requests, at.batch, band, pages, q_out=q,
+            k_out=k if at.whole else None,
+        )  # fmt: skip
+        return q, k, v
 
-    def _attend(self, index: int, q: Tensor, at: Layout, num_splits: int, shared: SharedGroups | None) -> Tensor:
+    def _attend(
+        self, index: int, q: Tensor, at: Layout, num_splits: int, shared: SharedGroups | None,
+        fresh_kv: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:  # fmt: skip
         band, pages = self.kv.layer(index)
         if shared is not None:
             return kernels.shared_attention(q, pages, band, at.batch, shared, num_splits=num_splits)[0]
-        return kernels.attention(q, pages, band, at.batch, num_splits=num_splits)[0]
+        return kernels.attention(q, pages, band, at.batch, num_splits=num_splits, fresh_kv=fresh_kv)[0]
 
     def _rest(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
         """Output projection and MLP; hidden is overwritten."""

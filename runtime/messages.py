@@ -90,11 +90,19 @@ class ForwardItem:
 class Forward:
     """Run `items` together, up to `max_steps` times; an item that needs no further step is left out of the next.
 
-    Only block steps (no resume, no captures) may have max_steps > 1.
+    With `then`, `items` run once and block steps of the same requests follow at once: `then`, max_steps - 1 times at
+    most. Without it only block steps (no resume, no captures) may have max_steps > 1.
     """
 
     items: tuple[ForwardItem, ...]
     max_steps: int = 1
+    then: tuple[ForwardItem, ...] = ()
+
+    def parts(self) -> tuple[tuple[tuple[ForwardItem, ...], int], ...]:
+        """(items, how many times at most), in the order in which they run."""
+        if self.then:
+            return (self.items, 1), (self.then, self.max_steps - 1)
+        return ((self.items, self.max_steps),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,16 @@ class NullWorker:
 
     def forward(self, message: Forward) -> list[StepResult]:
         """Commit the next masks of every item's block."""
-        return [self._step(item, message.max_steps) for item in message.items]
+        results = [self._step(item, message.parts()[0][1]) for item in message.items]
+        following = {item.rid: item for item in message.then}
+        for result in results:
+            if result.rid in following:
+                more = self._step(following[result.rid], message.max_steps - 1)
+                result.positions += more.positions
+                result.tokens += more.tokens
+                result.nfe += more.nfe if more.tokens else 0
+                result.token_layers += more.token_layers if more.tokens else 0
+        return results
 
     def _step(self, item: ForwardItem, max_steps: int) -> StepResult:
         if item.targets is not None:

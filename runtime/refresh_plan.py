@@ -106,7 +106,7 @@ def plan_refresh(
     }
     return RefreshPlan(
         views["slots"],
-        {depth: layout(views, str(depth), page_tables, views["slots"]) for depth in levels},
+        {depth: layout(views, str(depth), page_tables, views["slots"], level.whole) for depth, level in levels.items()},
         joins,
         captures,
         long("needed"),

@@ -19,11 +19,13 @@ class Layout:
 
     positions: int32 [rows], position of each row's token in its request; -1 for padding.
     requests: int32 [rows], request of each row.
+    whole: every request's rows are all of its keys.
     """
 
     positions: Tensor
     requests: Tensor
     batch: AttentionBatch
+    whole: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -38,6 +40,11 @@ class Spans:
     lows: npt.NDArray[np.int32]
     stops: npt.NDArray[np.int32]
     keys: npt.NDArray[np.int32]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every request's rows are all of its keys."""
+        return not self.lows.any() and bool((self.stops == self.keys).all())
 
     @property
     def starts(self) -> npt.NDArray[np.int32]:
@@ -61,7 +68,7 @@ def spans(lows: Sequence[int], stops: Sequence[int], keys: Sequence[int]) -> Spa
     return Spans(*(np.array(values, np.int32) for values in (lows, stops, keys)))
 
 
-def layout(views: dict[str, Tensor], name: str, page_tables: Tensor, slots: Tensor) -> Layout:
+def layout(views: dict[str, Tensor], name: str, page_tables: Tensor, slots: Tensor, whole: bool = False) -> Layout:
     """The layout whose arrays (`Spans.arrays`) are in `views`; slots int32 [requests]."""
     batch = AttentionBatch(page_tables, slots, views[f"{name}.starts"], views[f"{name}.keys"])
-    return Layout(views[f"{name}.positions"], views[f"{name}.requests"], batch)
+    return Layout(views[f"{name}.positions"], views[f"{name}.requests"], batch, whole)

@@ -180,16 +180,26 @@ class Scheduler:
         refreshes = self._next_refreshes()
         if refreshes:
             self.counters.refresh_forwards += 1
-            return self._fly(tuple(refreshes), 1)
+            then = self._steps_behind(refreshes)
+            return self._fly(tuple(refreshes), self._max_steps if then else 1, then)
         if self._running:
             self._log.block_step(self._running, self.num_waiting)
             return self._fly(tuple(self.planner.block_step(r) for r in self._running.values()), self._max_steps)
         return None
 
-    def _fly(self, items: tuple[ForwardItem, ...], max_steps: int) -> Forward:
+    def _steps_behind(self, refreshes: list[ForwardItem]) -> tuple[ForwardItem, ...]:
+        """Block steps that may follow a refresh without asking: when it is everybody's, and nobody waits."""
+        if self._max_steps < 2 or self.num_waiting or len(refreshes) < len(self._running):
+            return ()
+        if any(item.audit or item.targets is not None for item in refreshes):
+            return ()
+        steps = (self.planner.block_step(self._running[item.rid]) for item in refreshes)
+        return tuple(item for item in steps if item.block_stop > item.block_start)
+
+    def _fly(self, items: tuple[ForwardItem, ...], max_steps: int, then: tuple[ForwardItem, ...] = ()) -> Forward:
         self.counters.forwards += 1
         self._in_flight = items
-        return Forward(items, max_steps)
+        return Forward(items, max_steps, then)
 
     def _expire(self) -> None:
         now = time.monotonic()

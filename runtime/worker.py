@@ -112,16 +112,17 @@ class Worker:
     def forward(self, message: Forward) -> list[StepResult]:
         """Run a forward, one result an item, in order. A failure is reported in the results, never raised."""
         results = {item.rid: StepResult(item.rid) for item in message.items}
-        items = list(message.items)
-        audited = [item for item in items if item.audit]
+        audited = [item for item in message.items if item.audit]
         try:
             for item in audited:
                 self._begin_audit(item)
-            for _ in range(message.max_steps):
-                if not items:
-                    break
-                self._step(items, results)
-                items = [item for item in items if self._continues(item)]
+            for number, (part, times) in enumerate(message.parts()):
+                items = list(part) if number == 0 else [item for item in part if self._continues(item)]
+                for _ in range(times):
+                    if not items:
+                        break
+                    self._step(items, results)
+                    items = [item for item in items if self._continues(item)]
             for item in audited:
                 self._audit.end(results[item.rid], self._canvases[item.rid].sampling.temperature == 0)
         except Exception as error:  # whatever broke, the requests of this batch fail and the others go on

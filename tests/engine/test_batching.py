@@ -258,3 +258,23 @@ def test_policies_order_the_queue(llada, policy):
         "dfs-weight": ["short1", "long", "short2", "new"],  # once short1 has run, short is asked for once, like long
     }
     assert order == expected[policy]
+
+
+@pytest.mark.parametrize("mode", ["none", "dual", "bicache", "lm"])
+def test_block_steps_behind_a_refresh_change_nothing(llada, mode):
+    params = [SamplingParams(max_new_tokens=24, steps=9), SamplingParams(max_new_tokens=24, threshold=0.4)]
+    prompts = [tokens(20, seed=1) + tokens(5, seed=2), tokens(20, seed=1) + tokens(7, seed=3)]
+    answers, forwards = [], []
+    for steps in (1, 8):
+        with make_engine(llada, max_steps_per_message=steps) as engine:
+            sent = []
+            worker = engine._parts.worker
+            run = worker.forward
+            worker.forward = lambda message, run=run, sent=sent: (sent.append(message), run(message))[1]
+            outputs = engine.generate(prompts, params, cache_mode=mode)
+            answers.append([(o.token_ids, o.nfe, o.computed_token_layers, o.prefix_refreshes) for o in outputs])
+            forwards.append(sent)
+    assert answers[0] == answers[1]
+    assert not any(message.then for message in forwards[0])
+    assert any(message.then for message in forwards[1]) or mode == "none"
+    assert len(forwards[1]) < len(forwards[0])

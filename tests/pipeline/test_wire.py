@@ -47,7 +47,7 @@ SOCKETS: dict[str, tuple[Any, list[Any]]] = {
         wire.Accepted("r", np.arange(4).tobytes(), SAMPLING, "lm", "", 8, 5, 0, None, True, 1.5),
     ]),
     "worker": (wire.ToWorker, [
-        wire.Add(ADD), wire.Drop(Release(("r", "s"))), wire.Run(Forward((ITEM, ITEM), 3)),
+        wire.Add(ADD), wire.Drop(Release(("r", "s"))), wire.Run(Forward((ITEM, ITEM), 3, (ITEM,))),
     ]),
     "results": (wire.FromWorker, [
         wire.Results([StepResult("r", [6, 7], [1, 2], 1, 50), StepResult("s", error="broken")]),
