@@ -127,7 +127,7 @@ class Run:
 
 def mode_runs(device: str, modes: list[CacheMode]) -> tuple[list[Run], list[Engine]]:
     """Every cache mode on one engine; `none` first."""
-    engine = Engine("shop", device=device)
+    engine = Engine("shop", device=device, **SIZES)
     ordered: list[CacheMode] = ["none", *(mode for mode in modes if mode != "none")]
     names: list[dict[str, Any]] = [
         {"mode": mode, "depth": "profile" if mode == "bicache" else "", "interval": "", "decoding": "threshold 0.9"}
@@ -139,7 +139,7 @@ def mode_runs(device: str, modes: list[CacheMode]) -> tuple[list[Run], list[Engi
 def grid_runs(device: str) -> tuple[list[Run], list[Engine]]:
     """Depths x intervals with the quota (so that requests take long enough for refreshes), and the strategies."""
     runs, engines = [], []
-    plain = Engine("shop", device=device)
+    plain = Engine("shop", device=device, **SIZES)
     engines.append(plain)
     for decoding, options in STRATEGIES.items():
         for mode, depth in (("none", ""), ("bicache", "profile")):
@@ -147,7 +147,7 @@ def grid_runs(device: str) -> tuple[list[Run], list[Engine]]:
             runs.append(Run(name, plain, mode, options))  # type: ignore[arg-type]
     for layers in GRID_DEPTHS:
         for interval in GRID_INTERVALS:
-            engine = Engine("shop", device=device, depth=layers, refresh_interval=interval)
+            engine = Engine("shop", device=device, depth=layers, refresh_interval=interval, **SIZES)
             engines.append(engine)
             name = {"mode": "bicache", "depth": str(layers), "interval": str(interval or "once"),
                     "decoding": "quota of 2 a step"}  # fmt: skip
@@ -155,6 +155,8 @@ def grid_runs(device: str) -> tuple[list[Run], list[Engine]]:
     return runs, engines
 
 
+SIZES: dict[str, Any] = {"kv_cache_tokens": 1 << 16, "max_running_requests": 16}
+"""Of every engine: several share a GPU's memory."""
 Answers = dict[tuple[int, int], list[RequestOutput]]
 
 
@@ -237,8 +239,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     """Measure and write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("modes", "grid"))
+    parser.add_argument("part", choices=("modes", "grid"), nargs="?", default="modes")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--commit", help="what the table names as the commit; by default the checkout's")
     parser.add_argument("--plot", type=Path, help="with modes: a plot of accuracy by ratio")
     parser.add_argument("--modes", nargs="+", choices=CACHE_MODES, default=list(CACHE_MODES))
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
@@ -256,7 +259,7 @@ def main() -> None:
         for engine in engines:
             engine.shutdown()
     constant = {
-        "command": "python " + " ".join(sys.argv), "commit": commit(), "hardware": hardware(),
+        "command": "python " + " ".join(sys.argv), "commit": options.commit or commit(), "hardware": hardware(),
         "torch": torch.__version__,
     }  # fmt: skip
     with options.out.open("w", newline="") as file:
