@@ -267,7 +267,7 @@ def test_block_steps_behind_a_refresh_change_nothing(llada, mode):
     answers, forwards = [], []
     for steps in (1, 8):
         with make_engine(llada, max_steps_per_message=steps) as engine:
-            sent = []
+            sent: list[Any] = []
             worker = engine._parts.worker
             run = worker.forward
             worker.forward = lambda message, run=run, sent=sent: (sent.append(message), run(message))[1]
