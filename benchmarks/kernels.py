@@ -472,8 +472,7 @@ def merging() -> Iterator[Variant]:
 
 
 def layers() -> Iterator[Variant]:
-    """A whole layer of a block step (LLaDA-8B shape), products by cuBLAS, with launches that overlap and without."""
-    from shoal.kernels import launch
+    """A whole layer of a block step (LLaDA-8B shape), products by cuBLAS."""
     from shoal.kernels.attention_triton import attention_triton
     from shoal.kernels.kv_write_triton import rope_write_kv_triton
     from shoal.kernels.rms_norm_triton import add_rms_norm_triton
@@ -505,18 +504,8 @@ def layers() -> Iterator[Variant]:
 
         moved = sum(w.nbytes for w in weights[0]) + pool.bytes
         flops = pool.flops + 2.0 * tokens * sum(n * m for n, m in shapes)
-        launch.set_overlap(False)
-        plain = layer(0).clone()
-        for overlap in (False, True):
-
-            def same(on: bool = overlap, run: Callable[[int], Tensor] = layer, expected: Tensor = plain) -> float:
-                launch.set_overlap(on)
-                return relative(run(0), expected)
-
-            calls = [partial(layer, i) for i in range(copies)]
-            name = "launches overlap" if overlap else "launches in turn"
-            yield Variant("layers", f"{requests} x 32 of 2300", name, calls, moved, flops, same)
-        launch.set_overlap(None)
+        calls = [partial(layer, i) for i in range(copies)]
+        yield Variant("layers", f"{requests} x 32 of 2300", "", calls, moved, flops)
 
 
 GROUPS: dict[str, Callable[[], Iterator[Variant]]] = {

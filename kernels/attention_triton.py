@@ -29,8 +29,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .attention_batch import AttentionBatch
 from .attention_tiling import AttentionTiling, choose_tiling
-from .launch import overlapping
-from .launch_triton import wait_for_the_kernel_before
 from .merge_state_triton import merge_states_triton
 
 LOG2_E = 1.4426950408889634
@@ -147,14 +145,13 @@ def _attention_kernel(
     GROUP: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr, BLOCK_REQUESTS: tl.constexpr,
     NUM_SPLITS: tl.constexpr, BEGIN: tl.constexpr,
-    FRESH: tl.constexpr, BULK: tl.constexpr, HEADS_FIRST: tl.constexpr, OVERLAP: tl.constexpr,
+    FRESH: tl.constexpr, BULK: tl.constexpr, HEADS_FIRST: tl.constexpr,
 ):  # fmt: skip
     """Output [splits, tokens, heads, HEAD_DIM] and log-sum-exp [splits, tokens, heads], both contiguous.
 
     With BEGIN, request r's keys begin at first_keys[r], and the state of split 0 with the first num_parts[r] of the
     parts [parts, tokens, heads, HEAD_DIM] that the keys before gave.
     """
-    wait_for_the_kernel_before(OVERLAP)
     if HEADS_FIRST:
         kv_head = tl.program_id(0)
         program = tl.program_id(1)
@@ -308,7 +305,7 @@ def attention_triton(
         BLOCK_REQUESTS=max(64, triton.next_power_of_2(requests)),
         NUM_SPLITS=num_splits, BEGIN=begin is not None,
         FRESH=fresh_kv is not None, BULK=bulk, HEADS_FIRST=tiling.heads_first,
-        num_warps=tiling.num_warps, num_stages=tiling.num_stages, **overlapping(q),
+        num_warps=tiling.num_warps, num_stages=tiling.num_stages,
     )  # fmt: skip
     if num_splits > 1:
         merge_states_triton(parts, parts_lse, out, lse)

@@ -13,8 +13,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_batch import AttentionBatch
-from .launch import overlapping
-from .launch_triton import wait_for_the_kernel_before
 
 
 @triton.jit(do_not_specialize=["num_tokens", "band_offset"])
@@ -26,10 +24,8 @@ def _rope_write_kernel(
     q_out_stride_token, q_out_stride_head, k_out_stride_token, k_out_stride_head, cos_stride, sin_stride,
     stride_page, stride_kv, stride_slot, stride_head, stride_dim,
     PAGE_SIZE: tl.constexpr, HALF: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_HEADS: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Tiles are [BLOCK_TOKENS, BLOCK_HEADS, HALF]; `chunk` counts groups of heads, first of q, then of k, then of v."""
-    wait_for_the_kernel_before(OVERLAP)
     tokens = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     chunk = tl.program_id(1)
     q_chunks = tl.cdiv(num_heads, BLOCK_HEADS)
@@ -129,6 +125,6 @@ def rope_write_kv_triton(
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *q_out.stride()[:2], *k_to.stride()[:2],
             cos_table.stride(0), sin_table.stride(0), *layer_pages.stride(),
             PAGE_SIZE=page_size, HALF=head_dim // 2, BLOCK_TOKENS=block_tokens, BLOCK_HEADS=block_heads,
-            **overlapping(q), num_warps=4 if block_tokens * block_heads * head_dim >= 4096 else 2,
+            num_warps=4 if block_tokens * block_heads * head_dim >= 4096 else 2,
         )  # fmt: skip
     return q_out

@@ -10,9 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import overlapping
-from .launch_triton import wait_for_the_kernel_before
-
 _BLOCK_ROWS = 8
 
 
@@ -20,9 +17,7 @@ _BLOCK_ROWS = 8
 def _merge_kernel(
     parts_ptr, parts_lse_ptr, out_ptr, lse_ptr, num_rows,
     NUM_PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    wait_for_the_kernel_before(OVERLAP)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     dims = tl.arange(0, HEAD_DIM)
     in_rows = rows < num_rows
@@ -66,5 +61,5 @@ def merge_states_triton(parts: Tensor, parts_lse: Tensor, out: Tensor, lse: Tens
         _merge_kernel[(triton.cdiv(rows, _BLOCK_ROWS),)](
             parts, parts_lse, out, lse, rows,
             NUM_PARTS=parts.shape[0], BLOCK_PARTS=triton.next_power_of_2(parts.shape[0]), HEAD_DIM=parts.shape[-1],
-            BLOCK_ROWS=_BLOCK_ROWS, num_warps=4, **overlapping(parts),
+            BLOCK_ROWS=_BLOCK_ROWS, num_warps=4,
         )  # fmt: skip

@@ -7,18 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import overlapping
-from .launch_triton import wait_for_the_kernel_before
-
 
 @triton.jit
 def _rms_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, y_ptr, sum_ptr,
     x_row_stride, residual_row_stride, n_cols, eps,
-    HAS_RESIDUAL: tl.constexpr, BLOCK_SIZE: tl.constexpr, OVERLAP: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
     """y and the sum are contiguous [rows, n_cols]."""
-    wait_for_the_kernel_before(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK_SIZE)
     mask = columns < n_cols
@@ -69,6 +65,5 @@ def _launch(
         _rms_norm_kernel[(rows,)](
             x, other, weight, y, total, x.stride(0), other.stride(0), columns, eps,
             HAS_RESIDUAL=residual is not None, BLOCK_SIZE=block, num_warps=num_warps or min(16, max(1, block // 512)),
-            **overlapping(x),
         )  # fmt: skip
     return y, total

@@ -20,8 +20,6 @@ from torch import Tensor
 from .attention_batch import AttentionBatch
 from .attention_tiling import AttentionTiling
 from .attention_triton import LOG2_E, attend_to_pages, attention_triton, check_attention, page_rows
-from .launch import overlapping
-from .launch_triton import wait_for_the_kernel_before
 from .shared_groups import BLOCK_ROWS, ITEM_FIELDS, MAX_PARTS, SharedGroups
 
 
@@ -32,10 +30,8 @@ def _shared_attention_kernel(
     stride_page, stride_kv, stride_slot, stride_head, stride_dim,
     GROUP: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr, BULK: tl.constexpr, ITEM_FIELDS: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Parts [parts, tokens, heads, HEAD_DIM] and their log-sum-exps [parts, tokens, heads], fp32."""
-    wait_for_the_kernel_before(OVERLAP)
     item_ptr = items_ptr + tl.program_id(0) * ITEM_FIELDS
     kv_head = tl.program_id(1)
     begin = tl.load(item_ptr)
@@ -109,7 +105,7 @@ def shared_attention_triton(
             LOG2_E / math.sqrt(head_dim), q.stride(0), q.stride(1), *strides,
             GROUP=heads // kv_heads, PAGE_SIZE=page_size, HEAD_DIM=head_dim,
             BLOCK_ROWS=BLOCK_ROWS, BLOCK_KEYS=block_keys, BULK=bulk, ITEM_FIELDS=ITEM_FIELDS,
-            num_warps=shared_tiling.num_warps, num_stages=shared_tiling.num_stages, **overlapping(q),
+            num_warps=shared_tiling.num_warps, num_stages=shared_tiling.num_stages,
         )  # fmt: skip
     return attention_triton(
         q, layer_pages, band, batch, num_splits=num_splits, out=out, tiling=tiling,

@@ -7,15 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import overlapping
-from .launch_triton import wait_for_the_kernel_before
-
 _BLOCK_SIZE = 1024
 
 
 @triton.jit
-def _swiglu_kernel(gate_up_ptr, y_ptr, row_stride, n_cols, BLOCK_SIZE: tl.constexpr, OVERLAP: tl.constexpr):
-    wait_for_the_kernel_before(OVERLAP)
+def _swiglu_kernel(gate_up_ptr, y_ptr, row_stride, n_cols, BLOCK_SIZE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask = columns < n_cols
@@ -37,7 +33,5 @@ def swiglu_triton(gate_up: Tensor, block_size: int = _BLOCK_SIZE) -> Tensor:
     y = torch.empty((rows, columns), dtype=gate_up.dtype, device=gate_up.device)
     if rows:
         grid = (rows, triton.cdiv(columns, block_size))
-        _swiglu_kernel[grid](
-            gate_up, y, gate_up.stride(0), columns, BLOCK_SIZE=block_size, num_warps=4, **overlapping(y)
-        )
+        _swiglu_kernel[grid](gate_up, y, gate_up.stride(0), columns, BLOCK_SIZE=block_size, num_warps=4)
     return y

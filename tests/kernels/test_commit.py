@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.kernels import launch
 from shoal.kernels.attention_batch import AttentionBatch
 from shoal.kernels.block_confidence import block_confidence_reference
 from shoal.kernels.canvas_state import CanvasState, acceptance_bounds
@@ -105,11 +104,3 @@ def test_tokens_are_drawn_from_the_tempered_softmax_whatever_else_runs():
     torch.testing.assert_close(counts / counts.sum(), expected, rtol=0, atol=0.03)
     state.temperatures[0] = 0
     assert (block_confidence_reference(logits, state, rows, impossible_token=3).token == 2).all()
-
-
-def test_launches_overlap_on_request_and_on_a_gpu_alone():
-    try:
-        launch.set_overlap(True)
-        assert launch.overlapping(torch.ones(1)) == {"OVERLAP": False}
-    finally:
-        launch.set_overlap(None)
