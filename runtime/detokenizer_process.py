@@ -9,7 +9,8 @@ import msgspec
 
 from .child import Child
 from .inbox import Inbox
-from .text_stream import Decodes, TextStream
+from .running_text import Decodes
+from .text_stream import TextStream
 from .token_decoder import load_decoder
 from .wire import Begin, Output, Outputs, ToDetokenizer
 
@@ -51,7 +52,9 @@ class Detokenizer:
         text = self._texts.pop(output.rid, None) or _Text(TextStream(self._decoder))
         if not finished:
             self._texts[output.rid] = text
-        del text.tokens[output.token_start :]
+        if output.token_start < len(text.tokens):
+            del text.tokens[output.token_start :]
+            text.stream.restart()
         text.tokens += output.tokens
         before = text.stream.text
         now = text.stream.update(text.tokens, final=finished)

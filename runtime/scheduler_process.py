@@ -19,8 +19,9 @@ from .facts import Facts, build_scheduler
 from .inbox import Inbox, Outbox
 from .messages import AddRequest, Forward, Release, StepResult
 from .request import Request
+from .running_text import Decodes
 from .scheduler import Scheduler
-from .text_stream import Decodes, TextStream
+from .text_stream import TextStream
 from .token_decoder import load_decoder
 from .wire import (
     Abort,

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Protocol
 
-
-class Decodes(Protocol):
-    """The part of a tokenizer that is needed here."""
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of token ids."""
-        ...
+from .running_text import UNFINISHED, Decodes, RunningText
 
 
 class TextStream:
     """Text of one request so far.
 
     `update` returns text that is safe to show: no half of a multi-byte character, and nothing that may turn out to be
-    the beginning of a stop string. What it returned once stays a prefix of all that it returns later.
+    the beginning of a stop string. What it returned once stays a prefix of all that it returns later; the end is what
+    the tokenizer gives for all tokens. (Both can't be had of a tokenizer that takes text back: the end counts then.)
+
+    The stop string that is complete first ends the text, of several at once the longest: whether tokens come one by
+    one or many at a time makes no difference.
 
     Attributes:
         text: what `update` returned last.
@@ -28,7 +26,9 @@ class TextStream:
 
     def __init__(self, tokenizer: Decodes | None, stop: Sequence[str] = ()):
         self._tokenizer = tokenizer
+        self._running = None if tokenizer is None else RunningText(tokenizer)
         self._stop = stop
+        self._longest = max(map(len, stop), default=0)
         self.text = ""
         self.matched_stop: str | None = None
         self.stop_tokens = 0
@@ -40,33 +40,47 @@ class TextStream:
         return self._tokenizer is None
 
     def update(self, token_ids: Sequence[int], final: bool) -> str:
-        """Text of `token_ids` (all tokens so far); `final` releases what was held back."""
-        if self._tokenizer is None or self.matched_stop is not None:
+        """Text of `token_ids`: all tokens so far, those of the call before first; `final` releases what was held
+        back."""
+        if self._tokenizer is None or self._running is None or self.matched_stop is not None:
             return self.text
-        full = self._tokenizer.decode(token_ids)
-        found = [(full.index(stop), stop) for stop in self._stop if stop in full]
-        if found:
-            at, self.matched_stop = min(found)
-            self.text = full[:at]
-            lengths = range(self._seen + 1, len(token_ids))
-            complete = (n for n in lengths if self.matched_stop in self._tokenizer.decode(token_ids[:n]))
-            self.stop_tokens = next(complete, len(token_ids))
-            return self.text
+        searched = self._running.settled
+        full = self._tokenizer.decode(token_ids) if final else self._running.extend(token_ids).rstrip(UNFINISHED)
+        if self._stop:
+            if self._ends(full, searched, token_ids):
+                return self.text
+            if not final:
+                full = full[: len(full) - self._held_back(full)]
         self._seen = len(token_ids)
-        shown = full if final else full.rstrip("\ufffd")
-        if not final and self._stop:
-            shown = shown[: len(shown) - self._held_back(shown)]
-        if final or shown.startswith(self.text):
-            self.text = shown
+        if final or full.startswith(self.text):
+            self.text = full
         return self.text
+
+    def restart(self) -> None:
+        """The tokens of the call before may have changed: the next `update` decodes all of them."""
+        if self._running is not None:
+            self._running.restart()
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens; '' without a tokenizer."""
         return "" if self._tokenizer is None else self._tokenizer.decode(token_ids)
 
+    def _ends(self, full: str, searched: int, token_ids: Sequence[int]) -> bool:
+        """Whether a stop string ends the text `full`; none does so inside its first `searched` characters."""
+        begin = max(0, searched - self._longest + 1)
+        found = ((full.find(stop, begin), stop) for stop in self._stop)
+        matches = [(at + len(stop), at, stop) for at, stop in found if at >= 0]
+        if not matches:
+            return False
+        _, at, stop = min(matches)
+        self.text, self.matched_stop = full[:at], stop
+        decode, lengths = self.decode, range(self._seen + 1, len(token_ids))
+        self.stop_tokens = self._seen + 1 + bisect_left(lengths, True, key=lambda n: stop in decode(token_ids[:n]))
+        return True
+
     def _held_back(self, text: str) -> int:
         """Length of the longest end of `text` that a stop string begins with."""
-        longest = min(max(map(len, self._stop)) - 1, len(text))
+        longest = min(self._longest - 1, len(text))
         for length in range(longest, 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stop):
                 return length

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as Backend
 
 from .errors import ModelLoadError
-from .text_stream import Decodes
+from .running_text import Decodes
 
 
 class TokenDecoder:

@@ -8,13 +8,10 @@ import time
 from collections.abc import Iterator, Sequence
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from shoal.runtime.engine import Engine
 from shoal.runtime.request import RequestOutput
 from shoal.runtime.sampling_params import SamplingParams
-from shoal.runtime.text_stream import TextStream
 
 from .tiny import CHARACTERS, EOS, assert_nothing_lost, make_engine, tokens
 
@@ -229,48 +226,6 @@ def test_on_output_sees_every_end_once_and_may_fail(engine, caplog):
     assert sorted(seen) == sorted(output.rid for output in outputs)
     assert "the caller's own mistake" in caplog.text
     assert engine.generate(tokens(5), LONG).finish_reason == "length"
-
-
-# TextStream alone
-
-
-class Bytes:
-    """A tokenizer whose tokens are bytes."""
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return bytes(ids).decode(errors="replace")
-
-
-@given(
-    text=st.text(alphabet="abcdé€😀", max_size=20),
-    stops=st.lists(st.text(alphabet="abcdé€😀", min_size=1, max_size=4), max_size=3),
-    cuts=st.lists(st.integers(0, 80), max_size=10),
-)
-def test_a_text_stream_only_grows_and_ends_where_the_first_stop_string_begins(text, stops, cuts):
-    data = list(text.encode())
-    stream = TextStream(Bytes(), tuple(stops))
-    shown = ""
-    for cut in sorted(cut for cut in cuts if cut < len(data)):
-        now = stream.update(data[:cut], final=False)
-        assert now.startswith(shown)
-        assert "\ufffd" not in now
-        shown = now
-        if stream.matched_stop is not None:
-            break
-    if stream.matched_stop is None:
-        shown = stream.update(data, final=True)
-    ends = [text.index(stop) for stop in stops if stop in text]
-    assert shown == (text[: min(ends)] if ends else text)
-    assert (stream.matched_stop is not None) == bool(ends)
-
-
-def test_nothing_is_held_back_that_can_not_begin_a_stop_string():
-    stream = TextStream(Bytes(), ("stop",))
-    assert stream.update(list(b"go st"), final=False) == "go "
-    assert stream.update(list(b"go sta"), final=False) == "go sta"
-    assert stream.update(list(b"go stas"), final=False) == "go sta"
-    assert stream.update(list(b"go stas"), final=True) == "go stas"
-    assert TextStream(None).update([5, 6], final=True) == ""
 
 
 def test_the_tokenizer_of_these_tests_has_one_token_a_character(engine):
