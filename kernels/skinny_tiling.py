@@ -7,14 +7,17 @@ from functools import lru_cache
 
 import torch
 
-MAX_ROWS = 64
-"""More rows than this are no longer skinny: x's own traffic from L2 is no longer small beside the weight's."""
+MAX_ROWS = 32
+"""More rows than this are not skinny: x's own traffic from L2 is no longer small beside the weight's."""
+
+_LARGEST = 4096 * 4096
+"""Numbers of a weight up to which the kernel was faster."""
 
 _PROCESSORS = 132
 _SHARED_MEMORY = 220 * 1024
 """Of an H200: streaming multiprocessors, and the bytes of shared memory that one program's stages may take."""
 
-_WIDTHS = ((32, 0), (32, 16), (64, 0), (64, 16), (64, 32), (128, 0), (128, 16), (128, 32), (128, 64), (256, 0))
+_WIDTHS = ((32, 0), (32, 16), (64, 0), (64, 16), (64, 32), (128, 0), (128, 16), (128, 32), (128, 64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +100,18 @@ def default_tiling(rows: int, columns: int, inner: int, dtype: torch.dtype, gate
         for splits in range(1, 1 + max(1, min(10, _PROCESSORS // tiles))):
             waves = -(-tiles * splits // _PROCESSORS)
             steps = -(-inner // 64 // splits)
-            cost = waves * steps * (width * (2 if gated else 1) + rows / 2) + (splits > 1) * 1000 + splits * 100
+            cost = waves * steps * (width * (2 if gated else 1) + rows) + (splits > 1) * 1000 + splits * 100
             if cost < least:
                 best, least = SkinnyTiling(first, more, splits, num_stages=stages), cost
     return best
 
 
 def choose_skinny(rows: int, columns: int, inner: int, dtype: torch.dtype, gated: bool = False) -> SkinnyTiling | None:
-    """`default_tiling`, or None where a BLAS product should be used.
+    """`default_tiling` where it was measured to be faster than cuBLAS on an H200, else None: use a BLAS product.
 
-    None for more than MAX_ROWS rows, an inner dimension that is not a multiple of 16, a dtype other than bf16 and fp32.
+    So far that is one kind of shape: bf16, at most MAX_ROWS rows, small square weights, for which cuBLAS splits the
+    inner dimension and launches a second kernel to add up. inner must be a multiple of 16.
     """
-    if not 0 < rows <= MAX_ROWS or inner % 16 or dtype not in (torch.bfloat16, torch.float32):
+    if not 0 < rows <= MAX_ROWS or inner % 16 or dtype != torch.bfloat16 or gated or columns * inner > _LARGEST:
         return None
     return default_tiling(rows, columns, inner, dtype, gated)

@@ -158,11 +158,12 @@ def test_the_chosen_tiling(dtype):
 
 
 def test_when_a_blas_is_chosen():
-    assert choose_skinny(129, 4096, 4096, torch.bfloat16) is None
+    assert choose_skinny(32, 4096, 4096, torch.bfloat16) == default_tiling(32, 4096, 4096, torch.bfloat16)
+    assert choose_skinny(33, 4096, 4096, torch.bfloat16) is None
     assert choose_skinny(0, 4096, 4096, torch.bfloat16) is None
-    assert choose_skinny(32, 4096, 4100, torch.bfloat16) is None
-    assert choose_skinny(32, 4096, 4096, torch.float64) is None
-    assert choose_skinny(32, 4096, 4096, torch.bfloat16) is not None
+    assert choose_skinny(32, 4096, 4072, torch.bfloat16) is None
+    assert choose_skinny(32, 4096, 4096, torch.float32) is None
+    assert choose_skinny(32, 12288, 4096, torch.bfloat16, gated=True) is None
 
 
 def test_plans():
