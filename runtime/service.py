@@ -17,6 +17,11 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 State = Literal["starting", "up", "draining", "dead"]
 
+MAX_PRIORITY = 1 << 31
+"""Largest priority that the HTTP layer lets a caller ask for, and its negative the smallest."""
+PROBE_PRIORITY = -MAX_PRIORITY - 1
+"""Below every caller's: nobody is put back for it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateInput:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from ..errors import shorten
 from ..request import CACHE_MODES
 from ..sampling_params import SamplingParams
-from ..service import GenerateInput, Prompt
+from ..service import MAX_PRIORITY, GenerateInput, Prompt
 from .decoding import KNOBS, sampling_params
 from .errors import bad_request
 from .schemas import ChatMessage, Routing
@@ -21,7 +21,6 @@ from .state import ServerState
 
 REQUEST_ID_HEADER = "x-request-id"
 _RID = re.compile(r"[\x21-\x7e]{1,256}")
-_MAX_PRIORITY = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +195,8 @@ def _salt(body: Routing) -> str:
 
 
 def _priority(priority: int | None) -> int:
-    if priority is not None and abs(priority) > _MAX_PRIORITY:
-        raise bad_request("priority", f"priority is {priority}; it must be from -{_MAX_PRIORITY} to {_MAX_PRIORITY}")
+    if priority is not None and abs(priority) > MAX_PRIORITY:
+        raise bad_request("priority", f"priority is {priority}; it must be from -{MAX_PRIORITY} to {MAX_PRIORITY}")
     return priority or 0
 
 

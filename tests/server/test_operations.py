@@ -20,6 +20,8 @@ KEY, ADMIN_KEY = "k-ordinary", "k-admin"
 SLOW_SAMPLING = {"max_new_tokens": 512, "steps": 512, "block_length": 8, "ignore_eos": True}
 SLOW = {"text": "red", "sampling_params": SLOW_SAMPLING, "cache_mode": "dual"}
 
+RETRACTIONS = 'shoal:num_retractions_total{model_name="prices"}'
+
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory):
@@ -109,6 +111,26 @@ def test_a_full_queue_is_answered_with_503(locked):
         for thread in threads:
             thread.join(20)
             assert not thread.is_alive()
+        wait_idle(client, name="prices")
+
+
+def test_a_probe_puts_nobody_back(locked):
+    """The one place is taken by a request that would give way to any ordinary one."""
+    with locked.client() as client:
+        before = metric_values(client)[RETRACTIONS]
+        replies: list[httpx.Response] = []
+        body = {**SLOW, "priority": -5, "rid": "gives-way"}
+        thread = threading.Thread(target=lambda: replies.append(client.post("/generate", json=body)))
+        thread.start()
+        wait_load(client, 1)
+        for _ in range(3):
+            assert client.get("/health_generate").status_code == 200
+        client.post("/abort_request", json={"rid": "gives-way"}, headers=bearer(ADMIN_KEY)).raise_for_status()
+        thread.join(20)
+        (reply,) = replies
+        assert reply.json()["meta_info"]["finish_reason"]["type"] == "abort"
+        assert reply.json()["meta_info"]["num_retractions"] == 0
+        assert metric_values(client)[RETRACTIONS] == before
         wait_idle(client, name="prices")
 
 
