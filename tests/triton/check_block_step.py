@@ -29,12 +29,13 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def world(requests: int, width: int, block: int, length: int = 90) -> tuple[CanvasState, AttentionBatch, torch.Tensor]:
-    """Random canvases; request 1 is padding, request 2 has stopped, request 3 has no masks, the last block is short."""
+    """Random canvases; request 1 is padding, request 2 has stopped, 3 has no masks, 0 has one, the last block is short."""
     slots = torch.randperm(requests + 2)[:requests].tolist()
     state = CanvasState.empty(requests + 2, length, width, 2, "cpu")
     state.tokens[:] = torch.randint(0, 500, state.tokens.shape)
     state.masked[:] = torch.rand(state.masked.shape) < 0.6
     starts = torch.randint(1, length - block, (requests + 2,))
+    state.masked[slots[0], starts[slots[0]]] = 1
     state.block_starts[:], state.block_stops[:] = starts, starts + block
     state.block_stops[slots[-1]] -= block // 2
     state.block_masks[:] = torch.randint(1, block + 1, (requests + 2,))
