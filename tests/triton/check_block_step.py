@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def world(requests: int, width: int, block: int, length: int = 90) -> tuple[CanvasState, AttentionBatch, torch.Tensor]:
-    """Random canvases; request 1 is padding, request 2 has stopped, 3 has no masks, 0 has one, the last block is short."""
+    """Random canvases; request 0 has a mask, 1 is padding, 2 has stopped, 3 has no masks; the last block is short."""
     slots = torch.randperm(requests + 2)[:requests].tolist()
     state = CanvasState.empty(requests + 2, length, width, 2, "cpu")
     state.tokens[:] = torch.randint(0, 500, state.tokens.shape)
