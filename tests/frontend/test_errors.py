@@ -278,12 +278,19 @@ def test_a_servers_refusal_names_the_field(server):
         program.run(backend=server.url)["x"]
 
 
+@sgl.function
+def ask_long(s, text, tokens):
+    s += text + sgl.gen("x", max_tokens=tokens, steps=tokens, block_length=8, ignore_eos=True)
+
+
 def test_a_server_dies_in_the_middle_of_a_batch(tmp_path):
     """Items that were finished keep their results, the rest raise; nothing hangs."""
-    process = ServerProcess(tmp_path / "server.log", "--max-running-requests", "2")
+    process = ServerProcess(tmp_path / "server.log", "--max-running-requests", "32")
     process.wait_ready()
     try:
-        run = ask.run_batch([{"text": f"red {i}"} for i in range(30)], backend=process.url, generator_style=True)
+        # All run at once. The first is done after 8 forwards, the others take 512.
+        batch = [{"text": f"red {i}", "tokens": 8 if i == 0 else 512} for i in range(30)]
+        run = ask_long.run_batch(batch, backend=process.url, generator_style=True, num_threads=len(batch))
         states = [next(run)]
         os.kill(process.process.pid, signal.SIGKILL)
         states += list(run)
@@ -294,7 +301,4 @@ def test_a_server_dies_in_the_middle_of_a_batch(tmp_path):
     errors = [state.error() for state in states]
     assert errors[0] is None
     assert isinstance(states[0]["x"], str)
-    lost = [error for error in errors if error is not None]
-    assert len(lost) >= 10
-    assert all(isinstance(error, sgl.ProgramError) and isinstance(error.__cause__, ServerError) for error in lost)
-    assert all(isinstance(state["x"], str) for state, error in zip(states, errors, strict=True) if error is None)
+    assert all(isinstance(error, sgl.ProgramError) and isinstance(error.__cause__, ServerError) for error in errors[1:])
