@@ -57,6 +57,8 @@ def ragged_attention_reference(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     start = 0
     for (k, v), queries in zip(keys_values, query_lengths, strict=True):
+        if not queries:
+            continue
         part = q[start : start + queries].transpose(0, 1)[None]
         result = F.scaled_dot_product_attention(
             part, k.transpose(0, 1)[None], v.transpose(0, 1)[None], enable_gqa=q.shape[1] != k.shape[1]

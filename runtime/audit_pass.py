@@ -72,12 +72,12 @@ class AuditPass:
                 errors.append(worst)
                 cosines.append(least)
 
-        hidden = uncached_pass(decoder, tokens[: item.keys], compare)
+        rows = torch.from_numpy(positions - int(decoder.config.shift_logits)).to(tokens.device)
+        hidden = uncached_pass(decoder, tokens[: item.keys], compare, rows)
         report = AuditReport(torch.stack(errors).cpu().numpy(), torch.stack(cosines).cpu().numpy())
         if not len(positions):
             return report, {}
-        rows = torch.from_numpy(positions - int(decoder.config.shift_logits)).to(hidden.device)
-        logits = decoder.logits(hidden.index_select(0, rows))
+        logits = decoder.logits(hidden)
         logits[:, decoder.config.mask_token_id] = -torch.inf
         best = logits.argmax(-1).tolist()
         return report, dict(zip(positions.tolist(), best, strict=True))

@@ -21,7 +21,8 @@ from .linear import Linear
 from .model_config import ModelConfig
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer index, q [T, num_heads, head_dim], k and v [T, num_kv_heads, head_dim]) -> [T, num_heads, head_dim].
+"""(layer index, q [n, num_heads, head_dim], k and v [T, num_kv_heads, head_dim]) -> [n, num_heads, head_dim];
+n is T unless `layer` was given rows.
 
 k comes rotated. q, k and v are views with strides: only the last dimension is sure to be contiguous.
 """
@@ -95,12 +96,15 @@ class Decoder:
 
     @torch.inference_mode()
     def layer(
-        self, index: int, hidden: Tensor, positions: Tensor, attend: Attend, rotary: Rotary | None = None
-    ) -> Tensor:
+        self, index: int, hidden: Tensor, positions: Tensor, attend: Attend, rotary: Rotary | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Run layer `index` on hidden [T, hidden] of tokens at `positions` [T]; returns a new [T, hidden].
 
         `hidden` is not changed. `attend` is called once, with this layer's q, k and v. `rotary` is
-        `self.rotary(positions)` when the caller has it already.
+        `self.rotary(positions)` when the caller has it already. With `rows` (int64 [n]) only those rows are asked for:
+        `attend` gets their queries alone (and all keys and values), and the result is [n, hidden]; right for the last
+        layer, of which nobody reads the others.
         """
         config, weights = self.config, self.layers[index]
         tokens = hidden.shape[0]
@@ -109,8 +113,11 @@ class Decoder:
         qkv = qkv.view(tokens, -1, config.head_dim)
         num_rotated = config.num_heads + config.num_kv_heads
         rotated = apply_rope(qkv[:, :num_rotated], cos, sin)
-        attended = attend(index, rotated[:, : config.num_heads], rotated[:, config.num_heads :], qkv[:, num_rotated:])
-        hidden = weights.attention_out(attended.reshape(tokens, config.q_size), hidden)
+        q, k, v = rotated[:, : config.num_heads], rotated[:, config.num_heads :], qkv[:, num_rotated:]
+        if rows is not None:
+            q, hidden = q.index_select(0, rows), hidden.index_select(0, rows)
+        attended = attend(index, q, k, v)
+        hidden = weights.attention_out(attended.reshape(hidden.shape[0], config.q_size), hidden)
         gate_up = weights.gate_up(rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps))
         return weights.down(swiglu(gate_up), hidden)
 

@@ -16,10 +16,11 @@ Visit = Callable[[int, Tensor, Tensor], None]
 
 
 @torch.inference_mode()
-def uncached_pass(decoder: Decoder, tokens: Tensor, visit: Visit) -> Tensor:
-    """Last hidden states [tokens, hidden] of one sequence of token ids [tokens], computed without any cache.
+def uncached_pass(decoder: Decoder, tokens: Tensor, visit: Visit, rows: Tensor | None = None) -> Tensor:
+    """Last hidden states of one sequence of token ids [tokens], computed without any cache.
 
     `visit` is shown every layer's keys and values and keeps what it needs: no more than one layer is held here.
+    Returns [tokens, hidden], or with `rows` (int64 [n]) theirs alone, [n, hidden].
     """
     positions = torch.arange(len(tokens), device=tokens.device)
     rotary = decoder.rotary(positions)
@@ -27,10 +28,11 @@ def uncached_pass(decoder: Decoder, tokens: Tensor, visit: Visit) -> Tensor:
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         visit(layer, k, v)
-        return ragged_attention_reference(q, [(k, v)], [len(tokens)])
+        return ragged_attention_reference(q, [(k, v)], [len(q)])
 
+    last = decoder.num_layers - 1
     for index in range(decoder.num_layers):
-        hidden = decoder.layer(index, hidden, positions, attend, rotary)
+        hidden = decoder.layer(index, hidden, positions, attend, rotary, rows if index == last else None)
     return hidden
 
 

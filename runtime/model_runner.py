@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,11 +19,15 @@ from .messages import ForwardItem, Pages
 
 @dataclass(slots=True)
 class Entry:
-    """One request in a forward: what is asked, its tokens (int64 [prompt + canvas]) and page table (int64)."""
+    """One request in a forward: what is asked, its tokens (int64 [prompt + canvas]) and page table (int64).
+
+    `wanted` (int64 [n]) are the positions whose last hidden states somebody reads.
+    """
 
     item: ForwardItem
     tokens: Tensor
     page_table: Tensor
+    wanted: npt.NDArray[np.int64]
 
 
 class _Layout:
@@ -41,6 +46,11 @@ class _Layout:
         self._page_numbers = [span // page_size for span in spans]
         self._tables = [-(-entry.item.keys // page_size) for entry in entries]
         self._band = -1
+
+    def wanted(self) -> Tensor:
+        """Rows of the positions that entries want, in order."""
+        rows = [e.wanted + base - low for e, base, low in zip(self.entries, self.bases, self.lows, strict=False)]
+        return torch.from_numpy(np.concatenate(rows)).to(self.positions.device)
 
     def enter(self, band: int) -> tuple[Tensor, list[Tensor]]:
         """Page id of every active token in `band`, and every request's page table there."""
@@ -72,12 +82,11 @@ class ModelRunner:
             self._dense.forget(rid)
 
     @torch.inference_mode()
-    def forward(self, entries: Sequence[Entry]) -> tuple[Tensor, list[int]]:
-        """Run all layers for every entry.
+    def forward(self, entries: Sequence[Entry]) -> Tensor:
+        """Run all layers for every entry; returns the last hidden states of the wanted positions, [n, hidden].
 
-        Keys and values of the active tokens are written to their pages in every layer, captures to boundary pages.
-        Returns the last hidden states [tokens, hidden] and, for each entry, the row of position 0 (it may lie before
-        its first row: row of position p = that + p, for the positions that ran).
+        Keys and values of the active tokens are written to their pages in every layer, captures to boundary pages. In
+        the last layer nothing else is computed for tokens that nobody wants.
         """
         page_size = self.kv.page_size
         layout = _Layout(entries, [e.item.start for e in entries], page_size, self.decoder.device)
@@ -85,28 +94,32 @@ class ModelRunner:
         rotary = self.decoder.rotary(layout.positions)
         joins = {e.item.depth for e in entries if e.item.depth}
         captures = {depth for e in entries for depth, _, _ in e.item.captures}
+        last = self.decoder.num_layers - 1
         for index in range(self.decoder.num_layers):
             if index in joins:
                 hidden, layout = self._join(hidden, layout, index)
                 rotary = self.decoder.rotary(layout.positions)
             if index in captures:
                 self._capture(hidden, layout, index)
-            current = layout
+            rows = layout.wanted() if index == last else None
+            queries = [len(entry.wanted) for entry in entries] if index == last else layout.lengths
 
-            def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, at: _Layout = current) -> Tensor:
-                return self._attend(at, layer, q, k, v)
+            def attend(
+                layer: int, q: Tensor, k: Tensor, v: Tensor, at: _Layout = layout, queries: list[int] = queries
+            ) -> Tensor:
+                return self._attend(at, layer, q, k, v, queries)
 
-            hidden = self.decoder.layer(index, hidden, layout.positions, attend, rotary)
-        return hidden, [base - low for base, low in zip(layout.bases, layout.lows, strict=False)]
+            hidden = self.decoder.layer(index, hidden, layout.positions, attend, rotary, rows)
+        return hidden
 
-    def _attend(self, at: _Layout, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Write fresh keys and values to their pages, and attend over all of each request's."""
+    def _attend(self, at: _Layout, layer: int, q: Tensor, k: Tensor, v: Tensor, queries: list[int]) -> Tensor:
+        """Write fresh keys and values to their pages; attention of each request's queries over all of its keys."""
         band, pages_of_layer = self.kv.layer(layer)
         pages, tables = at.enter(band)
         write_kv_reference(pages_of_layer, k, v, pages, at.offsets)
         if self._dense is None:
             keys = [entry.item.keys for entry in at.entries]
-            return paged_attention_reference(q, pages_of_layer, tables, at.lengths, keys)
+            return paged_attention_reference(q, pages_of_layer, tables, queries, keys)
         keys_values = []
         for number, entry in enumerate(at.entries):
             own = slice(at.bases[number], at.bases[number + 1])
@@ -114,7 +127,7 @@ class ModelRunner:
             keys_values.append(
                 self._dense.update(item.rid, layer, low, k[own], v[own], pages_of_layer, tables[number], item.keys)
             )
-        return ragged_attention_reference(q, keys_values, at.lengths)
+        return ragged_attention_reference(q, keys_values, queries)
 
     def _join(self, hidden: Tensor, layout: _Layout, depth: int) -> tuple[Tensor, _Layout]:
         """Put the prefix tokens of the entries that join here before their other tokens."""
@@ -139,8 +152,8 @@ class ModelRunner:
                     self.boundary.write(pages, hidden[row : row + len(ids) * self.kv.page_size])
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        """Logits [n, vocab] of rows (int64 [n]) of the last hidden states; the mask token is impossible."""
-        logits = self.decoder.logits(hidden.index_select(0, rows))
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [n, vocab] of last hidden states [n, hidden]; the mask token is impossible."""
+        logits = self.decoder.logits(hidden)
         logits[:, self.decoder.config.mask_token_id] = -torch.inf
         return logits

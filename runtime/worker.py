@@ -143,41 +143,38 @@ class Worker:
     @torch.inference_mode()
     def _step(self, items: list[ForwardItem], results: dict[str, StepResult]) -> None:
         canvases = [self._canvases[item.rid] for item in items]
-        entries = [Entry(item, c.tokens, c.page_table) for item, c in zip(items, canvases, strict=True)]
-        hidden, origins = self.runner.forward(entries)
+        positions = [self._positions(item, canvas) for item, canvas in zip(items, canvases, strict=True)]
         shift = int(self.runner.decoder.config.shift_logits)
         layers = self.runner.decoder.num_layers
-        asked: list[tuple[ForwardItem, Canvas, npt.NDArray[np.int64]]] = []
-        rows: list[npt.NDArray[np.int64]] = []
-        scored: list[ForwardItem] = []
-        for item, canvas, origin in zip(items, canvases, origins, strict=True):
+        hidden = self.runner.forward(
+            [
+                Entry(item, canvas.tokens, canvas.page_table, wanted - shift)
+                for item, canvas, wanted in zip(items, canvases, positions, strict=True)
+            ]
+        )
+        logits = self.runner.logits(hidden) if len(hidden) else hidden
+        begin = 0
+        for item, canvas, wanted in zip(items, canvases, positions, strict=True):
             result = results[item.rid]
             result.nfe += 1
             result.token_layers += (item.stop - item.start) * layers + (item.start - item.join) * (layers - item.depth)
-            if item.block_stop > item.block_start:
-                canvas.enter(item.block_start, item.block_stop)
-                positions = canvas.open_positions(item.block_start, item.block_stop)
-                if len(positions):
-                    asked.append((item, canvas, positions))
-                    rows.append(positions - shift + origin)
-        for item, origin in zip(items, origins, strict=True):
+            own = logits[begin : begin + len(wanted)]
+            begin += len(wanted)
             if item.targets is not None:
-                scored.append(item)
-                rows.append(item.targets[:, 0] - shift + origin)
-        if not rows:
-            return
-        logits = self.runner.logits(hidden, torch.from_numpy(np.concatenate(rows)).to(hidden.device))
-        begin = 0
-        for item, canvas, positions in asked:
-            own = logits[begin : begin + len(positions)]
-            begin += len(positions)
-            self._commit(canvas, positions, own, results[item.rid])
-        for item in scored:
-            assert item.targets is not None
-            tokens = torch.from_numpy(item.targets[:, 1].copy()).to(logits.device)
-            own = logits[begin : begin + len(tokens)]
-            begin += len(tokens)
-            results[item.rid].scores += own.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0].tolist()
+                tokens = torch.from_numpy(item.targets[:, 1].copy()).to(logits.device)
+                result.scores += own.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0].tolist()
+            elif len(wanted):
+                self._commit(canvas, wanted, own, result)
+
+    @staticmethod
+    def _positions(item: ForwardItem, canvas: Canvas) -> npt.NDArray[np.int64]:
+        """Positions whose logits are read: an item's targets, or the masks of its block (which it enters)."""
+        if item.targets is not None:
+            return item.targets[:, 0]
+        if item.block_stop == item.block_start:
+            return np.empty(0, np.int64)
+        canvas.enter(item.block_start, item.block_stop)
+        return canvas.open_positions(item.block_start, item.block_stop)
 
     def _commit(self, canvas: Canvas, positions: npt.NDArray[np.int64], logits: Tensor, result: StepResult) -> None:
         params = canvas.sampling
