@@ -7,7 +7,8 @@ Lists, canvases and earlier turns are chosen so that what the questions about a 
 canvas that is asked for. The first question about a list is asked alone; rows count the others, which find its prefix
 in the cache. Every row stands beside mode `none` on the same questions: `drop` is its accuracy less the row's, with an
 interval for paired shares (Agresti and Min 2005); accuracies have Wilson's. All at 95 %. `reused` is cached tokens x
-depth over shared tokens x layers.
+depth over shared tokens x layers. Every kind of question is asked equally often. Rows of what is done so far are
+written after every tenth list.
 
 `modes`: every cache mode as it comes (mode `bicache` with the model's depth profile), default decoding.
 `grid`: mode `bicache` at constant depths and refresh intervals, and the decoding strategies; nothing is chosen by it.
@@ -60,7 +61,10 @@ class Asked:
 
 
 def make_asked(rng: random.Random, ratio: float, count: int) -> Asked:
-    """One list whose shared part is about `ratio` of a whole request, and `count` + 1 questions about it."""
+    """One list whose shared part is about `ratio` of a whole request, and questions about it: one, and then `count`.
+
+    `count` is rounded down to a multiple of the kinds of question (a canvas of 16 has no room for a total).
+    """
     canvas = 96 if ratio < 0.75 else 64 if ratio < 0.85 else 32 if ratio < 0.92 else 16
     wanted = round(ratio / (1 - ratio) * (20 + canvas))
     prices = make_list(rng, max(3, min(MAX_ITEMS, (wanted - 3) // 5)), held_out=True)
@@ -73,6 +77,7 @@ def make_asked(rng: random.Random, ratio: float, count: int) -> Asked:
             break
         turns = longer
     kinds = KINDS if canvas > 16 else ("price", "cheaper", "colour")
+    count = max(1, count // len(kinds)) * len(kinds)
     questions = [make_question(rng, prices, kinds[index % len(kinds)], json=False) for index in range(count + 1)]
     prompts = [chat(prices, turns, question.text) for question in questions]
     shared = len(vocabulary.encode(render(chat(prices, turns, "")))) - 3  # without <|user|><|end|><|assistant|>
@@ -160,15 +165,19 @@ SIZES: dict[str, Any] = {"kv_cache_tokens": 1 << 16, "max_running_requests": 16}
 Answers = dict[tuple[int, int], list[RequestOutput]]
 
 
-def measure(work: list[Asked], runs: list[Run]) -> Answers:
-    """Outputs by (list, run); all runs answer about a list before any sees the next."""
+def measure(work: list[Asked], runs: list[Run], batch: int) -> Iterator[tuple[list[Asked], Answers]]:
+    """Outputs by (list, run); all runs answer about a list before any sees the next.
+
+    Yields what has been asked and answered so far, after every `batch` entries of `work` and at the end.
+    """
     out: Answers = {}
     with tqdm(total=len(work) * len(runs), unit="list") as bar:
         for index, asked in enumerate(work):
             for number, run in enumerate(runs):
                 out[index, number] = run.answer(asked)
                 bar.update()
-    return out
+            if (index + 1) % batch == 0 or index + 1 == len(work):
+                yield work[: index + 1], out
 
 
 def rows_of(work: list[Asked], runs: list[Run], answers: Answers, layers: int) -> Iterator[dict[str, Any]]:
@@ -236,6 +245,16 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
+def save(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write a table; one that stands there is replaced whole."""
+    new = path.with_suffix(".part")
+    with new.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    new.replace(path)
+
+
 def main() -> None:
     """Measure and write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -245,27 +264,26 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="with modes: a plot of accuracy by ratio")
     parser.add_argument("--modes", nargs="+", choices=CACHE_MODES, default=list(CACHE_MODES))
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
-    parser.add_argument("--lists", type=int, default=28, help="lists for each ratio")
-    parser.add_argument("--questions", type=int, default=9, help="questions on each list, after the first")
+    parser.add_argument("--lists", type=int, default=104, help="lists for each ratio")
+    parser.add_argument("--questions", type=int, default=9, help="most questions on each list, after the first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     work = workload(options.seed, tuple(options.ratios), options.lists, options.questions)
     runs, engines = mode_runs(options.device, options.modes) if options.part == "modes" else grid_runs(options.device)
     layers = engines[0].model_config.num_layers
-    try:
-        rows = list(rows_of(work, runs, measure(work, runs), layers))
-    finally:
-        for engine in engines:
-            engine.shutdown()
     constant = {
         "command": "python " + " ".join(sys.argv), "commit": options.commit or commit(), "hardware": hardware(),
         "torch": torch.__version__,
     }  # fmt: skip
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *constant])
-        writer.writeheader()
-        writer.writerows({**row, **constant} for row in rows)
+    rows: list[dict[str, Any]] = []
+    try:
+        for done, answers in measure(work, runs, 10 * len(options.ratios)):
+            rows = list(rows_of(done, runs, answers, layers))
+            save([{**row, **constant} for row in rows], options.out)
+    finally:
+        for engine in engines:
+            engine.shutdown()
     if options.plot:
         plot(rows, options.plot)
 
