@@ -22,7 +22,8 @@ DEFAULT_TOLERANCE = 0.25
 PROFILE_SLACK = 1.5
 """A profile's largest harmless error is that of its data: others' may be somewhat larger."""
 
-_WINDOW = 16  # the latest audits, from which the depth limit is decided
+_WINDOW = 16  # the latest audits, from which the depth limit is decided; while they found nothing every second one
+# compares no tokens, which takes the layers above the reused ones
 _FINDINGS = 2  # audits in the window that must have found drift below a depth, and
 _SHARE = 0.25  # more than this share of them, before nothing is reused to that depth any more
 
@@ -42,7 +43,8 @@ class Auditor:
     Drift past the tolerance lowers the valid depth of the audited prefix's nodes to the first band that drifted. When
     more than a quarter of the latest audits find drift below some depth, or other tokens than without the cache, the
     profile itself is too deep: then no prefix is reused deeper than the audits bear out (`depth_limit`), until the
-    engine is started again.
+    engine is started again. Every audit compares tokens until the latest 16 have found nothing; then every second one
+    does, until one finds something.
 
     Args:
         memory: the tree and the profile that matches obey.
@@ -70,6 +72,12 @@ class Auditor:
         if not self._rate or request.cache_mode != "bicache" or not request.cached_tokens:
             return 0
         return request.cached_depth if self._draw.random() < self._rate else 0
+
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether the next audit compares tokens too."""
+        clean = len(self._window) == _WINDOW and min(self._window) == self._memory.config.num_layers
+        return not clean or self.audits % 2 == 0
 
     def record(self, request: Request, match: Match, report: AuditReport) -> None:
         """Take an audit's report into account; `match` is what the request reused (it may have been unlocked since)."""

@@ -32,7 +32,7 @@ class AuditPass:
         """Run the pass for a first forward whose `item.audit` says how many layers are reused.
 
         tokens int64 [prompt + canvas], page_table int64 [bands, pages], both on the decoder's device; masks int64 [n]
-        are the current block's open positions, whose tokens the pass predicts too.
+        are the current block's open positions, whose tokens the pass predicts if `item.audit_tokens`.
         """
         try:
             self._begun[item.rid] = self._run(item, tokens, page_table, masks)
@@ -44,7 +44,7 @@ class AuditPass:
         if result.rid not in self._begun:
             return
         report, predicted = self._begun.pop(result.rid)
-        if greedy:
+        if greedy and predicted:
             pairs = [predicted.get(p) == t for p, t in zip(result.positions, result.tokens, strict=True)]
             report.compared, report.agreed = len(pairs), sum(pairs)
         result.audit = report
@@ -72,8 +72,12 @@ class AuditPass:
                 errors.append(worst)
                 cosines.append(least)
 
+        if not item.audit_tokens:
+            positions = positions[:0]
         rows = torch.from_numpy(positions - int(decoder.config.shift_logits)).to(tokens.device)
-        hidden = uncached_pass(decoder, tokens[: item.keys], compare, rows)
+        hidden = uncached_pass(
+            decoder, tokens[: item.keys], compare, rows, decoder.num_layers if len(positions) else item.audit
+        )
         report = AuditReport(torch.stack(errors).cpu().numpy(), torch.stack(cosines).cpu().numpy())
         if not len(positions):
             return report, {}

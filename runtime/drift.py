@@ -16,11 +16,13 @@ Visit = Callable[[int, Tensor, Tensor], None]
 
 
 @torch.inference_mode()
-def uncached_pass(decoder: Decoder, tokens: Tensor, visit: Visit, rows: Tensor | None = None) -> Tensor:
+def uncached_pass(
+    decoder: Decoder, tokens: Tensor, visit: Visit, rows: Tensor | None = None, num_layers: int | None = None
+) -> Tensor:
     """Last hidden states of one sequence of token ids [tokens], computed without any cache.
 
     `visit` is shown every layer's keys and values and keeps what it needs: no more than one layer is held here.
-    Returns [tokens, hidden], or with `rows` (int64 [n]) theirs alone, [n, hidden].
+    Returns [tokens, hidden], or with `rows` (int64 [n]) theirs alone, [n, hidden]. With `num_layers` it stops there.
     """
     positions = torch.arange(len(tokens), device=tokens.device)
     rotary = decoder.rotary(positions)
@@ -30,8 +32,9 @@ def uncached_pass(decoder: Decoder, tokens: Tensor, visit: Visit, rows: Tensor |
         visit(layer, k, v)
         return ragged_attention_reference(q, [(k, v)], [len(q)])
 
-    last = decoder.num_layers - 1
-    for index in range(decoder.num_layers):
+    num_layers = decoder.num_layers if num_layers is None else num_layers
+    last = num_layers - 1
+    for index in range(num_layers):
         hidden = decoder.layer(index, hidden, positions, attend, rotary, rows if index == last else None)
     return hidden
 

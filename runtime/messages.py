@@ -69,7 +69,8 @@ class ForwardItem:
     `targets` (int64 [n, 2]: position of the whole sequence, token) asks for the log-probability of each token at its
     position, as `StepResult.scores`; such an item has no block: nothing is committed.
 
-    `audit` asks for an uncached pass beside a first forward that reuses [0, start): it compares so many layers.
+    `audit` asks for an uncached pass beside a first forward that reuses [0, start): it compares so many layers, and
+    with `audit_tokens` goes on through the others, to compare tokens too.
     """
 
     rid: str
@@ -84,6 +85,7 @@ class ForwardItem:
     captures: tuple[tuple[int, int, Pages], ...] = ()
     targets: npt.NDArray[np.int64] | None = None
     audit: int = 0
+    audit_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,7 +241,7 @@ class Scheduler:
             self._start(request)
             item = self.planner.first_forward(request)
             if audit := self.auditor.wants(request):
-                item = replace(item, audit=audit)
+                item = replace(item, audit=audit, audit_tokens=self.auditor.wants_tokens)
             items.append(item)
             admitted.append(request)
             tokens += item.stop - item.join

@@ -233,6 +233,45 @@ def test_other_tokens_lower_the_limit_level_by_level_without_drift():
     assert watch.depth_limit == 8
 
 
+def test_audits_that_find_nothing_compare_tokens_every_second_time():
+    watch, _ = auditor()
+    good = [0.0] * 4
+    for _ in range(15):
+        find(watch, good)
+        assert watch.wants_tokens
+    wanted = []
+    for _ in range(6):
+        find(watch, good)
+        wanted.append(watch.wants_tokens)
+    assert wanted == [True, False] * 3
+    find(watch, good, agreed=3)
+    for _ in range(15):
+        assert watch.wants_tokens
+        find(watch, good)
+    wanted = []
+    for _ in range(4):  # the finding has left the window
+        find(watch, good)
+        wanted.append(watch.wants_tokens)
+    assert sorted(wanted) == [False, False, True, True]
+
+
+def test_an_audit_without_tokens_reports_the_same_drift(folder, monkeypatch):
+    reports = []
+    for tokens_too in (True, False):
+        monkeypatch.setattr(Auditor, "wants_tokens", tokens_too)
+        for path in (None, on_cuda_path):
+            with make_engine(folder, **ALWAYS) as engine:
+                if path is not None:
+                    path(engine)
+                donor_and_hits(engine)
+                reports.append(engine._parts.scheduler.auditor.numbers())
+    assert [report["audit_tokens"] > 0 for report in reports] == [True, True, False, False]
+    for report in reports[1:]:
+        assert report["audits"] == 3
+        for name in ("audit_band_errors", "audit_band_cosines"):
+            assert report[name] == pytest.approx(reports[0][name], abs=1e-4)
+
+
 def test_a_profile_whose_drift_is_expected_is_left_alone():
     watch, _ = auditor(limit=8, max_drift=0.2)
     for _ in range(30):

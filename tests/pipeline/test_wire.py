@@ -30,7 +30,7 @@ SAMPLING = SamplingParams(max_new_tokens=8, stop=("ab", "c"), stop_token_ids=(5,
 PAGES = np.arange(6, dtype=np.int32).reshape(2, 3)
 ADD = AddRequest("r", np.arange(5), 8, SAMPLING, 3, None, PAGES, np.array([7, 8]), np.array([-1, 4]))
 ITEM = ForwardItem("r", 1, 9, 13, 5, 9, 0, 4, np.arange(2, dtype=np.int32), ((2, 0, np.arange(3, dtype=np.int32)),),
-                   audit=4)  # fmt: skip
+                   audit=4, audit_tokens=False)  # fmt: skip
 AUDIT = AuditReport(np.ones((2, 3), np.float32), np.full(2, 0.5, np.float32), 4, 3)
 ERROR = pack_error(InvalidRequestError("no", field="prompt", value=[1, 2], limit=3))
 OUTPUT = wire.Output("r", 2, [4, 5], 1, "text", "stop", "ab", None, 5, 4, 2, 8, 3, 99, 1, 0, 0.1, 0.2, 0.3)
