@@ -24,7 +24,6 @@ from .kv_write import rope_write_kv_reference
 from .masked_rows import MaskedRows, masked_rows_reference
 from .rms_norm import rms_norm_reference
 from .shared_groups import SharedGroups
-from .skinny_linear import skinny_linear_reference, skinny_swiglu_reference
 from .swiglu import swiglu_reference
 
 VARIABLE = "SHOAL_KERNELS"
@@ -94,26 +93,6 @@ def swiglu(gate_up: Tensor) -> Tensor:
     from .swiglu_triton import swiglu_triton
 
     return swiglu_triton(gate_up)
-
-
-def skinny_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, out: Tensor | None = None
-) -> Tensor:
-    """Contract: `skinny_linear_reference`; worth it where `skinny_tiling.choose_skinny` gives a tiling."""
-    if not uses_triton(x):
-        return skinny_linear_reference(x, weight, bias, residual, out)
-    from .skinny_linear_triton import skinny_linear_triton
-
-    return skinny_linear_triton(x, weight, bias, residual, out)
-
-
-def skinny_swiglu(x: Tensor, gate_up_weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """Contract: `skinny_swiglu_reference`; worth it where `skinny_tiling.choose_skinny` gives a tiling."""
-    if not uses_triton(x):
-        return skinny_swiglu_reference(x, gate_up_weight, out)
-    from .skinny_linear_triton import skinny_swiglu_triton
-
-    return skinny_swiglu_triton(x, gate_up_weight, out)
 
 
 def rope_write_kv(
