@@ -181,7 +181,7 @@ def _consume(
     gl.store(lse_ptr + places, (top + gl.log2(total)) * 0.6931471805599453, mask=in_rows)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["num_requests", "band_offset"])
 def _hopper_kernel(
     q_ptr, pages, fresh_k, fresh_v, out_ptr, lse_ptr, tables_ptr, slots_ptr, starts_ptr, lengths_ptr,
     num_requests, num_heads, slot_stride, band_offset, scale_log2, q_stride_token, q_stride_head,
@@ -294,7 +294,7 @@ def attention_hopper(
         requests, heads, batch.page_tables.stride(0), band * batch.page_tables.stride(1),
         LOG2_E / math.sqrt(head_dim), q.stride(0), q.stride(1), rows_page, rows_kv, rows_head, columns_head,
         GROUP=group, PAGE_SIZE=page_size, HEAD_DIM=head_dim, BLOCK_KEYS=block_keys, STAGES=stages,
-        BLOCK_REQUESTS=triton.next_power_of_2(requests), FRESH=fresh_kv is not None, BLOCK_ROWS=BLOCK_ROWS,
+        BLOCK_REQUESTS=max(64, triton.next_power_of_2(requests)), FRESH=fresh_kv is not None, BLOCK_ROWS=BLOCK_ROWS,
         num_warps=4, maxnreg=_REGISTERS,
     )  # fmt: skip
     return out, lse

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 
-from torch import Tensor
+from torch import OutOfMemoryError, Tensor
 
 from .attention import attention_reference
 from .attention_batch import AttentionBatch
@@ -119,24 +119,35 @@ def attention(
     if num_splits == 1 and q.shape[0] * group > 64 * batch.num_requests and _hopper_fits(q, layer_pages, fresh_kv):
         from .attention_hopper_triton import attention_hopper
 
-        return attention_hopper(q, layer_pages, band, batch, fresh_kv=fresh_kv, out=out)
+        try:
+            return attention_hopper(q, layer_pages, band, batch, fresh_kv=fresh_kv, out=out)
+        except OutOfMemoryError:
+            raise
+        except Exception as error:  # a launch fails when it is compiled; what else is wrong, the other kernel meets too
+            _without_hopper("compile", error)
     from .attention_triton import attention_triton
 
     return attention_triton(q, layer_pages, band, batch, num_splits=num_splits, fresh_kv=fresh_kv, out=out)
 
 
 def _hopper_fits(q: Tensor, layer_pages: Tensor, fresh_kv: tuple[Tensor, Tensor] | None) -> bool:
-    """Whether the kernel for Hopper GPUs is there and can do it; that it is not there is said once."""
-    global _hopper_missing
+    """Whether the kernel for Hopper GPUs is there and can do it."""
     if not q.is_cuda or _hopper_missing or os.environ.get(HOPPER_VARIABLE) == "0":
         return False
     try:
         from .attention_hopper_triton import hopper_fits
-    except (ImportError, AttributeError) as error:  # Gluon is experimental: another Triton may name things otherwise
-        logger.warning("the attention kernel for Hopper GPUs does not load (%s); the portable one runs", error)
-        _hopper_missing = True
+    except Exception as error:
+        _without_hopper("load", error)
         return False
     return hopper_fits(q, layer_pages, fresh_kv)
+
+
+def _without_hopper(what: str, error: Exception) -> None:
+    """From now on the portable kernel alone. Gluon is experimental: in another Triton things may be named otherwise."""
+    global _hopper_missing
+    _hopper_missing = True
+    words = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    logger.warning("the attention kernel for Hopper GPUs does not %s (%s); the portable one runs", what, words)
 
 
 def shared_attention(

@@ -57,17 +57,22 @@ class CudaWorker:
     def warm_up(self, block: int) -> None:
         """Compile what refreshes launch. Overwrites pages: for the time before the first request.
 
+        Kernels differ by the number of requests (sampling), by splits and tiles (attention, by rows) and by whether
+        a refresh computes all keys, which it then reads where the projection left them, or finds some in pages.
+
         block: positions of the blocks that requests will have.
         """
-        slots = self.runner.slots
-        sizes = [(1, rows) for rows in (64, 256, 512)] + [(2**n, block) for n in range(slots.padding.bit_length())]
-        for requests, rows in sizes:
-            rows = min(rows, slots.max_tokens)
-            items = [ForwardItem("", 0, rows, rows, 0, 0, 0) for _ in range(requests)]
-            padding = [slots.padding] * requests
-            plan = plan_refresh(items, padding, slots.page_tables, slots.page_size, 0)
-            self.runner.refresh(plan)
-            hidden = torch.zeros_like(self.runner.embed(plan.layouts[0])[:1])
+        slots, shift = self.runner.slots, self._shift
+        few = [(1, rows) for rows in (2 * block, 256, 512, 1024)]
+        many = [(2**n, block + 2) for n in range(slots.padding.bit_length())] + [(min(8, slots.padding), 4 * block)]
+        sizes = dict.fromkeys((requests, min(rows, slots.max_tokens)) for requests, rows in few + many)
+        for (requests, rows), start in itertools.product(sizes, (0, 1)):
+            low = max(rows - block, start + shift)
+            if low >= rows:
+                continue
+            items = [ForwardItem("", start, rows, rows, low, rows, start) for _ in range(requests)]
+            plan = plan_refresh(items, [slots.padding] * requests, slots.page_tables, slots.page_size, shift)
+            hidden = self.runner.refresh(plan)
             room = _power_of_2(requests) * _power_of_2(block)
             self._sampler.sample(hidden, plan.last.batch, plan.last_first, room, False)
 

@@ -37,9 +37,7 @@ class FusedLayers:
         self, index: int, hidden: Tensor, at: Layout, *, num_splits: int, shared: SharedGroups | None = None
     ) -> Tensor:
         """Layer `index` on hidden [rows, hidden], which is overwritten and returned."""
-        q, k, v = self._project(index, hidden, at)
-        attended = self._attend(index, q, at, num_splits, shared, (k, v) if at.whole else None)
-        return self._rest(index, hidden, attended)
+        return self._mlp(index, self._attention(index, hidden, at, num_splits, shared))
 
     def run_last(self, index: int, hidden: Tensor, at: Layout, needed: Tensor, of_needed: Layout) -> Tensor:
         """Layer `index` for some rows alone: int64 `needed`, laid out as `of_needed`; a new [needed rows, hidden].
@@ -48,7 +46,15 @@ class FusedLayers:
         """
         q = self._project(index, hidden, at)[0].index_select(0, needed)
         attended = self._attend(index, q, of_needed, 1, None, None)
-        return self._rest(index, hidden.index_select(0, needed), attended)
+        return self._mlp(index, self._add_attended(index, hidden.index_select(0, needed), attended))
+
+    def _attention(
+        self, index: int, hidden: Tensor, at: Layout, num_splits: int, shared: SharedGroups | None
+    ) -> Tensor:
+        """Attention added to hidden, in place. A function of its own: what it holds is free before the MLP begins."""
+        q, k, v = self._project(index, hidden, at)
+        attended = self._attend(index, q, at, num_splits, shared, (k, v) if at.whole else None)
+        return self._add_attended(index, hidden, attended)
 
     def _project(self, index: int, hidden: Tensor, at: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [rows, heads, head_dim], keys (rotated if at.whole) and values, which go to their pages."""
@@ -73,10 +79,14 @@ class FusedLayers:
             return kernels.shared_attention(q, pages, band, at.batch, shared, num_splits=num_splits)[0]
         return kernels.attention(q, pages, band, at.batch, num_splits=num_splits, fresh_kv=fresh_kv)[0]
 
-    def _rest(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
-        """Output projection and MLP; hidden is overwritten."""
+    def _add_attended(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
+        """hidden + the output projection, in place."""
+        attended = attended.view(hidden.shape[0], self.decoder.config.q_size)
+        return _add_linear(hidden, attended, self.decoder.layers[index].attention_out)
+
+    def _mlp(self, index: int, hidden: Tensor) -> Tensor:
+        """hidden + the MLP, in place."""
         config, weights = self.decoder.config, self.decoder.layers[index]
-        hidden = _add_linear(hidden, attended.view(hidden.shape[0], config.q_size), weights.attention_out)
         x = kernels.rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps)
         x = kernels.swiglu(_linear(x, weights.gate_up))
         return _add_linear(hidden, x, weights.down)

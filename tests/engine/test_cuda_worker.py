@@ -1,9 +1,12 @@
 """The GPU's worker, run on the CPU with reference kernels: the answers of the plain worker, token for token."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
+from shoal.kernels import dispatch
 from shoal.runtime.block_sampler import BlockSampler
 from shoal.runtime.canvas_slots import CanvasSlots
 from shoal.runtime.cuda_runner import CudaRunner
@@ -14,11 +17,13 @@ from shoal.runtime.sampling_params import SamplingParams
 from .tiny import make_engine, tokens, write_model, write_profile
 
 
-def on_cuda_path(engine, batch_sizes=(1, 2, 4, 8)):
+def on_cuda_path(engine, batch_sizes=(1, 2, 4, 8), max_tokens=160):
     """Put the GPU's worker in the place of the engine's."""
     parts = engine._parts
     runner = parts.worker.runner
-    slots = CanvasSlots(32, 160, 32, parts.scheduler.memory.config.num_bands, runner.kv.page_size, torch.device("cpu"))
+    slots = CanvasSlots(
+        32, max_tokens, 32, parts.scheduler.memory.config.num_bands, runner.kv.page_size, torch.device("cpu")
+    )
     fused = CudaRunner(runner.decoder, runner.kv, runner.boundary, slots)
     sampler = BlockSampler(fused.layers, slots)
     worker = CudaWorker(fused, sampler, ForwardGraphs(fused, sampler, batch_sizes, capture=False))
@@ -68,6 +73,82 @@ def test_same_answers_as_the_plain_worker(folder, tmp_path, mode, interval):
         assert (fused.nfe, fused.canvas_tokens, fused.computed_token_layers, fused.cached_tokens, fused.depth) == (
             plain.nfe, plain.canvas_tokens, plain.computed_token_layers, plain.cached_tokens, plain.depth,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["none", "prefix", "dual", "lm", "bicache"])
+def test_many_steps_a_message_and_steps_behind_a_refresh_change_nothing(folder, tmp_path, mode):
+    profile = write_profile(tmp_path / "p.json", 6 if "llada" in str(folder) else 7, [[0.3, 2], [0.6, 4]], 5)
+    outputs, messages = [], []
+    for steps in (1, 4):
+        with make_engine(folder, depth_profile=profile, max_steps_per_message=steps) as engine:
+            worker = on_cuda_path(engine) if steps > 1 else engine._parts.worker
+            forward = worker.forward
+
+            def record(message, forward=forward):
+                messages.append(message)
+                return forward(message)
+
+            worker.forward = record
+            got = []
+            for turn in range(2):
+                prompts, params = requests(turn)
+                got += engine.generate(prompts, params, cache_mode=mode)
+                got.append(engine.generate(prompts[0], params[1], cache_mode=mode))
+            outputs.append(got)
+            engine.check()
+    for one, many in zip(*outputs, strict=True):
+        assert many.token_ids == one.token_ids
+        assert (many.nfe, many.computed_token_layers) == (one.nfe, one.computed_token_layers)
+    assert any(message.then and len(message.items) > 1 for message in messages)
+    assert any(not message.then and message.max_steps > 1 for message in messages)
+
+
+def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, monkeypatch):
+    prompts, params = requests(0)
+    forms = set()
+    attention = dispatch.attention
+
+    def record(q, layer_pages, band, batch, *, num_splits=1, fresh_kv=None, out=None):
+        if q.shape[0]:
+            forms.add((num_splits, fresh_kv is not None))
+        return attention(q, layer_pages, band, batch, num_splits=num_splits, fresh_kv=fresh_kv, out=out)
+
+    outputs = []
+    for warm in (False, True):
+        with make_engine(folder, kv_cache_tokens=4096) as engine:
+            worker = on_cuda_path(engine, max_tokens=1024)
+            monkeypatch.setattr(
+                worker.runner, "splits", lambda _, rows: next(n for n in (8, 4, 2, 1) if n * rows <= 1024)
+            )
+            if warm:
+                monkeypatch.setattr(dispatch, "attention", record)
+                worker.warm_up(8)
+                monkeypatch.setattr(dispatch, "attention", attention)
+                assert not worker.runner.slots.state.nfe.any()
+            outputs.append([out.token_ids for out in engine.generate(prompts, params)])
+    assert outputs[0] == outputs[1]
+    assert forms == {(number, fresh) for number in (1, 2, 4, 8) for fresh in (False, True)}
+
+
+def test_what_attention_held_is_free_when_the_mlp_runs(folder, monkeypatch):
+    projected, dead = [], []
+    rope_write_kv, swiglu = dispatch.rope_write_kv, dispatch.swiglu
+
+    def note(q, *arguments, **options):
+        projected.append(weakref.ref(q))
+        return rope_write_kv(q, *arguments, **options)
+
+    def look(gate_up):
+        dead.append(projected[-1]() is None)
+        return swiglu(gate_up)
+
+    monkeypatch.setattr(dispatch, "rope_write_kv", note)
+    monkeypatch.setattr(dispatch, "swiglu", look)
+    with make_engine(folder) as engine:
+        on_cuda_path(engine)
+        engine.generate(tokens(21), SamplingParams(max_new_tokens=8, steps=2))
+    assert dead
+    assert all(dead)
 
 
 def test_templates_and_scores(folder):

@@ -89,5 +89,6 @@ def test_dispatch_takes_it_for_long_queries_only(monkeypatch):
     monkeypatch.setenv(dispatch.HOPPER_VARIABLE, "0")
     dispatch.attention(world.q, world.pool, 1, world.batch)
     assert len(recorder.grids) == 1
+    assert not dispatch._hopper_missing
     assert not hopper_fits(fresh(2, 1, 128), fresh(1, 2, 16, 1, 128), None)
     assert not hopper_fits(world.q, world.pool[:, :, :4], None)
