@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .errors import EngineClosedError, EngineError, ShoalError
+from .errors import EngineClosedError, EngineError, InvalidRequestError, ShoalError
 from .request import Request, RequestOutput
 from .scheduler import Scheduler
 
@@ -46,9 +46,15 @@ class EngineLoop:
         """Queue requests. Raises EngineClosedError when the engine is closed."""
 
         def submit() -> None:
+            fresh = [request for request in requests if request.rid not in self._listeners]
             for request in requests:
+                if request not in fresh:  # whoever has this id keeps it, and its listener
+                    message = f"rid {request.rid!r} is in use"
+                    request.fail(InvalidRequestError(message, field="rid", value=request.rid))
+                    self._guard(listener, request.output())
+            for request in fresh:
                 self._listeners[request.rid] = (request, listener)
-            for request in requests:
+            for request in fresh:
                 try:
                     self._refuse_if_closed()
                     self._scheduler.add(request)

@@ -107,7 +107,8 @@ class Request:
     below `depth`; `resume` holds their boundary pages at that depth for a prefix refresh.
 
     `canvas` and `committed` (a byte for each position: 1 when committed) are what the worker reported. `shown` holds
-    the canvas's tokens that the caller may have seen before a retraction: they stay, whatever is decoded again.
+    the canvas's tokens that the caller may have seen before a retraction: they stay, whatever is decoded again;
+    `diverged` says that something else was.
 
     `template` (int64 [max_new_tokens], -1 for a mask) is a canvas with fixed tokens. `targets` (int64 [n, 2]: position
     in the canvas, token) makes it a scoring request: one forward, nothing committed, nothing captured (tokens behind
@@ -149,6 +150,7 @@ class Request:
     canvas: list[int] = field(default_factory=list)
     committed: bytearray = field(default_factory=bytearray)
     shown: tuple[int, ...] = ()
+    diverged: bool = False
     frontier: int = 0
     started: bool = False
     needs_refresh: bool = True
@@ -178,7 +180,7 @@ class Request:
         if self.template is not None:
             fixed = self.template >= 0
             self.canvas = np.where(fixed, self.template, 0).tolist()
-            self.committed = bytearray(fixed.astype(np.uint8).tobytes())
+            self._reopen(0)
             edges = np.flatnonzero(np.diff(fixed, prepend=True, append=True)).tolist()
             self.holes = tuple(zip(edges[::2], edges[1::2], strict=True))
             self.skip_full_blocks()
@@ -212,8 +214,8 @@ class Request:
         return self.block > before
 
     def committed_tokens(self) -> Tokens:
-        """Tokens of the blocks that are done, for a worker that starts (again) with the rest; none with a template."""
-        done = self.blocks[self.block][0] if self.blocks and self.template is None else 0
+        """Tokens before the first mask, for a worker that starts (again) with the rest; none with a template."""
+        done = max(0, self.committed.find(0)) if self.template is None else 0
         return np.array(self.canvas[:done], np.int64)
 
     def template_now(self) -> Tokens | None:
@@ -223,16 +225,21 @@ class Request:
         return np.where(np.frombuffer(self.committed, np.bool_), np.array(self.canvas, np.int64), -1)
 
     def apply(self, positions: list[int], tokens: list[int], eos: int) -> None:
-        """Take over commits, move the frontier of contiguous text, and see whether the request is at its end."""
+        """Take over commits, move the frontier of contiguous text, and see whether the request is at its end.
+
+        None are taken over, and `diverged` is set, when one of them is another token than was shown.
+        """
         if self.targets is not None:
             self.end, self.finish_reason = 0, "length"
             return
-        offset, canvas, committed = len(self.prompt), self.canvas, self.committed
+        offset, canvas, committed, shown = len(self.prompt), self.canvas, self.committed, self.shown
         for position, token in zip(positions, tokens, strict=True):
-            canvas[position - offset] = token
-            committed[position - offset] = 1
-        if self.shown:
-            canvas[: len(self.shown)] = self.shown
+            at = position - offset
+            if at < len(shown) and token != shown[at]:
+                self.diverged = True
+                return
+            canvas[at] = token
+            committed[at] = 1
         before = self.frontier
         stop = committed.find(0, before)
         stop = len(canvas) if stop < 0 else stop
@@ -267,15 +274,28 @@ class Request:
         nothing is reused across requests, greedy decoding then commits the same tokens again.
         """
         self.shown = tuple(self.canvas[: max(self.frontier, len(self.shown))])
-        start = self.blocks[self.block][0] if self.blocks else 0
-        self.committed[start:] = bytes(len(self.committed) - start)
-        for at in range(start, len(self.committed) if self.template is not None else start):
-            self.committed[at] = self.template[at] >= 0  # type: ignore[index]
+        start = self._reopen(self.block)
         self.frontier = min(self.frontier, start)
         self.started, self.needs_refresh = False, True
         self.page_table, self.resume, self.boundary_table = None, None, {}
         self.join = self.depth = 0
         self.retractions += 1
+
+    def keep_shown(self) -> None:
+        """The block came out otherwise than before a retraction: decode it from masks behind what was shown."""
+        self._reopen(self.block)
+        self.canvas[: len(self.shown)] = self.shown
+        self.committed[: len(self.shown)] = b"\1" * len(self.shown)
+        self.frontier = len(self.shown)
+        self.diverged = False
+        self.needs_refresh = self.cache_mode != "none"
+
+    def _reopen(self, block: int) -> int:
+        """Make masks of a block and all behind it again, but for a template's fixed tokens; where it starts."""
+        start = self.blocks[block][0] if self.blocks else 0
+        fixed = bytes(len(self.committed)) if self.template is None else (self.template >= 0).tobytes()
+        self.committed[start:] = fixed[start:]
+        return start
 
     def _visible(self, length: int) -> tuple[int, ...]:
         """The first `length` canvas tokens, without what lies behind the first stop token of each hole."""

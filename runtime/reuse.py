@@ -55,6 +55,7 @@ class ReusePlanner:
         table = np.empty((bands, pages), np.int32)
         cut = depth = 0
         request.capture_tokens = request.capture_depth = 0
+        request.refresh_interval = None
         trees = memory.tree_for(request.cache_mode) if capture else None
         whole = (len(request.prompt) - self.shift) // page_size * page_size
         if trees is not None:
@@ -141,9 +142,12 @@ class ReusePlanner:
 
     def captured(self, request: Request) -> None:
         """After the first forward: offer the prompt to the tree and keep what the request resumes from."""
-        if not request.capture_tokens:
-            return
         memory, config = self.memory, self.memory.config
+        if not request.capture_tokens:
+            if request.cache_mode == "bicache" and request.match is not None and 0 < request.depth < config.num_layers:
+                request.refresh_interval = self._interval(request, request.join)
+                request.resume = request.match.boundary_pages
+            return
         assert request.page_table is not None
         whole, depth = request.capture_tokens, request.capture_depth
         pages, ratio = whole // config.page_size, whole / request.total_tokens

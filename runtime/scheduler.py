@@ -82,7 +82,7 @@ class Scheduler:
         self._ending: list[tuple[Request, ForwardItem]] = []  # done, but for the pass that mode `lm` captures
         self._in_flight: tuple[ForwardItem, ...] = ()
         self._final = False
-        self._progress: list[Request] = []
+        self._progress: dict[Request, None] = {}
         self._next_deadline = math.inf
 
     @property
@@ -138,7 +138,7 @@ class Scheduler:
             return None
         request.finish_reason = request.finish_reason or "abort"
         self._finish(request)
-        self._progress.remove(request)
+        del self._progress[request]
         return request
 
     def step(self) -> list[RequestOutput]:
@@ -155,8 +155,8 @@ class Scheduler:
 
     def take(self) -> list[Request]:
         """Requests that made progress (where the caller wants to see it) or ended since the last call."""
-        progress, self._progress = self._progress, []
-        return progress
+        progress, self._progress = self._progress, {}
+        return list(progress)
 
     def check_if_due(self) -> None:
         """Check the page accounting now and then while idle, and always with `check_invariants`."""
@@ -259,11 +259,14 @@ class Scheduler:
         self._admission.put_back(request)
 
     def _start(self, request: Request) -> None:
-        assert request.page_table is not None
         self._admission.remove(request)
         self._running[request.rid] = request
         request.admitted_at = request.admitted_at or time.monotonic()
         self.counters.admitted(request, self.memory.tree_for(request.cache_mode) is not None)
+        self._make_canvas(request)
+
+    def _make_canvas(self, request: Request) -> None:
+        assert request.page_table is not None
         self._worker.add(
             AddRequest(
                 request.rid, request.prompt, request.canvas_length, request.sampling, request.seed,
@@ -324,6 +327,11 @@ class Scheduler:
         counters = self.counters
         counters.nfe += result.nfe
         counters.computed_token_layers += result.token_layers
+        if request.diverged:
+            request.keep_shown()
+            self._worker.release(Release((request.rid,)))
+            self._make_canvas(request)
+            return
         counters.canvas_tokens += len(result.tokens)
         new = request.frontier - before if request.template is None else len(result.tokens)
         counters.generated_tokens += max(0, new)
@@ -337,7 +345,7 @@ class Scheduler:
         if request.skip_full_blocks():
             request.needs_refresh = request.cache_mode != "none"
         if result.tokens and request.streaming:
-            self._progress.append(request)
+            self._progress[request] = None
 
     def _captured_finished(self, results: list[StepResult]) -> None:
         """Mode `lm`: the pass over each finished sequence is done; capture it."""
@@ -358,5 +366,5 @@ class Scheduler:
         del self._requests[request.rid]
         self.memory.release(request)
         self.counters.finished(request, isinstance(request.error, RequestTimeoutError))
-        self._progress.append(request)
+        self._progress[request] = None
         self._admission.changed()
