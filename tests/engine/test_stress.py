@@ -1,0 +1,70 @@
+"""Random mixes of everything that a scheduler can be asked: see `stress.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .stress import EXACT, Stress
+from .tiny import assert_nothing_lost, make_engine
+
+
+def facts(output: Any) -> tuple[Any, ...]:
+    return (output.token_ids, output.text, output.finish_reason, output.matched_stop, output.nfe, output.holes,
+            output.scores, output.canvas_tokens)  # fmt: skip
+
+
+def run(seed: int, folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> Stress:
+    """A scenario; then every request whose answer company must not change is asked alone."""
+    clock = [1.0]
+    monkeypatch.setattr("shoal.runtime.scheduler.time.monotonic", lambda: clock[0])
+    stress = Stress(seed, folder, 6 if name == "llada" else 7, tmp_path / "profile.json", clock)
+    with stress.engine as engine:
+        stress.run(steps)
+        assert_nothing_lost(engine)
+        counters = stress.scheduler.counters
+        assert counters.requests == len(stress.ends)
+        assert counters.retractions == sum(output.retractions for _, output in stress.ends)
+    compared = 0
+    with make_engine(folder, **stress.options) as engine:
+        for request, output in stress.ends:
+            drawn = request.sampling.temperature > 0 or request.sampling.strategy == "random"
+            if output.finish_reason not in ("stop", "length") or (output.retractions and drawn):
+                continue
+            cold = request.cache_mode == "bicache" and not output.cached_tokens and request.capture_tokens
+            if request.cache_mode not in EXACT and (not cold or output.retractions):
+                continue
+            canvas = None if request.template is None else [request.template.tolist()]
+            pairs = None if request.targets is None else [[(int(at), int(token)) for at, token in request.targets]]
+            (alone,) = engine._intake.requests(
+                [request.prompt.tolist()], request.sampling, request.cache_mode, "", canvas, 0, pairs
+            )
+            (expected,) = engine._run([alone])
+            engine.flush_cache()
+            if output.retractions:
+                assert output.token_ids == expected.token_ids
+                assert output.text == expected.text
+            else:
+                assert facts(output) == facts(expected)
+            compared += 1
+    assert compared > 0
+    return stress
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_mixes_lose_nothing_and_change_no_answer(folder, name, seed, tmp_path, monkeypatch):
+    run(seed, folder, name, tmp_path, monkeypatch, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("part", range(4))
+def test_many_more_random_mixes(folder, name, part, tmp_path, monkeypatch):
+    seen = [run(1000 * (part + 1) + n, folder, name, tmp_path, monkeypatch, 120) for n in range(25)]
+    retracted = sum(output.retractions for stress in seen for _, output in stress.ends)
+    assert retracted > 100
+    assert sum(stress.failures for stress in seen) > 10
+    assert sum(stress.flushes for stress in seen) > 10
+    assert sum(stress.scheduler.auditor.shrunk_nodes for stress in seen) > 10
