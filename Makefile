@@ -21,7 +21,7 @@ serve: $(STAMP) ## serve the bundled model over HTTP
 
 bench: $(STAMP) ## every benchmark that runs on this machine; tables to out/benchmarks
 	@mkdir -p out/benchmarks
-	@set -e; for file in benchmarks/*.py; do \
+	@set -e; for file in $$(grep -l '^if __name__ == "__main__":' benchmarks/*.py | grep -v plot_); do \
 		name=$$(basename $$file .py); echo "$$file"; \
 		$(BIN)/python $$file --out out/benchmarks/$$name.csv $(ARGS); \
 	done

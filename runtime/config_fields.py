@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NoReturn
 
 from .errors import ModelLoadError, shorten
@@ -34,10 +35,10 @@ class Fields:
         return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
-        """A number, as float."""
+        """A finite number, as float."""
         value = self._present(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            self._refuse(key, value, "a number")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+            self._refuse(key, value, "a finite number")
         return float(value)
 
     def boolean(self, key: str, default: Any = _REQUIRED) -> bool:

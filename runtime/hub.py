@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .errors import ModelLoadError
+from .errors import ModelLoadError, shorten
 
 BUNDLED_MODEL = "shop"
 _ACCEPTED = "a model folder, 'shop' (the bundled model), or a Hugging Face Hub id 'organisation/name'"
@@ -37,10 +37,18 @@ def resolve_model_folder(path_or_id: str | Path) -> Path:
                 "this installation of shoal lacks the bundled model 'shop'", field="model", value=text, limit=_ACCEPTED
             )
         return folder
-    folder = Path(path_or_id).expanduser()
-    if text and folder.is_dir():
+    try:
+        folder = Path(path_or_id).expanduser()
+        is_folder, is_file = bool(text) and folder.is_dir(), folder.is_file()
+    # A home folder that nobody has, a name that is too long, a folder that may not be entered.
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelLoadError(
+            f"no model {shorten(text)}: {reason}; expected {_ACCEPTED}", field="model", value=text, limit=_ACCEPTED
+        ) from error
+    if is_folder:
         return folder
-    if folder.is_file():
+    if is_file:
         raise ModelLoadError(f"{text!r} is a file: expected {_ACCEPTED}", field="model", value=text, limit=_ACCEPTED)
     if isinstance(path_or_id, str) and _HUB_ID.fullmatch(text):
         return _download(text)

@@ -134,7 +134,7 @@ class ModelConfig:
                 value=str(folder),
                 limit="an existing file",
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelLoadError(
                 f"config.json in {str(folder)!r} can't be read: {error}",
                 field="config.json",

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,7 +65,7 @@ class SafetensorsFolder:
         self.check_dtype(entry)
         buffer = torch.empty(entry.size, dtype=torch.uint8)
         if entry.size:
-            with entry.file.open("rb") as file:
+            with _opened(entry.file) as file:
                 file.seek(entry.offset)
                 count = file.readinto(buffer.numpy().data)
             if count != entry.size:
@@ -83,7 +87,7 @@ class SafetensorsFolder:
 
     def read_bytes(self, entry: TensorEntry, start: int, count: int) -> bytes:
         """Up to `count` raw bytes of a tensor from its byte `start` on."""
-        with entry.file.open("rb") as file:
+        with _opened(entry.file) as file:
             file.seek(entry.offset + start)
             return file.read(max(0, min(count, entry.size - start)))
 
@@ -96,7 +100,7 @@ class SafetensorsFolder:
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             shards = sorted(set(weight_map.values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelLoadError(
                 f"{INDEX_FILE} in {str(self.folder)!r} can't be read: {error!r}",
                 field=INDEX_FILE,
@@ -150,9 +154,21 @@ class SafetensorsFolder:
         )
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """The file, open for reading. Raises: ModelLoadError when it can't be opened or read."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise ModelLoadError(
+            f"{path.name} can't be read: {error}", field=path.name, value=str(path), limit="a file that can be read"
+        ) from error
+
+
 def _read_header(path: Path) -> dict[str, TensorEntry]:
-    file_size = path.stat().st_size
-    with path.open("rb") as file:
+    with _opened(path) as file:
+        file_size = os.fstat(file.fileno()).st_size
         header_size = int.from_bytes(file.read(8), "little")
         if file_size < 8 or header_size > min(file_size - 8, _MAX_HEADER_BYTES):
             _corrupt(path, f"is {file_size} bytes long but announces a header of {header_size}")
@@ -161,7 +177,7 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
             entries = [
                 _entry(path, name, value, 8 + header_size) for name, value in header.items() if name != "__metadata__"
             ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             _corrupt(path, f"has a header that can't be read ({error!r})", error)
     for entry in entries:
         if entry.offset + entry.size > file_size:
@@ -175,7 +191,7 @@ def _entry(path: Path, name: str, value: dict[str, Any], data_start: int) -> Ten
     start, end = value["data_offsets"]
     shape = tuple(int(size) for size in value["shape"])
     dtype = value["dtype"]
-    if not 0 <= start <= end or min(shape, default=0) < 0:
+    if not (isinstance(start, int) and isinstance(end, int) and 0 <= start <= end) or min(shape, default=0) < 0:
         raise ValueError(f"tensor {name!r} lies at bytes {start} to {end}")
     if dtype in _FLOAT_DTYPES and math.prod(shape) * _FLOAT_DTYPES[dtype].itemsize != end - start:
         raise ValueError(f"tensor {name!r} of shape {list(shape)} and dtype {dtype} takes {end - start} bytes")

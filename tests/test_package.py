@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ FOLDERS = ("runtime", "radix_cache", "kernels", "frontend")
 MAX_TREE_BYTES, MAX_FILE_BYTES = 40_000_000, 16_000_000
 
 
+@cache
 def files() -> list[Path]:
     """Files that git tracks or would track, relative to the root; links and deleted files left out."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -28,10 +31,9 @@ def files() -> list[Path]:
     return [name for name in names if (ROOT / name).is_file() and not (ROOT / name).is_symlink()]
 
 
-def modules() -> Iterator[tuple[Path, ast.Module]]:
-    for name in files():
-        if name.suffix == ".py":
-            yield name, ast.parse((ROOT / name).read_text(encoding="utf-8"))
+@cache
+def modules() -> list[tuple[Path, ast.Module]]:
+    return [(name, ast.parse((ROOT / name).read_text(encoding="utf-8"))) for name in files() if name.suffix == ".py"]
 
 
 def imported(name: Path, tree: ast.Module) -> Iterator[str]:
@@ -113,13 +115,65 @@ def loaded_by(statement: str) -> set[str]:
 def test_import_of_shoal_is_light():
     heavy = {"torch", "transformers", "triton", "numpy", "matplotlib", "zmq", "tokenizers", "huggingface_hub"}
     assert loaded_by("import shoal") & heavy == set()
-    assert "torch" in loaded_by("import torch")
+    assert "numpy" in loaded_by("import numpy")
 
 
 def test_radix_cache_loads_nothing_of_the_rest():
     names = loaded_by("import shoal.radix_cache.tree")
     assert "numpy" in names
     assert names & {"torch", "transformers", "shoal.runtime", "shoal.kernels", "shoal.frontend"} == set()
+
+
+# --- dependencies ------------------------------------------------------------------------------------------------
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DISTRIBUTION = {"zmq": "pyzmq"}
+OURS = {"shoal", "tests", "benchmarks", "common"}
+NEVER_IMPORTED = {
+    "httptools": "uvicorn is told to use it",
+    "jinja2": "chat templates in transformers",
+    "pybase64": "sglang 0.5.2 needs it and does not say so",
+    "pytest-timeout": "a plugin",
+    "setuptools": "builds the wheel and the sdist below, in processes of their own",
+    "lm-eval": "run as a program",
+    "sglang-router": "run as a program",
+    "ruff": "run as a program",
+    "mypy": "run as a program",
+}
+
+
+def plain(name: str) -> str:
+    return re.match(r"[\w.-]+", name)[0].lower().replace("_", "-")  # type: ignore[index]
+
+
+def imports_of(*folders: str) -> set[str]:
+    """Distributions that files in these folders at the root import."""
+    names = {
+        module.partition(".")[0]
+        for name, tree in modules()
+        if name.parts[0] in folders
+        for module in imported(name, tree)
+    }
+    return {plain(DISTRIBUTION.get(name, name)) for name in names - sys.stdlib_module_names - OURS - {""}}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_used():
+    needed = set(map(plain, PROJECT["dependencies"]))
+    optional = {plain(line) for extra in PROJECT["optional-dependencies"].values() for line in extra}
+    package = imports_of("shoal", *FOLDERS)
+    assert {"torch", "pyzmq", "starlette", "pydantic"} <= package
+    assert package - needed == {"sglang"}  # frontend/sglang_backend.py, for programs that have it
+    everything = package | imports_of("tests", "benchmarks", "examples")
+    assert everything - needed - optional == set()
+    assert needed & optional == set()
+    assert (needed | optional) - everything == set(NEVER_IMPORTED)
+
+
+def test_every_dependency_has_a_pinned_version():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {plain(line) for line in lines if "==" in line}
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    assert {plain(line) for group in groups for line in group} - pinned == set()
 
 
 # --- safety ------------------------------------------------------------------------------------------------------
@@ -201,7 +255,8 @@ def test_wheel_and_sdist_are_complete(tmp_path):
         archive.extractall(unpacked, filter="data")
     (source,) = unpacked.iterdir()
     names = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
-    assert wanted | {"LICENSE", "pyproject.toml"} <= names
+    assert wanted | {"LICENSE", "README.md", "pyproject.toml"} <= names
+    assert {name for name in names if "/" in name and not name.startswith(("shoal/", "shoal.egg-info/"))} == set()
 
     wheels = [build("wheel", origin, tmp_path / place) for origin, place in ((tree, "one"), (source, "two"))]
     for wheel in wheels:
@@ -210,7 +265,7 @@ def test_wheel_and_sdist_are_complete(tmp_path):
             assert wanted <= names
             assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"shoal"}
             assert any(name.endswith("LICENSE") for name in names)
-            assert {"triton", "torch"} <= requirements(package)
+            assert {plain(line) for line in PROJECT["dependencies"]} <= {plain(r) for r in requirements(package)}
 
 
 def requirements(package: zipfile.ZipFile) -> set[str]:

@@ -1,7 +1,9 @@
-"""The README's example runs and says what its comments say; files that it names exist."""
+"""The README's examples run and say what their comments say; its numbers are those of the results; files exist."""
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
 import subprocess
@@ -11,6 +13,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def rows(name: str, **where: str) -> list[dict[str, str]]:
+    """Rows of a results file whose columns have these values."""
+    with (RESULTS / name).open(encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if all(row[key] == value for key, value in where.items())]
 
 
 def test_the_first_example_runs():
@@ -45,3 +54,65 @@ def test_linked_files_exist():
     assert len(local) > 8
     for link in local:
         assert (ROOT / link).exists(), link
+
+
+def test_files_named_in_words_exist():
+    named = set(re.findall(r"`((?:[\w.]+/)+[\w.]*)`", README))
+    assert len(named) > 5
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def test_the_demo_is_the_committed_run():
+    printed = (ROOT / "docs/demo.txt").read_text(encoding="utf-8").splitlines()
+    (shown,) = [block for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) if "accuracy" in block]
+    assert [line for line in shown.splitlines() if line and line not in printed] == []
+    modes = json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))["modes"]
+    for mode, figures in modes.items():
+        (line,) = [line.split() for line in shown.splitlines() if line.split()[:1] == [mode]]
+        ratios = [f"{figures[f'speedup_over_{base}']:.2f}" for base in ("none", "dual")]
+        assert line[1] == f"{100 * figures['accuracy']:.1f}%"
+        assert line[6:] == [f"{figures['seconds']:.1f}", str(figures["completion_tokens"]),
+                            f"{figures['tokens_per_s']:.1f}", *ratios]  # fmt: skip
+
+
+def test_throughput_on_a_gpu_is_that_of_the_table():
+    tables = [line.split("|")[1:-1] for line in README.splitlines() if line.startswith(("| `dual`", "| `bicache`"))]
+    cells = [[cell.strip() for cell in line[1:]] for line in tables]
+    wanted = []
+    for variant, interval, requests in (("dual", "0", "batch"), ("bicache", "16", "hits"), ("bicache", "0", "hits")):
+        found = [
+            rows("throughput.csv", shape="llada-8b", variant=variant, interval=interval, requests=requests, batch=batch)
+            for batch in ("1", "32")
+        ]
+        wanted.append([f"{float(row['tokens_per_s']):,.0f}" for (row,) in found])
+    assert cells == wanted
+
+
+def test_accuracy_of_shop_is_that_of_the_table():
+    text = " ".join(README.split())
+    found = {}
+    for mode in ("none", "bicache", "lm"):
+        found[mode], *more = rows("accuracy.csv", mode=mode, ratio="all", kind="all")
+        assert more == []
+    assert found["none"]["accuracy"] == found["bicache"]["accuracy"] == "1.0"
+    assert f"all of {int(found['none']['questions']):,} questions" in text
+    assert f"(95 % interval from {float(found['bicache']['low_95']):.3f})" in text
+    assert f"on {float(found['lm']['accuracy']):.3f} of them in mode `lm`" in text
+
+
+def test_other_numbers_are_those_of_the_tables():
+    text = " ".join(README.split())
+    (bicache,), (dual,) = (rows("serving.csv", mode=mode, rate="4.0") for mode in ("bicache", "dual"))
+    assert f"{float(bicache['throughput']) / float(dual['throughput']):.1f} times the throughput of `dual`" in text
+    (http,) = rows("pipeline.csv", measurement="http", streaming="False", metric="wall_per_request")
+    assert f"{float(http['value']):.1f} ms for a request over HTTP" in text
+    calls = {
+        (row["system"], row["workload"]): float(row["value"])
+        for row in rows("radix.csv", operation="match+insert", page_size="16")
+    }
+    gains = [calls["sglang-0.5.2", name] / value for (system, name), value in calls.items() if system == "shoal"]
+    assert len(gains) == 4
+    assert f"{min(gains):.1f} to {max(gains):.1f} times as fast at the same page size" in text
+    (batch,) = rows("frontend.csv", part="batch", figure="throughput_over_best_calls")
+    assert f"({float(batch['value']):.2f} of their throughput)" in text

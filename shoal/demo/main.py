@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -53,9 +54,10 @@ class DemoOptions:
     def __post_init__(self) -> None:
         check_modes(self.modes)
         for name, path in (("json", self.json), ("plot", self.plot)):
-            if path is not None and (not path.absolute().parent.is_dir() or path.is_dir()):
-                message = f"{name} is {str(path)!r}; it must be a file in a folder that exists"
-                raise ConfigError(message, field=name, value=str(path), limit="a file in a folder that exists")
+            if path is not None and not _writable(path):
+                limit = "a file that can be written, in a folder that exists"
+                message = f"{name} is {str(path)!r}; it must be {limit}"
+                raise ConfigError(message, field=name, value=str(path), limit=limit)
         if self.plot.suffix not in SUFFIXES:
             limit = ", ".join(SUFFIXES)
             message = f"plot is {str(self.plot)!r}; its name must end in one of {limit}"
@@ -118,6 +120,13 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
         console.print(f"figures: {options.json}", highlight=False)
     console.print(f"{report['seconds']:.0f} s in all", highlight=False)
     return report
+
+
+def _writable(path: Path) -> bool:
+    folder = path.absolute().parent
+    if path.exists():
+        return path.is_file() and os.access(path, os.W_OK)
+    return folder.is_dir() and os.access(folder, os.W_OK)
 
 
 def _introduce(console: Console, options: DemoOptions, workload: Workload) -> None:

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 import shoal
 from shoal.cli import app
+from shoal.demo.main import DemoOptions
+from shoal.runtime.errors import ConfigError
 from shoal.shop.task import HEADER
 
 MODES = ("none", "prefix", "dual", "lm", "bicache")
@@ -116,8 +118,32 @@ def test_wrong_usage_exits_with_2(args):
     assert call(*args).exit_code == 2
 
 
-def test_version():
-    assert call("version").stdout == shoal.__version__ + "\n"
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(monkeypatch, tmp_path):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.touch()
+    assert DemoOptions(json=old, plot=tmp_path / "a.png").json == old
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    for path in (old, new):
+        with pytest.raises(ConfigError, match="can be written") as caught:
+            DemoOptions(json=path)
+        assert caught.value.field == "json"
+
+
+@pytest.mark.parametrize("words", ["version", "--version"])
+def test_version(words):
+    result = call(words)
+    assert (result.exit_code, result.stdout) == (0, shoal.__version__ + "\n")
+
+
+def test_python_m_shoal_is_the_command():
+    command = [sys.executable, "-m", "shoal"]
+    run = subprocess.run([*command, "version"], capture_output=True, text=True, check=True)
+    assert run.stdout == shoal.__version__ + "\n"
+    help_text = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "Usage: python -m shoal" in help_text
+    for name in ("demo", "generate", "serve", "profile", "version"):
+        assert f" {name} " in help_text
+    assert subprocess.run([*command, "nonsense"], capture_output=True, check=False).returncode == 2
 
 
 def test_generate_answers_from_a_list():

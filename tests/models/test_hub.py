@@ -35,6 +35,14 @@ def test_a_name_that_is_neither_folder_nor_hub_id_lists_what_is_accepted(name, m
     assert caught.value.value == name
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/model", "x" * 5000, "a\0b"])
+def test_a_name_that_no_file_can_have_is_refused(name):
+    with pytest.raises(ModelLoadError, match="no model") as caught:
+        resolve_model_folder(name)
+    assert caught.value.field == "model"
+    assert len(str(caught.value)) < 300
+
+
 def test_a_file_is_not_a_model_folder(tmp_path):
     path = tmp_path / "model.safetensors"
     path.touch()
@@ -42,21 +50,28 @@ def test_a_file_is_not_a_model_folder(tmp_path):
         resolve_model_folder(path)
 
 
-def test_a_hub_id_in_offline_mode_fails_fast_and_clearly(monkeypatch, tmp_path):
+@pytest.fixture
+def waits(monkeypatch):
+    """Seconds of each wait between two tries of the Hub's client, which here are not waited for."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    return waits
+
+
+def test_a_hub_id_in_offline_mode_fails_fast_and_clearly(monkeypatch, tmp_path, waits):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    start = time.monotonic()
     with pytest.raises(ModelLoadError, match="some-org/some-model") as caught:
         load_model("some-org/some-model")
-    assert time.monotonic() - start < 5
+    assert waits == []
     assert caught.value.field == "model"
     assert "Hub" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_hub_that_cannot_be_reached_fails_fast_and_clearly(monkeypatch, tmp_path):
+def test_a_hub_that_cannot_be_reached_fails_fast_and_clearly(monkeypatch, tmp_path, waits):
     import huggingface_hub.constants
     from huggingface_hub.utils import _http as hub_http
 
@@ -70,13 +85,12 @@ def test_a_hub_that_cannot_be_reached_fails_fast_and_clearly(monkeypatch, tmp_pa
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     huggingface_hub.set_client_factory(lambda: httpx.Client(transport=httpx.MockTransport(refuse)))
     try:
-        start = time.monotonic()
         with pytest.raises(ModelLoadError, match="some-org/some-model") as caught:
             resolve_model_folder("some-org/some-model")
-        assert time.monotonic() - start < 5
     finally:
         huggingface_hub.set_client_factory(hub_http.default_client_factory)
-    assert calls
+    assert 1 <= len(calls) <= 10
+    assert sum(waits) < 5
     assert caught.value.field == "model"
 
 

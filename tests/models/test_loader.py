@@ -103,14 +103,28 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
         b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
         b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}',
         b'{"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0.0, 4.0]}}',
+        b"[" * 200_000,
     ],
 )
 def test_a_corrupt_header_is_refused(tmp_path, header):
     folder = write_folder(tmp_path, LLADA_TINY, random_state_dict(LLADA_TINY))
     (folder / SINGLE_FILE).write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
     error = refused(folder)
+    assert "\n" not in str(error)
     assert error.field == SINGLE_FILE
     assert "header" in str(error)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    folder = write_folder(tmp_path, LLADA_TINY, random_state_dict(LLADA_TINY))
+    weights = SafetensorsFolder(folder)
+    first = next(iter(weights.entries.values()))
+    (folder / SINGLE_FILE).unlink()
+    (folder / SINGLE_FILE).mkdir()
+    with pytest.raises(ModelLoadError, match="can't be read") as caught:
+        weights.read(first.name, first.shape)
+    assert caught.value.field == SINGLE_FILE
 
 
 def test_a_header_length_beyond_the_file_is_refused_without_reading_it(tmp_path):

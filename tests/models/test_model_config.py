@@ -117,6 +117,8 @@ def test_digest_follows_every_field_and_nothing_else():
         (LLADA_TINY, "n_layers", True, "whole number"),
         (LLADA_TINY, "n_heads", 5, "divisor"),
         (LLADA_TINY, "rope_theta", "big", "number"),
+        (LLADA_TINY, "rope_theta", float("inf"), "finite number"),
+        (LLADA_TINY, "rope_theta", 10**400, "finite number"),
         (LLADA_TINY, "weight_tying", "no", "true or false"),
         (LLADA_TINY, "mask_token_id", None, "required"),
         (LLADA_TINY, "eos_token_id", "</s>", "token id"),
@@ -155,7 +157,7 @@ def test_values_out_of_range_are_refused_by_field(base, key, value, field):
     assert caught.value.limit
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b"\xff\xfe{}", b"3"])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b"\xff\xfe{}", b"3", b"[" * 200_000])
 def test_a_missing_or_broken_config_file_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)

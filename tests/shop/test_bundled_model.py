@@ -79,13 +79,13 @@ def test_tokenizer_and_generation_config_fit_the_model():
 
 
 def test_weights_answer_held_out_questions(network):
-    result = accuracy(network, 24, seed=11)
+    result = accuracy(network, 24, seed=11, batch=4)
     assert result["all"] >= 0.95, result
 
 
 def test_depth_is_safe_to_layer_8_and_not_to_the_end(network):
     """The lists' states from another question's first forward: right at depth 8; at 16 colours are lost."""
-    shallow, deep = (reuse_accuracy(network, 8, seed=1, depth=depth, batch=8) for depth in (8, 16))
+    shallow, deep = (reuse_accuracy(network, 8, seed=4, depth=depth, batch=8) for depth in (8, 16))
     assert shallow["all"] == 1.0
     assert deep["colour"] == 0.0
     assert deep["price"] == 1.0
