@@ -23,7 +23,7 @@ bench: $(STAMP) ## every benchmark that runs on this machine; tables to out/benc
 	@mkdir -p out/benchmarks
 	@set -e; for file in $$(grep -l '^if __name__ == "__main__":' benchmarks/*.py | grep -v plot_); do \
 		name=$$(basename $$file .py); echo "$$file"; \
-		$(BIN)/python $$file --out out/benchmarks/$$name.csv $(ARGS); \
+		$(BIN)/python -m benchmarks.$$name --out out/benchmarks/$$name.csv $(ARGS); \
 	done
 
 test: $(STAMP) ## the tests, without the slow ones
