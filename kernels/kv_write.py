@@ -10,11 +10,13 @@ from torch import Tensor
 
 from .attention_batch import AttentionBatch
 from .rope import apply_rope_reference
+from .row_norm import RowNorm
 
 
 def rope_write_kv_reference(
     q: Tensor, k: Tensor, v: Tensor, cos_table: Tensor, sin_table: Tensor, positions: Tensor, rows: Tensor,
     batch: AttentionBatch, band: int, layer_pages: Tensor, *, q_out: Tensor | None = None, k_out: Tensor | None = None,
+    norm: RowNorm | None = None, bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Rotate q and k by the tokens' positions; write k, rotated, and v to the pages of the tokens' requests.
 
@@ -30,19 +32,37 @@ def rope_write_kv_reference(
         q_out: where the rotated q goes; q itself means in place; a new tensor by default. Rows of padding keep what
             they hold.
         k_out: where the rotated k goes beside the pages (k itself: in place); nowhere by default.
+        norm: q, k and v were computed from hidden states that were not normalised; they are scaled first, in fp32.
+        bias: [heads + 2 kv_heads, head_dim], of q, k and v in this order, added after the scaling.
 
     Returns the rotated q.
     """
     q_out = torch.empty_like(q, memory_format=torch.contiguous_format) if q_out is None else q_out
+    if norm is not None or bias is not None:
+        q, k, v = _projected(q, k, v, norm, bias)
     at = torch.nonzero(positions >= 0)[:, 0]
     where = positions[at].long()
     page_size = layer_pages.shape[2]
     pages = batch.page_tables[batch.slots[rows[at].long()].long(), band, where // page_size].long()
     cos, sin = cos_table[where], sin_table[where]
-    rotated = apply_rope_reference(k[at], cos, sin)
+    rotated = apply_rope_reference(k[at], cos, sin).to(layer_pages.dtype)
     layer_pages[pages, 0, where % page_size] = rotated
-    layer_pages[pages, 1, where % page_size] = v[at]
-    q_out[at] = apply_rope_reference(q[at], cos, sin)
+    layer_pages[pages, 1, where % page_size] = v[at].to(layer_pages.dtype)
+    q_out[at] = apply_rope_reference(q[at], cos, sin).to(q_out.dtype)
     if k_out is not None:
         k_out[at] = rotated
     return q_out
+
+
+def _projected(
+    q: Tensor, k: Tensor, v: Tensor, norm: RowNorm | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """fp32 q, k and v after the factor of the norm and the bias."""
+    wide = torch.cat([q, k, v], dim=1).float()
+    if norm is not None:
+        norm.check(q.shape[0])
+        wide *= norm.factor()[:, :, None]
+    if bias is not None:
+        wide += bias.view(1, *wide.shape[1:])
+    heads, kv_heads = q.shape[1], k.shape[1]
+    return wide[:, :heads], wide[:, heads : heads + kv_heads], wide[:, heads + kv_heads :]

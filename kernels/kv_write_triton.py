@@ -2,7 +2,9 @@
 
 q and k are read once, k goes rotated to its page (and, on request, to a contiguous tensor), v is copied. A program
 takes a few tokens and a few heads of q, of k or of v; it looks up the tokens' cosines, sines and pages itself. Both
-halves of a pair are loaded before either is stored, so q and k may be rotated in place.
+halves of a pair are loaded before either is stored, so q and k may be rotated in place. A norm that was put off
+(`row_norm.py`) is made up for here; each program then reads its tokens' hidden states, so tiles have few tokens and
+many heads.
 """
 
 from __future__ import annotations
@@ -13,17 +15,34 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_batch import AttentionBatch
+from .row_norm import RowNorm
+from .row_norm_triton import norm_arguments, row_factor
+
+
+@triton.jit
+def _project(left, right, factor, bias_ptr, heads, dims, mask, HALF: tl.constexpr):
+    """Both halves, fp32, times the tokens' factor and plus the heads' bias, where there are any."""
+    left = left.to(tl.float32)
+    right = right.to(tl.float32)
+    if factor is not None:
+        left *= factor
+        right *= factor
+    if bias_ptr is not None:
+        left += tl.load(bias_ptr + heads * (2 * HALF) + dims, mask=mask, other=0.0).to(tl.float32)
+        right += tl.load(bias_ptr + heads * (2 * HALF) + dims + HALF, mask=mask, other=0.0).to(tl.float32)
+    return left, right
 
 
 @triton.jit(do_not_specialize=["num_tokens", "band_offset"])
 def _rope_write_kernel(
-    q_ptr, k_ptr, v_ptr, q_out_ptr, k_out_ptr, cos_ptr, sin_ptr, pages_ptr,
+    q_ptr, k_ptr, v_ptr, q_out_ptr, k_out_ptr, cos_ptr, sin_ptr, pages_ptr, bias_ptr, hidden_ptr,
     positions_ptr, rows_ptr, tables_ptr, slots_ptr,
     num_tokens, num_heads, num_kv_heads, slot_stride, band_offset,
     q_stride_token, q_stride_head, k_stride_token, k_stride_head, v_stride_token, v_stride_head,
     q_out_stride_token, q_out_stride_head, k_out_stride_token, k_out_stride_head, cos_stride, sin_stride,
-    stride_page, stride_kv, stride_slot, stride_head, stride_dim,
+    stride_page, stride_kv, stride_slot, stride_head, stride_dim, hidden_stride, hidden_cols, eps,
     PAGE_SIZE: tl.constexpr, HALF: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_HEADS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Tiles are [BLOCK_TOKENS, BLOCK_HEADS, HALF]; `chunk` counts groups of heads, first of q, then of k, then of v."""
     tokens = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
@@ -35,13 +54,17 @@ def _rope_write_kernel(
     dims = tl.arange(0, HALF)[None, None, :]
     lanes = tl.arange(0, BLOCK_HEADS)
     token_at = tokens[:, None, None]
+    factor = None
+    if hidden_ptr is not None:
+        factor = row_factor(hidden_ptr, hidden_stride, hidden_cols, eps, tokens, real, BLOCK_COLUMNS)[:, None, None]
 
     if chunk < q_chunks:
         heads = (chunk * BLOCK_HEADS + lanes).to(tl.int64)[None, :, None]
         mask = real[:, None, None] & (heads < num_heads)
         at = token_at * q_stride_token + heads * q_stride_head + dims
-        left = tl.load(q_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        right = tl.load(q_ptr + at + HALF, mask=mask, other=0.0).to(tl.float32)
+        left = tl.load(q_ptr + at, mask=mask, other=0.0)
+        right = tl.load(q_ptr + at + HALF, mask=mask, other=0.0)
+        left, right = _project(left, right, factor, bias_ptr, heads, dims, mask, HALF)
         angle = position.to(tl.int64)[:, None, None]
         cos = tl.load(cos_ptr + angle * cos_stride + dims, mask=real[:, None, None], other=0.0)
         sin = tl.load(sin_ptr + angle * sin_stride + dims, mask=real[:, None, None], other=0.0)
@@ -57,8 +80,10 @@ def _rope_write_kernel(
     place = (page * stride_page + (position % PAGE_SIZE).to(tl.int64) * stride_slot)[:, None, None]
     is_value = chunk >= q_chunks + kv_chunks
     chunk -= q_chunks
+    first = num_heads  # of the heads that a bias counts
     if is_value:
         chunk -= kv_chunks
+        first += num_kv_heads
     heads = (chunk * BLOCK_HEADS + lanes).to(tl.int64)[None, :, None]
     mask = real[:, None, None] & (heads < num_kv_heads)
     to = pages_ptr + place + heads * stride_head + dims * stride_dim
@@ -67,12 +92,14 @@ def _rope_write_kernel(
         v_at = token_at * v_stride_token + heads * v_stride_head + dims
         v_left = tl.load(v_ptr + v_at, mask=mask, other=0.0)
         v_right = tl.load(v_ptr + v_at + HALF, mask=mask, other=0.0)
+        v_left, v_right = _project(v_left, v_right, factor, bias_ptr, first + heads, dims, mask, HALF)
         tl.store(to + stride_kv, v_left.to(dtype), mask=mask)
         tl.store(to + stride_kv + HALF * stride_dim, v_right.to(dtype), mask=mask)
     else:
         at = token_at * k_stride_token + heads * k_stride_head + dims
-        left = tl.load(k_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        right = tl.load(k_ptr + at + HALF, mask=mask, other=0.0).to(tl.float32)
+        left = tl.load(k_ptr + at, mask=mask, other=0.0)
+        right = tl.load(k_ptr + at + HALF, mask=mask, other=0.0)
+        left, right = _project(left, right, factor, bias_ptr, first + heads, dims, mask, HALF)
         angle = position.to(tl.int64)[:, None, None]
         cos = tl.load(cos_ptr + angle * cos_stride + dims, mask=real[:, None, None], other=0.0)
         sin = tl.load(sin_ptr + angle * sin_stride + dims, mask=real[:, None, None], other=0.0)
@@ -89,7 +116,7 @@ def _rope_write_kernel(
 def rope_write_kv_triton(
     q: Tensor, k: Tensor, v: Tensor, cos_table: Tensor, sin_table: Tensor, positions: Tensor, rows: Tensor,
     batch: AttentionBatch, band: int, layer_pages: Tensor, *, q_out: Tensor | None = None, k_out: Tensor | None = None,
-    block: tuple[int, int] | None = None,
+    norm: RowNorm | None = None, bias: Tensor | None = None, block: tuple[int, int] | None = None,
 ) -> Tensor:  # fmt: skip
     """`rope_write_kv_reference`, without a look at device memory. k_out needs the pool's dtype.
 
@@ -114,17 +141,24 @@ def rope_write_kv_triton(
             raise ValueError(f"{name} is {x.dtype} {tuple(x.shape)}; it must be int32 [{tokens}], contiguous")
     if not 0 <= band < batch.page_tables.shape[1]:
         raise ValueError(f"band {band} of {batch.page_tables.shape[1]}")
+    if norm is not None:
+        norm.check(tokens)
+    if bias is not None and (bias.numel() != (heads + 2 * kv_heads) * head_dim or not bias.is_contiguous()):
+        raise ValueError(f"bias {tuple(bias.shape)} must be contiguous, [{heads + 2 * kv_heads}, {head_dim}]")
     if tokens:
-        block_tokens, block_heads = block or ((4, 8) if tokens > 512 else (4, 2))
+        usual = (4, 8) if tokens > 512 else (4, 2) if norm is None else (1, 8)
+        block_tokens, block_heads = block or usual
         chunks = triton.cdiv(heads, block_heads) + 2 * triton.cdiv(kv_heads, block_heads)
         k_to = k if k_out is None else k_out
+        hidden, stride, width, eps = norm_arguments(norm)
         _rope_write_kernel[(triton.cdiv(tokens, block_tokens), chunks)](
-            q, k, v, q_out, k_out, cos_table, sin_table, layer_pages,
+            q, k, v, q_out, k_out, cos_table, sin_table, layer_pages, bias, hidden,
             positions, rows, batch.page_tables, batch.slots, tokens, heads, kv_heads,
             batch.page_tables.stride(0), band * batch.page_tables.stride(1),
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *q_out.stride()[:2], *k_to.stride()[:2],
-            cos_table.stride(0), sin_table.stride(0), *layer_pages.stride(),
+            cos_table.stride(0), sin_table.stride(0), *layer_pages.stride(), stride, width, eps,
             PAGE_SIZE=page_size, HALF=head_dim // 2, BLOCK_TOKENS=block_tokens, BLOCK_HEADS=block_heads,
+            BLOCK_COLUMNS=1024,
             num_warps=4 if block_tokens * block_heads * head_dim >= 4096 else 2,
         )  # fmt: skip
     return q_out

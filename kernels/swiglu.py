@@ -11,14 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from .row_norm import RowNorm
+
 _ELEMENTS_PER_THREAD = 32768
 
 
-def swiglu_reference(gate_up: Tensor) -> Tensor:
+def swiglu_reference(gate_up: Tensor, norm: RowNorm | None = None) -> Tensor:
     """gate_up [T, 2F] holds the gate in its first F columns and the up projection in the rest; returns [T, F].
 
+    With `norm`, gate_up was computed from hidden states that were not normalised: rows are scaled first, in fp32.
     On the CPU a row's result does not depend on T, nor on the number of threads.
     """
+    if norm is not None:
+        norm.check(gate_up.shape[0])
+        gate, up = (gate_up.float() * norm.factor()).chunk(2, dim=-1)
+        return (silu(gate).to(gate_up.dtype) * up).to(gate_up.dtype)
     gate, up = gate_up.chunk(2, dim=-1)
     if gate_up.device.type != "cpu" or gate.numel() < _ELEMENTS_PER_THREAD:
         return silu(gate).mul_(up)

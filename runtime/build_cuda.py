@@ -72,6 +72,8 @@ def build_cuda_worker(
         kv.page_size,
         decoder.device,
     )
+    if config.fold_norms:
+        decoder.fold_norms()
     runner = CudaRunner(decoder, kv, boundary, slots)
     sampler = BlockSampler(runner.layers, slots)
     sizes = [size for size in _BATCH_SIZES if size < config.max_running_requests] + [config.max_running_requests]

@@ -66,6 +66,7 @@ class Decoder:
         self._final_norm = final_norm
         self._head = head
         self._rope: Rotary | None = None
+        self.norms_folded = False
 
     @property
     def num_layers(self) -> int:
@@ -76,6 +77,20 @@ class Decoder:
     def batch_invariant(self) -> bool:
         """Whether rows come out the same, bit for bit, whatever other rows are computed with them (fp32, CPU)."""
         return self._head.batch_invariant
+
+    @torch.inference_mode()
+    def fold_norms(self) -> None:
+        """Multiply the layers' norm weights into the projections that follow them, and set them to one.
+
+        The function computed stays the same but for rounding: W (g * x / rms(x)) = (W diag(g)) x / rms(x). Products
+        can then run before the norm (kernels/row_norm.py). The final norm is left as it is. Doing it again changes
+        nothing.
+        """
+        self.norms_folded = True
+        for weights in self.layers:
+            for norm, linear in ((weights.attention_norm, weights.qkv), (weights.mlp_norm, weights.gate_up)):
+                linear.weight_t.mul_(norm[:, None])
+                norm.fill_(1.0)
 
     @torch.inference_mode()
     def embed(self, token_ids: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """The decoder's layers over paged KVs with fused kernels: what a GPU runs.
 
 Same weights and the same function as `Decoder.layer`, in fewer passes over memory: residuals are added inside the
-matrix products, RoPE and the write of keys and values are one kernel, attention reads pages where they are.
+matrix products, RoPE and the write of keys and values are one kernel, attention reads pages where they are. Where norms
+are folded into the weights (`Decoder.fold_norms`) and rows are few, they are put off until after the products, into
+kernels that run anyway (`kernels/row_norm.py`).
 """
 
 from __future__ import annotations
@@ -11,11 +13,15 @@ from torch import Tensor
 
 from ..kernels import dispatch as kernels
 from ..kernels.rope import rope_table
+from ..kernels.row_norm import RowNorm
 from ..kernels.shared_groups import SharedGroups
 from .decoder import Decoder
 from .kv_pool import KVPool
 from .linear import Linear
 from .row_layout import Layout
+
+_FEW_ROWS = 256
+"""Up to so many rows norms are put off: more of them and reading hidden states again costs more than a launch."""
 
 
 class FusedLayers:
@@ -29,6 +35,7 @@ class FusedLayers:
 
     def __init__(self, decoder: Decoder, kv: KVPool, max_positions: int):
         self.decoder = decoder
+        self._few = _FEW_ROWS if decoder.norms_folded else 0
         self.kv = kv
         config = decoder.config
         self._cos, self._sin = rope_table(max_positions, config.head_dim, config.rope_theta, decoder.device)
@@ -60,13 +67,18 @@ class FusedLayers:
         """Rotated queries [rows, heads, head_dim], keys (rotated if at.whole) and values, which go to their pages."""
         config, weights = self.decoder.config, self.decoder.layers[index]
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        x = kernels.rms_norm(hidden, weights.attention_norm, config.rms_norm_eps)
-        qkv = _linear(x, weights.qkv).view(hidden.shape[0], heads + 2 * kv_heads, config.head_dim)
+        norm, bias = None, None
+        if hidden.shape[0] <= self._few:
+            norm, bias = RowNorm(hidden, config.rms_norm_eps), weights.qkv.bias
+            x = _product(hidden, weights.qkv)
+        else:
+            x = _linear(kernels.rms_norm(hidden, weights.attention_norm, config.rms_norm_eps), weights.qkv)
+        qkv = x.view(hidden.shape[0], heads + 2 * kv_heads, config.head_dim)
         band, pages = self.kv.layer(index)
         q, k, v = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
         kernels.rope_write_kv(
             q, k, v, self._cos, self._sin, at.positions, at.requests, at.batch, band, pages, q_out=q,
-            k_out=k if at.whole else None,
+            k_out=k if at.whole else None, norm=norm, bias=bias,
         )  # fmt: skip
         return q, k, v
 
@@ -87,8 +99,11 @@ class FusedLayers:
     def _mlp(self, index: int, hidden: Tensor) -> Tensor:
         """hidden + the MLP, in place."""
         config, weights = self.decoder.config, self.decoder.layers[index]
-        x = kernels.rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps)
-        x = kernels.swiglu(_linear(x, weights.gate_up))
+        if hidden.shape[0] <= self._few:
+            x = kernels.swiglu(_product(hidden, weights.gate_up), RowNorm(hidden, config.rms_norm_eps))
+        else:
+            x = kernels.rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps)
+            x = kernels.swiglu(_linear(x, weights.gate_up))
         return _add_linear(hidden, x, weights.down)
 
 
@@ -97,6 +112,13 @@ def _linear(x: Tensor, linear: Linear) -> Tensor:
         return linear(x)
     if linear.bias is not None:
         return torch.addmm(linear.bias, x, linear.weight_t)
+    return torch.mm(x, linear.weight_t)
+
+
+def _product(x: Tensor, linear: Linear) -> Tensor:
+    """x W^T, without the bias."""
+    if linear.batch_invariant:
+        return linear.product(x)
     return torch.mm(x, linear.weight_t)
 
 

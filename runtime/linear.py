@@ -68,14 +68,17 @@ class Linear:
         vector = torch.empty(outputs, dtype=dtype, device=device) if bias else None
         return cls(weight_t, vector, batch_invariant=batch_invariant)
 
+    def product(self, x: Tensor) -> Tensor:
+        """x [T, in] -> a new [T, out], without bias."""
+        if not self.batch_invariant:
+            return torch.mm(x, self.weight_t)
+        if self._tile:
+            return _in_tiles(x, self.weight_t, self._tile)
+        return _in_pieces(x, self._pieces)
+
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x [T, in] -> a new [T, out]; `residual` [T, out] is added and not changed."""
-        if not self.batch_invariant:
-            y = torch.mm(x, self.weight_t)
-        elif self._tile:
-            y = _in_tiles(x, self.weight_t, self._tile)
-        else:
-            y = _in_pieces(x, self._pieces)
+        y = self.product(x)
         if self.bias is not None:
             y += self.bias
         if residual is not None:

@@ -1,12 +1,14 @@
 """The GPU's worker, run on the CPU with reference kernels: the answers of the plain worker, token for token."""
 
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from shoal.kernels import dispatch
+from shoal.runtime import fused_layers
 from shoal.runtime.block_sampler import BlockSampler
 from shoal.runtime.canvas_slots import CanvasSlots
 from shoal.runtime.cuda_runner import CudaRunner
@@ -73,6 +75,44 @@ def test_same_answers_as_the_plain_worker(folder, tmp_path, mode, interval):
         assert (fused.nfe, fused.canvas_tokens, fused.computed_token_layers, fused.cached_tokens, fused.depth) == (
             plain.nfe, plain.canvas_tokens, plain.computed_token_layers, plain.cached_tokens, plain.depth,
         )  # fmt: skip
+
+
+def test_folded_norms_change_hidden_states_by_rounding_only(folder, monkeypatch):
+    """In products of few rows, where norms are put off, and of many."""
+    monkeypatch.setattr(fused_layers, "_FEW_ROWS", 40)
+    states, put_off = [], set()
+    swiglu = dispatch.swiglu
+
+    def note(gate_up, norm=None):
+        put_off.add((len(gate_up) > 40, norm is not None))
+        return swiglu(gate_up, norm)
+
+    for folded in (False, True):
+        with make_engine(folder) as engine:
+            decoder = engine._parts.worker.runner.decoder
+            with torch.inference_mode():
+                scales = torch.rand(decoder.config.hidden_size, generator=torch.Generator().manual_seed(0)) + 0.5
+                for weights in decoder.layers:
+                    weights.attention_norm.mul_(scales)
+                    weights.mlp_norm.mul_(scales.flip(0))
+            if folded:
+                decoder.fold_norms()
+                monkeypatch.setattr(dispatch, "swiglu", note)
+            layers, out = on_cuda_path(engine).runner.layers, []
+
+            def keep(*arguments, run, out=out, **options):
+                hidden = run(*arguments, **options)
+                out.append(hidden.clone())
+                return hidden
+
+            for name in ("run", "run_last"):
+                monkeypatch.setattr(layers, name, partial(keep, run=getattr(layers, name)))
+            engine.generate(tokens(40), SamplingParams(max_new_tokens=16, block_length=8, steps=16), cache_mode="dual")
+            states.append(out[: 2 * decoder.num_layers])  # a refresh and a block step; from then on tokens may differ
+    assert put_off == {(True, False), (False, True)}
+    for plain, folded in zip(*states, strict=True):
+        torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-4)
+    assert len(states[0]) == 2 * decoder.num_layers
 
 
 @pytest.mark.parametrize("mode", ["none", "prefix", "dual", "lm", "bicache"])

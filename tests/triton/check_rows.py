@@ -10,6 +10,8 @@ from shoal.kernels.attention_batch import AttentionBatch
 from shoal.kernels.kv_write import rope_write_kv_reference
 from shoal.kernels.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
 from shoal.kernels.rope import rope_table
+from shoal.kernels.row_norm import RowNorm
+from shoal.kernels.swiglu import swiglu_reference
 
 from .checks import DEVICE, DTYPES, Recorder, close, far, fresh
 
@@ -104,6 +106,57 @@ def test_rope_and_the_paged_write(monkeypatch, tokens, heads, kv_heads, head_dim
     assert recorder.grids == [(-(-tokens // 4), -(-heads // 2) + 2 * -(-kv_heads // 2))]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden_columns", [1, 300, 1500])
+def test_swiglu_behind_a_norm_that_was_put_off(hidden_columns, dtype):
+    gate_up, hidden = fresh(13, 2 * 1123, dtype=dtype) * 3, fresh(13, hidden_columns + 2, dtype=dtype)[:, :-2] * 2
+    factor = (hidden.double().square().mean(1, keepdim=True) + 0.1).rsqrt()
+    gate, up = (gate_up.double() * factor).chunk(2, dim=1)
+    for function in (swiglu_reference, swiglu_triton.swiglu_triton):
+        close(function(gate_up, norm=RowNorm(hidden, 0.1)), gate / (1 + (-gate).exp()) * up, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("with_norm", "with_bias"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "head_dim"), [(41, 12, 2, 64), (2, 9, 9, 128)])
+def test_rope_behind_a_norm_that_was_put_off(tokens, heads, kv_heads, head_dim, with_norm, with_bias, dtype):
+    qkv = fresh(tokens, heads + 2 * kv_heads, head_dim, dtype=dtype)
+    hidden, bias = fresh(tokens, 1100, dtype=dtype) * 3, fresh(heads + 2 * kv_heads, head_dim, dtype=dtype)
+    wide = qkv.double()
+    if with_norm:
+        wide = wide * (hidden.double().square().mean(1) + 0.1).rsqrt()[:, None, None]
+    if with_bias:
+        wide = wide + bias.double()
+    positions, rows = torch.randperm(150)[:tokens], torch.randint(0, 2, (tokens,))
+    positions[tokens // 2] = -1
+    batch = tables(2, 3, 10, 24)
+    cos_table, sin_table = (table.to(DEVICE) for table in rope_table(400, head_dim, 1e4))
+    left, right = wide.chunk(2, dim=-1)
+    c, s = (table.double()[positions.clamp(min=0).to(DEVICE)][:, None] for table in (cos_table, sin_table))
+    turned = torch.cat([left * c - right * s, right * c + left * s], dim=-1)
+    real = [token for token in range(tokens) if token != tokens // 2]
+    pages = batch.page_tables[batch.slots[rows[real]].long().cpu(), 2, (positions[real] // 16).to(DEVICE)].long()
+    offsets = (positions[real] % 16).to(DEVICE)
+    there = [x.to(DEVICE, torch.int32) for x in (positions, rows)]
+    options = {"norm": RowNorm(hidden, 0.1) if with_norm else None, "bias": bias if with_bias else None}
+    original = qkv.clone()
+    for function in (rope_write_kv_reference, kv_write_triton.rope_write_kv_triton):
+        for in_place in (False, True):
+            qkv.copy_(original)
+            q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+            pool = torch.full((24, 2, 16, kv_heads, head_dim), torch.nan, dtype=dtype, device=DEVICE)
+            outs = {"q_out": q, "k_out": k} if in_place else {}
+            rotated = function(q, k, v, cos_table, sin_table, *there, batch, 2, pool, **outs, **options)
+            close(rotated[real], turned[real, :heads], dtype)
+            close(pool[pages, 0, offsets], turned[real, heads : heads + kv_heads], dtype)
+            close(pool[pages, 1, offsets], wide[real, heads + kv_heads :], dtype)
+            if in_place:
+                close(k[real], turned[real, heads : heads + kv_heads], dtype)
+                assert torch.equal(v, original[:, heads + kv_heads :])
+            pool[pages, :, offsets] = torch.nan
+            assert pool.isnan().all()
+
+
 def test_offsets_past_two_to_the_31(tmp_path):
     rows, weight = fresh(3, 64), fresh(64)
     x = far(tmp_path, (3, 64), (2**30 + 64, 1))
@@ -134,6 +187,12 @@ def test_arguments_that_do_not_fit_are_refused():
     write, batch = kv_write_triton.rope_write_kv_triton, tables(1, 1, 1, 1)
     with pytest.raises(ValueError, match="do not fit"):
         write(q, q, q, table, table, at, at, batch, 0, fresh(1, 2, 16, 2, 64))
+    with pytest.raises(ValueError, match=r"hidden is \(3, 8\); it must be \[2, H\]"):
+        write(q, q, q, table, table, at, at, batch, 0, fresh(1, 2, 16, 1, 64), norm=RowNorm(fresh(3, 8), 0.1))
+    with pytest.raises(ValueError, match=r"hidden is \(3, 8\); it must be \[2, H\]"):
+        swiglu_triton.swiglu_triton(fresh(2, 6), norm=RowNorm(fresh(3, 8), 0.1))
+    with pytest.raises(ValueError, match=r"bias \(3, 8\) must be contiguous, \[3, 64\]"):
+        write(q, q, q, table, table, at, at, batch, 0, fresh(1, 2, 16, 1, 64), bias=fresh(3, 8))
     with pytest.raises(ValueError, match="positions is"):
         write(q, q, q, table, table, at.long(), at, batch, 0, fresh(1, 2, 16, 1, 64))
     with pytest.raises(ValueError, match="band -1 of 1"):

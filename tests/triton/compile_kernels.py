@@ -34,6 +34,7 @@ from shoal.kernels.drift_triton import drift_triton
 from shoal.kernels.kv_write_triton import rope_write_kv_triton
 from shoal.kernels.masked_rows_triton import masked_rows_triton
 from shoal.kernels.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
+from shoal.kernels.row_norm import RowNorm
 from shoal.kernels.shared_attention_triton import shared_attention_triton
 from shoal.kernels.shared_groups import SharedGroups
 from shoal.kernels.swiglu_triton import swiglu_triton
@@ -90,14 +91,20 @@ def attention(
     )
 
 
-def kv_write(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int) -> None:
+def kv_write(
+    dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int, norm: bool = False, bias: bool = False
+) -> None:
     qkv = torch.empty((tokens, heads + 2 * kv_heads, head_dim), dtype=dtype)
     table = torch.empty((4096, head_dim // 2))
     at = torch.zeros(tokens, dtype=torch.int32)
     pool = torch.empty((8, 4, 2, 16, kv_heads, head_dim), dtype=dtype)
     q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
     k_out = k if tokens > 1000 else None
-    rope_write_kv_triton(q, k, v, table, table, at, at, batch_of(2, 256), 1, pool[:, 1], k_out=k_out)
+    put_off = RowNorm(torch.empty((tokens, 3584), dtype=dtype), 1e-5) if norm else None
+    vector = torch.empty(qkv.shape[1:], dtype=dtype) if bias else None
+    rope_write_kv_triton(
+        q, k, v, table, table, at, at, batch_of(2, 256), 1, pool[:, 1], k_out=k_out, norm=put_off, bias=vector
+    )
 
 
 def shared(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, page_size: int) -> None:
@@ -142,13 +149,16 @@ for _name, _dtype in DTYPES.items():
         case(f"{_at}-attention-step-gqa", attention, _dtype, _dim, 28, 4, 64, 16)
         case(f"{_at}-shared-mha", shared, _dtype, _dim, 32, 32, 16)
         case(f"{_at}-kv-write-long", kv_write, _dtype, _dim, 32, 32, 5000)
+        case(f"{_at}-kv-write-norm", kv_write, _dtype, _dim, 28, 4, 32, True, True)
     if _name == "bf16":
         case("bf16-hopper-mha", hopper, _dtype, 128, 32, 32, 16, True)
         case("bf16-hopper-gqa", hopper, _dtype, 64, 28, 4, 64, False)
     _x, _weight = torch.empty((41, 3584), dtype=_dtype), torch.empty(3584, dtype=_dtype)
     case(f"{_name}-rms-norm", rms_norm_triton, _x, _weight, 1e-5)
     case(f"{_name}-add-rms-norm", add_rms_norm_triton, _x, _x, _weight, 1e-5)
-    case(f"{_name}-swiglu", swiglu_triton, torch.empty((41, 2 * 12288), dtype=_dtype))
+    _wide = torch.empty((41, 2 * 12288), dtype=_dtype)
+    case(f"{_name}-swiglu", swiglu_triton, _wide)
+    case(f"{_name}-swiglu-norm", swiglu_triton, _wide, 1024, RowNorm(_x, 1e-5))
     case(f"{_name}-block-step", block_step, _dtype, 32, False)
     case(f"{_name}-block-step-draw", block_step, _dtype, 1, True)
     for _rows in (1, 41):
