@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu_phases.csv"))
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=["llada-8b"])
     parser.add_argument("--page-size", type=int, default=64)
+    parser.add_argument("--fold-norms", action="store_true", help="the engine's option of this name")
     parser.add_argument("--commit", default=None)
     parser.add_argument("--time-limit", type=float, default=300.0)
     args = parser.parse_args()
@@ -136,7 +137,10 @@ def main() -> None:
     for shape in args.shapes:
         with tempfile.TemporaryDirectory() as folder:
             path = write_shape(shape, Path(folder))
-            engine = Engine(str(path), load_format="dummy", device="cuda", depth=16, page_size=args.page_size)
+            engine = Engine(
+                str(path), load_format="dummy", device="cuda", depth=16, page_size=args.page_size,
+                fold_norms=args.fold_norms,
+            )  # fmt: skip
             model = engine.model_config
             cases = [
                 ("refresh", 32, 2000),

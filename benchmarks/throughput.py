@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="prefix 2,000 at batch 1 and 32 alone")
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds after which no case is begun")
     parser.add_argument("--trace", type=Path, help="a JSON file for the time of every forward")
+    parser.add_argument("--fold-norms", action="store_true", help="the engine's option of this name")
     parser.add_argument("--commit", default=None)
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -210,7 +211,7 @@ def main() -> None:
             loaded = time.monotonic()
             with Engine(
                 str(path), load_format="dummy", device="cuda", depth=depth, page_size=args.page_size,
-                max_running_requests=32, block_length=BLOCK,
+                max_running_requests=32, block_length=BLOCK, fold_norms=args.fold_norms,
             ) as engine:  # fmt: skip
                 print(f"{shape}: engine after {time.monotonic() - loaded:.1f} s", flush=True)
                 steps = CANVAS // BLOCK * 2
