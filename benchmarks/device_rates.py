@@ -1,7 +1,8 @@
-"""What the GPU at hand can do: bf16 matmul rate and copy bandwidth, on random data. The ceilings of all else."""
+"""What the device at hand can do: bf16 matmul rate and copy bandwidth, on random data. The ceilings of all else."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -16,9 +17,16 @@ class Rates:
     flops: float
     bytes: float
 
+    def columns(self) -> dict[str, object]:
+        """As results files name them."""
+        return {"matmul_tflops": f"{self.flops / 1e12:.0f}", "copy_tbs": f"{self.bytes / 1e12:.2f}"}
+
+    def __str__(self) -> str:
+        return f"matmul {self.flops / 1e12:.3g} TFLOP/s, copy {self.bytes / 1e12:.3g} TB/s"
+
 
 def seconds(run: Callable[[], object], repeats: int = 10, warm_up: int = 3) -> float:
-    """Median time of `run` on the device, by events."""
+    """Median time of `run` on the GPU, by events."""
     for _ in range(warm_up):
         run()
     times = []
@@ -32,12 +40,29 @@ def seconds(run: Callable[[], object], repeats: int = 10, warm_up: int = 3) -> f
     return median(times)
 
 
-def measure_rates() -> Rates:
-    """A square product of 8,192 and a copy of 4 GiB."""
-    size = 8192
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    product = seconds(lambda: torch.mm(a, b))
-    source = torch.empty(1 << 31, device="cuda", dtype=torch.bfloat16).normal_()
+def measure_rates(device: str = "cuda") -> Rates:
+    """A square product of 8,192 and a copy of 4 GiB; on a CPU small ones, to try a benchmark out.
+
+    No GPU memory is held afterwards: what an engine may take is what is free when it starts.
+    """
+    if device != "cuda":
+        return _rates(device, 256, 1 << 20, _wall_clock)
+    rates = _rates(device, 8192, 1 << 31, seconds)
+    torch.cuda.empty_cache()
+    return rates
+
+
+def _rates(device: str, size: int, numbers: int, time_of: Callable[[Callable[[], object]], float]) -> Rates:
+    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    product = time_of(lambda: torch.mm(a, b))
+    source = torch.empty(numbers, device=device, dtype=torch.bfloat16).normal_()
     target = torch.empty_like(source)
-    copy = seconds(lambda: target.copy_(source))
-    return Rates(2 * size**3 / product, 2 * source.numel() * 2 / copy)
+    copy = time_of(lambda: target.copy_(source))
+    return Rates(2 * size**3 / product, 2 * numbers * 2 / copy)
+
+
+def _wall_clock(run: Callable[[], object]) -> float:
+    run()
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

@@ -4,13 +4,14 @@
 
 The floor of a phase is the larger of its bytes over the copy bandwidth and its FLOPs over the matmul rate, both
 measured in the same run. Bytes: weights, keys and values, once each. FLOPs: products of the layers and the head, and
-attention. Random weights; canvases are read and written as in serving.
+attention. Random weights; canvases are read and written as in serving. The most telling phases come first, and every
+row is written as soon as it is there; the time by kernel goes to a file of its own beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,8 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.device_rates import Rates, measure_rates, seconds
-from benchmarks.model_shapes import SHAPES, write_shape
+from benchmarks.model_shapes import write_shape
+from benchmarks.table import Table
 from shoal import Engine
 from shoal.provenance import commit, hardware
 from shoal.runtime.cuda_worker import CudaWorker
@@ -30,6 +33,12 @@ from shoal.runtime.refresh_plan import plan_refresh
 from shoal.runtime.sampling_params import SamplingParams
 
 CANVAS, BLOCK, NFE = 256, 32, 8
+PHASES = (
+    ("refresh", 32, 2000), ("step", 1, 2100), ("step", 32, 2100), ("shared step", 32, 2100), ("canvas", 32, 2100),
+    ("canvas", 1, 2100), ("refresh", 1, 2100), ("refresh", 8, 2100), ("step", 8, 2100), ("step", 4, 2100),
+    ("step", 16, 2100), ("shared step", 8, 2100),
+)  # fmt: skip
+"""Phase, requests, prompt tokens; the most telling first."""
 
 
 def layer_flops(model: ModelConfig, tokens: float) -> float:
@@ -117,91 +126,6 @@ def kernel_table(run: Callable[[], object]) -> dict[str, float]:
     return {e.key[:70]: e.device_time_total for e in profiler.key_averages() if e.device_time_total > 0}
 
 
-def main() -> None:
-    """Measure and write the CSV."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu_phases.csv"))
-    parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=["llada-8b"])
-    parser.add_argument("--page-size", type=int, default=64)
-    parser.add_argument("--fold-norms", action="store_true", help="the engine's option of this name")
-    parser.add_argument("--commit", default=None)
-    parser.add_argument("--time-limit", type=float, default=300.0)
-    args = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("gpu_phases needs a CUDA GPU")
-        return
-    rates = measure_rates()
-    print(f"matmul {rates.flops / 1e12:.0f} TFLOP/s, copy {rates.bytes / 1e12:.2f} TB/s", flush=True)
-    started = time.monotonic()
-    rows, kernels = [], []
-    for shape in args.shapes:
-        with tempfile.TemporaryDirectory() as folder:
-            path = write_shape(shape, Path(folder))
-            engine = Engine(
-                str(path), load_format="dummy", device="cuda", depth=16, page_size=args.page_size,
-                fold_norms=args.fold_norms,
-            )  # fmt: skip
-            model = engine.model_config
-            cases = [
-                ("refresh", 32, 2000),
-                ("refresh", 8, 2100),
-                ("refresh", 1, 2100),
-                ("canvas", 32, 2100),
-                ("canvas", 1, 2100),
-            ]
-            cases += [("step", n, 2100) for n in (1, 4, 8, 16, 32)] + [("shared step", n, 2100) for n in (4, 32)]
-            for phase, requests, prompt in cases:
-                if time.monotonic() - started > args.time_limit:
-                    break
-                total = prompt + CANVAS
-                if phase.endswith("step"):
-                    shared = 1984 if phase.startswith("shared") else 0
-                    batch = Batch(engine, requests, prompt, shared, 16)
-                    run = replay_of(batch, batch.block())
-                    bytes_s, flops_s = floor(model, rates, requests, BLOCK, total, requests * BLOCK)
-                    repeats = 20
-                else:
-                    start = 0 if phase == "refresh" else prompt - prompt % args.page_size
-                    batch = Batch(engine, requests, prompt)
-                    items = list(batch.refresh(start).items)
-                    graphed = batch.worker._graphs.takes(items)
-                    run = replay_of(batch, items) if graphed else refresh_of(batch, start)
-                    bytes_s, flops_s = floor(model, rates, requests, total - start, total, 0)
-                    repeats = 3 if requests > 8 else 10
-                elapsed = seconds(run, repeats, 2)
-                best = max(bytes_s, flops_s)
-                rows.append({
-                    "shape": shape, "phase": phase, "requests": requests, "prompt": prompt, "canvas": CANVAS,
-                    "page_size": args.page_size, "ms": f"{elapsed * 1e3:.3f}", "floor_bytes_ms": f"{bytes_s * 1e3:.3f}",
-                    "floor_flops_ms": f"{flops_s * 1e3:.3f}", "over_floor": f"{elapsed / best:.3f}",
-                    "matmul_share": f"{flops_s / elapsed:.3f}",
-                    "matmul_tflops": f"{rates.flops / 1e12:.0f}", "copy_tbs": f"{rates.bytes / 1e12:.2f}",
-                })  # fmt: skip
-                print(rows[-1], flush=True)
-                times = kernel_table(run)
-                for name, microseconds in sorted(times.items(), key=lambda pair: -pair[1]):
-                    kernels.append(
-                        {
-                            "shape": shape,
-                            "phase": phase,
-                            "requests": requests,
-                            "kernel": name,
-                            "us": f"{microseconds:.1f}",
-                        }
-                    )
-                top = sorted(times.items(), key=lambda pair: -pair[1])[:9]
-                print(
-                    "   sum %.3f ms;" % (sum(times.values()) / 1e3),
-                    "; ".join(f"{name[:34]} {us:.0f}" for name, us in top),
-                    flush=True,
-                )
-                batch.close()
-                write(args.out, rows, args.commit)
-                write(args.out.with_name(args.out.stem + "_kernels.csv"), kernels, args.commit)
-            engine.shutdown()
-            del engine
-
-
 def refresh_of(batch: Batch, start: int) -> Callable[[], object]:
     """A refresh from position `start` on, without its plan and its read-back."""
     worker, slots = batch.worker, batch.worker.runner.slots
@@ -220,14 +144,92 @@ def refresh_of(batch: Batch, start: int) -> Callable[[], object]:
     return run
 
 
-def write(path: Path, rows: list[dict[str, object]], revision: str | None) -> None:
-    """Write rows with where they came from."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    where = {"commit": revision or commit(), "hardware": hardware(), "torch": torch.__version__}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=[*rows[0], *where])
-        writer.writeheader()
-        writer.writerows({**row, **where} for row in rows)
+class Report:
+    """The two results files, and what is shown on the way."""
+
+    def __init__(self, out: Path, where: dict[str, object]):
+        self._phases = Table(out, where)
+        self._kernels = Table(out.with_name(out.stem + "_kernels.csv"), where)
+
+    def phase(self, row: dict[str, object]) -> None:
+        """Add a row."""
+        self._phases.add(row)
+        print(row, flush=True)
+
+    def kernels(self, names: dict[str, object], times: dict[str, float]) -> None:
+        """Add a row for each kernel of a phase, the longest first."""
+        ordered = sorted(times.items(), key=lambda pair: -pair[1])
+        for name, microseconds in ordered:
+            self._kernels.add({**names, "kernel": name, "us": f"{microseconds:.1f}"})
+        top = "; ".join(f"{name[:34]} {microseconds:.0f}" for name, microseconds in ordered[:9])
+        print(f"   sum {sum(times.values()) / 1e3:.3f} ms; {top}", flush=True)
+
+
+def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, object], page_size: int) -> None:
+    """Time one phase and write its rows."""
+    phase, requests, prompt = str(names["phase"]), int(str(names["requests"])), int(str(names["prompt"]))
+    model, total = engine.model_config, prompt + CANVAS
+    if phase.endswith("step"):
+        batch = Batch(engine, requests, prompt, 1984 if phase.startswith("shared") else 0, 16)
+        run = replay_of(batch, batch.block())
+        bytes_s, flops_s = floor(model, rates, requests, BLOCK, total, requests * BLOCK)
+        repeats = 20
+    else:
+        start = 0 if phase == "refresh" else prompt - prompt % page_size
+        batch = Batch(engine, requests, prompt)
+        items = list(batch.refresh(start).items)
+        graphed = batch.worker._graphs.takes(items)
+        run = replay_of(batch, items) if graphed else refresh_of(batch, start)
+        bytes_s, flops_s = floor(model, rates, requests, total - start, total, 0)
+        repeats = 3 if requests > 8 else 10
+    elapsed = seconds(run, repeats, 2)
+    report.phase({
+        **names, "canvas": CANVAS, "page_size": page_size, "ms": f"{elapsed * 1e3:.3f}",
+        "floor_bytes_ms": f"{bytes_s * 1e3:.3f}", "floor_flops_ms": f"{flops_s * 1e3:.3f}",
+        "over_floor": f"{elapsed / max(bytes_s, flops_s):.3f}", "matmul_share": f"{flops_s / elapsed:.3f}",
+        **rates.columns(),
+    })  # fmt: skip
+    report.kernels(names, kernel_table(run))
+    batch.close()
+
+
+def main() -> None:
+    """Measure; every row is written when it is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu_phases.csv"))
+    parser.add_argument("--shapes", nargs="+", choices=("dream-7b", "llada-8b"), default=["llada-8b"])
+    parser.add_argument("--page-size", type=int, default=64)
+    parser.add_argument("--fold-norms", action="store_true", help="the engine's option of this name")
+    parser.add_argument("--commit", default=None)
+    parser.add_argument("--time-limit", type=float, default=300.0, help="seconds after which no phase is begun")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("gpu_phases needs a CUDA GPU")
+        return
+    began = time.monotonic()
+    rates = measure_rates()
+    print(rates, flush=True)
+    where = {"fold_norms": args.fold_norms, "commit": args.commit or commit(), "hardware": hardware(), "torch": torch.__version__}
+    report = Report(args.out, where)
+    for shape in args.shapes:
+        if time.monotonic() - began > args.time_limit:
+            break
+        with tempfile.TemporaryDirectory() as folder:
+            path = write_shape(shape, Path(folder))
+            with Engine(
+                str(path), load_format="dummy", device="cuda", depth=16, page_size=args.page_size,
+                fold_norms=args.fold_norms,
+            ) as engine:  # fmt: skip
+                for phase, requests, prompt in PHASES:
+                    if time.monotonic() - began > args.time_limit:
+                        print("time is up", flush=True)
+                        break
+                    names = {"shape": shape, "phase": phase, "requests": requests, "prompt": prompt}
+                    try:
+                        measure(engine, rates, report, names, args.page_size)
+                    except RuntimeError as error:  # memory, most likely: the other phases may still fit
+                        print(f"{names}: {type(error).__name__}: {error}", flush=True)
+                        engine._parts.worker.release(Release(tuple(f"b{i}" for i in range(requests))))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,13 @@ DREAM_7B: dict[str, Any] = {
     "rope_theta": 1000000.0, "rms_norm_eps": 1e-6, "bos_token_id": 151643, "eos_token_id": 151643,
     "pad_token_id": 151643, "mask_token_id": 151666, "hidden_act": "silu", "tie_word_embeddings": False,
 }  # fmt: skip
-SHAPES = {"llada-8b": LLADA_8B, "dream-7b": DREAM_7B}
+TINY: dict[str, Any] = {
+    **LLADA_8B, "d_model": 64, "n_heads": 4, "n_kv_heads": 4, "n_layers": 8, "mlp_hidden_size": 128,
+    "vocab_size": 512, "embedding_size": 512, "max_sequence_length": 1024, "eos_token_id": 500, "pad_token_id": 500,
+    "mask_token_id": 501,
+}  # fmt: skip
+"""To try a benchmark out on a CPU; its figures mean nothing."""
+SHAPES = {"llada-8b": LLADA_8B, "dream-7b": DREAM_7B, "tiny": TINY}
 
 
 def write_shape(name: str, folder: Path) -> Path:

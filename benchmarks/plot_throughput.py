@@ -43,7 +43,13 @@ def main() -> None:
         print(f"{args.csv} is not there: run benchmarks/throughput.py on a GPU first")
         return
     with args.csv.open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["shape"] == args.shape and row["nfe_per_block"] == "8"]
+        whole = [
+            row for row in csv.DictReader(file) if None not in row.values()
+        ]  # a run that was killed may end amid one
+    rows = [row for row in whole if row["shape"] == args.shape and row["nfe_per_block"] == "8"]
+    if not rows:
+        print(f"{args.csv} has no rows of {args.shape} with 8 NFE a block")
+        return
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), sharey=True)
     for interval, label, colour in VARIANTS:
         for batch, style in (("32", "-"), ("1", "--")):
@@ -62,7 +68,8 @@ def main() -> None:
     for axes in (left, right):
         axes.axhline(1.0, color="grey", linewidth=0.8)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        if axes.lines[1:]:
+            axes.legend(fontsize=8)
     first = rows[0]
     title = f"{args.shape} shape, random weights, 8 NFE a block of 32, canvas 256; {first['hardware']}"
     figure.suptitle(title, fontsize=9)

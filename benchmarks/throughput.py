@@ -1,6 +1,7 @@
 """Offline throughput on a GPU: mode x prefix length x batch x NFE a block, with fixed quotas and random weights.
 
     python benchmarks/throughput.py --out benchmarks/results/throughput.csv
+    python benchmarks/throughput.py --device cpu --shapes tiny --out tiny.csv      # to see that it works
 
 Every request is a shared prefix, 100 question tokens of its own and a canvas of 256 in blocks of 32; each block takes
 a fixed number of forwards, whatever the confidences. `bicache`: one request runs first (`cold`, reported in a row of
@@ -10,31 +11,40 @@ its own), then the batch, which finds the prefix. `none` runs one forward a bloc
 The ablation runs modes that users cannot choose: `interval` (the prefix stays as it is between refreshes, which compute
 it whole), `shallow` (every block start computes the prefix above the depth), `interval+shallow` and `once`
 (both; a refresh every 16 NFE, and one per request: that is `bicache`).
+
+The most telling cases come first, and every row is written as soon as it is there.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.device_rates import measure_rates
 from benchmarks.model_shapes import SHAPES, write_shape
+from benchmarks.table import Table
 from shoal import Engine, SamplingParams
 from shoal.provenance import commit, hardware
-from shoal.runtime.messages import Forward, ForwardItem, StepResult
+from shoal.runtime.cuda_worker import CudaWorker
+from shoal.runtime.messages import ForwardItem
 from shoal.runtime.request import CacheMode, Request
 from shoal.runtime.reuse import ReusePlanner
 
 CANVAS, BLOCK, QUESTION = 256, 32, 100
+DEPTHS = {"llada-8b": 16, "dream-7b": 12, "tiny": 4}
+"""Layers reused: half of them, or nearly."""
 TRACE: list[dict[str, object]] = []
 
 
@@ -74,15 +84,20 @@ class IntervalPlanner(ReusePlanner):
 
 def cases(shape: str, quick: bool) -> Iterator[Case]:
     """What is measured, the most telling first."""
-    depth = 16 if shape == "llada-8b" else 12
+    depth = DEPTHS[shape]
 
     def pair(prefix: int, batch: int, nfe: int) -> Iterator[Case]:
         yield Case(shape, "dual", prefix, batch, nfe)
         yield Case(shape, "bicache", prefix, batch, nfe, 16, depth)
         yield Case(shape, "bicache", prefix, batch, nfe, 0, depth)
 
-    yield from pair(2000, 1, 8)
+    if shape == "tiny":
+        yield from pair(128, 2, 4)
+        yield Case(shape, "none", 128, 2, 4)
+        yield Case(shape, "interval", 128, 2, 4, 16)
+        return
     yield from pair(2000, 32, 8)
+    yield from pair(2000, 1, 8)
     if quick:
         return
     yield from pair(1000, 32, 8)
@@ -104,42 +119,71 @@ def cases(shape: str, quick: bool) -> Iterator[Case]:
 def prompts(case: Case, vocabulary: int) -> list[list[int]]:
     """A batch of prompts and one more, all with the same prefix."""
     rng = np.random.default_rng(case.prefix)
-    shared = rng.integers(0, min(vocabulary, 100_000), case.prefix).tolist()
-    return [shared + rng.integers(0, 100_000, QUESTION).tolist() for _ in range(case.batch + 1)]
+    tokens = min(vocabulary, 100_000)
+    shared = rng.integers(0, tokens, case.prefix).tolist()
+    return [shared + rng.integers(0, tokens, QUESTION).tolist() for _ in range(case.batch + 1)]
 
 
 class Phases:
-    """Where wall-clock time goes: in refreshes, in block steps, and outside the worker."""
+    """Where wall-clock time goes: in refreshes, in block steps, and outside the worker's forwards.
+
+    A message may hold a refresh and the steps behind it, so time is taken inside the worker, where every part ends with
+    a look at what was committed.
+    """
 
     def __init__(self, engine: Engine):
         self.forwards: list[tuple[str, int, int, float]] = []
-        self._scheduler = engine._parts.scheduler
-        self._worker = self._scheduler._worker
-        self.add, self.release = self._worker.add, self._worker.release
-
-    def forward(self, message: Forward) -> list[StepResult]:
-        """Run a message and take its time."""
-        item = message.items[0]
-        kind = "step" if item.stop == item.block_stop else "prefix refresh" if item.join < item.start else "refresh"
-        started = time.perf_counter()
-        results = self._worker.forward(message)
-        nfe = max(result.nfe for result in results)
-        self.forwards.append((kind, len(message.items), nfe, time.perf_counter() - started))
-        return results
+        worker: Any = engine._parts.scheduler._worker
+        cuda = isinstance(worker, CudaWorker)
+        self._timed = [(worker, "_refresh"), (worker._graphs, "run")] if cuda else [(worker, "_step")]
 
     def __enter__(self) -> Phases:
-        self._scheduler._worker = self
+        for owner, name in self._timed:
+            setattr(owner, name, self._with_time(getattr(owner, name), name == "run"))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._scheduler._worker = self._worker
+        for owner, name in self._timed:
+            delattr(owner, name)  # the class's own is there again
+
+    def _with_time(self, call: Any, graphs: bool) -> Any:
+        def timed(items: list[ForwardItem], *rest: Any) -> Any:
+            started = time.perf_counter()
+            result = call(items, *rest)
+            steps = rest[1] if graphs else 1
+            self.forwards.append((kind(items[0]), len(items), steps, time.perf_counter() - started))
+            return result
+
+        return timed
 
     def seconds(self, *kinds: str) -> float:
         """Time in forwards of some kinds."""
-        return sum(seconds for kind, _, _, seconds in self.forwards if kind in kinds)
+        return sum(seconds for name, _, _, seconds in self.forwards if name in kinds)
 
 
-def run(engine: Engine, case: Case) -> list[dict[str, object]]:
+def kind(item: ForwardItem) -> str:
+    """`step` for a block alone, `prefix refresh` where a prefix joins at its depth, else `refresh`."""
+    if item.stop == item.block_stop and item.start >= item.block_start - 1:
+        return "step"
+    return "prefix refresh" if item.join < item.start else "refresh"
+
+
+def warm_up(engine: Engine, case: Case) -> None:
+    """Two blocks of a batch in the shapes of `case`, cold, with hits and with a prefix refresh: compiles what is left.
+
+    More than a forward's tokens, so that memory for the largest is there too.
+    """
+    planner = engine._parts.scheduler.planner
+    planner.refresh_interval = 1
+    params = SamplingParams(max_new_tokens=2 * BLOCK, block_length=BLOCK, steps=4, ignore_eos=True)
+    batch = prompts(replace(case, batch=min(8, case.batch)), engine.model_config.vocab_size)
+    for mode in ("dual", "bicache"):
+        engine.generate(batch, params, cache_mode=mode)
+    planner.refresh_interval = None
+    engine.flush_cache()
+
+
+def run(engine: Engine, case: Case) -> Iterator[dict[str, object]]:
     """Rows of one case: the first request alone where it fills the cache, then the batch."""
     planner = engine._parts.scheduler.planner
     interval = case.interval or None
@@ -148,6 +192,14 @@ def run(engine: Engine, case: Case) -> list[dict[str, object]]:
         plain = IntervalPlanner(planner.memory, planner.shift, interval, planner.reuse_margin)
     engine._loop.call_and_wait(lambda: setattr(engine._parts.scheduler, "planner", plain))
     plain.refresh_interval = interval
+    try:
+        yield from measured(engine, case)
+    finally:
+        engine._loop.call_and_wait(lambda: setattr(engine._parts.scheduler, "planner", planner))
+
+
+def measured(engine: Engine, case: Case) -> Iterator[dict[str, object]]:
+    """The rows of `run`, with the case's planner in its place."""
     scale = case.nfe_per_block if case.variant == "none" else 1
     steps = CANVAS // BLOCK * case.nfe_per_block // scale
     params = SamplingParams(max_new_tokens=CANVAS, block_length=BLOCK, steps=steps, ignore_eos=True)
@@ -156,18 +208,19 @@ def run(engine: Engine, case: Case) -> list[dict[str, object]]:
     engine.flush_cache()
     engine.generate(rest[:1], brief, cache_mode=case.mode)  # what has to be compiled is compiled
     engine.flush_cache()
-    rows = []
     for name, batch in (("cold", [first]), ("hits" if case.mode == "bicache" else "batch", rest)):
         if name == "cold" and case.mode != "bicache":
             continue
-        torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         started = time.perf_counter()
         with Phases(engine) as phases:
             outputs = engine.generate(batch, params, cache_mode=case.mode)
         seconds = time.perf_counter() - started
         in_refreshes, in_steps = phases.seconds("refresh", "prefix refresh"), phases.seconds("step")
-        (TRACE if name != "cold" else []).append({**asdict(case), "forwards": phases.forwards})
-        rows.append({
+        if name != "cold":
+            TRACE.append({**asdict(case), "forwards": phases.forwards})
+        yield {
             **asdict(case), "canvas": CANVAS, "block": BLOCK, "requests": name, "seconds": f"{seconds * scale:.4f}",
             "tokens_per_s": f"{len(batch) * CANVAS / (seconds * scale):.1f}",
             "measured_nfe": f"{np.mean([o.nfe for o in outputs]):.1f}", "scaled_by": scale,
@@ -176,65 +229,59 @@ def run(engine: Engine, case: Case) -> list[dict[str, object]]:
             "in_refreshes_s": f"{in_refreshes * scale:.4f}", "in_block_steps_s": f"{in_steps * scale:.4f}",
             "elsewhere_s": f"{(seconds - in_refreshes - in_steps) * scale:.4f}",
             "prefix_refreshes": f"{np.mean([o.prefix_refreshes for o in outputs]):.1f}",
-        })  # fmt: skip
-    engine._loop.call_and_wait(lambda: setattr(engine._parts.scheduler, "planner", planner))
-    return rows
+        }  # fmt: skip
 
 
 def main() -> None:
-    """Measure and write the CSV, after every case."""
+    """Measure; every row is written when it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/throughput.csv"))
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=["llada-8b"])
     parser.add_argument("--page-size", type=int, default=64)
-    parser.add_argument("--quick", action="store_true", help="prefix 2,000 at batch 1 and 32 alone")
+    parser.add_argument("--quick", action="store_true", help="prefix 2,000 at batch 32 and 1 alone")
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds after which no case is begun")
     parser.add_argument("--trace", type=Path, help="a JSON file for the time of every forward")
     parser.add_argument("--fold-norms", action="store_true", help="the engine's option of this name")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--commit", default=None)
     args = parser.parse_args()
-    if not torch.cuda.is_available():
+    if args.device == "cuda" and not torch.cuda.is_available():
         print("throughput needs a CUDA GPU")
         return
-    rates = measure_rates()
-    print(f"matmul {rates.flops / 1e12:.0f} TFLOP/s, copy {rates.bytes / 1e12:.2f} TB/s", flush=True)
-    where = {
-        "page_size": args.page_size, "matmul_tflops": f"{rates.flops / 1e12:.0f}",
-        "copy_tbs": f"{rates.bytes / 1e12:.2f}", "commit": args.commit or commit(), "hardware": hardware(),
+    began = time.monotonic()
+    rates = measure_rates(args.device)
+    print(rates, flush=True)
+    table = Table(args.out, {
+        "page_size": args.page_size, "fold_norms": args.fold_norms, **rates.columns(), "commit": args.commit or commit(), "hardware": hardware(),
         "torch": torch.__version__,
-    }  # fmt: skip
-    began, rows = time.monotonic(), []
+    })  # fmt: skip
     for shape in args.shapes:
+        if time.monotonic() - began > args.time_limit:
+            break
         with tempfile.TemporaryDirectory() as folder:
             path = write_shape(shape, Path(folder))
-            depth = 16 if shape == "llada-8b" else 12
             loaded = time.monotonic()
             with Engine(
-                str(path), load_format="dummy", device="cuda", depth=depth, page_size=args.page_size,
+                str(path), load_format="dummy", device=args.device, depth=DEPTHS[shape], page_size=args.page_size,
                 max_running_requests=32, block_length=BLOCK, fold_norms=args.fold_norms,
             ) as engine:  # fmt: skip
                 print(f"{shape}: engine after {time.monotonic() - loaded:.1f} s", flush=True)
-                steps = CANVAS // BLOCK * 2
-                warm = SamplingParams(max_new_tokens=CANVAS, block_length=BLOCK, steps=steps, ignore_eos=True)
-                for mode in ("dual", "bicache"):
-                    engine.generate([list(range(300 + i, 900 + i)) for i in range(8)], warm, cache_mode=mode)
+                warm_up(engine, next(cases(shape, args.quick)))
+                print(f"warm after {time.monotonic() - loaded:.1f} s", flush=True)
                 for case in cases(shape, args.quick):
                     if time.monotonic() - began > args.time_limit:
                         print("time is up", flush=True)
                         break
                     for row in run(engine, case):
-                        rows.append({**row, **where})
+                        table.add(row)
                         shown = ("shape", "variant", "interval", "prefix", "batch", "nfe_per_block", "requests",
                                  "seconds", "tokens_per_s", "in_refreshes_s", "in_block_steps_s", "elsewhere_s",
                                  "cached_tokens", "computed_token_layers")  # fmt: skip
                         print(*(row[name] for name in shown), flush=True)
-                    args.out.parent.mkdir(parents=True, exist_ok=True)
-                    with args.out.open("w", newline="", encoding="utf-8") as file:
-                        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-                        writer.writeheader()
-                        writer.writerows(rows)
                     if args.trace is not None:
-                        args.trace.write_text(json.dumps(TRACE))
+                        whole = args.trace.with_suffix(".new")
+                        whole.write_text(json.dumps(TRACE))
+                        os.replace(whole, args.trace)
 
 
 if __name__ == "__main__":

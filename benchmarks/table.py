@@ -1,0 +1,37 @@
+"""A CSV that is written row by row: what was measured is on disk at once, whatever ends the run."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+
+class Table:
+    """Rows of one results file.
+
+    Nothing happens to a file that is there already before the first row comes; that row replaces it and fixes the
+    columns.
+
+    Args:
+        path: of the CSV; None keeps nothing.
+        constant: columns that every row ends with: where it came from.
+    """
+
+    def __init__(self, path: Path | None, constant: Mapping[str, object]):
+        self._path, self._constant = path, dict(constant)
+        self._file: TextIO | None = None
+        self._writer: csv.DictWriter[str] | None = None
+
+    def add(self, row: Mapping[str, object]) -> None:
+        """Write a row; ValueError for a column that the first row did not have. Columns that it lacks stay empty."""
+        if self._path is None:
+            return
+        if self._file is None or self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w", newline="", encoding="utf-8")
+            self._writer = csv.DictWriter(self._file, fieldnames=[*row, *self._constant], lineterminator="\n")
+            self._writer.writeheader()
+        self._writer.writerow({**row, **self._constant})
+        self._file.flush()
