@@ -1,0 +1,74 @@
+"""Kernels that work row by row: RoPE with the paged write, RMSNorm with a residual, SwiGLU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.kernel_bench.pool import Pool
+from benchmarks.kernel_bench.variant import DEVICE, GQA, HEAD_DIM, MHA, Call, Variant, random, relative
+from shoal.kernels.rms_norm import rms_norm_reference
+from shoal.kernels.rope import apply_rope_reference, rope_table
+from shoal.kernels.swiglu import swiglu_reference
+
+
+def rows() -> Iterator[Variant]:
+    from shoal.kernels import rms_norm_triton, swiglu_triton
+    from shoal.kernels.kv_write_triton import rope_write_kv_triton
+
+    cos, sin = rope_table(4608, HEAD_DIM, 5e5, DEVICE)
+    for requests, queries, heads in ((32, 2256, MHA), (1, 32, MHA), (32, 32, MHA), (32, 32, GQA)):
+        tokens, copies = requests * queries, 2 if queries > 32 else 8
+        pool = Pool([queries] * requests, [2256] * requests, heads, 16, copies if queries == 32 else 1)
+        positions, number = pool.places(0)
+        layers = len(pool.q)
+        q_out = torch.empty_like(pool.q[0].contiguous())
+        moved = 2.0 * tokens * HEAD_DIM * (2 * heads[0] + 4 * heads[1])
+        for block in ((4, 8), (4, 4), (4, 2), (8, 8), (2, 4), (8, 2), (16, 2), (1, 8), (2, 1)):
+
+            def rope(layer: int, p: Pool = pool, at: Tensor = positions, n: Tensor = number, out: Tensor = q_out,
+                     b: tuple[int, int] = block) -> Tensor:  # fmt: skip
+                k, v = p.fresh[layer]
+                return rope_write_kv_triton(p.q[layer], k, v, cos, sin, at, n, p.batch, 0, p.pages[layer], q_out=out,
+                                            block=b)  # fmt: skip
+
+            def rope_error(p: Pool = pool, at: Tensor = positions, run: Callable[[int], Tensor] = rope) -> float:
+                long = at.long()
+                return relative(run(0)[:500], apply_rope_reference(p.q[0], cos[long], sin[long])[:500])
+
+            shape = f"{tokens} tokens {heads[0]}/{heads[1]}"
+            calls = [partial(rope, layer) for layer in range(layers)]
+            yield Variant("rope", shape, f"{block[0]}x{block[1]}", calls, moved, error=rope_error)
+    weight = random(4096)
+    for tokens in (72192, 1024, 32):
+        copies = 2 if tokens > 10000 else 16
+        x = [random(tokens, 4096) for _ in range(copies)]
+        for warps in (2, 4, 8, 16):
+
+            def norm(i: int, xs: list[Tensor] = x, w: int = warps) -> tuple[Tensor, Tensor]:
+                return rms_norm_triton.add_rms_norm_triton(xs[i], xs[i - 1], weight, 1e-5, num_warps=w)
+
+            def norm_error(run: Callable[[int], tuple[Tensor, Tensor]] = norm) -> float:
+                found, total = run(1)
+                return relative(found[:500], rms_norm_reference(total[:500].float(), weight.float(), 1e-5))
+
+            norms: list[Call] = [partial(norm, i) for i in range(copies)]
+            yield Variant("add_rms_norm", f"{tokens} x 4096", f"w{warps}", norms, 8.0 * tokens * 4096, error=norm_error)
+        plain = [partial(lambda a, b: F.rms_norm(a + b, (4096,), weight, 1e-5), x[i], x[i - 1]) for i in range(copies)]
+        yield Variant("add_rms_norm", f"{tokens} x 4096", "torch", plain, 8.0 * tokens * 4096)
+        del x
+        g = [random(tokens, 2 * 12288) for _ in range(2 if tokens > 10000 else 8)]
+        for size in (1024, 2048, 4096):
+            calls = [partial(swiglu_triton.swiglu_triton, each, size) for each in g]
+
+            def gated(b: int = size, gs: list[Tensor] = g) -> float:
+                return relative(swiglu_triton.swiglu_triton(gs[0], b)[:99], swiglu_reference(gs[0][:99].float()))
+
+            yield Variant("swiglu", f"{tokens} x 12288", f"{size}", calls, 6.0 * tokens * 12288, error=gated)
+        calls = [partial(swiglu_reference, each) for each in g]
+        yield Variant("swiglu", f"{tokens} x 12288", "torch", calls, 6.0 * tokens * 12288)
+        del g
