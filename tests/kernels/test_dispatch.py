@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_a_module_that_does_not_load_is_said_once(monkeypatch, caplog):
     monkeypatch.setattr(dispatch, "_hopper_missing", False)
     monkeypatch.delenv(dispatch.HOPPER_VARIABLE, raising=False)
     monkeypatch.setitem(sys.modules, "shoal.kernels.attention_hopper_triton", SimpleNamespace())
-    on_gpu = SimpleNamespace(is_cuda=True)
+    on_gpu: Any = SimpleNamespace(is_cuda=True)
     assert not dispatch._hopper_fits(on_gpu, POOL, None)
     assert not dispatch._hopper_fits(on_gpu, POOL, None)
     assert len(caplog.records) == 1
