@@ -209,7 +209,12 @@ def main() -> None:
     began = time.monotonic()
     rates = measure_rates()
     print(rates, flush=True)
-    where = {"fold_norms": args.fold_norms, "commit": args.commit or commit(), "hardware": hardware(), "torch": torch.__version__}
+    where = {
+        "fold_norms": args.fold_norms,
+        "commit": args.commit or commit(),
+        "hardware": hardware(),
+        "torch": torch.__version__,
+    }
     report = Report(args.out, where)
     for shape in args.shapes:
         if time.monotonic() - began > args.time_limit:

@@ -252,8 +252,8 @@ def main() -> None:
     rates = measure_rates(args.device)
     print(rates, flush=True)
     table = Table(args.out, {
-        "page_size": args.page_size, "fold_norms": args.fold_norms, **rates.columns(), "commit": args.commit or commit(), "hardware": hardware(),
-        "torch": torch.__version__,
+        "page_size": args.page_size, "fold_norms": args.fold_norms, **rates.columns(),
+        "commit": args.commit or commit(), "hardware": hardware(), "torch": torch.__version__,
     })  # fmt: skip
     for shape in args.shapes:
         if time.monotonic() - began > args.time_limit:
