@@ -68,7 +68,7 @@ class FusedLayers:
         config, weights = self.decoder.config, self.decoder.layers[index]
         heads, kv_heads = config.num_heads, config.num_kv_heads
         norm, bias = None, None
-        if hidden.shape[0] <= self._few:
+        if hidden.shape[0] <= self._few and not at.whole:  # values that are read where they are must be final
             norm, bias = RowNorm(hidden, config.rms_norm_eps), weights.qkv.bias
             x = _product(hidden, weights.qkv)
         else:

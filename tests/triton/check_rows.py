@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -138,9 +140,10 @@ def test_rope_behind_a_norm_that_was_put_off(tokens, heads, kv_heads, head_dim, 
     pages = batch.page_tables[batch.slots[rows[real]].long().cpu(), 2, (positions[real] // 16).to(DEVICE)].long()
     offsets = (positions[real] % 16).to(DEVICE)
     there = [x.to(DEVICE, torch.int32) for x in (positions, rows)]
-    options = {"norm": RowNorm(hidden, 0.1) if with_norm else None, "bias": bias if with_bias else None}
+    options: dict[str, Any] = {"norm": RowNorm(hidden, 0.1) if with_norm else None, "bias": bias if with_bias else None}
     original = qkv.clone()
-    for function in (rope_write_kv_reference, kv_write_triton.rope_write_kv_triton):
+    functions: list[Any] = [rope_write_kv_reference, kv_write_triton.rope_write_kv_triton]
+    for function in functions:
         for in_place in (False, True):
             qkv.copy_(original)
             q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
