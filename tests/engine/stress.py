@@ -22,7 +22,7 @@ from shoal.runtime.errors import CacheInUseError, InvalidRequestError, QueueFull
 from shoal.runtime.request import CacheMode, Request, RequestOutput
 from shoal.runtime.sampling_params import SamplingParams
 
-from .tiny import VOCABULARY, make_engine, tokens, write_profile
+from .tiny import VOCABULARY, by_hand, make_engine, tokens, write_profile
 
 MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache", "bicache", "bicache")
 EXACT = ("none", "prefix", "dual")  # nothing reused across requests
@@ -70,7 +70,7 @@ class Stress:
             audit_rate=chooser.choice([0.0, 1.0]), audit_tolerance=chooser.choice([0.02, 0.1]), **self.options,
         )  # fmt: skip
         self.reference = first_layer(self.engine)
-        self.scheduler = self.engine._parts.scheduler
+        self.scheduler = by_hand(self.engine)
         self.memory = self.scheduler.memory
         self.clock = clock
         self.families = [tokens(40, 100 + family) for family in range(3)]

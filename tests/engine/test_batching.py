@@ -12,7 +12,7 @@ from shoal.runtime.messages import Forward
 from shoal.runtime.request import CacheMode, RequestOutput
 from shoal.runtime.sampling_params import SamplingParams
 
-from .tiny import MASK, assert_nothing_lost, make_engine, tokens, write_profile
+from .tiny import MASK, assert_nothing_lost, by_hand, make_engine, tokens, write_profile
 
 PREFIX = tokens(17, 99)
 RULES: list[dict[str, Any]] = [
@@ -167,7 +167,7 @@ def test_modes_that_share_nothing_wait_for_nobody(llada, monkeypatch):
 
         monkeypatch.setattr(worker, "forward", record)
         params = SamplingParams(max_new_tokens=8, steps=1, ignore_eos=True)
-        scheduler = engine._parts.scheduler
+        scheduler = by_hand(engine)
         requests = engine._intake.requests([tokens(24, 1)], params, "bicache", "")
         requests += engine._intake.requests([tokens(24, 1)] * 2, params, "dual", "")
         for request in requests:
@@ -247,10 +247,11 @@ def test_policies_order_the_queue(llada, policy):
         prompts = {"new": tokens(9, 3), "short1": [*short, 9], "long": [*long, 9], "short2": [*short, 8, 9]}
         requests = engine._intake.requests(list(prompts.values()), params, "bicache", "")
         names = {r.rid: name for r, name in zip(requests, prompts, strict=True)}
+        scheduler = by_hand(engine)
         for request in requests:
-            engine._parts.scheduler.add(request)
-        while engine._parts.scheduler.has_work:
-            order += [names[o.rid] for o in engine._parts.scheduler.step() if o.finished]
+            scheduler.add(request)
+        while scheduler.has_work:
+            order += [names[o.rid] for o in scheduler.step() if o.finished]
         assert_nothing_lost(engine)
     expected = {
         "lpm": ["long", "short1", "short2", "new"],

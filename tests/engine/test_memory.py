@@ -16,7 +16,7 @@ from shoal.runtime.errors import PoolTooSmallError
 from shoal.runtime.request import CacheMode
 from shoal.runtime.sampling_params import SamplingParams
 
-from .tiny import all_pages, assert_nothing_lost, free_pages, make_engine, tokens, write_profile
+from .tiny import all_pages, assert_nothing_lost, by_hand, free_pages, make_engine, tokens, write_profile
 
 MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache")
 
@@ -146,7 +146,7 @@ def test_a_request_that_has_to_wait_evicts_nothing_in_vain(llada):
 def run_with_random_aborts(engine: Engine, seed: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Drive the scheduler by hand; abort something after about every third step; everybody ends exactly once."""
     chooser = random.Random(seed)
-    scheduler, worker = engine._parts.scheduler, engine._parts.worker
+    scheduler, worker = by_hand(engine), engine._parts.worker
     families = [tokens(20, 100 + family) for family in range(3)]
     alive: dict[str, bool] = {}
     reasons: dict[str, int] = {}

@@ -13,7 +13,7 @@ from shoal.runtime.request import CacheMode, Request, RequestOutput
 from shoal.runtime.sampling_params import SamplingParams
 
 from .test_cuda_worker import on_cuda_path
-from .tiny import assert_nothing_lost, make_engine, tokens
+from .tiny import assert_nothing_lost, by_hand, make_engine, tokens
 
 MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache")
 EXACT: tuple[CacheMode, ...] = ("none", "prefix", "dual")  # nothing reused across requests
@@ -34,7 +34,7 @@ class Driver:
     """Steps a scheduler by hand; keeps what comes out, and checks that text and tokens only grow."""
 
     def __init__(self, engine: Engine):
-        self.scheduler = engine._parts.scheduler
+        self.scheduler = by_hand(engine)
         self.outputs: dict[str, list[RequestOutput]] = {}
         self.order: list[str] = []
 

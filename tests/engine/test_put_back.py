@@ -14,7 +14,7 @@ from shoal.runtime.sampling_params import SamplingParams
 
 from .test_cuda_worker import on_cuda_path
 from .test_priorities import EXACT, Driver, make
-from .tiny import assert_nothing_lost, make_engine, tokens, write_profile
+from .tiny import assert_nothing_lost, by_hand, make_engine, tokens, write_profile
 
 TEMPLATE = [-1] * 3 + [9, 10] + [-1] * 7 + [11] * 5 + [-1] * 7  # three blocks of eight
 
@@ -123,7 +123,7 @@ def test_prefix_refreshes_go_on_after_it_was_put_back(llada, tmp_path):
 def test_who_ends_before_its_progress_was_taken_ends_once(llada, how, monkeypatch):
     """Between processes outputs are taken after the next forward was planned."""
     with make_engine(llada) as engine:
-        scheduler, worker = engine._parts.scheduler, engine._parts.worker
+        scheduler, worker = by_hand(engine), engine._parts.worker
         request = make(engine, 1, threshold=None, steps=32)
         scheduler.add(request)
         for _ in range(2):

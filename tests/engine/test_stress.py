@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
+from shoal.runtime.request import RequestOutput
+
 from .stress import EXACT, Stress
 from .tiny import assert_nothing_lost, make_engine
 
 
-def facts(output: Any) -> tuple[Any, ...]:
-    return (output.token_ids, output.text, output.finish_reason, output.matched_stop, output.nfe, output.holes,
-            output.scores, output.canvas_tokens)  # fmt: skip
+def facts(output: RequestOutput, counted: bool) -> tuple[Any, ...]:
+    """`counted`: with what it took."""
+    return (output.token_ids, output.text, output.finish_reason, output.matched_stop, output.holes, output.scores,
+            *((output.nfe, output.canvas_tokens) if counted else ()))  # fmt: skip
 
 
 def run(seed: int, folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> Stress:
@@ -47,7 +50,9 @@ def run(seed: int, folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.
                 assert output.token_ids == expected.token_ids
                 assert output.text == expected.text
             else:
-                assert facts(output) == facts(expected)
+                # A worker that takes several steps at a time learns too late of a stop string.
+                counted = stress.options["max_steps_per_message"] == 1 or not isinstance(output.matched_stop, str)
+                assert facts(output, counted) == facts(expected, counted)
             compared += 1
     assert compared > 0
     return stress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer as Backend
 
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.runtime.engine import Engine
+from shoal.runtime.scheduler import Scheduler
 
 from ..models.checkpoints import write_folder
 from ..models.oracle import DREAM_TINY, LLADA_TINY, random_state_dict
@@ -77,6 +79,19 @@ def make_engine(folder: Path, **options: Any) -> Engine:
     if "depth_profile" in options:
         defaults.pop("depth")
     return Engine(str(folder), **{**defaults, **options})
+
+
+def by_hand(engine: Engine) -> Scheduler:
+    """The scheduler, for the caller to add to and to step: the engine's thread sees work that has a listener."""
+    loop, scheduler = engine._loop, engine._parts.scheduler
+
+    class ByHand(Scheduler):
+        @property
+        def has_work(self) -> bool:
+            return super().has_work and (threading.current_thread() is not loop._thread or bool(loop._listeners))
+
+    scheduler.__class__ = ByHand
+    return scheduler
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:
