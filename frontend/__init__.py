@@ -9,14 +9,18 @@ from .api import (
     gen_int,
     gen_string,
     get_server_info,
+    image,
     select,
+    separate_reasoning,
     system,
     system_begin,
     system_end,
     user,
     user_begin,
     user_end,
+    video,
 )
+from .batch_run import BatchResult
 from .choices import (
     greedy_token_selection,
     one_shot,
@@ -30,6 +34,7 @@ from .errors import (
     ExpressionError,
     FrontendError,
     NoBackendError,
+    ProgramCancelledError,
     ProgramEndedError,
     ProgramError,
     ServerError,
@@ -37,9 +42,10 @@ from .errors import (
     UnsupportedError,
 )
 from .group import ProgramStateGroup
+from .holes import fill, json_skeleton
 from .http_backend import HTTPBackend, RuntimeEndpoint
-from .program import BatchResult, Program, function
-from .state import ProgramState, fill, json_skeleton
+from .program import Program, function
+from .state import ProgramState
 from .usage import Usage
 
 __all__ = [
@@ -51,6 +57,7 @@ __all__ = [
     "HTTPBackend",
     "NoBackendError",
     "Program",
+    "ProgramCancelledError",
     "ProgramEndedError",
     "ProgramError",
     "ProgramState",
@@ -71,9 +78,11 @@ __all__ = [
     "gen_string",
     "get_server_info",
     "greedy_token_selection",
+    "image",
     "json_skeleton",
     "one_shot",
     "select",
+    "separate_reasoning",
     "set_default_backend",
     "system",
     "system_begin",
@@ -83,4 +92,5 @@ __all__ = [
     "user",
     "user_begin",
     "user_end",
+    "video",
 ]

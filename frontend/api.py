@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ..runtime.errors import shorten
 from . import driver
@@ -154,11 +154,31 @@ def assistant_end() -> RoleEnd:
     return RoleEnd("assistant")
 
 
+def image(path: Any) -> NoReturn:
+    """SGLang's image in a message. Raises UnsupportedError: the models here read text only."""
+    _no_such_input("image", path)
+
+
+def video(path: Any, num_frames: int = 0) -> NoReturn:
+    """SGLang's video in a message. Raises UnsupportedError: the models here read text only."""
+    _no_such_input("video", path)
+
+
+def separate_reasoning(expression: Any = None, model_type: str | None = None) -> NoReturn:
+    """SGLang's split of a reasoning model's answer. Raises UnsupportedError: the models here have no such part."""
+    raise UnsupportedError("separate_reasoning(...) can't be had: diffusion models here do not mark their reasoning",
+                           field="separate_reasoning")  # fmt: skip
+
+
+def _no_such_input(name: str, path: Any) -> NoReturn:
+    raise UnsupportedError(f"{name}({shorten(path)}) can't be had: models here read text only", field=name, value=path)
+
+
 def flush_cache(backend: Any = None) -> None:
     """Drop every cached prefix of a backend."""
-    driver.submit(as_backend(backend).flush_cache()).result()
+    driver.run(as_backend(backend).flush_cache())
 
 
 def get_server_info(backend: Any = None) -> dict[str, Any]:
     """What runs behind a backend."""
-    return driver.submit(as_backend(backend).server_info()).result()
+    return driver.run(as_backend(backend).server_info())

@@ -82,7 +82,8 @@ class SharedPrefixes:
         if len(group.items) > 1:
             tokens = await prefix_tokens(group.prefix, self._backend)
             if len(tokens) >= (len(above.tokens) if above else 0) + MIN_TOKENS:
-                warm_up = WarmUp(self._backend, tokens, self._usage, pin=True, above=above)
+                after = self._all[-1] if self._all else None
+                warm_up = WarmUp(self._backend, tokens, self._usage, pin=True, above=above, after=after)
                 self._all.append(warm_up)
         for item in group.items:
             if warm_up is not None:
@@ -92,8 +93,10 @@ class SharedPrefixes:
 
     def release(self) -> None:
         """Unpin them all."""
-        for warm_up in self._all:
-            driver.submit(warm_up.release()).result()
+        released = [driver.submit(warm_up.release()) for warm_up in self._all]
+        if not driver.inside():  # where a generator that nobody wants any more is collected, there is no choosing
+            for future in released:
+                future.result()
 
 
 async def prefix_tokens(prefix: Sequence[Expression], backend: Backend) -> tuple[int, ...]:

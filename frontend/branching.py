@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from . import driver
 from .errors import Location, ProgramError
 from .operations import Nothing
 from .tape import Tape
@@ -15,7 +15,11 @@ from .warm_up import WarmUp
 
 @dataclass(slots=True)
 class Fork(Nothing):
-    """Hand the state so far on to branches. Their common prompt is computed on its own when the first one calls."""
+    """Hand the state so far on to branches. Their common prompt is computed on its own when the first one calls.
+
+    Computed once are its whole pages. What is left of it, at most page_size - 1 tokens, every branch computes itself:
+    with k branches and a prompt of n tokens at most 1 + k x (page_size - 1) / n times the prompt's token-layers.
+    """
 
     branches: tuple[Tape, ...]
     location: Location
@@ -36,6 +40,7 @@ class Fork(Nothing):
             branch.born_with = len(branch.transcript.segments)
             branch.meta = dict(tape.meta)
             branch.warm_up = warm_up
+            branch.log.add(branch.transcript.text)
         self.ready.set_result(tape)
 
     def fail(self, tape: Tape, error: ProgramError) -> None:
@@ -57,7 +62,18 @@ class Wait(Nothing):
 
     async def run(self, tape: Tape) -> None:
         """See Operation."""
-        await asyncio.wrap_future(self.ready)
+        await driver.finished(self.ready)
+        self.ready.result()
+        self._finish(tape)
+
+    def fail(self, tape: Tape, error: ProgramError) -> None:
+        """See Operation."""
+        self._finish(tape)
+
+    def _finish(self, tape: Tape) -> None:
+        """No text of the parent's variables follows in the branch."""
+        for name in tape.inherited:
+            tape.log.finish(name)
 
 
 @dataclass(slots=True)
@@ -77,7 +93,8 @@ class Join:
     async def run(self, tape: Tape) -> None:
         """See Operation."""
         for read in self.reads:
-            await asyncio.wrap_future(read)
+            await driver.finished(read)
+            read.result()
         if self.append:
             await tape.transcript.flush(tape.backend)
             for branch in self.branches:

@@ -33,6 +33,10 @@ class ProgramEndedError(FrontendError):
     """Something is appended to a state whose program has ended."""
 
 
+class ProgramCancelledError(FrontendError):
+    """A program was ended before its calls were done: by `ProgramState.cancel`, a cancelled task or an interrupt."""
+
+
 class NoBackendError(FrontendError):
     """There is no backend to run on."""
 

@@ -54,7 +54,8 @@ class ProgramStateGroup:
     def join(self, mode: str = "gather_variable") -> None:
         """End the branches and take them into the parent.
 
-        `gather_variable`: each variable that branches have set becomes a list in the parent, in the order of branches.
+        `gather_variable`: each variable that branches have set becomes a list in the parent, in the order of branches;
+        one that the parent had when it was forked keeps the parent's value.
         `concate_and_append`: the branches' new text (tokens as they are) is appended one after the other.
         """
         if mode not in _MODES:
@@ -64,8 +65,7 @@ class ProgramStateGroup:
         names: dict[str, None] = {}
         reads: list[Future[Any]] = []
         for state in self.states:
-            own = state._tape.variables
-            names.update((name, None) for name in own if own[name] is not parent.variables.get(name))
+            names.update((name, None) for name in state._tape.variables if name not in state._tape.inherited)
             done: Future[Any] = Future()
             state._tape.read(Read(location, "tokens" if append else "text", done))
             reads.append(done)

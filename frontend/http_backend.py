@@ -223,7 +223,7 @@ class HTTPBackend:
 
     def get_model_name(self) -> str:
         """The model's path, as the server was given it."""
-        return str(driver.submit(self._model_info()).result()["model_path"])
+        return str(driver.run(self._model_info())["model_path"])
 
 
 RuntimeEndpoint = HTTPBackend

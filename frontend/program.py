@@ -5,37 +5,24 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from ..runtime.errors import shorten
 from . import driver
 from .backend import Backend
-from .batch import SharedPrefixes, plan, prefix_tokens
+from .batch import prefix_tokens
+from .batch_run import BatchResult, BatchRun
 from .default_backend import as_backend
-from .errors import FrontendError
+from .errors import ExpressionError, FrontendError
 from .settings import NEUTRAL, OWN, settings
 from .state import ProgramState
-from .tape import Tape
-from .trace import Trace, trace
+from .tape import Tape, playing
+from .trace import Trace, TraceStop, trace, tracing
 from .usage import Usage
 from .warm_up import WarmUp
-
-_THREADS = 64
-
-
-class BatchResult(list[ProgramState]):
-    """States of a batch, in the order of its arguments. `usage` sums up all of them and the warm-ups."""
-
-    def __init__(self, states: Sequence[ProgramState], usage: Usage):
-        super().__init__(states)
-        self._warm_ups = usage
-
-    @property
-    def usage(self) -> Usage:
-        """What the batch cost."""
-        return Usage.total([self._warm_ups, *(state.usage for state in self)])
 
 
 class Program:
@@ -68,30 +55,53 @@ class Program:
     ) -> ProgramState:
         """Run the program; returns its state when all calls are done, with `stream` at once.
 
-        What the function raises is raised here. A call that fails raises ProgramError where its result is read.
+        What the function raises is raised here, and its calls are given up. A call that fails raises ProgramError where
+        its result is read.
         """
+        _not_in_trace()
+        self._check_may_block(stream)
         arguments, chosen = self._split(args, values)
         state = self._state(as_backend(backend), chosen, stream)
         if stream:
-            state._tape.player = 0
             threading.Thread(target=self._play_noting, args=(state, arguments), daemon=True).start()
             return state
-        self._play(state, arguments)
-        _readable(state).error()
+        try:
+            self._play(state, arguments)
+            state._readable().error()
+        except BaseException:
+            state.cancel()
+            raise
         return state
 
     __call__ = run
 
+    def _check_may_block(self, stream: bool) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if driver.inside() or (self.is_async and not stream):
+            message = f"{self.__name__}.run would block the event loop that it is called in: use await run_async"
+            raise ExpressionError(message, field="function", limit="run_async")
+
     async def run_async(self, *args: Any, backend: Any = None, stream: bool = False, **values: Any) -> ProgramState:
-        """As `run`, awaitable. An `async` function runs in the caller's event loop, another in a thread."""
+        """As `run`, awaitable. An `async` function runs in the caller's event loop, another in a thread.
+
+        Cancelling it ends the program: calls under way are aborted.
+        """
+        _not_in_trace()
         arguments, chosen = self._split(args, values)
         state = self._state(as_backend(backend), chosen, stream)
         if stream:
             state._task = asyncio.ensure_future(self._play_async_noting(state, arguments))  # type: ignore[attr-defined]
             return state
-        await self._play_async(state, arguments)
-        await _settled(state)
-        return _readable(state)
+        try:
+            await self._play_async(state, arguments)
+            await _settled(state)
+        except BaseException:
+            await driver.finished(state._tape.cancel())
+            raise
+        return state._readable()
 
     # Many runs
 
@@ -103,64 +113,43 @@ class Program:
 
         Prefixes that entries share are found by tracing, computed once, and pinned until the batch is done; entries
         that share one run next to each other. An entry that fails raises where it is read, the others are unharmed.
-        With `generator_style` states are yielded, in order, as they get done. `num_threads` bounds how many functions
-        that wait for results run at a time; functions that read nothing need no threads.
+        With `generator_style` states are yielded, in order, as they get done; closing the generator cancels the rest.
+        `num_threads` bounds how many functions that wait for results run at a time; functions that read nothing need
+        no threads.
         """
-        batch, chosen = self._batch(batch_kwargs, values)
-        run = self._run_batch(batch, chosen, as_backend(backend), num_threads, progress_bar)
-        if generator_style:
-            return run
-        usage = Usage()
-        states: list[ProgramState] = []
-        while True:
-            try:
-                states.append(next(run))
-            except StopIteration as end:
-                usage = end.value or usage
-                return BatchResult(states, usage)
+        _not_in_trace()
+        if driver.inside():
+            message = f"{self.__name__}.run_batch would block the event loop: use await run_batch_async"
+            raise ExpressionError(message, field="function", limit="run_batch_async")
+        run = self._batch_run(batch_kwargs, backend, num_threads, progress_bar, values)
+        return run.states() if generator_style else run.result()
 
-    def _run_batch(
-        self, batch: list[dict[str, Any]], chosen: dict[str, Any], backend: Backend, num_threads: int | str,
-        progress_bar: bool,
-    ) -> Generator[ProgramState, None, Usage]:  # fmt: skip
-        usage = Usage()
-        if not batch:
-            return usage
-        states = [self._state(backend, chosen, False) for _ in batch]
-        group = plan(self.func, batch) if not self.is_async else None
-        shared = SharedPrefixes(backend, usage)
-        order = list(range(len(batch)))
-        if group is not None:
-            order = group.order()
-            _quietly(driver.submit(shared.find(group)))
-            for index, warm_up in shared.of.items():
-                states[index]._tape.warm_up = warm_up
-        played: dict[int, Future[Any]] = {}
-        threads = _threads(num_threads, len(batch))
-        straight = group is not None and _straight(group)
-        pool = None if straight or self.is_async else ThreadPoolExecutor(threads, "shoal-program")
+    async def run_batch_async(
+        self, batch_kwargs: Sequence[Any], *, backend: Any = None, num_threads: int | str = "auto",
+        progress_bar: bool = False, **values: Any,
+    ) -> BatchResult:  # fmt: skip
+        """As `run_batch`, awaitable. Cancelling it ends all programs of the batch."""
+        _not_in_trace()
+        run = self._batch_run(batch_kwargs, backend, num_threads, progress_bar, values)
+        pool = ThreadPoolExecutor(1, "shoal-batch")
+        done = pool.submit(run.result)
+        pool.shutdown(wait=False)
         try:
-            for index in order:
-                if pool is not None:
-                    played[index] = pool.submit(self._play_noting, states[index], batch[index])
-                elif self.is_async:
-                    played[index] = driver.submit(self._play_async_noting(states[index], batch[index]))
-                else:
-                    self._play_noting(states[index], batch[index])
-            for index in _progress(range(len(batch)), progress_bar):
-                if index in played:
-                    played[index].result()
-                _readable(states[index]).error()
-                yield states[index]
-        finally:
-            if pool is not None:
-                pool.shutdown(wait=True, cancel_futures=True)
-            shared.release()
-        return usage
+            await driver.finished(done)
+        except BaseException:
+            for cancelled in run.cancel():
+                await driver.finished(cancelled)
+            raise
+        return done.result()
 
-    async def run_batch_async(self, batch_kwargs: Sequence[Any], *, backend: Any = None, **values: Any) -> BatchResult:
-        """As `run_batch`, awaitable."""
-        return await asyncio.to_thread(self.run_batch, batch_kwargs, backend=backend, **values)
+    def _batch_run(
+        self, batch_kwargs: Sequence[Any], backend: Any, num_threads: int | str, progress_bar: bool,
+        values: dict[str, Any],
+    ) -> BatchRun:  # fmt: skip
+        batch, chosen = self._batch(batch_kwargs, values)
+        where = as_backend(backend)
+        states = [self._state(where, chosen, False) for _ in batch]
+        return BatchRun(self, batch, states, where, num_threads, progress_bar)
 
     # Tracing
 
@@ -178,7 +167,7 @@ class Program:
             tokens = await prefix_tokens(self.trace(**arguments).prefix, chosen)
             return await WarmUp(chosen, tokens, Usage()).shared(tokens)
 
-        return driver.submit(warm()).result()
+        return driver.run(warm())
 
     # Parts
 
@@ -220,41 +209,51 @@ class Program:
         return made, self._split((), {**chosen, **(made[0] if made else {})})[1] if made else {}
 
     def _state(self, backend: Backend, chosen: dict[str, Any], stream: bool) -> ProgramState:
-        return ProgramState(Tape(backend, chosen, stream=stream), self.is_async)
+        tape = Tape(backend, chosen, stream=stream)
+        tape.live = stream
+        return ProgramState(tape, self.is_async)
 
     def _play(self, state: ProgramState, arguments: dict[str, Any]) -> None:
-        """Run the function; what it raises goes through."""
+        """Run the function; what it raises is noted in the state, and goes through."""
         try:
             if self.is_async:
-                asyncio.run(self.func(state, **arguments))
+                state.ret_value = asyncio.run(self.func(state, **arguments))
             else:
-                self.func(state, **arguments)
+                state.ret_value = self.func(state, **arguments)
+        except BaseException as error:
+            state._fail(error)  # before the end: whoever waits for a variable wakes up then, and looks for a reason
+            raise
         finally:
             state._tape.end()
 
     def _play_noting(self, state: ProgramState, arguments: dict[str, Any]) -> None:
-        """Run the function; what it raises is kept in the state."""
-        if state._tape.stream:
-            state._tape.player = threading.get_ident()
-        try:
+        """As `_play`; but what the function raises is for those who read."""
+        if state._tape.live:
+            playing.set(state._tape)
+        with suppress(Exception):
             self._play(state, arguments)
-        except Exception as error:
-            state._fail(error)
 
     async def _play_async(self, state: ProgramState, arguments: dict[str, Any]) -> None:
         try:
             if self.is_async:
-                await self.func(state, **arguments)
+                state.ret_value = await self.func(state, **arguments)
             else:
-                await asyncio.to_thread(self.func, state, **arguments)
+                state.ret_value = await asyncio.to_thread(self.func, state, **arguments)
+        except BaseException as error:
+            state._fail(error)
+            raise
         finally:
             state._tape.end()
 
     async def _play_async_noting(self, state: ProgramState, arguments: dict[str, Any]) -> None:
+        playing.set(state._tape)
         try:
             await self._play_async(state, arguments)
-        except Exception as error:
-            state._fail(error)
+        except asyncio.CancelledError:
+            state.cancel()
+            raise
+        except Exception:
+            return  # noted
 
 
 def function(func: Callable[..., Any] | None = None, **ignored: Any) -> Any:
@@ -264,12 +263,6 @@ def function(func: Callable[..., Any] | None = None, **ignored: Any) -> Any:
     return Program(func)
 
 
-def _readable(state: ProgramState) -> ProgramState:
-    """All calls are done: reading can't block any more, also where an async function made the state."""
-    state._async = False
-    return state
-
-
 async def _settled(state: ProgramState) -> None:
     try:
         await state.wait()
@@ -277,30 +270,7 @@ async def _settled(state: ProgramState) -> None:
         return
 
 
-def _straight(group: Any) -> bool:
-    return group.straight and all(_straight(inner) for inner in group.groups)
-
-
-def _threads(num_threads: int | str, items: int) -> int:
-    if num_threads == "auto":
-        return min(_THREADS, items)
-    if not isinstance(num_threads, int) or isinstance(num_threads, bool) or num_threads < 1:
-        message = f"num_threads is {shorten(num_threads)}; it must be at least 1, or 'auto'"
-        raise FrontendError(message, field="num_threads", value=num_threads, limit=1)
-    return num_threads
-
-
-def _quietly(future: Future[Any]) -> None:
-    """Wait; a failure will show where a call meets it."""
-    try:
-        future.result()
-    except FrontendError:
-        return
-
-
-def _progress(indices: range, shown: bool) -> Iterator[int]:
-    if not shown:
-        return iter(indices)
-    from tqdm import tqdm
-
-    return iter(tqdm(indices))
+def _not_in_trace() -> None:
+    """A program that another one runs, with arguments that may be open: its trace ends here, nothing is called."""
+    if tracing.get():
+        raise TraceStop

@@ -21,6 +21,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 """Settings of SGLang that are accepted where they change nothing: None, or one of these values."""
 
+_INSTEAD = {
+    "regex": "use select for one of several texts, dtype for a number, fill for fixed text around holes",
+    "json_schema": "use json_skeleton for JSON whose keys are known",
+}
+
 Settings = Mapping[str, Any]
 
 
@@ -34,7 +39,8 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if name in NEUTRAL:
             if value is not None and not any(value == neutral for neutral in NEUTRAL[name]):
-                message = f"{name} is {shorten(value)}; shoal can't honour it for a diffusion model: leave it out"
+                instead = _INSTEAD.get(name, "leave it out")
+                message = f"{name} is {shorten(value)}; shoal can't honour it for a diffusion model: {instead}"
                 raise UnsupportedError(message, field=name, value=value, limit=NEUTRAL[name])
         elif name not in OWN:
             raise TypeError(f"unknown setting {name!r}; known: {', '.join((*OWN, *NEUTRAL))}")

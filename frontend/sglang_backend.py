@@ -143,4 +143,4 @@ async def _next(stream: AsyncGenerator[Reply, None]) -> Reply | None:
 
 
 def _wait(work: Coroutine[Any, Any, Result]) -> Result:
-    return driver.submit(work).result()
+    return driver.run(work)

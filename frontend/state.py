@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
 from ..runtime.errors import shorten
+from . import driver
 from .branching import Fork, Wait
-from .errors import ExpressionError, ProgramError, UnsupportedError
-from .expressions import Fill, RoleBegin, RoleEnd, flat
+from .errors import ExpressionError, ProgramCancelledError, ProgramError, UnknownVariableError, UnsupportedError
+from .expressions import RoleBegin, RoleEnd, flat
+from .holes import fill
 from .location import here
 from .operations import Append, Read, Scope
-from .settings import settings
 from .tape import Tape
 from .usage import Usage
 
@@ -23,17 +23,27 @@ class ProgramState:
     """Text so far and variables. Appending (`s += ...`) returns at once; reading waits for what is read.
 
     In an `async` function read with `await s.get(name)`, `await s.wait()`, `await s.get_text()`: a reading that blocks
-    would stop every program of the event loop, and raises ExpressionError instead.
+    would stop every program of the event loop, and raises ExpressionError instead. `ret_value` is what the function has
+    returned.
     """
 
     def __init__(self, tape: Tape, is_async: bool = False):
         self._tape = tape
         self._async = is_async
         self._raised: BaseException | None = None
+        self.ret_value: Any = None
 
     def _fail(self, error: BaseException) -> None:
-        """The function of this state has raised."""
+        """The function of this state has raised. A cancelled task's error is no reason to cancel a reader's."""
+        if not isinstance(error, Exception):
+            cause, error = error, ProgramCancelledError("the program was cancelled", field="state")
+            error.__cause__ = cause
         self._raised = error
+
+    def _readable(self) -> ProgramState:
+        """All calls are done: reading can't block any more, also where an async function made the state."""
+        self._async = False
+        return self
 
     # Appending
 
@@ -100,6 +110,8 @@ class ProgramState:
         Raises UnknownVariableError for one that nothing has declared, ProgramError when its call, or one before it,
         failed.
         """
+        if self._async and self._tape.undeclared(name):
+            raise _would_block(f"s[{name!r}]", "await s.get(...)")
         return self._wait(self._variable(name), f"s[{name!r}]", "await s.get(...)")
 
     def set_var(self, name: str, value: Any) -> None:
@@ -114,12 +126,16 @@ class ProgramState:
 
     async def get(self, name: str) -> Any:
         """As `get_var`, awaitable."""
+        await self._tape.declared(name)
         return await self._await(self._variable(name))
 
     def _variable(self, name: str) -> Future[Any]:
-        if self._raised is not None and name not in self._tape.variables:
-            raise self._raised
-        return self._tape.variable(name)
+        try:
+            return self._tape.variable(name)
+        except UnknownVariableError:
+            if self._raised is not None:
+                raise self._raised from None
+            raise
 
     # The whole
 
@@ -137,15 +153,15 @@ class ProgramState:
 
     async def get_text(self) -> str:
         """As `text`, awaitable."""
-        return await self._await(self._reading("text"))
+        return await self._await_all("text")
 
     async def get_messages(self) -> list[dict[str, str]]:
         """As `messages`, awaitable."""
-        return await self._await(self._reading("messages"))
+        return await self._await_all("messages")
 
     async def get_tokens(self) -> tuple[int, ...]:
         """As `tokens`, awaitable."""
-        return await self._await(self._reading("tokens"))
+        return await self._await_all("tokens")
 
     def sync(self) -> None:
         """Wait until everything appended is done. Raises ProgramError when something failed."""
@@ -153,7 +169,7 @@ class ProgramState:
 
     async def wait(self) -> None:
         """As `sync`, awaitable."""
-        await self._await(self._reading("text"))
+        await self._await_all("text")
 
     def error(self) -> BaseException | None:
         """What went wrong, once everything appended is done; None when nothing did."""
@@ -162,6 +178,11 @@ class ProgramState:
         except ProgramError as error:
             return error
         return self._raised
+
+    def cancel(self) -> None:
+        """End the program now: calls under way, those of its branches too, are aborted; what was not done raises
+        ProgramError where it is read, what was done keeps its value."""
+        self._tape.cancel()
 
     @property
     def usage(self) -> Usage:
@@ -174,42 +195,67 @@ class ProgramState:
         return done
 
     def _read(self, what: str, instead: str) -> Any:
+        if self._tape.finished:
+            self._readable()
         return self._wait(self._reading(what), f"s.{what}()", instead)
 
     def _wait(self, future: Future[Any], what: str, instead: str) -> Any:
-        if self._async and not future.done():
-            message = f"{what} would block the event loop of an async function: use {instead}"
-            raise ExpressionError(message, field="state", limit=instead)
+        if not future.done() and (self._async or driver.inside()):
+            raise _would_block(what, instead)
         try:
             return future.result()
         except ProgramError as error:
             raise error.again() from error.__cause__
 
-    async def _await(self, future: Future[Any]) -> Any:
+    async def _await_all(self, what: str) -> Any:
+        ended = self._tape.ended
         try:
-            return await asyncio.wrap_future(future)
+            return await self._await(self._reading(what))
+        finally:
+            if ended:
+                self._readable()
+
+    async def _await(self, future: Future[Any]) -> Any:
+        await driver.finished(future)
+        try:
+            return future.result()
         except ProgramError as error:
             raise error.again() from error.__cause__
 
     # Text as it comes
 
-    def text_iter(self, var: str | None = None) -> Generator[str, None, None]:
-        """New text as it is committed, of everything or of one variable. Without `stream=True` in one piece a call."""
-        for piece in self._tape.log.read():
-            if var is None or piece.name == var:
-                yield piece.text
-        if var is not None:
-            self._variable(var)
+    def text_iter(self, var_name: str | None = None) -> Generator[str, None, None]:
+        """New text as it is committed: all of it, or that of one variable until it has its value.
+
+        Without `stream=True` in one piece a call. What failed is raised at the end.
+        """
+        if (self._async or driver.inside()) and not self._tape.log.complete(var_name):
+            raise _would_block("s.text_iter()", "s.text_async_iter()")
+        shown = False
+        for piece in self._tape.log.read(var_name):
+            shown = True
+            yield piece.text
+        if var_name is not None:
+            value = self.get_var(var_name)
+            if not shown and isinstance(value, str) and value:
+                yield value
+        elif self._raised is not None:
+            raise self._raised
 
     async def text_async_iter(
-        self, var: str | None = None, return_meta_data: bool = False
+        self, var_name: str | None = None, return_meta_data: bool = False
     ) -> AsyncGenerator[Any, None]:
         """As `text_iter`, asynchronous; with `return_meta_data` pairs of text and meta info."""
-        async for piece in self._tape.log.read_async():
-            if var is None or piece.name == var:
-                yield (piece.text, piece.meta) if return_meta_data else piece.text
-        if var is not None:
-            self._variable(var)
+        shown = False
+        async for piece in self._tape.log.read_async(var_name):
+            shown = True
+            yield (piece.text, piece.meta) if return_meta_data else piece.text
+        if var_name is not None:
+            value = await self.get(var_name)
+            if not shown and isinstance(value, str) and value:
+                yield (value, self._tape.meta.get(var_name)) if return_meta_data else value
+        elif self._raised is not None:
+            raise self._raised
 
     # Branches
 
@@ -226,7 +272,7 @@ class ProgramState:
             raise ExpressionError(f"size is {shorten(size)}; it must be at least 1", field="size", value=size, limit=1)
         tape, location = self._tape, here()
         ready: Future[Tape] = Future()
-        branches = [Tape(tape.backend, tape.defaults, usage=tape.usage) for _ in range(size)]
+        branches = [Tape(tape.backend, tape.defaults, stream=tape.stream, usage=tape.usage) for _ in range(size)]
         for branch in branches:
             branch.inherit(tape)
             branch.add(Wait(ready, location))
@@ -243,31 +289,6 @@ class ProgramState:
             branch._tape.end()
 
 
-def fill(*parts: Any, name: str | None = None, **values: Any) -> Fill:
-    """Fixed text and `gen`s as holes in one canvas, denoised together: each hole sees what stands on both sides of it.
-
-    Every hole needs max_tokens: so many positions it has. Fixed text is kept exactly; a hole's text ends at its first
-    EOS (the rest is padding) or before a stop string. `name`: a variable for the whole text. Settings (threshold,
-    steps, block_length, temperature ...) hold for the canvas; without block_length all of it is one block.
-    """
-    return Fill(tuple(expression for part in parts for expression in flat(part)), _canvas_settings(values), name=name)
-
-
-def json_skeleton(value: Any, *, name: str | None = None, **values: Any) -> Fill:
-    """JSON whose keys and punctuation are fixed and whose values are filled together: the text always parses.
-
-    `value` is JSON data with `gen(name, max_tokens=..., dtype=str | int | float | bool)` where a value is to be filled
-    in (str by default). Variables get Python values: None, and null in the text, where a hole held no value of its
-    type. `name`: a variable for the whole, parsed. A blank before a number or a word is the hole's own, since
-    tokenizers write " 42" as one piece.
-    """
-    from .canvas import skeleton_parts
-
-    return Fill(tuple(skeleton_parts(value)), _canvas_settings(values), as_json=True, name=name)
-
-
-def _canvas_settings(values: dict[str, Any]) -> dict[str, Any]:
-    if values.get("max_new_tokens") is not None:
-        raise UnsupportedError("max_new_tokens can't be set for a canvas: its holes say how long it is",
-                               field="max_new_tokens")  # fmt: skip
-    return settings(values)
+def _would_block(what: str, instead: str) -> ExpressionError:
+    message = f"{what} would block the event loop of an async function: use {instead}"
+    return ExpressionError(message, field="state", limit=instead)

@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import driver
+
 
 @dataclass(slots=True)
 class Piece:
@@ -19,10 +21,11 @@ class Piece:
 
 
 class TextLog:
-    """Pieces in order. `closed` when nothing follows; then `error` says whether the program failed."""
+    """Pieces in order. Closed when nothing follows; then `error` says whether the program failed."""
 
     def __init__(self) -> None:
         self._pieces: list[Piece] = []
+        self._finished: set[str] = set()
         self._changed = threading.Condition()
         self._wakers: list[Callable[[], object]] = []
         self._closed = False
@@ -33,8 +36,12 @@ class TextLog:
         if text:
             self._change(lambda: self._pieces.append(Piece(text, name, meta or {})))
 
+    def finish(self, name: str) -> None:
+        """No further piece of a variable follows: it has its value, or has failed."""
+        self._change(lambda: self._finished.add(name))
+
     def close(self, error: Callable[[], BaseException] | None = None) -> None:
-        """Nothing follows; `error` makes what readers get raised."""
+        """Nothing follows; `error` makes what readers of everything get raised."""
 
         def change() -> None:
             if not self._closed:
@@ -42,7 +49,12 @@ class TextLog:
 
         self._change(change)
 
-    def _change(self, change: Callable[[], None]) -> None:
+    def complete(self, name: str | None = None) -> bool:
+        """Whether reading everything, or the pieces of a variable, needs no wait."""
+        with self._changed:
+            return self._after(0, name)[1]
+
+    def _change(self, change: Callable[[], object]) -> None:
         with self._changed:
             change()
             wakers, self._wakers = self._wakers, []
@@ -50,42 +62,45 @@ class TextLog:
         for wake in wakers:
             wake()
 
-    def _after(self, seen: int) -> tuple[list[Piece], bool]:
-        """Pieces behind the first `seen`, and whether these are the last."""
-        return self._pieces[seen:], self._closed
+    def _after(self, seen: int, name: str | None) -> tuple[list[Piece], bool]:
+        """Pieces behind the first `seen`, and whether these are the last that a reader of `name` gets."""
+        return self._pieces[seen:], self._closed or (name is not None and name in self._finished)
 
-    def read(self) -> Generator[Piece, None, None]:
-        """All pieces, waiting for those to come. Raises the program's error."""
+    def read(self, name: str | None = None) -> Generator[Piece, None, None]:
+        """All pieces, or those of a variable, waiting for those to come. The former raises the program's error."""
         seen = 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda at=seen: len(self._pieces) > at or self._closed)  # type: ignore[misc]
-                pieces, closed = self._after(seen)
+                pieces, last = self._after(seen, name)
+                while not pieces and not last:
+                    self._changed.wait()
+                    pieces, last = self._after(seen, name)
             seen += len(pieces)
-            yield from pieces
-            if closed:
-                self._raise()
+            yield from (piece for piece in pieces if name is None or piece.name == name)
+            if last:
+                self._raise(name)
                 return
 
-    async def read_async(self) -> AsyncGenerator[Piece, None]:
+    async def read_async(self, name: str | None = None) -> AsyncGenerator[Piece, None]:
         """As `read`, asynchronous."""
         loop, seen = asyncio.get_running_loop(), 0
         while True:
             woken = asyncio.Event()
             with self._changed:
-                pieces, closed = self._after(seen)
-                if not pieces and not closed:
-                    self._wakers.append(lambda event=woken: loop.call_soon_threadsafe(event.set))  # type: ignore[misc]
-            if not pieces and not closed:
+                pieces, last = self._after(seen, name)
+                if not pieces and not last:
+                    self._wakers.append(lambda event=woken: driver.wake(loop, event))  # type: ignore[misc]
+            if not pieces and not last:
                 await woken.wait()
                 continue
             seen += len(pieces)
             for piece in pieces:
-                yield piece
-            if closed:
-                self._raise()
+                if name is None or piece.name == name:
+                    yield piece
+            if last:
+                self._raise(name)
                 return
 
-    def _raise(self) -> None:
-        if self._error is not None:
+    def _raise(self, name: str | None) -> None:
+        if name is None and self._error is not None:
             raise self._error()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from .expressions import Expression, Fill, Gen, OpenText, RoleBegin, RoleEnd, Select, Text, flat, names_of
 
+tracing: ContextVar[bool] = ContextVar("tracing", default=False)
+"""Whether a function is being traced: a program that it runs must not call anything."""
 _OPEN, _CLOSE = "\ue000", "\ue001"
 
 
@@ -153,6 +156,7 @@ def trace(function: Any, arguments: dict[str, Any], open_names: set[str]) -> Tra
     found = Trace()
     values = {name: Placeholder(name) if name in open_names else value for name, value in arguments.items()}
     state = TraceState(found)
+    outer = tracing.set(True)
     try:
         function(state, **values)
         found.straight = True
@@ -161,4 +165,6 @@ def trace(function: Any, arguments: dict[str, Any], open_names: set[str]) -> Tra
             found.argument = stop.argument
     except Exception:
         state._open = False
+    finally:
+        tracing.reset(outer)
     return found

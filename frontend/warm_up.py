@@ -21,16 +21,20 @@ class WarmUp:
         usage: gets what the warm-up costs.
         pin: keep it until `release`.
         above: a warm-up of a shorter prefix of the same tokens, done before.
+        after: one that those who wait for this one let go first: so calls that share a prefix go out together, however
+            close the two come to an end.
     """
 
     def __init__(
-        self, backend: Backend, tokens: Sequence[int], usage: Usage, *, pin: bool = False, above: WarmUp | None = None
-    ):
+        self, backend: Backend, tokens: Sequence[int], usage: Usage, *, pin: bool = False,
+        above: WarmUp | None = None, after: WarmUp | None = None,
+    ):  # fmt: skip
         self.tokens = tuple(tokens)
         self._backend = backend
         self._usage = usage
         self._pin = pin
         self._above = above
+        self._after = after
         self._done: asyncio.Future[int] | None = None
         self._pinned: asyncio.Task[bool] | None = None
 
@@ -46,7 +50,10 @@ class WarmUp:
         if self._done is None:
             self._done = asyncio.get_running_loop().create_future()
             try:
-                self._done.set_result(await self._warm())
+                warmed = await self._warm()
+                if self._after is not None and self._after._done is not None:
+                    await asyncio.shield(self._after._done)
+                self._done.set_result(warmed)
             except BaseException:
                 self._done.set_result(0)
                 raise

@@ -1,17 +1,12 @@
-"""What a program can get wrong, and servers that go away: clear errors at the place that reads."""
+"""What a program can get wrong: clear errors at the place that reads."""
 
 from __future__ import annotations
 
-import os
-import signal
 from typing import Any
 
 import pytest
 
 import shoal as sgl
-from shoal.frontend.errors import ServerError
-
-from ..server.process import ServerProcess, free_port
 
 ANY: Any = lambda value: value  # noqa: E731 - hides a type from the type checker
 
@@ -145,7 +140,11 @@ def test_appending_after_the_program_has_ended(tiny):
         (lambda: sgl.gen("x", n=0), sgl.ExpressionError, "n is 0"),
         (lambda: sgl.gen("x", dtype=list), sgl.ExpressionError, "dtype is"),
         (lambda: sgl.gen("x", top_p=0.5), sgl.UnsupportedError, "top_p is 0.5"),
-        (lambda: sgl.gen("x", regex="a+"), sgl.UnsupportedError, "regex is 'a+'"),
+        (lambda: sgl.gen("x", regex="a+"), sgl.UnsupportedError, "regex is 'a+'; shoal can't honour it"),
+        (lambda: sgl.gen("x", json_schema="{}"), sgl.UnsupportedError, "use json_skeleton"),
+        (lambda: sgl.frontend.image("a.png"), sgl.UnsupportedError, "image('a.png') can't be had"),
+        (lambda: sgl.frontend.video("a.mp4", 4), sgl.UnsupportedError, "video('a.mp4') can't be had"),
+        (lambda: sgl.frontend.separate_reasoning(sgl.gen("x")), sgl.UnsupportedError, "separate_reasoning"),
         (lambda: sgl.gen("x", return_logprob=True), sgl.UnsupportedError, "return_logprob"),
         (lambda: sgl.gen("x", min_tokens=3), sgl.UnsupportedError, "min_tokens is 3"),
         (lambda: sgl.gen("x", colour="red"), TypeError, "unknown setting 'colour'"),
@@ -242,63 +241,3 @@ def test_what_the_function_raises_is_raised_and_in_a_batch_kept(tiny):
     with pytest.raises(RuntimeError, match="my own"):
         bad["z"]
     assert isinstance(bad.error(), RuntimeError)
-
-
-async def test_a_blocking_read_in_an_async_function(tiny):
-    @sgl.function
-    async def program(s):
-        s += "a" + sgl.gen("x", max_tokens=8, steps=8, ignore_eos=True)
-        s["x"]
-
-    with pytest.raises(sgl.ExpressionError, match=r"use await s\.get"):
-        await program.run_async(backend=tiny)
-
-
-# --- servers -----------------------------------------------------------------------------------------------------
-
-
-@sgl.function
-def ask(s, text):
-    s += text + sgl.gen("x", max_tokens=16, steps=16, block_length=8, ignore_eos=True)
-
-
-def test_no_server():
-    state = ask.run("red", backend=f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(sgl.ProgramError, match="can't be reached") as caught:
-        state["x"]
-    assert isinstance(caught.value.__cause__, ServerError)
-
-
-def test_a_servers_refusal_names_the_field(server):
-    @sgl.function
-    def program(s):
-        s += "red" + sgl.gen("x", max_tokens=9999)
-
-    with pytest.raises(sgl.ProgramError, match=r"answered 400: .*max_new_tokens"):
-        program.run(backend=server.url)["x"]
-
-
-@sgl.function
-def ask_long(s, text, tokens):
-    s += text + sgl.gen("x", max_tokens=tokens, steps=tokens, block_length=8, ignore_eos=True)
-
-
-def test_a_server_dies_in_the_middle_of_a_batch(tmp_path):
-    """Items that were finished keep their results, the rest raise; nothing hangs."""
-    process = ServerProcess(tmp_path / "server.log", "--max-running-requests", "32")
-    process.wait_ready()
-    try:
-        # All run at once. The first is done after 8 forwards, the others take 512.
-        batch = [{"text": f"red {i}", "tokens": 8 if i == 0 else 512} for i in range(30)]
-        run = ask_long.run_batch(batch, backend=process.url, generator_style=True, num_threads=len(batch))
-        states = [next(run)]
-        os.kill(process.process.pid, signal.SIGKILL)
-        states += list(run)
-    finally:
-        process.process.kill()
-        process.process.wait()
-    assert len(states) == 30
-    errors = [state.error() for state in states]
-    assert errors[0] is None
-    assert isinstance(states[0]["x"], str)
-    assert all(isinstance(error, sgl.ProgramError) and isinstance(error.__cause__, ServerError) for error in errors[1:])

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shoal as sgl
@@ -118,7 +118,7 @@ def with_gens(data, made):
 
 
 @given(DATA, st.lists(st.text(alphabet=st.characters(codec="utf-8")) | st.sampled_from(['"', '\\"', " 4", "-07.5e3", "true", "\\", '\\u00', "x\n\"y"]), min_size=6, max_size=12))  # fmt: skip  # noqa: E501
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_skeleton_parses_whatever_the_holes_hold(data, texts):
     """And what stands around the holes comes back as it was."""
     dtypes: list = []

@@ -1,8 +1,7 @@
-"""What the constructs do: text, tokens, roles, variables, branches, streams, select; on an engine."""
+"""What the constructs do: text, tokens, roles, variables, branches, select; on an engine."""
 
 from __future__ import annotations
 
-import asyncio
 import random
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 import shoal as sgl
 from shoal.frontend import EngineBackend
 from shoal.runtime.sampling_params import SamplingParams
-from shoal.shop.task import chat, make_question
+from shoal.shop.task import chat, make_list, make_question
 
 
 @sgl.function
@@ -131,8 +130,9 @@ def test_n_answers_dtype_and_choices(shop, prices):
     [sgl.token_length_normalized, sgl.greedy_token_selection, sgl.unconditional_likelihood_normalized, sgl.one_shot],
     ids=repr,
 )
-def test_select_finds_what_the_model_would_say(shop, prices, method):
+def test_select_finds_what_the_model_would_say(shop, method):
     rng, right = random.Random(9), 0
+    prices = make_list(rng, 12, held_out=True)
     for _ in range(4):
         question = make_question(rng, prices, rng.choice(("price", "cheaper", "colour")), False)
         wrong = {make_question(rng, prices, question.kind, False).answer for _ in range(4)} - {question.answer}
@@ -186,6 +186,48 @@ def test_forks_join_and_copy(tiny):
     assert state["kept"]
 
 
+def test_variables_and_joins(tiny):
+    """A variable that the parent had at the fork keeps the parent's value, whatever branches do; new ones are lists."""
+
+    @sgl.function
+    def program(s):
+        s += "abc"
+        s["count"] = s["other"] = 0
+        forks = s.fork(2)
+        for number, fork in enumerate(forks):
+            fork["count"] = fork["count"] + 1 + number
+            fork["mine"] = number
+            assert fork["count"] == 1 + number
+        s["other"] = 1
+        forks.join()
+
+    state = program.run(backend=tiny)
+    assert (state["count"], state["other"], state["mine"]) == (0, 1, [0, 1])
+
+
+def test_forks_of_forks(tiny):
+    @sgl.function
+    def program(s):
+        s += "abcdefghijklmnopqrst"
+        outer = s.fork(2)
+        outer += ["x", "y"]
+        for branch in outer:
+            inner = branch.fork(2)
+            inner += ["1", "2"]
+            inner += sgl.gen("leaf", max_tokens=4)
+            inner.join()
+            branch += "." + sgl.gen("twig", max_tokens=4)
+        outer.join()
+
+    state = program.run(backend=EngineBackend(tiny, cache_mode="none"))
+    params = SamplingParams(max_new_tokens=4)
+    for number, letter in enumerate("xy"):
+        prompts = ["abcdefghijklmnopqrst" + letter + digit for digit in "12"] + ["abcdefghijklmnopqrst" + letter + "."]
+        *leaves, twig = [output.text for output in tiny.generate(prompts, params, cache_mode="none")]
+        assert state["leaf"][number] == leaves
+        assert state["twig"][number] == twig
+
+
 def test_concatenate_and_append_keeps_the_branches_tokens(tiny):
     @sgl.function
     def program(s):
@@ -217,50 +259,6 @@ def test_scopes_set_var_and_contains(tiny):
     assert state["scope"] == "cd" + state["x"]
     assert state.get_var("mine") == 3
     assert state.messages() == [{"role": "user", "content": "ab" + state["scope"]}]
-
-
-def test_streams(shop, prices):
-    """Pieces join to the text; reading a variable from outside waits for it; without `stream` there is one piece."""
-
-    @sgl.function
-    def program(s):
-        s += sgl.system(prices.text) + sgl.user(f"How much is the {prices.items[0].name}? Answer in JSON.")
-        s += sgl.assistant(sgl.gen("answer", max_tokens=16, block_length=4, steps=16))
-
-    state = program.run(backend=shop, stream=True)
-    pieces = list(state.text_iter("answer"))
-    assert len(pieces) > 1
-    assert "".join(pieces) == state["answer"]
-    assert "".join(state.text_iter()) == state.text()
-    waited = program.run(backend=shop, stream=True)
-    assert waited["answer"] == state["answer"]
-    plain = program.run(backend=shop)
-    assert list(plain.text_iter("answer")) == [plain["answer"]] == [state["answer"]]
-
-
-async def test_async_programs(shop, prices):
-    item, other = prices.items[:2]
-
-    @sgl.function
-    async def program(s, name):
-        s += sgl.system(prices.text) + sgl.user(f"How much is the {name}?")
-        s += sgl.assistant(sgl.gen("answer", max_tokens=8))
-        price = await s.get("answer")
-        s += sgl.user(f"Which things are {item.colour}?") + sgl.assistant(sgl.gen("things", max_tokens=16))
-        s["doubled"] = 2 * int(price)
-        assert (await s.get_text()).startswith("<|system|>")
-        assert len(await s.get_messages()) == 5
-        await s.wait()
-
-    states = await asyncio.gather(*[program.run_async(thing.name, backend=shop) for thing in (item, other)])
-    assert [state["doubled"] for state in states] == [2 * item.price, 2 * other.price]
-    batch = await program.run_batch_async([{"name": item.name}, {"name": other.name}], backend=shop)
-    assert [state["answer"] for state in batch] == [str(item.price), str(other.price)]
-    streaming = await program.run_async(item.name, backend=shop, stream=True)
-    pieces = [piece async for piece in streaming.text_async_iter("answer")]
-    assert "".join(pieces) == str(item.price)
-    state = await ask.run_async(prices.text, "How much is the " + other.name + "?", backend=shop)
-    assert state["answer"] == str(other.price)
 
 
 def test_bind_cache_and_trace(shop, prices):

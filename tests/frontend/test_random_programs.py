@@ -131,7 +131,7 @@ def test_a_program_agrees_with_engine_calls(engine, start, before, branches, aft
 
 
 @given(st.lists(TEXT, min_size=1, max_size=6), CALL)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_batch_agrees_with_engine_calls(engine, texts, call):
     """Whatever is shared and in whatever order: with nothing reused, every entry is what it is alone."""
     call = {"seed": 1, **call}

@@ -18,15 +18,15 @@ WAYS = ("shoal on an engine", "shoal on a server", "sglang on an engine", "sglan
 
 @pytest.fixture(scope="module", params=WAYS)
 def language(request):
-    """(programs, backend)."""
+    """(programs, backend, settings of a run with a seed)."""
     language, place = request.param.split(" on an " if "an engine" in request.param else " on a ")
     where = request.getfixturevalue("shop") if place == "engine" else request.getfixturevalue("server").url
     if language == "shoal":
-        return six_programs(shoal), shoal.frontend.default_backend.as_backend(where)
+        return six_programs(shoal), shoal.frontend.default_backend.as_backend(where), {"seed": 1}
     sglang = pytest.importorskip("sglang")
     from shoal.frontend.sglang_backend import ShoalBackend
 
-    return six_programs(sglang), ShoalBackend(where)
+    return six_programs(sglang), ShoalBackend(where, seed=1), {}
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def items(prices):
 
 
 def test_few_shot_qa(language, prices):
-    programs, backend = language
+    programs, backend, _ = language
     rng = random.Random(1)
     examples = [(q.text, q.answer) for q in (ask_price(rng, prices, False) for _ in range(2))]
     questions = [ask_price(rng, prices, False), ask_colour(rng, prices, False)]
@@ -47,14 +47,14 @@ def test_few_shot_qa(language, prices):
 
 
 def test_tree_of_thought(language, prices, items):
-    programs, backend = language
+    programs, backend, _ = language
     state = programs.tree_of_thought.run(prices=prices.text, names=[i.name for i in items], backend=backend)
     assert state["found"] == [i.price for i in items]
     assert state["verdict"] == f"the {min(items, key=lambda i: i.price).name}"
 
 
 def test_multi_turn_chat(language, prices):
-    programs, backend = language
+    programs, backend, _ = language
     rng = random.Random(2)
     questions = [ask_price(rng, prices, False), ask_total(rng, prices, False), ask_price(rng, prices, True)]
     state = programs.multi_turn_chat.run(prices=prices.text, questions=[q.text for q in questions], backend=backend)
@@ -63,7 +63,7 @@ def test_multi_turn_chat(language, prices):
 
 
 def test_json_by_skeleton(language, prices, items):
-    programs, backend = language
+    programs, backend, _ = language
     one, two = items[:2]
     state = programs.json_by_skeleton.run(prices=prices.text, one=one.name, two=two.name, backend=backend)
     answer = json.loads(state.messages()[-1]["content"])
@@ -72,7 +72,7 @@ def test_json_by_skeleton(language, prices, items):
 
 
 def test_expert_panel(language, prices, items):
-    programs, backend = language
+    programs, backend, _ = language
     one, two = items[:2]
     state = programs.expert_panel.run(prices=prices.text, one=one.name, two=two.name, backend=backend)
     assert state["opinion"] == [str(one.price), str(two.price)]
@@ -84,8 +84,10 @@ def test_expert_panel(language, prices, items):
 
 
 def test_self_consistency(language, prices):
-    programs, backend = language
+    programs, backend, seeded = language
     question = ask_price(random.Random(5), prices, False)
-    state = programs.self_consistency.run(prices=prices.text, question=question.text, samples=3, backend=backend)
+    state = programs.self_consistency.run(
+        prices=prices.text, question=question.text, samples=3, backend=backend, **seeded
+    )
     assert len(state["answers"]) == 3
     assert state.messages()[-1]["content"] == question.answer

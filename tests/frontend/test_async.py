@@ -1,0 +1,346 @@
+"""Programs in event loops: many at a time, waits that are given up, cancellation that leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+import shoal as sgl
+from shoal.frontend import EngineBackend, ProgramCancelledError
+from shoal.shop.task import PriceList
+
+from ..engine.tiny import assert_nothing_lost
+from .gate import Freeze, Gate, all_calls, running
+
+LONG: dict[str, Any] = {"max_tokens": 96, "steps": 96, "block_length": 8, "ignore_eos": True}
+
+
+@sgl.function
+def ask(s, prices, question):
+    s += sgl.system(prices)
+    s += sgl.user(question)
+    s += sgl.assistant(sgl.gen("answer", max_tokens=16))
+
+
+async def test_async_programs(shop, prices: PriceList):
+    item, other = prices.items[:2]
+
+    @sgl.function
+    async def program(s, name):
+        s += sgl.system(prices.text) + sgl.user(f"How much is the {name}?")
+        s += sgl.assistant(sgl.gen("answer", max_tokens=8))
+        price = await s.get("answer")
+        s += sgl.user(f"Which things are {item.colour}?") + sgl.assistant(sgl.gen("things", max_tokens=16))
+        s["doubled"] = 2 * int(price)
+        assert (await s.get_text()).startswith("<|system|>")
+        assert len(await s.get_messages()) == 5
+        await s.wait()
+
+    states = await asyncio.gather(*[program.run_async(thing.name, backend=shop) for thing in (item, other)])
+    assert [state["doubled"] for state in states] == [2 * item.price, 2 * other.price]
+    batch = await program.run_batch_async([{"name": item.name}, {"name": other.name}], backend=shop)
+    assert [state["answer"] for state in batch] == [str(item.price), str(other.price)]
+    streaming = await program.run_async(item.name, backend=shop, stream=True)
+    pieces = [piece async for piece in streaming.text_async_iter("answer")]
+    assert "".join(pieces) == str(item.price)
+    state = await ask.run_async(prices.text, "How much is the " + other.name + "?", backend=shop)
+    assert state["answer"] == str(other.price)
+
+
+async def test_a_blocking_read_in_an_async_function(tiny):
+    backend = Gate(tiny, all_calls)
+
+    @sgl.function
+    async def program(s, read):
+        s += "a" + sgl.gen("x", max_tokens=8)
+        read(s)
+
+    for read in (lambda s: s["x"], lambda s: s.text(), lambda s: s.sync(), lambda s: list(s.text_iter("x"))):
+        with pytest.raises(sgl.ExpressionError, match=r"would block the event loop .* use (await )?s\."):
+            await program.run_async(read, backend=backend)
+    assert backend.done == 0
+
+
+async def test_a_wait_that_is_given_up_harms_nobody(tiny):
+    """The variable, the text and the program live on."""
+    backend = Gate(tiny, all_calls)
+    after: list[str] = []
+
+    @sgl.function
+    async def program(s):
+        s += "abc" + sgl.gen("x", max_tokens=8)
+        for wait in (s.get("x"), s.get_text(), s.get_tokens(), s.wait()):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(wait, 0.001)
+        backend.open()
+        after.append(await s.get("x"))
+        s += sgl.gen("y", max_tokens=4)
+
+    state = await program.run_async(backend=backend)
+    assert state.error() is None
+    assert state["x"] == after[0]
+    assert state.text() == "abc" + state["x"] + state["y"]
+
+
+async def test_a_stream_waits_for_what_its_function_has_not_declared_yet(tiny):
+    """Reading from outside waits; the function itself gets an error for a name that nothing declares."""
+
+    @sgl.function
+    async def program(s):
+        s += "abc" + sgl.gen("x", max_tokens=8)
+        await s.get("x")
+        await asyncio.sleep(0)
+        s += sgl.gen("y", max_tokens=8)
+        s["z"] = 3
+        with pytest.raises(sgl.UnknownVariableError):
+            await asyncio.gather(s.get("nothing"))
+
+    state = await program.run_async(backend=tiny, stream=True)
+    with pytest.raises(sgl.ExpressionError, match=r"use await s\.get"):
+        state["y"]
+    assert isinstance(await state.get("y"), str)
+    assert await state.get("z") == 3
+    with pytest.raises(sgl.UnknownVariableError):
+        await state.get("nothing")
+    await state.wait()
+    assert state.error() is None
+
+
+async def test_what_the_function_raises_in_a_stream(tiny):
+    @sgl.function
+    async def program(s):
+        s += "abc" + sgl.gen("x", max_tokens=4)
+        await s.get("x")
+        raise RuntimeError("my own")
+
+    state = await program.run_async(backend=tiny, stream=True)
+    with pytest.raises(RuntimeError, match="my own"):
+        await state.get("y")
+    assert isinstance(await state.get("x"), str)
+    whole = state.text_async_iter()
+    assert await anext(whole) == "abc"
+    assert "".join([piece async for piece in state.text_async_iter("x")]) == state["x"]
+    with pytest.raises(RuntimeError, match="my own"):
+        [piece async for piece in whole]
+
+
+async def test_runs_that_would_block_a_loop_say_so(tiny):
+    @sgl.function
+    async def inner(s):
+        s += "abc" + sgl.gen("x", max_tokens=4)
+
+    with pytest.raises(sgl.ExpressionError, match=r"inner\.run would block .* run_async"):
+        inner.run(backend=tiny)
+
+    @sgl.function
+    def plain(s):
+        s += "abc" + sgl.gen("x", max_tokens=4)
+
+    calls = {
+        "run": lambda: plain.run(backend=tiny),
+        "batch": lambda: plain.run_batch([{}], backend=tiny),
+        "info": lambda: sgl.get_server_info(tiny),
+    }
+
+    @sgl.function
+    async def outer(s, which):
+        s += "a"
+        calls[which]()
+
+    states = await asyncio.to_thread(outer.run_batch, [{"which": name} for name in calls], backend=tiny)
+    for state in states:
+        assert isinstance(state.error(), sgl.ExpressionError)
+        assert "would block" in str(state.error())
+
+
+# --- cancellation ------------------------------------------------------------------------------------------------
+
+
+async def test_fifty_programs_of_which_some_are_cancelled(tiny):
+    """At once, behind their first answer, with two branches under way; the others end as they would alone."""
+    backend = Gate(tiny)
+    reached = [asyncio.Event() for _ in range(50)]
+
+    @sgl.function
+    async def program(s, number):
+        s += "abcdefghijklmnopqrstuvwxyz"[: 16 + number % 7] + sgl.gen("a", max_tokens=8)
+        await s.get("a")
+        reached[number].set()
+        forks = s.fork(2)
+        forks += ["x", "y"]
+        forks += sgl.gen("b", max_tokens=16, steps=16, block_length=8, ignore_eos=True)
+        forks.join()
+        await s.get("b")
+        s += "z" + sgl.gen("c", max_tokens=8)
+
+    async def cancel(number: int) -> None:
+        if number % 2:
+            await reached[number].wait()
+        tasks[number].cancel()
+
+    tasks = [asyncio.ensure_future(program.run_async(number, backend=backend)) for number in range(50)]
+    given_up = range(0, 50, 3)
+    await asyncio.gather(*map(cancel, given_up))
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert_nothing_lost(tiny)
+    exact = EngineBackend(tiny, cache_mode="none")
+    for number, state in enumerate(ended):
+        if number in given_up:
+            assert isinstance(state, asyncio.CancelledError)
+            continue
+        assert isinstance(state, sgl.ProgramState)
+        assert [type(state[name]) for name in "abc"] == [str, list, str]
+        assert state.error() is None
+        assert state.usage.calls == 4
+    alone = [await program.run_async(number, backend=exact) for number in (1, 2)]
+    together = await asyncio.gather(*[program.run_async(number, backend=exact) for number in (1, 2)])
+    assert [s.text() for s in alone] == [s.text() for s in together]
+
+
+async def test_cancelling_a_run_aborts_its_calls_and_those_of_its_branches(tiny):
+    backend = Gate(tiny)
+    states = []
+
+    @sgl.function
+    async def program(s):
+        states.append(s)
+        s += "abcdefghijklmnopqrst" + sgl.gen("done", max_tokens=4)
+        await s.get("done")
+        forks = s.fork(3)
+        states.extend(forks)
+        forks += sgl.gen("x", **LONG)
+        forks.join()
+        s += sgl.gen("y", **LONG)
+        await s.get("y")
+
+    with Freeze(tiny, running(tiny, 3)) as frozen:
+        task = asyncio.ensure_future(program.run_async(backend=backend))
+        await asyncio.to_thread(frozen.held.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert (backend.done, backend.cancelled) == (1, 3)
+    assert_nothing_lost(tiny)
+    parent, *branches = states
+    assert isinstance(await parent.get("done"), str)
+    for state in branches:
+        with pytest.raises(sgl.ProgramError, match=r"gen\('x'\) failed: the program was cancelled") as caught:
+            await state.get("x")
+        assert isinstance(caught.value.__cause__, ProgramCancelledError)
+    with pytest.raises(sgl.ProgramError, match="cancelled"):
+        await parent.get("y")
+    with pytest.raises(sgl.ProgramEndedError):
+        parent.append("more")
+
+
+@pytest.mark.parametrize("reads", [False, True])
+async def test_cancelling_a_batch_ends_its_programs_and_gives_back_its_pins(tiny, reads):
+    backend = Gate(tiny)
+
+    @sgl.function
+    def program(s, text):
+        s += "abcdefghijklmnopqrstuvwxyz" + text + sgl.gen("x", **LONG)
+        if reads:
+            s["length"] = len(s["x"])
+
+    with Freeze(tiny, running(tiny, 4)) as frozen:
+        work = asyncio.ensure_future(program.run_batch_async([{"text": c} for c in "abcd"], backend=backend))
+        await asyncio.to_thread(frozen.held.wait)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+    assert (backend.done, backend.cancelled) == (0, 4)
+    for thread in threading.enumerate():  # the thread that gives back the pins
+        if thread.name.startswith("shoal-batch"):
+            await asyncio.to_thread(thread.join)
+    assert_nothing_lost(tiny)
+
+
+def test_closing_a_batch_early_cancels_the_rest(tiny):
+    backend = Gate(tiny, lambda call: call.sampling.max_new_tokens > 4)
+
+    @sgl.function
+    def program(s, tokens):
+        s += "abcdefghijklmnopqrstuvwxyz" + sgl.gen("x", max_tokens=tokens)
+
+    run = program.run_batch([{"tokens": 4 if i == 0 else 8} for i in range(6)], backend=backend, generator_style=True)
+    assert isinstance(next(run)["x"], str)
+    for _ in range(6):
+        backend.began.get()
+    run.close()
+    assert (backend.done, backend.cancelled) == (1, 5)
+    assert_nothing_lost(tiny)
+
+
+def test_a_run_whose_function_raises_gives_up_its_calls(tiny):
+    backend = Gate(tiny, all_calls)
+    kept = []
+
+    @sgl.function
+    def program(s):
+        kept.append(s)
+        s += "abc" + sgl.gen("x", max_tokens=4)
+        backend.began.get()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        program.run(backend=backend)
+    with pytest.raises(sgl.ProgramError, match="was cancelled"):
+        kept[0]["x"]
+    assert (backend.done, backend.cancelled) == (0, 1)
+    assert_nothing_lost(tiny)
+
+
+def test_cancelling_a_stream(tiny):
+    @sgl.function
+    def program(s):
+        s += "abc" + sgl.gen("x", **LONG)
+        s += sgl.gen("y", **LONG)
+
+    with Freeze(tiny, lambda outputs: any(output.text for output in outputs)):
+        state = program.run(backend=tiny, stream=True)
+        assert next(state.text_iter("x"))
+        state.cancel()
+        for read in (state.sync, lambda: state["x"], lambda: state["y"], lambda: list(state.text_iter("x"))):
+            with pytest.raises(sgl.ProgramError, match="was cancelled"):
+                read()
+    assert isinstance(state.error(), sgl.ProgramError)
+    assert_nothing_lost(tiny)
+
+
+def test_cancelling_what_is_done_changes_nothing(tiny):
+    @sgl.function
+    def program(s):
+        s += "abc" + sgl.gen("x", max_tokens=4)
+
+    state = program.run(backend=tiny)
+    state.cancel()
+    assert state.error() is None
+    assert state.text() == "abc" + state["x"]
+
+
+def test_readers_whose_loop_is_gone_do_not_stop_a_program(tiny):
+    backend = Gate(tiny, all_calls)
+    kept: list[sgl.ProgramState] = []
+
+    @sgl.function
+    def program(s):
+        kept.append(s)
+        s += "abc" + sgl.gen("x", max_tokens=4)
+
+    async def read_and_leave() -> None:
+        readers = [asyncio.ensure_future(anext(kept[0].text_async_iter("x"))), asyncio.ensure_future(kept[0].get("x"))]
+        await asyncio.sleep(0)
+        assert not any(reader.done() for reader in readers)
+
+    thread = threading.Thread(target=program.run, kwargs={"backend": backend})
+    thread.start()
+    backend.began.get()
+    asyncio.run(read_and_leave())
+    backend.open()
+    thread.join()
+    assert kept[0].error() is None
+    assert list(kept[0].text_iter("x")) == [kept[0]["x"]]
