@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 
+import torch
 from torch import OutOfMemoryError, Tensor
 
 from .attention import attention_reference
@@ -30,8 +31,11 @@ from .swiglu import swiglu_reference
 VARIABLE = "SHOAL_KERNELS"
 HOPPER_VARIABLE = "SHOAL_HOPPER_ATTENTION"
 """0 in the environment: long queries on sm_90 do not take the kernel that is written for it."""
+MERGE_VARIABLE = "SHOAL_MERGE_IN_ATTENTION"
+"""1 in the environment: parts of split keys are merged by the attention kernel itself (not measured yet)."""
 BACKENDS = ("auto", "reference", "triton")
 
+_MERGE_COUNTERS = 8192
 _chosen: str | None = None
 _hopper_missing = False
 logger = logging.getLogger(__name__)
@@ -112,9 +116,12 @@ def rope_write_kv(
 
 def attention(
     q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, *, num_splits: int = 1,
-    fresh_kv: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None,
+    fresh_kv: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None, counters: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Contract: `attention_reference`; the Triton kernel cuts each request's keys into num_splits parts."""
+    """Contract: `attention_reference`; the Triton kernel cuts each request's keys into num_splits parts.
+
+    counters: as `attention_triton` takes them, for merging the parts in the kernel.
+    """
     if not uses_triton(q):
         return attention_reference(q, layer_pages, band, batch, fresh_kv=fresh_kv, out=out)
     group = q.shape[1] // layer_pages.shape[3]
@@ -129,7 +136,16 @@ def attention(
             _without_hopper("compile", error)
     from .attention_triton import attention_triton
 
-    return attention_triton(q, layer_pages, band, batch, num_splits=num_splits, fresh_kv=fresh_kv, out=out)
+    return attention_triton(
+        q, layer_pages, band, batch, num_splits=num_splits, fresh_kv=fresh_kv, out=out, counters=counters
+    )
+
+
+def merge_counters(device: torch.device) -> Tensor | None:
+    """Counters for `attention`, where the environment asks for merging in the kernel; one user at a time."""
+    if os.environ.get(MERGE_VARIABLE) != "1":
+        return None
+    return torch.zeros(_MERGE_COUNTERS, dtype=torch.int32, device=device)
 
 
 def _hopper_fits(q: Tensor, layer_pages: Tensor, fresh_kv: tuple[Tensor, Tensor] | None) -> bool:

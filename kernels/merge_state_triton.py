@@ -13,18 +13,21 @@ from torch import Tensor
 _BLOCK_ROWS = 8
 
 
-@triton.jit(do_not_specialize=["num_rows"])
-def _merge_kernel(
-    parts_ptr, parts_lse_ptr, out_ptr, lse_ptr, num_rows,
+@triton.jit
+def merge_rows(
+    parts_ptr, parts_lse_ptr, out_ptr, lse_ptr, num_rows, rows, in_rows,
     NUM_PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    """Merge the parts of some rows (int64 [BLOCK_ROWS]) of num_rows, where in_rows holds.
+
+    Parts are read past the L1 cache: other programs of the same launch may have written them.
+    """
     dims = tl.arange(0, HEAD_DIM)
-    in_rows = rows < num_rows
     parts = tl.arange(0, BLOCK_PARTS).to(tl.int64)
     at = parts[:, None] * num_rows + rows[None, :]
     lses = tl.load(
-        parts_lse_ptr + at, mask=(parts < NUM_PARTS)[:, None] & in_rows[None, :], other=-float("inf")
+        parts_lse_ptr + at, mask=(parts < NUM_PARTS)[:, None] & in_rows[None, :], other=-float("inf"),
+        cache_modifier=".cg",
     )  # fmt: skip
     top = tl.max(lses, 0)
     base = tl.where(top > -float("inf"), top, 0.0)
@@ -33,13 +36,26 @@ def _merge_kernel(
     acc = tl.zeros([BLOCK_ROWS, HEAD_DIM], tl.float32)
     for part in tl.static_range(NUM_PARTS):
         place = rows + part * tl.cast(num_rows, tl.int64)
-        lse = tl.load(parts_lse_ptr + place, mask=in_rows, other=-float("inf"))
+        lse = tl.load(parts_lse_ptr + place, mask=in_rows, other=-float("inf"), cache_modifier=".cg")
         has_keys = lse > -float("inf")
-        x = tl.load(parts_ptr + place[:, None] * HEAD_DIM + dims[None, :], mask=has_keys[:, None], other=0.0)
+        at_values = place[:, None] * HEAD_DIM + dims[None, :]
+        x = tl.load(parts_ptr + at_values, mask=has_keys[:, None], other=0.0, cache_modifier=".cg")
         weight = tl.exp(lse - base) / safe
         acc += x.to(tl.float32) * weight[:, None]
     tl.store(out_ptr + rows[:, None] * HEAD_DIM + dims[None, :], acc.to(out_ptr.dtype.element_ty), in_rows[:, None])
     tl.store(lse_ptr + rows, tl.where(total > 0.0, top + tl.log(safe), -float("inf")), in_rows)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _merge_kernel(
+    parts_ptr, parts_lse_ptr, out_ptr, lse_ptr, num_rows,
+    NUM_PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    merge_rows(
+        parts_ptr, parts_lse_ptr, out_ptr, lse_ptr, num_rows, rows, rows < num_rows,
+        NUM_PARTS, BLOCK_PARTS, HEAD_DIM, BLOCK_ROWS,
+    )  # fmt: skip
 
 
 def merge_states_triton(parts: Tensor, parts_lse: Tensor, out: Tensor, lse: Tensor) -> None:

@@ -35,6 +35,7 @@ class FusedLayers:
 
     def __init__(self, decoder: Decoder, kv: KVPool, max_positions: int):
         self.decoder = decoder
+        self._counters = kernels.merge_counters(decoder.device)
         self._few = _FEW_ROWS if decoder.norms_folded else 0
         self.kv = kv
         config = decoder.config
@@ -89,7 +90,9 @@ class FusedLayers:
         band, pages = self.kv.layer(index)
         if shared is not None:
             return kernels.shared_attention(q, pages, band, at.batch, shared, num_splits=num_splits)[0]
-        return kernels.attention(q, pages, band, at.batch, num_splits=num_splits, fresh_kv=fresh_kv)[0]
+        return kernels.attention(
+            q, pages, band, at.batch, num_splits=num_splits, fresh_kv=fresh_kv, counters=self._counters
+        )[0]
 
     def _add_attended(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
         """hidden + the output projection, in place."""

@@ -150,10 +150,10 @@ def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, mo
     forms = set()
     attention = dispatch.attention
 
-    def record(q, layer_pages, band, batch, *, num_splits=1, fresh_kv=None, out=None):
+    def record(q, layer_pages, band, batch, *, num_splits=1, fresh_kv=None, **options):
         if q.shape[0]:
             forms.add((num_splits, fresh_kv is not None))
-        return attention(q, layer_pages, band, batch, num_splits=num_splits, fresh_kv=fresh_kv, out=out)
+        return attention(q, layer_pages, band, batch, num_splits=num_splits, fresh_kv=fresh_kv, **options)
 
     outputs = []
     for warm in (False, True):

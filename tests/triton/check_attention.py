@@ -75,6 +75,25 @@ def test_block_steps_split_the_keys(launches, heads, kv_heads, heads_first, head
     assert launches[1] == [(-(-14 * heads // 8),)]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "splits"), [(2, 2, 4), (7, 1, 3), (6, 2, 8)])
+def test_the_last_split_merges_as_a_launch_of_its_own_would(launches, heads, kv_heads, splits, dtype):
+    world = World([8, 1, 5, 0], [200, 17, 70, 3], heads, kv_heads, 64, dtype=dtype)
+    tiling = AttentionTiling(16 if heads == kv_heads else 64, 32, heads_first=True)
+    expected = run(world, tiling, splits)
+    assert len(launches[1]) == 1
+    counters = torch.zeros(64, dtype=torch.int32, device=DEVICE)
+    for _ in range(3):  # counters are zeros again
+        for found, wanted in zip(run(world, tiling, splits, counters=counters), expected, strict=True):
+            assert torch.equal(found, wanted)
+        assert not counters.any()
+    assert len(launches[1]) == 1
+    run(world, tiling, splits, counters=counters[:2])  # too few
+    assert len(launches[1]) == 2
+    run(world, tiling, 1, counters=counters)
+    assert len(launches[1]) == 2
+
+
 @pytest.mark.parametrize("layout", ["layers", "head-major", "transposed"])
 @pytest.mark.parametrize("page_size", [1, 8, 32, 64, 128])
 @pytest.mark.parametrize("splits", [1, 2])
