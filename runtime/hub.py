@@ -29,6 +29,11 @@ def resolve_model_folder(path_or_id: str | Path) -> Path:
 
     Raises: ModelLoadError with field `model`.
     """
+    return local_model_folder(path_or_id) or _download(str(path_or_id))
+
+
+def local_model_folder(path_or_id: str | Path) -> Path | None:
+    """As `resolve_model_folder`, without the Hub: None for what reads as the id of a model there."""
     text = str(path_or_id)
     if text == BUNDLED_MODEL and isinstance(path_or_id, str):
         folder = bundled_model_folder()
@@ -51,7 +56,7 @@ def resolve_model_folder(path_or_id: str | Path) -> Path:
     if is_file:
         raise ModelLoadError(f"{text!r} is a file: expected {_ACCEPTED}", field="model", value=text, limit=_ACCEPTED)
     if isinstance(path_or_id, str) and _HUB_ID.fullmatch(text):
-        return _download(text)
+        return None
     raise ModelLoadError(f"no model {text!r}: expected {_ACCEPTED}", field="model", value=text, limit=_ACCEPTED)
 
 

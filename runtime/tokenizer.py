@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,17 @@ Message = Mapping[str, Any]
 """One chat message: `role` and `content`, as in OpenAI's API."""
 
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raise ModelLoadError, with field `tokenizer`, when a model folder has no tokenizer; reads and imports nothing."""
+    if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
+        raise ModelLoadError(
+            f"no tokenizer in {str(folder)!r}: expected one of {', '.join(_VOCABULARY_FILES)}",
+            field="tokenizer",
+            value=str(folder),
+            limit=" or ".join(_VOCABULARY_FILES),
+        )
 
 
 class Tokenizer:
@@ -31,13 +44,7 @@ class Tokenizer:
         Raises: ModelLoadError with field `tokenizer`.
         """
         folder = Path(folder)
-        if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
-            raise ModelLoadError(
-                f"no tokenizer in {str(folder)!r}: expected one of {', '.join(_VOCABULARY_FILES)}",
-                field="tokenizer",
-                value=str(folder),
-                limit=" or ".join(_VOCABULARY_FILES),
-            )
+        check_tokenizer_files(folder)
         try:
             return cls(_load_backend(folder))
         # transformers and tokenizers raise anything, down to bare Exception, for a broken file.
@@ -146,18 +153,27 @@ def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
 
 def _load_backend(folder: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+
+    with _quiet_transformers():
+        try:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except Exception:
+            if (folder / "tokenizer.json").is_file():
+                return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+                return Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+            raise
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """It warns of every model type that it has no class for, which here is all, and of old keys in config.json."""
     from transformers.utils import logging
 
-    # transformers warns of every model type that it has no class for; here that is all of them.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception:
-        if (folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            return Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
-        raise
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            yield
     finally:
         logging.set_verbosity(verbosity)

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 from .runtime.engine_config import EngineConfig
 from .runtime.errors import ShoalError
 from .runtime.flags import add_flags, given
+from .runtime.hub import local_model_folder
+from .runtime.model_config import ModelConfig
 from .runtime.pipeline_config import PipelineConfig
 from .runtime.server_config import ServerConfig
+from .runtime.tokenizer import check_tokenizer_files
 
 if TYPE_CHECKING:
     from .runtime.http.server import StartableService
@@ -41,6 +44,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         engine = EngineConfig(**given(namespace, EngineConfig))
         server = ServerConfig(**{**_keys_from_environment(), **given(namespace, ServerConfig)})
         pipeline = PipelineConfig(**given(namespace, PipelineConfig))
+        _check_folder(engine)
         from .runtime.http.server import run_server
         from .runtime.logs import configure_logging
 
@@ -58,6 +62,15 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     except ShoalError as error:
         print(f"error: {' '.join(error.message.split())}", file=sys.stderr)
         return EXIT_USAGE
+
+
+def _check_folder(config: EngineConfig) -> None:
+    """Raise ModelLoadError for a model that can't be served, as far as a glance at its folder says."""
+    folder = local_model_folder(config.model_path)
+    if folder is not None:
+        ModelConfig.from_folder(folder)
+        if config.load_format == "auto":
+            check_tokenizer_files(folder)
 
 
 def _keys_from_environment() -> dict[str, str]:

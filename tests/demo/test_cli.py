@@ -13,6 +13,7 @@ import shoal
 from shoal.cli import app
 from shoal.demo.main import DemoOptions
 from shoal.runtime.errors import ConfigError
+from shoal.shop.network import SHOP_CONFIG
 from shoal.shop.task import HEADER
 
 MODES = ("none", "prefix", "dual", "lm", "bicache")
@@ -93,6 +94,7 @@ def test_demo_prints_tables_and_tree_and_writes_a_plot(demo):
         (("generate", "shop", "--chat", "x", "--cache-mode", "foo"), "cache_mode"),
         (("generate", "shop", "--prompt", ""), "empty"),
         (("serve", "--port", "99999"), "port is 99999"),
+        (("serve", "--model-path", "no-such-model"), "no-such-model"),
     ],
 )  # fmt: skip
 def test_mistakes_are_answered_in_one_line(args, words):
@@ -116,6 +118,20 @@ def test_mistakes_are_answered_in_one_line(args, words):
 )  # fmt: skip
 def test_wrong_usage_exits_with_2(args):
     assert call(*args).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [(None, "config.json"), ('{"model_type": "gpt2"}', "gpt2"), (json.dumps(SHOP_CONFIG), "no tokenizer")],
+)
+def test_a_folder_that_is_no_model_is_refused_before_the_server_starts(tmp_path, config, words):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    result = call("serve", "--model-path", str(tmp_path), "--port", "0")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(monkeypatch, tmp_path):

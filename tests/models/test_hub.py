@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shoal.runtime.errors import ModelLoadError
-from shoal.runtime.hub import bundled_model_folder, resolve_model_folder
+from shoal.runtime.hub import bundled_model_folder, local_model_folder, resolve_model_folder
 from shoal.runtime.loader import load_model
 
 
@@ -33,6 +33,14 @@ def test_a_name_that_is_neither_folder_nor_hub_id_lists_what_is_accepted(name, m
         resolve_model_folder(name)
     assert caught.value.field == "model"
     assert caught.value.value == name
+
+
+def test_local_folders_are_told_from_hub_ids_without_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    assert local_model_folder(tmp_path) == tmp_path
+    assert local_model_folder("some-org/some-model") is None
+    with pytest.raises(ModelLoadError):
+        local_model_folder("no-such-folder")
 
 
 @pytest.mark.parametrize("name", ["~nobody-of-that-name/model", "x" * 5000, "a\0b"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 from tokenizers import Tokenizer as Backend
@@ -10,6 +11,8 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from shoal.runtime.errors import ModelLoadError
 from shoal.runtime.tokenizer import Tokenizer
+
+from .oracle import DREAM_TINY
 
 WORDS = ["red", "blue", "apple", "pear", "costs", "system", "user", "assistant", "."]
 SPECIAL = ["<bos>", "<eot>", "<head>", "</head>", "<mask>"]
@@ -187,8 +190,11 @@ def test_dreams_folder_loads_as_byte_level_bpe_without_its_code(tmp_path):
     }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "tokenization_dream.py").write_text("raise SystemExit('remote code ran')")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "Dream"}))
-    tokenizer = Tokenizer.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(DREAM_TINY))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        tokenizer = Tokenizer.load(tmp_path)
+    assert [str(warning.message) for warning in seen if warning.category is FutureWarning] == []
     ids = tokenizer.encode("red<|mask|>")
     assert ids == [vocabulary["re"], vocabulary["d"], len(vocabulary)]
     assert tokenizer.decode(ids) == "red"
