@@ -70,7 +70,7 @@ class CanvasSlots:
                 f"stop_token_ids and EOS are {len(stop_ids)} tokens; a GPU takes {MAX_STOP_IDS}",
                 field="stop_token_ids", value=len(stop_ids), limit=MAX_STOP_IDS,
             )  # fmt: skip
-        slot = self._free.pop()
+        slot = self._free[-1]  # taken at the end: what fails on the way leaves it free
         state, length = self.state, len(tokens)
         state.tokens[slot, :length] = torch.from_numpy(tokens).to(self._device)
         state.masked[slot, :length] = torch.from_numpy(masked.astype(np.uint8)).to(self._device)
@@ -91,7 +91,7 @@ class CanvasSlots:
         )  # fmt: skip
         for tensor, value in values:
             tensor[slot].fill_(value)
-        return slot
+        return self._free.pop()
 
     def give_back(self, slot: int) -> None:
         """Free a slot. What it held stays until the next request overwrites it; nobody looks."""

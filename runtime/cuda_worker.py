@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -89,9 +90,15 @@ class CudaWorker:
         masked = np.concatenate((np.zeros(prompt, np.bool_), canvas < 0))
         whole = sampling.ignore_eos or message.canvas is not None  # decoded to the end of the canvas
         stop_ids = frozenset(() if whole else (config.eos_token_id, *sampling.stop_token_ids))
-        slot = self.runner.slots.take(
-            tokens, masked, message.page_table, sampling, stop_ids, message.steps_per_block, message.seed
-        )
+        take = partial(
+            self.runner.slots.take, tokens, masked, message.page_table, sampling, stop_ids, message.steps_per_block,
+            message.seed,
+        )  # fmt: skip
+        try:
+            slot = take()
+        except torch.OutOfMemoryError:  # copies need little, but forwards may have left nothing in one piece
+            torch.cuda.empty_cache()
+            slot = take()
         self._canvases[message.rid] = HostCanvas(
             slot, next(self._serials), prompt, canvas, sampling, stop_ids, message.steps_per_block
         )

@@ -78,14 +78,19 @@ class Session:
         self._write()
         begin = time.monotonic()
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        stopped = False
+        stopped, process = False, None
         with (self.out / "gpu_report.log").open("ab") as log:
             log.write(f"== {part.name}: {entry['command']}\n".encode())
             log.flush()
-            process = subprocess.Popen(
-                [sys.executable, *command], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
             try:
+                process = subprocess.Popen(
+                    [sys.executable, *command],
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
                 rc = process.wait(timeout=limit)
                 entry |= {"state": "done" if rc == 0 else "failed", "rc": rc}
             except subprocess.TimeoutExpired:
@@ -94,7 +99,8 @@ class Session:
                 stopped = True
                 entry |= {"state": "killed", "why": "the session was stopped"}
             finally:
-                end_group(process)
+                if process is not None:
+                    end_group(process)
         entry["seconds"] = round(time.monotonic() - begin, 1)
         if stopped:
             self._write()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shoal.kernels import dispatch
-from shoal.runtime import fused_layers
+from shoal.runtime import canvas_slots, fused_layers
 from shoal.runtime.block_sampler import BlockSampler
 from shoal.runtime.canvas_slots import CanvasSlots
 from shoal.runtime.cuda_runner import CudaRunner
@@ -170,6 +170,25 @@ def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, mo
             outputs.append([out.token_ids for out in engine.generate(prompts, params)])
     assert outputs[0] == outputs[1]
     assert forms == {(number, fresh) for number in (1, 2, 4, 8) for fresh in (False, True)}
+
+
+def test_a_canvas_that_finds_no_memory_is_tried_again_once_and_loses_no_slot(folder, monkeypatch):
+    with make_engine(folder) as engine:
+        slots = on_cuda_path(engine).runner.slots
+        free, emptied, bounds = slots.num_free, [], canvas_slots.acceptance_bounds
+        failures = [torch.OutOfMemoryError("full")]
+
+        def fail_once(*arguments):
+            if failures:
+                raise failures.pop()
+            return bounds(*arguments)
+
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(slots.num_free))
+        monkeypatch.setattr(canvas_slots, "acceptance_bounds", fail_once)
+        output = engine.generate(tokens(21), SamplingParams(max_new_tokens=8, steps=2))
+        assert output.finish_reason in ("stop", "length")
+        assert emptied == [free]
+        assert slots.num_free == free
 
 
 def test_what_attention_held_is_free_when_the_mlp_runs(folder, monkeypatch):
