@@ -11,9 +11,11 @@ import torch
 
 from shoal.runtime.engine import Engine
 from shoal.runtime.errors import InvalidRequestError
+from shoal.runtime.request import CacheMode, Request
 from shoal.runtime.sampling_params import SamplingParams
 
 from .oracle import Dense, Session, commits
+from .test_priorities import EXACT, MODES, Driver
 from .tiny import EOS, assert_nothing_lost, make_engine, tokens
 
 GAP = 1e-4
@@ -181,6 +183,71 @@ def test_templates_and_plain_requests_in_one_batch(engine):
         alone = engine.generate(prompt, params, canvas=template, cache_mode="none")
         assert (alone.token_ids, alone.nfe, alone.holes) == (output.token_ids, output.nfe, output.holes)
         assert bool(output.holes) == (template is not None)
+
+
+def filling(engine: Engine, seed: int, template: Sequence[int], mode: CacheMode, priority: int = 0) -> Request:
+    """A request with a template, threshold 0.6."""
+    params = SamplingParams(threshold=0.6, seed=1)
+    (request,) = engine._intake.requests([tokens(21, seed)], params, mode, "", [list(template)])
+    request.priority = priority
+    return request
+
+
+@pytest.mark.parametrize("after", [1, 3])
+@pytest.mark.parametrize("mode", EXACT)
+@pytest.mark.parametrize("name_of", ["holes at both ends", "a block without masks", "begins with full blocks"])
+def test_a_template_that_was_put_back_ends_as_if_it_had_not_been(folder, name_of, mode, after):
+    """One place, and a request of higher priority takes it: fixed tokens and finished blocks stay, the block that was
+    under way starts again with its own fixed tokens, and holes get what they get without it."""
+    template = TEMPLATES[name_of]
+    with make_engine(folder, max_running_requests=1) as engine:
+        expected = engine.generate(tokens(21, 1), SamplingParams(threshold=0.6), cache_mode=mode, canvas=template)
+        driver = Driver(engine)
+        low, high = filling(engine, 1, template, mode), filling(engine, 2, template, mode, 1)
+        driver.add(low)
+        for _ in range(after):
+            driver.step()
+        put_back = driver.scheduler.has_work
+        driver.add(high)
+        driver.run()
+        end = driver.end(low)
+        assert end.retractions == int(put_back)
+        assert driver.order == ([high.rid, low.rid] if put_back else [low.rid, high.rid])
+        assert (end.token_ids, end.text, end.holes) == (expected.token_ids, expected.text, expected.holes)
+        assert (end.finish_reason, end.canvas_tokens) == ("length", expected.canvas_tokens)
+        assert end.nfe >= expected.nfe
+        assert_nothing_lost(engine)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_hole_of_a_template_that_was_put_back_keeps_its_length_and_place(folder, mode):
+    """Also where a prefix of other requests is reused, and put back twice: in the first block and in a later one."""
+    template = template_of(3, tokens(4, 90), 6, tokens(2, 91), 5)
+    with make_engine(folder, max_running_requests=1) as engine:
+        engine.generate(tokens(21, 1), SamplingParams(max_new_tokens=8), cache_mode=mode)
+        driver = Driver(engine)
+        low = filling(engine, 1, template, mode)
+        driver.add(low)
+        for seed in (2, 3):
+            driver.step()
+            if driver.scheduler.has_work:
+                driver.add(filling(engine, seed, template, mode, 1))
+                while driver.scheduler.num_waiting:
+                    driver.step()
+        driver.run()
+        end = driver.end(low)
+        assert end.retractions >= 1
+        assert [(hole.start, hole.stop) for hole in end.holes] == runs(template)
+        ids = list(end.token_ids)
+        for hole in end.holes:  # what is fixed stands between what the holes hold
+            assert ids[: len(hole.token_ids)] == list(hole.token_ids)
+            ids = ids[len(hole.token_ids) :]
+            fixed = template[hole.stop :]
+            fixed = fixed[: next((at for at, token in enumerate(fixed) if token < 0), len(fixed))]
+            assert ids[: len(fixed)] == fixed
+            ids = ids[len(fixed) :]
+        assert ids == []
+        assert_nothing_lost(engine)
 
 
 @pytest.mark.parametrize(
