@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -25,21 +26,21 @@ import triton
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
-from progress_file import VARIABLE, outcomes  # type: ignore[import-not-found]  # noqa: E402
-
 from shoal.provenance import commit, hardware  # noqa: E402
+
+progress_file = import_module("progress_file")
 
 
 def run(file: Path, processes: int, timeout: float, progress: Path) -> dict[str, object]:
     """Counts and failures of one file of tests; `progress` gets a line a test."""
     environment = os.environ | {
         "SHOAL_TEST_DEVICE": "cuda", "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": f"{ROOT}:{HERE}",
-        "PYTHONDONTWRITEBYTECODE": "1", VARIABLE: str(progress),
+        "PYTHONDONTWRITEBYTECODE": "1", progress_file.VARIABLE: str(progress),
     }  # fmt: skip
     environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "progress_file", str(file)]
     command += ["-n", str(processes)] if processes > 1 else []
-    before, begin, error = outcomes(progress), time.monotonic(), None
+    before, begin, error = progress_file.outcomes(progress), time.monotonic(), None
     try:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=timeout, check=False)
         if done.returncode not in (0, 1):
@@ -47,7 +48,7 @@ def run(file: Path, processes: int, timeout: float, progress: Path) -> dict[str,
             error = f"pytest ended with status {done.returncode}: {output[-3000:]}"
     except subprocess.TimeoutExpired:
         error = f"not done after {timeout:.0f} s"
-    cases = {test: line for test, line in outcomes(progress).items() if before.get(test) != line}
+    cases = {test: line for test, line in progress_file.outcomes(progress).items() if before.get(test) != line}
     counts = {name: sum(line["outcome"] == name for line in cases.values()) for name in ("passed", "skipped")}
     failures = {test.split("::")[-1]: line["text"] for test, line in cases.items() if line["outcome"] == "failed"}
     result = {
