@@ -11,6 +11,7 @@ row is written as soon as it is there; the time by kernel goes to a file of its 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from benchmarks.device_rates import Rates, measure_rates, seconds
 from benchmarks.model_shapes import write_shape
 from benchmarks.table import Table
 from shoal import Engine
+from shoal.kernels.dispatch import MERGE_VARIABLE
 from shoal.provenance import commit, hardware
 from shoal.runtime.cuda_worker import CudaWorker
 from shoal.runtime.messages import AddRequest, Forward, ForwardItem, Release
@@ -200,6 +202,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=("dream-7b", "llada-8b"), default=["llada-8b"])
     parser.add_argument("--page-size", type=int, default=64)
     parser.add_argument("--fold-norms", action="store_true", help="the engine's option of this name")
+    parser.add_argument("--only", choices=sorted({name for name, *_ in PHASES}), action="append", help="a phase")
     parser.add_argument("--commit", default=None)
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds after which no phase is begun")
     args = parser.parse_args()
@@ -211,6 +214,7 @@ def main() -> None:
     print(rates, flush=True)
     where = {
         "fold_norms": args.fold_norms,
+        "merge_in_attention": os.environ.get(MERGE_VARIABLE) == "1",
         "commit": args.commit or commit(),
         "hardware": hardware(),
         "torch": torch.__version__,
@@ -225,7 +229,8 @@ def main() -> None:
                 str(path), load_format="dummy", device="cuda", depth=16, page_size=args.page_size,
                 fold_norms=args.fold_norms,
             ) as engine:  # fmt: skip
-                for phase, requests, prompt in PHASES:
+                chosen = [case for case in PHASES if not args.only or case[0] in args.only]
+                for phase, requests, prompt in chosen:
                     if time.monotonic() - began > args.time_limit:
                         print("time is up", flush=True)
                         break

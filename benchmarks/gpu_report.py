@@ -50,7 +50,12 @@ def show(parts: list[Part], out: Path, minutes: float, revision: str) -> None:
         )
         print(f"{part.name}: {why or f'{limit:.0f} s'}")
         if not why:
-            print("   python", *part.command(out, revision, limit))
+            print(
+                "  ",
+                *(f"{name}={value}" for name, value in part.environment),
+                "python",
+                *part.command(out, revision, limit),
+            )
             left -= limit
 
 

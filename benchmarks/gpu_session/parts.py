@@ -23,6 +23,7 @@ class Part:
         seconds: after which it is killed; less where less is left.
         needs: modules; where one is missing the part is skipped.
         reserve: seconds between what it is told and when it is killed: for what it is in the middle of.
+        environment: variables that it gets beside the session's own, as (name, value).
     """
 
     name: str
@@ -30,6 +31,7 @@ class Part:
     seconds: float
     needs: tuple[str, ...] = ()
     reserve: float = 20.0
+    environment: tuple[tuple[str, str], ...] = ()
 
     def command(self, out: Path, commit: str, limit: float) -> list[str]:
         """The words, filled in for `limit` seconds."""
@@ -94,6 +96,11 @@ PARTS = (
     Part("server", ("benchmarks/gpu_session/server.py", "--out", "{out}/server-gpu.json", "--commit", "{commit}"), 90,
          SERVES),
     Part("kernels", measurement("kernels.py", "kernels.csv"), 240),
+    Part(
+        "steps-fewer-launches",
+        measurement("gpu_phases.py", "gpu_phases_fewer_launches.csv", "--fold-norms", "--only", "step"),
+        90, environment=(("SHOAL_MERGE_IN_ATTENTION", "1"),),
+    ),
     Part(
         "throughput-dream",
         measurement("throughput.py", "throughput-dream.csv", "--shapes", "dream-7b", "--quick"), 150, reserve=40,

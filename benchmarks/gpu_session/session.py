@@ -73,11 +73,15 @@ class Session:
 
     def _run(self, part: Part, entry: dict[str, Any], limit: float) -> None:
         command = part.command(self.out, self._commit, limit)
-        shown = ["python", *(word.replace(f"{self.out}/", "") for word in command)]
+        shown = [
+            *(f"{name}={value}" for name, value in part.environment),
+            "python",
+            *(word.replace(f"{self.out}/", "") for word in command),
+        ]
         entry |= {"state": "running", "command": " ".join(shown), "limit_s": round(limit)}
         self._write()
         begin = time.monotonic()
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **dict(part.environment)}
         stopped, process = False, None
         with (self.out / "gpu_report.log").open("ab") as log:
             log.write(f"== {part.name}: {entry['command']}\n".encode())
