@@ -75,7 +75,7 @@ class Engine:
         text, cut at its own first EOS. The canvas is decoded to its end; its length takes the place of max_new_tokens
         (so a block_length has to divide it; for all holes to be filled together, give the length itself).
         `shared_prefix` says how many leading prompt tokens were computed on their own before (`pin`, or
-        max_new_tokens=0): of those the cache's `reuse_margin` is not left out.
+        max_new_tokens=0): of those, if all are cached, the `reuse_margin` is not left out.
         """
         requests, single = self._requests(prompts, sampling_params, cache_mode, cache_salt, canvas, shared_prefix)
         results = [_raised(output) for output in self._run(requests, on_output)]
@@ -91,6 +91,13 @@ class Engine:
         prompts = [prompts] if single else prompts
         made = self._intake.requests(prompts, sampling_params, cache_mode, cache_salt, canvas, shared_prefix)
         return made, single
+
+    def _request(self, prompt: Prompt, *options: Any) -> Request:
+        """As `_requests`, of what is one prompt whatever it looks like."""
+        sampling_params, cache_mode, cache_salt, canvas, shared_prefix = options
+        templates = None if canvas is None else [canvas]
+        (request,) = self._intake.requests([prompt], sampling_params, cache_mode, cache_salt, templates, shared_prefix)
+        return request
 
     def _run(self, requests: list[Request], on_output: Listener | None = None) -> list[RequestOutput]:
         """Terminal outputs of requests, in their order."""
@@ -120,8 +127,7 @@ class Engine:
 
         Closing the iterator early aborts the request.
         """
-        templates = None if canvas is None else [canvas]
-        (request,) = self._intake.requests([prompt], sampling_params, cache_mode, cache_salt, templates, shared_prefix)
+        request = self._request(prompt, sampling_params, cache_mode, cache_salt, canvas, shared_prefix)
         outputs: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
         self._loop.submit([request], outputs.put)
         finished = False
@@ -170,8 +176,7 @@ class Engine:
         cache_salt: str = "", canvas: Any = None, shared_prefix: int = 0,
     ) -> AsyncGenerator[RequestOutput, None]:  # fmt: skip
         """As `stream`, asynchronous."""
-        templates = None if canvas is None else [canvas]
-        (request,) = self._intake.requests([prompt], sampling_params, cache_mode, cache_salt, templates, shared_prefix)
+        request = self._request(prompt, sampling_params, cache_mode, cache_salt, canvas, shared_prefix)
         loop = asyncio.get_running_loop()
         outputs: asyncio.Queue[RequestOutput] = asyncio.Queue()
         self._loop.submit([request], lambda output: _post(loop, outputs.put_nowait, output))
@@ -199,15 +204,8 @@ class Engine:
 
         Raises InvalidRequestError for no choices, an empty one, an unknown method, and all that `generate` refuses.
         """
-        plan, tokens = self._score_plan(prompt, choices, method)
-        warmed = []
-        if plan.needs_warm_up:
-            warmed += self.generate(
-                [tokens], WARM_UP, cache_mode=cache_mode, cache_salt=cache_salt, shared_prefix=shared_prefix
-            )
-        requests = self._intake.requests(
-            [tokens] * len(plan.canvases), None, cache_mode, cache_salt, plan.canvases, len(tokens), plan.targets
-        )
+        plan, warm_up, requests = self._scoring(prompt, choices, method, cache_mode, cache_salt, shared_prefix)
+        warmed = [_raised(output) for output in self._run(warm_up)]
         return plan.gather([_raised(output) for output in self._run(requests)], warmed)
 
     async def async_score(
@@ -221,21 +219,24 @@ class Engine:
         shared_prefix: int = 0,
     ) -> ScoreOutput:
         """As `score`, awaitable."""
-        plan, tokens = self._score_plan(prompt, choices, method)
-        warmed = []
-        if plan.needs_warm_up:
-            warmed += await self.async_generate(
-                [tokens], WARM_UP, cache_mode=cache_mode, cache_salt=cache_salt, shared_prefix=shared_prefix
-            )
+        plan, warm_up, requests = self._scoring(prompt, choices, method, cache_mode, cache_salt, shared_prefix)
+        warmed = [_raised(output) for output in await self._async_run(warm_up)]
+        return plan.gather([_raised(output) for output in await self._async_run(requests)], warmed)
+
+    def _scoring(
+        self, prompt: Prompt, choices: Any, method: str, cache_mode: CacheMode | None, cache_salt: str,
+        shared_prefix: int,
+    ) -> tuple[ScorePlan, list[Request], list[Request]]:  # fmt: skip
+        """The plan, what warms the prompt first (nothing if one request does it all), and the requests that score."""
+        tokens = self._intake.encode(prompt, "prompt")
+        ids = choice_tokens(choices, lambda text: self._intake.encode_text(text, "choices", False))
+        plan = ScorePlan(ids, method, self._parts.facts.block_length)
+        prompts = [tokens] if plan.needs_warm_up else []
+        warm_up = self._intake.requests(prompts, WARM_UP, cache_mode, cache_salt, None, shared_prefix)
         requests = self._intake.requests(
             [tokens] * len(plan.canvases), None, cache_mode, cache_salt, plan.canvases, len(tokens), plan.targets
         )
-        return plan.gather([_raised(output) for output in await self._async_run(requests)], warmed)
-
-    def _score_plan(self, prompt: Prompt, choices: Any, method: str) -> tuple[ScorePlan, list[int]]:
-        tokens = self._intake.encode(prompt, "prompt")
-        ids = choice_tokens(choices, lambda text: self._intake.encode_text(text, "choices", False))
-        return ScorePlan(ids, method, self._parts.facts.block_length), tokens
+        return plan, warm_up, requests
 
     def abort(self, rid: str) -> None:
         """End a request early; its caller gets an output with finish_reason `abort`.

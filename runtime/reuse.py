@@ -91,12 +91,15 @@ class ReusePlanner:
     def reusable(self, request: Request, cached: int) -> int:
         """How many of `cached` prompt tokens may be reused: in mode `lm` all, else whole pages before a margin.
 
-        What the caller has warmed on its own (`shared_prefix`) needs no margin: nothing stood behind it then.
+        What the caller has warmed on its own (`shared_prefix`) needs no margin: nothing stood behind it then. Only if
+        all of it is there: where the cache knows less, it is another prompt that parts from this one.
         """
         if request.cache_mode == "lm":
             return cached
         size = self.memory.config.page_size
-        return max(0, cached - self.reuse_margin, min(cached, request.shared_prefix)) // size * size
+        warmed = (request.shared_prefix - self.shift) // size * size
+        unmargined = min(cached, request.shared_prefix) if cached >= warmed else 0
+        return max(0, cached - self.reuse_margin, unmargined) // size * size
 
     def _interval(self, request: Request, whole: int) -> int | None:
         """NFE between a request's prefix refreshes; None: its first forward is the only one."""

@@ -183,7 +183,7 @@ def test_end_of_text_in_every_way_of_running(llada):
     for options in ({}, {"max_steps_per_message": 3}):
         stops = 0
         with make_engine(llada, **options) as engine:
-            for seed in range(40):
+            for seed in (0, 1, 26, *range(2, 40)):  # the first whose answer has one comes early
                 if stops:
                     break
                 whole = engine.generate(tokens(9, seed), LONG, cache_mode="dual")
