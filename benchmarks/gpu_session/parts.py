@@ -38,6 +38,11 @@ class Part:
         values = {"out": out, "commit": commit, "workers": workers(), "soft": max(1, round(limit - self.reserve))}
         return [word.format(**values) for word in self.words]
 
+    def shown(self, out: Path, commit: str, limit: float) -> str:
+        """The command as one types it, its variables before it."""
+        variables = [f"{name}={value}" for name, value in self.environment]
+        return " ".join([*variables, "python", *self.command(out, commit, limit)])
+
     def missing(self) -> list[str]:
         """Modules that it needs and that are not installed."""
         return [name for name in self.needs if importlib.util.find_spec(name) is None]
