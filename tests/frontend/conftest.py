@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,8 +28,22 @@ def shop() -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Iterator[Engine]:
-    with make_engine(write_model(tmp_path_factory.mktemp("models") / "llada", "llada")) as engine:
+def tiny_model(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "llada", "llada")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model) -> Iterator[Engine]:
+    """Reuses nothing: what a test gets does not depend on the tests before it."""
+    with make_engine(tiny_model, cache_mode="none") as engine:
+        yield engine
+        engine.check()
+
+
+@pytest.fixture(scope="session")
+def sharing(tiny_model) -> Iterator[Engine]:
+    """Reuses prefixes across requests."""
+    with make_engine(tiny_model) as engine:
         yield engine
         engine.check()
 

@@ -50,8 +50,8 @@ async def test_async_programs(shop, prices: PriceList):
     assert state["answer"] == str(other.price)
 
 
-async def test_a_blocking_read_in_an_async_function(tiny):
-    backend = Gate(tiny, all_calls)
+async def test_a_blocking_read_in_an_async_function(sharing):
+    backend = Gate(sharing, all_calls)
 
     @sgl.function
     async def program(s, read):
@@ -64,9 +64,9 @@ async def test_a_blocking_read_in_an_async_function(tiny):
     assert backend.done == 0
 
 
-async def test_a_wait_that_is_given_up_harms_nobody(tiny):
+async def test_a_wait_that_is_given_up_harms_nobody(sharing):
     """The variable, the text and the program live on."""
-    backend = Gate(tiny, all_calls)
+    backend = Gate(sharing, all_calls)
     after: list[str] = []
 
     @sgl.function
@@ -85,7 +85,7 @@ async def test_a_wait_that_is_given_up_harms_nobody(tiny):
     assert state.text() == "abc" + state["x"] + state["y"]
 
 
-async def test_a_stream_waits_for_what_its_function_has_not_declared_yet(tiny):
+async def test_a_stream_waits_for_what_its_function_has_not_declared_yet(sharing):
     """Reading from outside waits; the function itself gets an error for a name that nothing declares."""
 
     @sgl.function
@@ -98,7 +98,7 @@ async def test_a_stream_waits_for_what_its_function_has_not_declared_yet(tiny):
         with pytest.raises(sgl.UnknownVariableError):
             await asyncio.gather(s.get("nothing"))
 
-    state = await program.run_async(backend=tiny, stream=True)
+    state = await program.run_async(backend=sharing, stream=True)
     with pytest.raises(sgl.ExpressionError, match=r"use await s\.get"):
         state["y"]
     assert isinstance(await state.get("y"), str)
@@ -109,14 +109,14 @@ async def test_a_stream_waits_for_what_its_function_has_not_declared_yet(tiny):
     assert state.error() is None
 
 
-async def test_what_the_function_raises_in_a_stream(tiny):
+async def test_what_the_function_raises_in_a_stream(sharing):
     @sgl.function
     async def program(s):
         s += "abc" + sgl.gen("x", max_tokens=4)
         await s.get("x")
         raise RuntimeError("my own")
 
-    state = await program.run_async(backend=tiny, stream=True)
+    state = await program.run_async(backend=sharing, stream=True)
     with pytest.raises(RuntimeError, match="my own"):
         await state.get("y")
     assert isinstance(await state.get("x"), str)
@@ -127,22 +127,22 @@ async def test_what_the_function_raises_in_a_stream(tiny):
         [piece async for piece in whole]
 
 
-async def test_runs_that_would_block_a_loop_say_so(tiny):
+async def test_runs_that_would_block_a_loop_say_so(sharing):
     @sgl.function
     async def inner(s):
         s += "abc" + sgl.gen("x", max_tokens=4)
 
     with pytest.raises(sgl.ExpressionError, match=r"inner\.run would block .* run_async"):
-        inner.run(backend=tiny)
+        inner.run(backend=sharing)
 
     @sgl.function
     def plain(s):
         s += "abc" + sgl.gen("x", max_tokens=4)
 
     calls = {
-        "run": lambda: plain.run(backend=tiny),
-        "batch": lambda: plain.run_batch([{}], backend=tiny),
-        "info": lambda: sgl.get_server_info(tiny),
+        "run": lambda: plain.run(backend=sharing),
+        "batch": lambda: plain.run_batch([{}], backend=sharing),
+        "info": lambda: sgl.get_server_info(sharing),
     }
 
     @sgl.function
@@ -150,7 +150,7 @@ async def test_runs_that_would_block_a_loop_say_so(tiny):
         s += "a"
         calls[which]()
 
-    states = await asyncio.to_thread(outer.run_batch, [{"which": name} for name in calls], backend=tiny)
+    states = await asyncio.to_thread(outer.run_batch, [{"which": name} for name in calls], backend=sharing)
     for state in states:
         assert isinstance(state.error(), sgl.ExpressionError)
         assert "would block" in str(state.error())
@@ -159,9 +159,9 @@ async def test_runs_that_would_block_a_loop_say_so(tiny):
 # --- cancellation ------------------------------------------------------------------------------------------------
 
 
-async def test_fifty_programs_of_which_some_are_cancelled(tiny):
+async def test_fifty_programs_of_which_some_are_cancelled(sharing):
     """At once, behind their first answer, with two branches under way; the others end as they would alone."""
-    backend = Gate(tiny)
+    backend = Gate(sharing)
     reached = [asyncio.Event() for _ in range(50)]
 
     @sgl.function
@@ -185,8 +185,8 @@ async def test_fifty_programs_of_which_some_are_cancelled(tiny):
     given_up = range(0, 50, 3)
     await asyncio.gather(*map(cancel, given_up))
     ended = await asyncio.gather(*tasks, return_exceptions=True)
-    assert_nothing_lost(tiny)
-    exact = EngineBackend(tiny, cache_mode="none")
+    assert_nothing_lost(sharing)
+    exact = EngineBackend(sharing, cache_mode="none")
     for number, state in enumerate(ended):
         if number in given_up:
             assert isinstance(state, asyncio.CancelledError)
@@ -200,8 +200,8 @@ async def test_fifty_programs_of_which_some_are_cancelled(tiny):
     assert [s.text() for s in alone] == [s.text() for s in together]
 
 
-async def test_cancelling_a_run_aborts_its_calls_and_those_of_its_branches(tiny):
-    backend = Gate(tiny)
+async def test_cancelling_a_run_aborts_its_calls_and_those_of_its_branches(sharing):
+    backend = Gate(sharing)
     states = []
 
     @sgl.function
@@ -216,14 +216,14 @@ async def test_cancelling_a_run_aborts_its_calls_and_those_of_its_branches(tiny)
         s += sgl.gen("y", **LONG)
         await s.get("y")
 
-    with Freeze(tiny, running(tiny, 3)) as frozen:
+    with Freeze(sharing, running(sharing, 3)) as frozen:
         task = asyncio.ensure_future(program.run_async(backend=backend))
         await asyncio.to_thread(frozen.held.wait)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
     assert (backend.done, backend.cancelled) == (1, 3)
-    assert_nothing_lost(tiny)
+    assert_nothing_lost(sharing)
     parent, *branches = states
     assert isinstance(await parent.get("done"), str)
     for state in branches:
@@ -237,8 +237,8 @@ async def test_cancelling_a_run_aborts_its_calls_and_those_of_its_branches(tiny)
 
 
 @pytest.mark.parametrize("reads", [False, True])
-async def test_cancelling_a_batch_ends_its_programs_and_gives_back_its_pins(tiny, reads):
-    backend = Gate(tiny)
+async def test_cancelling_a_batch_ends_its_programs_and_gives_back_its_pins(sharing, reads):
+    backend = Gate(sharing)
 
     @sgl.function
     def program(s, text):
@@ -246,7 +246,7 @@ async def test_cancelling_a_batch_ends_its_programs_and_gives_back_its_pins(tiny
         if reads:
             s["length"] = len(s["x"])
 
-    with Freeze(tiny, running(tiny, 4)) as frozen:
+    with Freeze(sharing, running(sharing, 4)) as frozen:
         work = asyncio.ensure_future(program.run_batch_async([{"text": c} for c in "abcd"], backend=backend))
         await asyncio.to_thread(frozen.held.wait)
         work.cancel()
@@ -256,11 +256,11 @@ async def test_cancelling_a_batch_ends_its_programs_and_gives_back_its_pins(tiny
     for thread in threading.enumerate():  # the thread that gives back the pins
         if thread.name.startswith("shoal-batch"):
             await asyncio.to_thread(thread.join)
-    assert_nothing_lost(tiny)
+    assert_nothing_lost(sharing)
 
 
-def test_closing_a_batch_early_cancels_the_rest(tiny):
-    backend = Gate(tiny, lambda call: call.sampling.max_new_tokens > 4)
+def test_closing_a_batch_early_cancels_the_rest(sharing):
+    backend = Gate(sharing, lambda call: call.sampling.max_new_tokens > 4)
 
     @sgl.function
     def program(s, tokens):
@@ -272,11 +272,11 @@ def test_closing_a_batch_early_cancels_the_rest(tiny):
         backend.began.get()
     run.close()
     assert (backend.done, backend.cancelled) == (1, 5)
-    assert_nothing_lost(tiny)
+    assert_nothing_lost(sharing)
 
 
-def test_a_run_whose_function_raises_gives_up_its_calls(tiny):
-    backend = Gate(tiny, all_calls)
+def test_a_run_whose_function_raises_gives_up_its_calls(sharing):
+    backend = Gate(sharing, all_calls)
     kept = []
 
     @sgl.function
@@ -291,39 +291,39 @@ def test_a_run_whose_function_raises_gives_up_its_calls(tiny):
     with pytest.raises(sgl.ProgramError, match="was cancelled"):
         kept[0]["x"]
     assert (backend.done, backend.cancelled) == (0, 1)
-    assert_nothing_lost(tiny)
+    assert_nothing_lost(sharing)
 
 
-def test_cancelling_a_stream(tiny):
+def test_cancelling_a_stream(sharing):
     @sgl.function
     def program(s):
         s += "abc" + sgl.gen("x", **LONG)
         s += sgl.gen("y", **LONG)
 
-    with Freeze(tiny, lambda outputs: any(output.text for output in outputs)):
-        state = program.run(backend=tiny, stream=True)
+    with Freeze(sharing, lambda outputs: any(output.text for output in outputs)):
+        state = program.run(backend=sharing, stream=True)
         assert next(state.text_iter("x"))
         state.cancel()
         for read in (state.sync, lambda: state["x"], lambda: state["y"], lambda: list(state.text_iter("x"))):
             with pytest.raises(sgl.ProgramError, match="was cancelled"):
                 read()
     assert isinstance(state.error(), sgl.ProgramError)
-    assert_nothing_lost(tiny)
+    assert_nothing_lost(sharing)
 
 
-def test_cancelling_what_is_done_changes_nothing(tiny):
+def test_cancelling_what_is_done_changes_nothing(sharing):
     @sgl.function
     def program(s):
         s += "abc" + sgl.gen("x", max_tokens=4)
 
-    state = program.run(backend=tiny)
+    state = program.run(backend=sharing)
     state.cancel()
     assert state.error() is None
     assert state.text() == "abc" + state["x"]
 
 
-def test_readers_whose_loop_is_gone_do_not_stop_a_program(tiny):
-    backend = Gate(tiny, all_calls)
+def test_readers_whose_loop_is_gone_do_not_stop_a_program(sharing):
+    backend = Gate(sharing, all_calls)
     kept: list[sgl.ProgramState] = []
 
     @sgl.function

@@ -273,17 +273,19 @@ def test_bind_cache_and_trace(shop, prices):
     assert ask.trace().argument == "prices"
 
 
-def test_default_backend_and_server_info(tiny):
-    sgl.set_default_backend(tiny)
+def test_default_backend_and_server_info(sharing):
+    sgl.set_default_backend(sharing)
 
     @sgl.function
     def program(s):
         s += "abc" + sgl.gen("x", max_tokens=4)
 
-    assert program()["x"] == tiny.generate("abc", SamplingParams(max_new_tokens=4)).text
+    assert program()["x"] == sharing.generate("abc", SamplingParams(max_new_tokens=4)).text
     assert sgl.get_server_info()["page_size"] == 4
+    sharing.generate("abcdefgh", SamplingParams(max_new_tokens=4))
+    assert sharing.cache_snapshot()["num_tokens"] == 8
     sgl.flush_cache()
-    assert tiny.cache_snapshot()["num_tokens"] == 0
+    assert sharing.cache_snapshot()["num_tokens"] == 0
 
 
 def test_importing_the_frontend_is_light():
