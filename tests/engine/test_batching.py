@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.radix_cache.namespace import Namespace
 from shoal.runtime.messages import Forward
 from shoal.runtime.request import CacheMode, RequestOutput
@@ -232,6 +233,23 @@ def test_a_profile_deeper_than_what_was_captured_takes_what_is_there(llada, tmp_
             for size in (64, 8, 8, 64)
         ]
         assert depths == [0, 2, 4, 2]
+        assert_nothing_lost(engine)
+
+
+@pytest.mark.parametrize(
+    ("size", "depth", "refreshes"), [(16, 4, 1), (24, 2, 3), (56, 2, 7), (64, 2, 8), (72, 0, 9), (8, 4, 1)]
+)
+def test_depth_and_refresh_interval_are_of_the_same_row_of_the_profile(llada, tmp_path, size, depth, refreshes):
+    """16 prompt tokens: with a canvas of 16 the ratio is the second row's own, with 64 the first row's.
+
+    Below the first row nothing is captured: every block begins with a forward over everything.
+    """
+    path = tmp_path / "p.json"
+    DepthProfile(6, ((0.2, 2), (0.5, 4)), intervals=(1, None)).save(path)
+    params = SamplingParams(max_new_tokens=size, block_length=8, steps=size // 4, ignore_eos=True)
+    with make_engine(llada, depth_profile=str(path)) as engine:
+        outputs = [engine.generate(tokens(16, 1), params) for _ in range(2)]
+        assert [(o.depth, o.prefix_refreshes) for o in outputs] == [(0, refreshes), (depth, refreshes)]
         assert_nothing_lost(engine)
 
 
