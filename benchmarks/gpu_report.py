@@ -50,12 +50,7 @@ def show(parts: list[Part], out: Path, minutes: float, revision: str) -> None:
         )
         print(f"{part.name}: {why or f'{limit:.0f} s'}")
         if not why:
-            print(
-                "  ",
-                *(f"{name}={value}" for name, value in part.environment),
-                "python",
-                *part.command(out, revision, limit),
-            )
+            print("  ", part.shown(out, revision, limit))
             left -= limit
 
 
@@ -68,7 +63,7 @@ def main() -> int:
     parser.add_argument("--only", choices=names, action="append", help="a part; all by default")
     parser.add_argument("--skip", choices=names, action="append", default=[], help="a part to leave out")
     parser.add_argument("--commit", default=commit(), help="what results name as the commit")
-    parser.add_argument("--archive", type=Path, help="a .tar.gz of the folder, made anew after every part")
+    parser.add_argument("--archive", type=Path, help="a .tar.gz of the folder, kept up to date")
     parser.add_argument("--dry-run", action="store_true", help="show commands and limits")
     args = parser.parse_args()
     parts = [part for part in PARTS if part.name in (args.only or names) and part.name not in args.skip]

@@ -19,6 +19,8 @@ from benchmarks.gpu_session.parts import Part
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = 15.0
 """Seconds without which no part is begun."""
+PACK_EVERY = 20.0
+"""Seconds between two archives."""
 
 
 class Stopped(Exception):  # noqa: N818 - no error: somebody wants an end
@@ -37,7 +39,7 @@ class Session:
         minutes: for everything.
         commit: what results name as the commit.
         facts: what else the summary begins with.
-        archive: a .tar.gz of the folder, replaced after every part.
+        archive: a .tar.gz of the folder, replaced after every part and now and then in a long one.
     """
 
     def __init__(
@@ -67,21 +69,17 @@ class Session:
                 self._run(part, entry, min(part.seconds, left))
             self._write()
             print(f"{part.name}: {entry['state']} {entry.get('why', '')}", flush=True)
-            if self._archive is not None:
-                self._pack(self._archive)
+            self._pack()
         return all(entry["state"] == "done" for entry in self.summary["parts"])
 
     def _run(self, part: Part, entry: dict[str, Any], limit: float) -> None:
         command = part.command(self.out, self._commit, limit)
-        shown = [
-            *(f"{name}={value}" for name, value in part.environment),
-            "python",
-            *(word.replace(f"{self.out}/", "") for word in command),
-        ]
-        entry |= {"state": "running", "command": " ".join(shown), "limit_s": round(limit)}
+        shown = part.shown(self.out, self._commit, limit).replace(f"{self.out}/", "")
+        entry |= {"state": "running", "command": shown, "limit_s": round(limit)}
         self._write()
         begin = time.monotonic()
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **dict(part.environment)}
+        paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **dict(part.environment)}
         stopped, process = False, None
         with (self.out / "gpu_report.log").open("ab") as log:
             log.write(f"== {part.name}: {entry['command']}\n".encode())
@@ -95,7 +93,7 @@ class Session:
                     stderr=log,
                     start_new_session=True,
                 )
-                rc = process.wait(timeout=limit)
+                rc = self._wait(process, begin + limit)
                 entry |= {"state": "done" if rc == 0 else "failed", "rc": rc}
             except subprocess.TimeoutExpired:
                 entry |= {"state": "killed", "why": f"not done after {limit:.0f} s"}
@@ -108,7 +106,19 @@ class Session:
         entry["seconds"] = round(time.monotonic() - begin, 1)
         if stopped:
             self._write()
+            self._pack()
             raise Stopped
+
+    def _wait(self, process: subprocess.Popen[bytes], deadline: float) -> int:
+        """The exit status; TimeoutExpired at the deadline. Packs on the way what is there."""
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return process.wait(timeout=min(PACK_EVERY, max(left, 0.01)))
+            except subprocess.TimeoutExpired:
+                if left <= PACK_EVERY:
+                    raise
+                self._pack()
 
     def _write(self) -> None:
         path = self.out / "gpu_report.json"
@@ -116,11 +126,15 @@ class Session:
         whole.write_text(json.dumps(self.summary, indent=1) + "\n", encoding="utf-8")
         os.replace(whole, path)
 
-    def _pack(self, archive: Path) -> None:
+    def _pack(self) -> None:
+        if self._archive is None:
+            return
+        archive = self._archive
         whole = archive.with_name(archive.name + ".new")
-        with tarfile.open(whole, "w:gz") as tar:
-            tar.add(self.out, self.out.name, filter=lambda info: None if info.name.endswith(".new") else info)
-        os.replace(whole, archive)
+        with contextlib.suppress(OSError, tarfile.TarError):  # a part replaced a file just now: the next one will do
+            with tarfile.open(whole, "w:gz") as tar:
+                tar.add(self.out, self.out.name, filter=lambda info: None if info.name.endswith(".new") else info)
+            os.replace(whole, archive)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

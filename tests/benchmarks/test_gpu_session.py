@@ -50,6 +50,20 @@ def test_a_part_gets_its_variables_and_the_summary_names_them(tmp_path):
     assert str(summary(tmp_path)["one"]["command"]).startswith("SHOAL_SOMETHING=7 python -c")
 
 
+def test_the_archive_is_made_while_a_part_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "PACK_EVERY", 0.1)
+    archive = tmp_path / "all.tar.gz"
+    code = f"{WRITES}; import os, time\nwhile not os.path.exists({str(archive)!r}): time.sleep(0.05)"
+    assert Session(tmp_path / "out", 5, "abc", archive=archive).run((Part("waits", ("-c", code), 100),))
+
+
+def test_what_the_session_imports_parts_import_too(tmp_path, monkeypatch):
+    (tmp_path / "carried").mkdir()
+    (tmp_path / "carried" / "a_carried_module.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "carried"))
+    assert Session(tmp_path / "out", 5, "abc").run((Part("imports", ("-c", "import a_carried_module, shoal"), 100),))
+
+
 def test_no_part_begins_without_time(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "LEAST", 3600.0)
     Session(tmp_path, 1, "abc").run((GOOD,))

@@ -33,8 +33,9 @@ progress_file = import_module("progress_file")
 
 def run(file: Path, processes: int, timeout: float, progress: Path) -> dict[str, object]:
     """Counts and failures of one file of tests; `progress` gets a line a test."""
+    paths = [str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
-        "SHOAL_TEST_DEVICE": "cuda", "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": f"{ROOT}:{HERE}",
+        "SHOAL_TEST_DEVICE": "cuda", "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONDONTWRITEBYTECODE": "1", progress_file.VARIABLE: str(progress),
     }  # fmt: skip
     environment.pop("TRITON_INTERPRET", None)
