@@ -98,8 +98,11 @@ PARTS = (
          "--commit", "{commit}"),
         150, ("tokenizers", "tqdm"),
     ),
-    Part("server", ("benchmarks/gpu_session/server.py", "--out", "{out}/server-gpu.json", "--commit", "{commit}"), 90,
-         SERVES),
+    Part(
+        "server",
+        ("benchmarks/gpu_session/server.py", "--out", "{out}/server-gpu.json", "--ready-limit", "90", "--commit", "{commit}"),
+        130, SERVES,
+    ),
     Part("kernels", measurement("kernels.py", "kernels.csv"), 240),
     Part(
         "steps-fewer-launches",
