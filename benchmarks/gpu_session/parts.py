@@ -100,7 +100,8 @@ PARTS = (
     ),
     Part(
         "server",
-        ("benchmarks/gpu_session/server.py", "--out", "{out}/server-gpu.json", "--ready-limit", "90", "--commit", "{commit}"),
+        ("benchmarks/gpu_session/server.py", "--out", "{out}/server-gpu.json", "--ready-limit", "90", "--commit",
+         "{commit}"),
         130, SERVES,
     ),
     Part("kernels", measurement("kernels.py", "kernels.csv"), 240),
