@@ -207,6 +207,7 @@ def test_findings_in_a_quarter_of_the_audits_lower_the_depth_limit():
     find(watch, bad)
     assert watch.depth_limit == 8
     assert memory.reuse_profile.depth(0.9) == 8
+    assert memory.tree_for("bicache") == (memory.tree, memory.reuse_profile)
     assert memory.profile.depth(0.9) == 16  # what a request captures and keeps of itself is as planned
     for _ in range(20):
         find(watch, [0.0, 0.1])
