@@ -142,6 +142,22 @@ def test_who_ends_before_its_progress_was_taken_ends_once(llada, how, monkeypatc
         assert_nothing_lost(engine)
 
 
+def test_a_deadline_that_comes_later_and_is_earlier_is_kept(llada, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("shoal.runtime.scheduler.time.monotonic", lambda: now[0])
+    with make_engine(llada, max_running_requests=1) as engine:
+        driver = Driver(engine)
+        long, short = (make(engine, seed, timeout_s=seconds) for seed, seconds in ((1, 50.0), (2, 5.0)))
+        driver.add(long, short)
+        now[0] += 5.5
+        driver.step()
+        assert driver.end(short).finish_reason == "abort"
+        assert not driver.end(long).finished
+        driver.run()
+        assert driver.end(long).finish_reason == "length"
+        assert_nothing_lost(engine)
+
+
 def test_an_id_in_use_is_refused_and_its_first_owner_is_answered(llada):
     with make_engine(llada) as engine:
         modes: tuple[CacheMode, CacheMode] = ("dual", "none")
