@@ -20,9 +20,6 @@ import csv
 import json
 import os
 import random
-import signal
-import socket
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -33,6 +30,8 @@ import httpx
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.server_process import ServerProcess
 from shoal.provenance import commit, hardware
 from shoal.runtime.request import CACHE_MODES
 from shoal.shop.task import KINDS, Question, chat, make_list, make_question
@@ -118,38 +117,6 @@ async def run_cell(url: str, sent: list[Sent]) -> tuple[list[Done], float]:
         return done, time.perf_counter() - start
 
 
-class Server:
-    """A server process of one cache mode on a free port."""
-
-    def __init__(self, mode: str, threads: int, log: Path):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "shoal.launch_server", "--model-path", "shop", "--port", str(port),
-                   "--cache-mode", mode, "--log-level", "warning"]  # fmt: skip
-        with log.open("wb") as file:
-            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-            self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-
-    def wait(self, seconds: float = 180.0) -> None:
-        """Until it is ready."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                if httpx.get(f"{self.url}/health").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.1)
-        raise SystemExit("a server did not get ready")
-
-    def stop(self) -> None:
-        """SIGTERM, then wait."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
-
-
 def summary(done: list[Done], seconds: float, limits: tuple[float, float]) -> dict[str, Any]:
     """One row's figures."""
     good = [d for d in done if not d.failed]
@@ -217,10 +184,13 @@ def main() -> None:
         "commit": commit(), "hardware": hardware(), "torch": torch.__version__,
     }  # fmt: skip
     rows: list[dict[str, Any]] = []
-    servers = {mode: Server(mode, options.threads, options.out.with_suffix(f".{mode}.log")) for mode in options.modes}
+    servers = {
+        mode: ServerProcess("--cache-mode", mode, log=options.out.with_suffix(f".{mode}.log"), threads=options.threads)
+        for mode in options.modes
+    }
     try:
         for server in servers.values():
-            server.wait()
+            server.wait_ready()
         for rate in options.rates:
             done: dict[str, list[Done]] = {mode: [] for mode in servers}
             seconds = dict.fromkeys(servers, 0.0)
@@ -245,9 +215,6 @@ def main() -> None:
     finally:
         for server in servers.values():
             server.stop()
-            server_log = options.out.with_suffix(f".{next(m for m, s in servers.items() if s is server)}.log")
-            if server_log.exists() and not server_log.stat().st_size:
-                server_log.unlink()
     with options.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

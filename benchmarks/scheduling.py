@@ -1,0 +1,53 @@
+"""The scheduler's part of a step, in one process without sockets: plan, encode, decode, apply."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.overhead import IN_FLIGHT, Row
+from shoal import SamplingParams
+from shoal.runtime.engine_config import EngineConfig
+from shoal.runtime.facts import build_scheduler
+from shoal.runtime.null_worker import build_null_worker
+from shoal.runtime.request import Request
+from shoal.runtime.text_stream import TextStream
+from shoal.runtime.wire import Codec, FromWorker, Results, Run, ToWorker
+
+BLOCK = 32
+
+
+def scheduling(repeats: int) -> list[Row]:
+    """The scheduler's work for a step of IN_FLIGHT requests, without sockets; the null worker's own time taken off."""
+    worker, facts = build_null_worker(EngineConfig(device="cpu"), 4)
+    scheduler = build_scheduler(EngineConfig(device="cpu"), facts, worker)
+    to_worker: Codec[Any] = Codec(ToWorker)
+    from_worker: Codec[Any] = Codec(FromWorker)
+    prompt = np.arange(4, 68)
+    made = 0
+
+    def loop(steps: int) -> float:
+        nonlocal made
+        own = 0.0
+        for _ in range(steps):
+            while scheduler.num_running + scheduler.num_waiting < IN_FLIGHT:
+                made += 1
+                sampling = SamplingParams(max_new_tokens=512, block_length=512, ignore_eos=True)
+                scheduler.add(Request(str(made), prompt, sampling, "bicache", "", BLOCK, 1, TextStream(None)))
+            begin = time.perf_counter()
+            forward = scheduler.plan()
+            if forward is not None:
+                message = to_worker.decode(to_worker.encode(Run(forward)))
+                middle = time.perf_counter()
+                results = worker.forward(message.forward)
+                own -= time.perf_counter() - middle
+                scheduler.apply(from_worker.decode(from_worker.encode(Results(results))).results)
+            scheduler.take()
+            own += time.perf_counter() - begin
+        return own / steps
+
+    loop(200)
+    best = min(loop(1000) for _ in range(repeats))
+    return [Row("scheduling", True, "per_step", best * 1e3, "ms", made)]
