@@ -125,7 +125,7 @@ def main() -> None:
 
 
 def _run(child: Child) -> None:
-    """Heavy imports happen in the process that needs them: only the worker and the tokenizer ever import torch."""
+    """Heavy imports happen in the process that needs them: only the worker ever imports torch."""
     match child.spec.role:
         case "tokenizer":
             from .tokenizer_process import TokenizerProcess as Process

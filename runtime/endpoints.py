@@ -28,8 +28,12 @@ class Endpoints:
 
     @classmethod
     def create(cls) -> Endpoints:
-        """A new directory. Raises ConfigError when the temporary directory's path is too long for sockets."""
-        directory = tempfile.mkdtemp(prefix="shoal-")
+        """A new directory. Raises ConfigError when there is none to be had, or its path is too long for sockets."""
+        try:
+            directory = tempfile.mkdtemp(prefix="shoal-")
+        except OSError as error:
+            message = f"no directory for sockets can be made: {error}; TMPDIR can name another place"
+            raise ConfigError(message, field="TMPDIR", value=os.environ.get("TMPDIR")) from error
         longest = max(len(os.fsencode(f"{directory}/{name}")) for name in NAMES)
         if longest > _LONGEST_PATH:
             os.rmdir(directory)

@@ -19,7 +19,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "log_json": ("--json-logs",),
 }
 """Second names of flags: SGLang's where the meaning is the same."""
-HIDDEN = frozenset({"null_worker", "null_tokens"})
+HIDDEN = frozenset({"null_worker", "null_tokens", "null_delay_s"})
 """Fields whose flags are left out of the help: for measuring and testing."""
 
 

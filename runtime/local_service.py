@@ -14,6 +14,7 @@ from .errors import CacheInUseError, EngineClosedError, InvalidRequestError, sho
 from .request import RequestOutput
 from .service import GenerateInput, Message, ServiceInfo, ServiceStatus, State
 from .stats import SchedulerStats
+from .worker_trace import TraceOptions
 
 _POLL_S = 0.02
 
@@ -133,6 +134,14 @@ class LocalService:
         """See Service."""
         engine = self._need_engine()
         return await asyncio.to_thread(engine._loop.call_and_wait, engine._parts.scheduler.stats)
+
+    async def start_profile(self, options: TraceOptions) -> str:
+        """Refused: there is no process of the worker's own."""
+        raise InvalidRequestError("a server in one process (--in-process) records no profiles", field="in_process")
+
+    async def stop_profile(self) -> str:
+        """As start_profile."""
+        return await self.start_profile(TraceOptions(output_dir="/"))
 
     async def closed(self) -> ServiceStatus:
         """See Service."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import numpy as np
 
@@ -18,18 +19,20 @@ logger = logging.getLogger(__name__)
 
 
 class NullWorker:
-    """Answers every message as the worker does, in no time. Token ids count up; EOS and mask are left out.
+    """Answers every message as the worker does, at once or after a delay. Token ids count up, without EOS and mask.
 
     Args:
         facts: of the model that it stands for.
         tokens: commits per request and forward, from the left.
+        delay_s: seconds that a forward takes.
     """
 
-    def __init__(self, facts: Facts, tokens: int):
+    def __init__(self, facts: Facts, tokens: int, delay_s: float = 0.0):
         model = facts.model
         special = {model.eos_token_id, model.mask_token_id, model.pad_token_id}
         self._ids = [token for token in range(model.vocab_size) if token not in special]
         self._tokens = tokens
+        self._delay_s = delay_s
         self._next: dict[str, int] = {}
         self._templates: dict[str, list[int]] = {}
         self._layers = model.num_layers
@@ -49,6 +52,8 @@ class NullWorker:
 
     def forward(self, message: Forward) -> list[StepResult]:
         """Commit the next masks of every item's block."""
+        if self._delay_s:
+            time.sleep(self._delay_s)
         results = [self._step(item, message.parts()[0][1]) for item in message.items]
         following = {item.rid: item for item in message.then}
         for result in results:
@@ -81,7 +86,7 @@ class NullWorker:
         return list(range(at, stop))
 
 
-def build_null_worker(config: EngineConfig, tokens: int) -> tuple[NullWorker, Facts]:
+def build_null_worker(config: EngineConfig, tokens: int, delay_s: float = 0.0) -> tuple[NullWorker, Facts]:
     """A null worker, and the facts of the model whose place it takes. Reads no weights."""
     config = config.for_device("cpu")
     assert config.page_size is not None
@@ -102,4 +107,4 @@ def build_null_worker(config: EngineConfig, tokens: int) -> tuple[NullWorker, Fa
         boundary_page_bytes=tree.boundary_page_bytes, depth_profile=profile.to_json(), device="none", dtype="float32",
         page_size=config.page_size,
     )  # fmt: skip
-    return NullWorker(facts, tokens), facts
+    return NullWorker(facts, tokens, delay_s), facts

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import zmq
 
 from .chat_markers import PLAIN
+from .daemon_call import in_a_daemon
 from .engine_config import EngineConfig
 from .errors import (
     CacheInUseError,
@@ -43,12 +44,15 @@ from .wire import (
     Ready,
     Refused,
     Reply,
+    StartTrace,
+    StopTrace,
     ToClient,
     Tokenize,
     ToTokenizer,
 )
 from .wire_errors import unpack_error
 from .wire_requests import generate_message
+from .worker_trace import TraceOptions
 
 logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 1.0
@@ -98,7 +102,7 @@ class PipelineClient:
         Raises ModelLoadError, ConfigError or EngineError, with everything stopped again, when that fails.
         """
         try:
-            folder = await asyncio.to_thread(resolve_model_folder, self.config.model_path)
+            folder = await in_a_daemon(lambda: resolve_model_folder(self.config.model_path))
             self._pipeline = Pipeline(child_config(self.config, folder), self.options, *self._log)
             self._context = zmq.Context()
             endpoints = self._pipeline.endpoints
@@ -283,6 +287,14 @@ class PipelineClient:
     async def stats(self) -> SchedulerStats:
         """The scheduler's numbers."""
         return SchedulerStats(**await self._ask("stats"))
+
+    async def start_profile(self, options: TraceOptions) -> str:
+        """Have the worker record a trace; the path of its file."""
+        return await self._reply(lambda number: StartTrace(number, options))
+
+    async def stop_profile(self) -> str:
+        """End the trace and write it; the path of its file."""
+        return await self._reply(StopTrace)
 
     async def _ask(self, what: Literal["stats", "snapshot", "flush"]) -> Any:
         return await self._reply(lambda number: Ask(number, what))

@@ -36,6 +36,8 @@ from .wire import (
     Outputs,
     Refused,
     Run,
+    StartTrace,
+    StopTrace,
     ToDetokenizer,
     ToScheduler,
     ToWorker,
@@ -65,6 +67,10 @@ class WorkerSocket:
     def run(self, message: Forward) -> None:
         """Have forwards run; the results come through the socket `results`."""
         self._outbox.send(Run(message))
+
+    def trace(self, message: StartTrace | StopTrace) -> None:
+        """Begin or end a trace; whoever asked gets the answer from the worker."""
+        self._outbox.send(message)
 
     def forward(self, message: Forward) -> list[StepResult]:
         """Not here: between processes nobody waits inside of a step."""
@@ -134,6 +140,8 @@ class SchedulerProcess:
         match message:
             case Ask(what="stats"):
                 self._answer(message)
+            case StartTrace() | StopTrace():
+                self._worker.trace(message)
             case Accepted() | Abort() | Ask():
                 self._deferred.append(message)
             case Begin():

@@ -45,6 +45,7 @@ class ServerConfig:
         log_level: `debug`, `info`, `warning` or `error`.
         log_json: one JSON object a line instead of text.
         log_requests: a line for every generation request with its counts (never its text).
+        profile_dir: folder for the traces of /start_profile, for requests that name none (output_dir). None: they must.
         disable_docs: no OpenAPI schema and no /docs page.
     """
 
@@ -75,16 +76,17 @@ class ServerConfig:
     log_level: str = "info"
     log_json: bool = False
     log_requests: bool = False
+    profile_dir: str | None = None
     disable_docs: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.host, str) or not self.host:
             _refuse("host", self.host, "a host name or address")
         _integer("port", self.port, 0, 65535)
-        for name in ("api_key", "admin_api_key", "served_model_name"):
+        for name in ("api_key", "admin_api_key", "served_model_name", "profile_dir"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value.strip()):
-                _refuse(name, value if name == "served_model_name" else "", "a string that is not empty")
+                _refuse(name, "" if name.endswith("api_key") else value, "a string that is not empty")
         for name in ("max_body_bytes", "max_n", "max_batch", "keep_alive_s", "default_max_new_tokens"):
             _integer(name, getattr(self, name), 1)
         if self.max_new_tokens_limit is not None:

@@ -10,6 +10,7 @@ from .chat_markers import PLAIN
 from .request import CacheMode, RequestOutput
 from .sampling_params import SamplingParams
 from .stats import SchedulerStats
+from .worker_trace import TraceOptions
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -145,6 +146,17 @@ class Service(Protocol):
 
     async def stats(self) -> SchedulerStats:
         """The scheduler's numbers. Raises EngineClosedError when there is no scheduler to ask."""
+        ...
+
+    async def start_profile(self, options: TraceOptions) -> str:
+        """Have the worker record a trace; the path of its file.
+
+        Raises InvalidRequestError when that can't be or one is being recorded, EngineError when the profiler fails.
+        """
+        ...
+
+    async def stop_profile(self) -> str:
+        """End the trace and write it; the path of its file. Raises as `start_profile`, also when none is recorded."""
         ...
 
     async def closed(self) -> ServiceStatus:

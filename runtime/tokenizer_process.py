@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from typing import Any
 
 from .chat_markers import PLAIN
@@ -20,6 +22,8 @@ from .wire import (
     Detokenize,
     Generate,
     Refused,
+    StartTrace,
+    StopTrace,
     ToDetokenizer,
     Tokenize,
     ToScheduler,
@@ -43,6 +47,7 @@ class TokenizerProcess:
     def run(self) -> None:
         """Serve until the process ends."""
         engine = self._child.spec.engine
+        _do_without_torch()
         tokenizer = self._tokenizer = load_tokenizer(engine, engine.model_path)
         if tokenizer is not None:
             tokenizer.save_decoder(self._child.decoder_path)
@@ -56,7 +61,7 @@ class TokenizerProcess:
         match message:
             case Generate():
                 self._generate(message)
-            case Abort() | Ask():
+            case Abort() | Ask() | StartTrace() | StopTrace():
                 self._scheduler.send(message)
             case Tokenize():
                 self._child.reply(message.number, lambda: self._tokenize(message))
@@ -104,3 +109,9 @@ class TokenizerProcess:
         if self._intake is None:
             raise InvalidRequestError("the server is not up yet", field="status")
         return self._intake
+
+
+def _do_without_torch() -> None:
+    """transformers imports torch where it finds it; tokenizers need nothing of it, and it takes seconds to load."""
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    sys.modules["torch"] = None  # type: ignore[assignment]

@@ -17,6 +17,7 @@ from .facts import Facts
 from .messages import AddRequest, Forward, Release, StepResult
 from .request import CacheMode, FinishReason
 from .sampling_params import SamplingParams
+from .worker_trace import TraceOptions
 
 VERSION: Literal[1] = 1
 MAX_FRAME_BYTES = 64 << 20
@@ -112,6 +113,19 @@ class Ask(_Message):
 
     number: int
     what: Literal["stats", "snapshot", "flush"]
+
+
+class StartTrace(_Message):
+    """To the worker, by way of tokenizer and scheduler; answered by the worker with the path of the file."""
+
+    number: int
+    options: TraceOptions
+
+
+class StopTrace(_Message):
+    """As StartTrace."""
+
+    number: int
 
 
 class Add(_Message):
@@ -214,9 +228,9 @@ class Failed(_Message):
     error: ErrorInfo
 
 
-ToTokenizer = Begin | Generate | Abort | Tokenize | Detokenize | Ask
-ToScheduler = Begin | Accepted | Abort | Ask
-ToWorker = Add | Drop | Run
+ToTokenizer = Begin | Generate | Abort | Tokenize | Detokenize | Ask | StartTrace | StopTrace
+ToScheduler = Begin | Accepted | Abort | Ask | StartTrace | StopTrace
+ToWorker = Add | Drop | Run | StartTrace | StopTrace
 FromWorker = Results
 ToDetokenizer = Begin | Outputs
 ToClient = Outputs | Refused | Reply | Ready | Failed

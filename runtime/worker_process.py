@@ -8,18 +8,20 @@ from .child import Child
 from .facts import Facts
 from .inbox import Inbox, Outbox
 from .scheduler import WorkerLink
-from .wire import Add, Drop, FromWorker, Results, ToWorker
+from .wire import Add, Drop, FromWorker, Results, Run, StartTrace, StopTrace, ToWorker
+from .worker_trace import WorkerTrace
 
 logger = logging.getLogger(__name__)
 
 
 class WorkerProcess:
-    """Reads the scheduler's messages one by one; answers every `Run` with `Results`."""
+    """Reads the scheduler's messages one by one; answers every `Run` with `Results`, and those who ask for a trace."""
 
     def __init__(self, child: Child):
         self._child = child
         self._inbox: Inbox[ToWorker] = child.inbox("worker", ToWorker)
         self._outbox: Outbox[FromWorker] = child.outbox("results", FromWorker)
+        self._trace = WorkerTrace()
 
     def run(self) -> None:
         """Serve until the process ends."""
@@ -30,20 +32,29 @@ class WorkerProcess:
             self._child.spec.engine.model_path, facts.device, facts.dtype, facts.kv_pages, facts.boundary_pages,
         )  # fmt: skip
         while True:
-            message = self._inbox.receive()
-            if isinstance(message, Add):
+            self._handle(worker, self._inbox.receive())
+
+    def _handle(self, worker: WorkerLink, message: ToWorker) -> None:
+        match message:
+            case Add():
                 worker.add(message.request)
-            elif isinstance(message, Drop):
+            case Drop():
                 worker.release(message.release)
-            else:
+            case Run():
                 self._outbox.send(Results(worker.forward(message.forward)))
+                self._trace.step()
+            case StartTrace():
+                self._child.reply(message.number, lambda: self._trace.start(message.options))
+            case StopTrace():
+                self._child.reply(message.number, self._trace.stop)
 
     def _build(self) -> tuple[WorkerLink, Facts]:
         spec = self._child.spec
         if spec.pipeline.null_worker:
             from .null_worker import build_null_worker
 
-            return build_null_worker(spec.engine, spec.pipeline.null_tokens)
+            options = spec.pipeline
+            return build_null_worker(spec.engine, options.null_tokens, options.null_delay_s)
         from .build import build_worker
 
         return build_worker(spec.engine)

@@ -40,6 +40,7 @@ def make_parser(program: str | None = None) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Serve until told to stop; the exit code: 0 after a signal, 1 after a failure, 2 for options that can't be."""
     namespace = make_parser(program).parse_args(arguments)
+    _open_standard_files()
     try:
         engine = EngineConfig(**given(namespace, EngineConfig))
         server = ServerConfig(**{**_keys_from_environment(), **given(namespace, ServerConfig)})
@@ -71,6 +72,16 @@ def _check_folder(config: EngineConfig) -> None:
         ModelConfig.from_folder(folder)
         if config.load_format == "auto":
             check_tokenizer_files(folder)
+
+
+def _open_standard_files() -> None:
+    """Put the null device where standard input, output or error are closed: else sockets would take their numbers,
+    which event loops and child processes do not expect."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
 
 
 def _keys_from_environment() -> dict[str, str]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import PlainTextResponse, Response
 
+from ..errors import shorten
+from ..worker_trace import TraceOptions
 from .errors import ApiError, bad_request
+from .inputs import check_unicode
 from .replies import JSONReply
-from .schemas import AbortBody
+from .schemas import AbortBody, ProfileBody
 from .state import ServerState, ready_state, server_state
 
 router = APIRouter(tags=["administration"])
@@ -49,8 +53,50 @@ async def cache(state: Annotated[ServerState, Depends(ready_state)]) -> Response
     return JSONReply(await state.service.cache_snapshot())
 
 
-@router.api_route("/start_profile", methods=["GET", "POST"], include_in_schema=False)
-@router.api_route("/stop_profile", methods=["GET", "POST"], include_in_schema=False)
-async def profile() -> Response:
-    """Not part of this version."""
-    raise ApiError(501, "profiling over HTTP is not part of this version", kind="NotImplementedError")
+@router.post("/start_profile", summary="Record what the worker does")
+@router.get("/start_profile", include_in_schema=False)
+async def start_profile(
+    state: Annotated[ServerState, Depends(ready_state)], body: ProfileBody | None = None
+) -> Response:
+    """A trace for chrome://tracing or Perfetto, in the worker's process, which goes on serving.
+
+    `path` is where it will be: it is written on /stop_profile or after `num_steps`. 400 when one is being recorded.
+    """
+    body = body or ProfileBody()
+    for name in ("start_step", "profile_by_stage"):
+        if getattr(body, name):
+            message = f"{name} is {getattr(body, name)!r}, which is not supported; leave it out"
+            raise ApiError(400, message, param=name, code="unsupported_parameter")
+    values = {name: getattr(body, name) for name in ("num_steps", "activities", "with_stack", "record_shapes")}
+    given = {name: value for name, value in values.items() if value is not None}
+    if "activities" in given:
+        given["activities"] = tuple(given["activities"])
+    options = TraceOptions(output_dir=_trace_folder(state, body.output_dir), **given)
+    return JSONReply({"profiling": True, "path": await state.service.start_profile(options)})
+
+
+@router.post("/stop_profile", summary="End the recording and write it")
+@router.get("/stop_profile", include_in_schema=False)
+async def stop_profile(state: Annotated[ServerState, Depends(server_state)]) -> Response:
+    """`path` is the trace's. Takes seconds; 400 when none is being recorded (it may have ended by itself)."""
+    return JSONReply({"profiling": False, "path": await state.service.stop_profile()})
+
+
+def _trace_folder(state: ServerState, asked: str | None) -> str:
+    """Absolute. Who needs no key to get here can't choose where files are written, but inside of --profile-dir."""
+    config = state.config
+    base = None if config.profile_dir is None else os.path.realpath(config.profile_dir)
+    if asked is None:
+        if base is None:
+            message = "output_dir is missing: name a folder, or start the server with --profile-dir"
+            raise bad_request("output_dir", message)
+        return base
+    if not asked or "\0" in asked:
+        raise bad_request("output_dir", f"output_dir is {shorten(asked)}; it must be a path")
+    check_unicode("output_dir", asked)
+    folder = os.path.realpath(os.path.join(base or os.getcwd(), asked))
+    inside = base is not None and os.path.commonpath((base, folder)) == base
+    if not inside and config.admin_api_key is None and config.api_key is None:
+        message = "output_dir is outside of --profile-dir, and no key guards this server: set one (--admin-api-key)"
+        raise bad_request("output_dir", message)
+    return folder

@@ -17,6 +17,8 @@ from .errors import ApiError, bad_request
 KNOBS = ("steps", "block_length", "threshold", "factor", "strategy")
 """Sampling parameters that only a diffusion model has."""
 _KNOWN = ("max_new_tokens", "temperature", "stop", "stop_token_ids", "ignore_eos", *KNOBS)
+_NUMBERS = ("max_new_tokens", "temperature", "steps", "block_length", "threshold", "factor", "seed", "sampling_seed")
+_LARGEST = 1 << 63
 _GREEDY_BELOW = 1e-5
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
@@ -85,6 +87,10 @@ def sampling_params(values: Mapping[str, Any], config: ServerConfig, default_max
     """
     values = {name: value for name, value in values.items() if value is not None}
     refuse_unsupported(values)
+    for name in _NUMBERS:
+        value = values.get(name)
+        if isinstance(value, int) and abs(value) > _LARGEST:  # may be too large for a float
+            raise bad_request(name, f"{name} is {shorten(value)}; it must be at most {_LARGEST}")
     chosen = {name: value for name, value in config.decoding_defaults().items() if value is not None}
     if any(name in values for name in ("steps", "threshold", "factor")):
         for name in ("steps", "threshold", "factor"):
@@ -109,8 +115,8 @@ def _check_truncation(values: Mapping[str, Any], greedy: bool) -> None:
             continue
         value = values[name]
         whole = name == "top_k"
-        number = isinstance(value, int | float) and not isinstance(value, bool) and (not whole or value == int(value))
-        if not number or not low <= value <= high:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not low <= value <= high or (whole and value != int(value)):
             kind = "an integer" if whole else "a number"
             limit = f"at least {low}" if whole else f"from {low} to {high}"
             raise bad_request(name, f"{name} is {shorten(value)}; it must be {kind} {limit}")

@@ -42,9 +42,9 @@ class ApiError(Exception):
     def __init__(self, status: int, message: str, *, kind: str = "", param: str | None = None, code: Any = None):
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = _encodable(message)
         self.kind = kind or ("BadRequestError" if status < 500 else "InternalServerError")
-        self.param = param
+        self.param = None if param is None else _encodable(param)
         self.code = status if code is None else code
 
     @property
@@ -70,6 +70,11 @@ class ApiError(Exception):
             if isinstance(error, kind):
                 return cls(status, error.message, kind=name, param=error.field)
         return cls(500, error.message, param=error.field)
+
+
+def _encodable(text: str) -> str:
+    """Text that a reply can hold: what clients name may have half a surrogate pair in it."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def bad_request(field: str, message: str) -> ApiError:

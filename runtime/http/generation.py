@@ -12,7 +12,7 @@ from types import TracebackType
 from starlette.requests import Request
 from starlette.types import Receive
 
-from ..errors import EngineError, ShoalError
+from ..errors import EngineError, InvalidRequestError, ShoalError
 from ..request import RequestOutput
 from ..service import GenerateInput, Service
 from .metrics import Metrics
@@ -89,6 +89,8 @@ class Generation:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Generation:
+        if self._rid in self._groups:
+            raise InvalidRequestError(f"rid {self._rid!r} is in use", field="rid", value=self._rid)
         self._groups[self._rid] = tuple(item.rid for item in self._inputs)
         self._tasks = [asyncio.create_task(self._pump(index)) for index in range(len(self._inputs))]
         return self

@@ -24,6 +24,8 @@ _POLL_S = 0.05
 
 @router.get("/health", summary="200 when requests are taken, else 503")
 @router.get("/ready", summary="As /health")
+@router.head("/health", include_in_schema=False)
+@router.head("/ready", include_in_schema=False)
 async def health(state: Annotated[ServerState, Depends(ready_state)]) -> Response:
     """503 while starting, draining, or when a process died."""
     return JSONReply({"status": state.status.state})
@@ -67,6 +69,7 @@ async def _answered(probe: asyncio.Task[None]) -> bool:
 
 
 @router.get("/ping", summary="200 when the HTTP server answers and its service is not dead")
+@router.head("/ping", include_in_schema=False)
 async def ping(state: Annotated[ServerState, Depends(server_state)]) -> Response:
     """For probes that must not see warm-up as a failure."""
     status = state.status

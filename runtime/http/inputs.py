@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -204,6 +203,6 @@ def _timeout(seconds: float | None, state: ServerState) -> float | None:
     limit = state.config.max_request_timeout_s
     if seconds is None:
         return state.config.request_timeout_s
-    if not math.isfinite(seconds) or not 0 < seconds <= limit:
-        raise bad_request("timeout_s", f"timeout_s is {seconds}; it must be above 0 and at most {limit}")
+    if not 0 < seconds <= limit:  # no NaN either
+        raise bad_request("timeout_s", f"timeout_s is {shorten(seconds)}; it must be above 0 and at most {limit}")
     return float(seconds)

@@ -137,6 +137,18 @@ class DetokenizeBody(Body):
     skip_special_tokens: bool = True
 
 
+class ProfileBody(Body):
+    """Body of /start_profile."""
+
+    output_dir: Annotated[str | None, Field(description="Folder for the trace; --profile-dir when absent.")] = None
+    num_steps: Annotated[int | None, Field(description="Scheduling steps after which it ends by itself.")] = None
+    activities: Annotated[list[str] | None, Field(description="CPU, GPU; both when absent.")] = None
+    with_stack: Annotated[bool | None, Field(description="Record Python's call stacks.")] = None
+    record_shapes: Annotated[bool | None, Field(description="Record the shapes of operators' inputs.")] = None
+    start_step: Annotated[int | None, Field(description="Not supported: null or 0.")] = None
+    profile_by_stage: Annotated[bool | None, Field(description="Not supported: null or false.")] = None
+
+
 class AbortBody(Body):
     """Body of /abort_request."""
 

@@ -42,7 +42,9 @@ async def serve(service: StartableService, config: ServerConfig, model_name: str
     It listens at once and answers 503 until the warm-up is done. On a signal it takes no more requests, lets those
     under way finish for up to `drain_timeout_s`, ends the rest and stops; a second signal cuts the waiting short.
     """
+    signals = _Signals()
     listener = listen(config.host, config.port)
+    logger.info("Listening on %s, ready when the model is", _address(listener))
     app = create_app(service, config, config.served_model_name or model_name)
     state: ServerState = app.state.server
     http = _Server(
@@ -51,7 +53,6 @@ async def serve(service: StartableService, config: ServerConfig, model_name: str
             timeout_keep_alive=config.keep_alive_s, timeout_graceful_shutdown=_LAST_REPLIES_S,
         )
     )  # fmt: skip
-    signals = _Signals()
     serving = asyncio.create_task(http.serve(sockets=[listener]))
     starting = asyncio.create_task(_start(service, state, listener))
     dead = asyncio.create_task(service.closed())
@@ -100,6 +101,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 async def _start(service: StartableService, state: ServerState, listener: socket.socket) -> None:
     begin = time.monotonic()
     try:
@@ -115,9 +121,7 @@ async def _start(service: StartableService, state: ServerState, listener: socket
         await service.shutdown(0.0)
         return
     state.warm = True
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    logger.info("%s serves on http://%s:%d after %.1f s", state.model_name, shown, port, time.monotonic() - begin)
+    logger.info("%s serves on %s after %.1f s", state.model_name, _address(listener), time.monotonic() - begin)
     logger.info(READY)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ from shoal.runtime.service import GenerateInput
 PROMPT = list(range(10, 40))
 
 
-def make_client(null: bool = True, null_tokens: int = 4, watchdog: float = 60.0, **engine: Any) -> PipelineClient:
-    """A client that is not started; pages are checked after every step."""
+def make_client(
+    null: bool = True, null_tokens: int = 4, delay: float = 0.0, watchdog: float = 60.0, **engine: Any
+) -> PipelineClient:
+    """A client that is not started; pages are checked after every step. `delay`: seconds of a null worker's forward."""
     options = {"device": "cpu", "check_invariants": True, "kv_cache_tokens": 16384, **engine}
-    pipeline = PipelineConfig(null_worker=null, null_tokens=null_tokens, watchdog_timeout_s=watchdog)
+    pipeline = PipelineConfig(
+        null_worker=null, null_tokens=null_tokens, null_delay_s=delay, watchdog_timeout_s=watchdog
+    )
     return PipelineClient(EngineConfig(**options), pipeline, log_level="warning")
 
 
@@ -62,7 +67,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_gone(pids: list[int], directory: Path, seconds: float = 5.0) -> None:
+def wait_gone(pids: list[int], directory: Path, seconds: float = 30.0) -> None:
     """Wait until processes and directory are gone; fails when they are not in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -90,7 +95,38 @@ async def last(client: PipelineClient, item: GenerateInput) -> RequestOutput:
     return (await collect(client, item))[-1]
 
 
-async def wait_idle(client: PipelineClient, seconds: float = 10.0) -> None:
+@contextlib.contextmanager
+def held(client: PipelineClient, role: str) -> Iterator[None]:
+    """A process does nothing inside: with the worker held, what is sent stays under way."""
+    os.kill(client.pids[role], signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(client.pids[role], signal.SIGCONT)
+
+
+async def arrived(client: PipelineClient) -> None:
+    """Until everything that was sent so far has reached the scheduler: answers take the same way."""
+    await asyncio.sleep(0)  # requests that were only just made into tasks are sent now
+    await client.stats()
+
+
+async def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Until the condition holds. A limit that is far off: how long it takes is no claim."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not after {seconds} s"
+        await asyncio.sleep(0.01)
+
+
+async def until_running(client: PipelineClient, count: int) -> None:
+    """Until so many requests run."""
+    while (await client.stats()).running < count:
+        await asyncio.sleep(0.01)
+
+
+async def wait_idle(client: PipelineClient, seconds: float = 60.0) -> None:
     """Until nothing runs or waits, and no page is held by a request."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

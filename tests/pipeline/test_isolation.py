@@ -44,6 +44,12 @@ def test_a_temporary_directory_with_too_long_a_name_is_refused(tmp_path, monkeyp
     assert list(deep.iterdir()) == []
 
 
+def test_a_temporary_directory_that_can_not_be_written_to_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(ConfigError, match="TMPDIR"):
+        Endpoints.create()
+
+
 @shared
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
 async def test_another_user_can_not_reach_a_socket(client):
@@ -84,14 +90,14 @@ async def test_processes_ignore_the_signals_that_are_meant_for_the_server(client
     for pid in client.pids.values():
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGINT)
-    await asyncio.sleep(0.2)
     assert (await last(client, request("a"))).finish_reason == "length"
     assert client.status.state == "up"
 
 
 @shared
-async def test_only_the_worker_and_the_tokenizer_load_torch(client):
-    await last(client, request("a", stop=["never"]))
+async def test_only_the_worker_loads_torch(client):
+    """The one here is a null worker."""
+    await last(client, request("a", stop=["never"], prompt=[{"role": "user", "content": "red"}]))
     maps = {role: Path(f"/proc/{pid}/maps").read_text() for role, pid in client.pids.items()}
     loaded = {role for role, text in maps.items() if "libtorch" in text}
-    assert loaded <= {"tokenizer"}  # transformers imports it; the worker is a null worker here
+    assert loaded == set()

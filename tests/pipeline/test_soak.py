@@ -43,7 +43,7 @@ async def one(client: PipelineClient, number: int, chooser: random.Random, ends:
     item = GenerateInput(
         rid=str(number), prompt=prompt, sampling=sampling, cache_mode=chooser.choice(MODES),
         cache_salt=chooser.choice(["", "", "a"]), priority=chooser.choice([0, 0, 0, 1]),
-        timeout_s=0.02 if chooser.random() < 0.02 else None, stream=chooser.random() < 0.5,
+        timeout_s=chooser.choice([1e-6, 0.02]) if chooser.random() < 0.02 else None, stream=chooser.random() < 0.5,
     )  # fmt: skip
     leaves = chooser.random() < 0.05
     aborted = chooser.random() < 0.05
@@ -62,13 +62,12 @@ async def one(client: PipelineClient, number: int, chooser: random.Random, ends:
 
 async def serve(client: PipelineClient, count: int, seed: int) -> dict[str, int]:
     """`count` requests, IN_FLIGHT at a time; how they ended."""
-    chooser = random.Random(seed)
     ends: dict[str, int] = {}
     numbers = iter(range(seed * 10**6, seed * 10**6 + count))
 
     async def worker() -> None:
         for number in numbers:
-            await one(client, number, chooser, ends)
+            await one(client, number, random.Random(number), ends)
 
     await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
     await wait_idle(client)

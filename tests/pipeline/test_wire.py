@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shoal.runtime import errors, wire
@@ -20,6 +20,7 @@ from shoal.runtime.model_config import ModelConfig
 from shoal.runtime.sampling_params import SamplingParams
 from shoal.runtime.wire import Codec
 from shoal.runtime.wire_errors import pack_error, unpack_error
+from shoal.runtime.worker_trace import TraceOptions
 
 MODEL = ModelConfig("llada", 6, 32, 2, 2, 16, 48, 64, 64, 160, 1e4, 1e-5, False, False, False, 60, 3, 3)
 FACTS = Facts(
@@ -36,18 +37,20 @@ ERROR = pack_error(InvalidRequestError("no", field="prompt", value=[1, 2], limit
 OUTPUT = wire.Output("r", 2, [4, 5], 1, "text", "stop", "ab", None, 5, 4, 2, 8, 3, 99, 1, 0, 0.1, 0.2, 0.3)
 GENERATE = wire.Generate("r", "text", None, None, SAMPLING, "dual", "salt", 1, 2.5, True, 12.5)
 CHAT = wire.Generate("r", None, None, [{"role": "user", "content": "é"}], SAMPLING, None, "", 0, None, False, 1.0)
+TRACE = wire.StartTrace(7, TraceOptions(output_dir="/traces", num_steps=3, activities=("CPU",)))
 
 SOCKETS: dict[str, tuple[Any, list[Any]]] = {
     "tokenizer": (wire.ToTokenizer, [
         wire.Begin(FACTS), GENERATE, CHAT, wire.Abort("r"), wire.Tokenize(1, "text", None),
-        wire.Detokenize(2, [1, 2], True), wire.Ask(3, "stats"),
+        wire.Detokenize(2, [1, 2], True), wire.Ask(3, "stats"), TRACE, wire.StopTrace(8),
     ]),
     "scheduler": (wire.ToScheduler, [
-        wire.Begin(FACTS), wire.Abort("r"), wire.Ask(4, "flush"),
+        wire.Begin(FACTS), wire.Abort("r"), wire.Ask(4, "flush"), TRACE, wire.StopTrace(8),
         wire.Accepted("r", np.arange(4).tobytes(), SAMPLING, "lm", "", 8, 5, 0, None, True, 1.5),
     ]),
     "worker": (wire.ToWorker, [
-        wire.Add(ADD), wire.Drop(Release(("r", "s"))), wire.Run(Forward((ITEM, ITEM), 3, (ITEM,))),
+        wire.Add(ADD), wire.Drop(Release(("r", "s"))), wire.Run(Forward((ITEM, ITEM), 3, (ITEM,))), TRACE,
+        wire.StopTrace(8),
     ]),
     "results": (wire.FromWorker, [
         wire.Results([StepResult("r", [6, 7], [1, 2], 1, 50), StepResult("s", error="broken")]),
@@ -147,7 +150,7 @@ def test_ten_thousand_random_and_mutated_frames(socket):
     valid = [CODECS[socket].encode(message) for message in SOCKETS[socket][1]]
     counts = [0, 0]
 
-    @settings(max_examples=200, deadline=None, database=None)
+    @settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.integers(0, 2**64), st.lists(st.binary(max_size=80), min_size=10, max_size=10))
     def run(seed: int, noise: list[bytes]) -> None:
         chooser = random.Random(seed)

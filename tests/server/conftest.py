@@ -18,8 +18,8 @@ FLAGS = ("--kv-cache-tokens", "16384", "--max-running-requests", "16", "--check-
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    log = tmp_path_factory.mktemp("server") / "server.log"
-    with ServerProcess(log, *FLAGS) as process:
+    folder = tmp_path_factory.mktemp("server")
+    with ServerProcess(folder / "server.log", *FLAGS, "--profile-dir", str(folder / "profiles")) as process:
         yield process
 
 

@@ -67,7 +67,7 @@ def test_a_list_of_sampling_params_goes_with_the_prompts(client, prices):
 
 def test_n_answers_to_a_prompt(client, prices):
     text = chat_text(prices, "List all red things.")
-    reply = ask(client, text=text, sampling_params={"max_new_tokens": 8, "n": 3})
+    reply = ask(client, text=text, sampling_params={"max_new_tokens": 8, "n": 3}, cache_mode="dual")
     assert len(reply) == 3
     assert len({one["text"] for one in reply}) == 1  # greedy
     params = {"max_new_tokens": 32, "n": 4, "temperature": 50.0, "seed": 5, "ignore_eos": True}
@@ -88,7 +88,7 @@ def test_input_ids_answer_as_their_text_does(client, prices):
 
 
 def test_streams_are_cumulative_and_end_with_done(client, prices):
-    body = {"text": chat_text(prices, "List all red things. Answer in JSON."), "stream": True,
+    body = {"text": chat_text(prices, "List all red things. Answer in JSON."), "stream": True, "cache_mode": "none",
             "sampling_params": {"max_new_tokens": 32, "block_length": 8, "steps": 32, "ignore_eos": True}}  # fmt: skip
     with client.stream("POST", "/generate", json=body) as response:
         data = events(response)
@@ -105,7 +105,7 @@ def test_streams_are_cumulative_and_end_with_done(client, prices):
 
 def test_a_stream_of_several_says_which_one_a_chunk_is_of(client, prices):
     body = {"text": [chat_text(prices, "List all red things."), chat_text(prices, "List all blue things.")],
-            "stream": True, "sampling_params": {"max_new_tokens": 16}}  # fmt: skip
+            "stream": True, "sampling_params": {"max_new_tokens": 16}, "cache_mode": "dual"}  # fmt: skip
     with client.stream("POST", "/generate", json=body) as response:
         data = events(response)
     finals = {}
@@ -143,13 +143,14 @@ def test_salts_separate(client, prices, salt):
 
 def test_stop_strings_and_stop_token_ids(client, prices):
     text = chat_text(prices, ask_colour(random.Random(9), prices, json=True).text)
-    plain = ask(client, text=text, sampling_params={"max_new_tokens": 32})
+    plain = ask(client, text=text, sampling_params={"max_new_tokens": 32}, cache_mode="dual")
     assert '"' in plain["text"]
-    stopped = ask(client, text=text, sampling_params={"max_new_tokens": 32, "stop": ['"']})
+    stopped = ask(client, text=text, sampling_params={"max_new_tokens": 32, "stop": ['"']}, cache_mode="dual")
     assert stopped["text"] == plain["text"].partition('"')[0]
     assert stopped["meta_info"]["finish_reason"] == {"type": "stop", "matched": '"'}
     token = plain["output_ids"][1]
-    by_id = ask(client, text=text, sampling_params={"max_new_tokens": 32, "stop_token_ids": [token]})
+    params = {"max_new_tokens": 32, "stop_token_ids": [token]}
+    by_id = ask(client, text=text, sampling_params=params, cache_mode="dual")
     assert by_id["output_ids"] == plain["output_ids"][:1]
     assert by_id["meta_info"]["finish_reason"] == {"type": "stop", "matched": token}
 

@@ -1,6 +1,7 @@
 """lm-eval's local-completions and local-chat-completions on a local task of price lists, against a real server process.
 
-The task has no hub access; what lm-eval scores through HTTP must be what the engine gives in process.
+The task has no hub access; what lm-eval scores through HTTP must be what the engine gives in process. In mode `dual`:
+what else is in the cache then changes nothing, and the same text is what must come out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from shoal.shop.task import ask_cheaper, ask_colour, ask_price, ask_total
 from .process import chat_messages, chat_text
 
 pytest.importorskip("lm_eval")
+pytestmark = pytest.mark.timeout(600)
 MAX_TOKENS = 32
 TASK = """\
 task: {name}
@@ -34,6 +36,7 @@ doc_to_target: "{{{{answer}}}}"
 generation_kwargs:
   until: ["<|end|>"]
   max_gen_toks: {max_tokens}
+  cache_mode: dual
 metric_list:
   - metric: exact_match
     aggregation: mean
@@ -54,7 +57,7 @@ def expected(prices, questions):
     """What the engine gives in process, in order."""
     with Engine("shop", kv_cache_tokens=16384) as engine:
         params = SamplingParams(max_new_tokens=MAX_TOKENS)
-        outputs = engine.generate([chat_messages(prices, q.text) for q in questions], params)
+        outputs = engine.generate([chat_messages(prices, q.text) for q in questions], params, cache_mode="dual")
     return [output.text for output in outputs]
 
 
@@ -82,7 +85,7 @@ def evaluate(server, tasks, kind, route, task, *flags, tokenizer):
     ]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tasks / "hf"),
                    "OPENAI_API_KEY": "", "OMP_NUM_THREADS": "1"}  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (scores,) = out.rglob("results_*.json")
     (samples,) = out.rglob(f"samples_{task}_*.jsonl")

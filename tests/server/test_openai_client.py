@@ -61,7 +61,7 @@ def test_chat_stream_with_usage(api, prices):
     question = ask_colour(random.Random(3), prices, json=True)
     stream = api.chat.completions.create(
         model="shop", messages=chat_messages(prices, question.text), max_tokens=32, stream=True,
-        stream_options={"include_usage": True}, extra_body={"steps": 32, "block_length": 8},
+        stream_options={"include_usage": True}, extra_body={"steps": 32, "block_length": 8, "cache_mode": "none"},
     )  # fmt: skip
     chunks = list(stream)
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -109,10 +109,11 @@ def test_completions_of_several_prompts_with_n(api, prices):
 def test_completions_of_token_ids_and_echo(api, client, prices):
     text = chat_text(prices, "Which things are red?")
     ids = client.post("/tokenize", json={"prompt": text}).json()["tokens"]
-    as_text = api.completions.create(model="shop", prompt=text, max_tokens=16)
-    as_ids = api.completions.create(model="shop", prompt=ids, max_tokens=16)
+    exact = {"cache_mode": "dual"}
+    as_text = api.completions.create(model="shop", prompt=text, max_tokens=16, extra_body=exact)
+    as_ids = api.completions.create(model="shop", prompt=ids, max_tokens=16, extra_body=exact)
     assert as_ids.choices[0].text == as_text.choices[0].text
-    echoed = api.completions.create(model="shop", prompt=[ids], max_tokens=16, echo=True)
+    echoed = api.completions.create(model="shop", prompt=[ids], max_tokens=16, echo=True, extra_body=exact)
     assert echoed.choices[0].text == text + as_text.choices[0].text
 
 
@@ -120,7 +121,8 @@ def test_completion_stream(api, prices):
     question = ask_colour(random.Random(6), prices, json=False)
     stream = api.completions.create(
         model="shop", prompt=chat_text(prices, question.text), max_tokens=32, stream=True, echo=True,
-        stream_options={"include_usage": True, "continuous_usage_stats": True}, extra_body={"steps": 32},
+        stream_options={"include_usage": True, "continuous_usage_stats": True},
+        extra_body={"steps": 32, "block_length": 8, "cache_mode": "none"},
     )  # fmt: skip
     chunks = list(stream)
     text = "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)

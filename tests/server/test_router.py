@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
 import subprocess
 import sys
-import time
 from typing import Any
 
 import httpx
@@ -16,7 +16,7 @@ import pytest
 
 from shoal.shop.task import ask_price, make_list
 
-from .process import ServerProcess, chat_messages, chat_text, free_port, metric_values
+from .process import ServerProcess, chat_messages, chat_text, free_port, metric_values, wait_for
 
 pytest.importorskip("sglang_router")
 
@@ -31,6 +31,24 @@ def workers(tmp_path_factory, server):
 @pytest.fixture(scope="module")
 def router(tmp_path_factory, workers):
     folder = tmp_path_factory.mktemp("router")
+    for _ in range(3):  # its port may be gone by the time it wants it
+        process, url = launch(folder, workers)
+        try:
+            if wait_for(functools.partial(is_ready_or_gone, process, url), 120) == "ready":
+                yield url
+                return
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    raise AssertionError((folder / "log").read_text()[-3000:])
+
+
+def launch(folder, workers):
+    """The router's process, and its address."""
     port = free_port()
     command = [
         sys.executable, "-m", "sglang_router.launch_router", "--host", "127.0.0.1", "--port", str(port),
@@ -40,21 +58,11 @@ def router(tmp_path_factory, workers):
     with (folder / "log").open("wb") as log:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 60
-        while not is_ready(url):
-            assert process.poll() is None, (folder / "log").read_text()[-3000:]
-            assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
-            time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    return process, f"http://127.0.0.1:{port}"
+
+
+def is_ready_or_gone(process, url):
+    return "gone" if process.poll() is not None else "ready" if is_ready(url) else None
 
 
 def is_ready(url):

@@ -1,0 +1,123 @@
+"""Traces of what a worker does, by torch.profiler, for chrome://tracing and Perfetto."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .errors import EngineError, InvalidRequestError, shorten
+
+logger = logging.getLogger(__name__)
+ACTIVITIES = ("CPU", "GPU")
+MAX_STEPS = 500
+"""A trace ends by itself after so many scheduling steps: it grows in the worker's memory until it is written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceOptions:
+    """What to record. Raises InvalidRequestError, naming the field.
+
+    Attributes:
+        output_dir: absolute path of the folder for the trace; it is made when it is missing.
+        num_steps: scheduling steps (messages to the worker) after which the trace ends by itself.
+        activities: of `CPU` and `GPU`; what the machine lacks is left out.
+        with_stack: record Python's call stacks.
+        record_shapes: record the shapes of operators' inputs.
+    """
+
+    output_dir: str
+    num_steps: int = MAX_STEPS
+    activities: tuple[str, ...] = ACTIVITIES
+    with_stack: bool = False
+    record_shapes: bool = False
+
+    def __post_init__(self) -> None:
+        if not os.path.isabs(self.output_dir) or "\0" in self.output_dir:
+            _refuse("output_dir", self.output_dir, "an absolute path")
+        if not 1 <= self.num_steps <= MAX_STEPS:
+            _refuse("num_steps", self.num_steps, f"from 1 to {MAX_STEPS}")
+        if not self.activities or not set(self.activities) <= set(ACTIVITIES):
+            _refuse("activities", list(self.activities), f"a list of {' and '.join(ACTIVITIES)}")
+
+
+class WorkerTrace:
+    """At most one trace at a time. Everything happens in the thread that runs the forwards.
+
+    Make it before torch is imported.
+    """
+
+    def __init__(self) -> None:
+        self._profile: Any = None
+        self._path = Path()
+        self._left = 0
+        self._count = 0
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or torch writes lines of its own between those of the log
+
+    def start(self, options: TraceOptions) -> str:
+        """Begin a trace; the path of its file.
+
+        Raises InvalidRequestError when one is running, the folder can't be written to, or the machine has none of the
+        activities; EngineError when the profiler does not start.
+        """
+        if self._profile is not None:
+            raise InvalidRequestError(f"a profile is running already: {self._path}", field="start_profile")
+        from torch import cuda
+        from torch.profiler import ProfilerActivity, profile
+
+        kinds = {"CPU": ProfilerActivity.CPU, "GPU": ProfilerActivity.CUDA}
+        chosen = [kinds[name] for name in options.activities if name != "GPU" or cuda.is_available()]
+        if not chosen:
+            _refuse("activities", list(options.activities), "CPU: this machine has no GPU")
+        folder = Path(options.output_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            _refuse("output_dir", str(folder), f"a folder that the server can write to ({error.strerror})")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            _refuse("output_dir", str(folder), "a folder that the server can write to")
+        self._count += 1
+        self._path = folder / f"shoal-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{self._count}.trace.json.gz"
+        made = profile(activities=chosen, with_stack=options.with_stack, record_shapes=options.record_shapes)
+        try:
+            made.start()
+        except RuntimeError as error:
+            raise EngineError(f"the profiler does not start: {error}", field="start_profile") from error
+        self._profile, self._left = made, options.num_steps
+        logger.info("profile: %d steps at most, to %s", self._left, self._path)
+        return str(self._path)
+
+    def step(self) -> None:
+        """A scheduling step is done; ends the trace when it was the last one."""
+        if self._profile is None:
+            return
+        self._left -= 1
+        if self._left == 0:
+            try:
+                self.stop()
+            except EngineError as error:
+                logger.error("%s", error.message)
+
+    def stop(self) -> str:
+        """End the trace and write it; the path of its file. Takes seconds.
+
+        Raises InvalidRequestError when none is running, EngineError when it can't be written.
+        """
+        if self._profile is None:
+            last = f"; the last one went to {self._path}" if self._count else ""
+            raise InvalidRequestError(f"no profile is running{last}", field="stop_profile")
+        made, self._profile = self._profile, None
+        try:
+            made.stop()
+            made.export_chrome_trace(str(self._path))
+        except (OSError, RuntimeError) as error:
+            raise EngineError(f"the profile can't be written to {self._path}: {error}", field="stop_profile") from error
+        logger.info("profile: written to %s", self._path)
+        return str(self._path)
+
+
+def _refuse(field: str, value: object, limit: str) -> NoReturn:
+    raise InvalidRequestError(f"{field} is {shorten(value)}; it must be {limit}", field=field, value=value, limit=limit)
