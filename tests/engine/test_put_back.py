@@ -148,6 +148,7 @@ def test_a_deadline_that_comes_later_and_is_earlier_is_kept(llada, monkeypatch):
     with make_engine(llada, max_running_requests=1) as engine:
         driver = Driver(engine)
         long, short = (make(engine, seed, timeout_s=seconds) for seed, seconds in ((1, 50.0), (2, 5.0)))
+        long.arrival = short.arrival = now[0]
         driver.add(long, short)
         now[0] += 5.5
         driver.step()
