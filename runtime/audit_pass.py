@@ -49,6 +49,10 @@ class AuditPass:
             report.compared, report.agreed = len(pairs), sum(pairs)
         result.audit = report
 
+    def forget(self, rid: str) -> None:
+        """A request has ended; an audit whose forward failed is dropped."""
+        self._begun.pop(rid, None)
+
     @torch.inference_mode()
     def _run(
         self, item: ForwardItem, tokens: Tensor, page_table: Tensor, positions: npt.NDArray[np.int64]

@@ -107,6 +107,7 @@ class CudaWorker:
         """Forget canvases; unknown requests are ignored (an abort may come twice)."""
         for rid in message.rids:
             canvas = self._canvases.pop(rid, None)
+            self._audit.forget(rid)
             if canvas is not None:
                 self.runner.slots.give_back(canvas.slot)
 

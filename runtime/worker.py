@@ -107,6 +107,7 @@ class Worker:
         """Forget canvases; unknown requests are ignored (an abort may come twice)."""
         for rid in message.rids:
             self._canvases.pop(rid, None)
+            self._audit.forget(rid)
             self.runner.forget(rid)
 
     def forward(self, message: Forward) -> list[StepResult]:
