@@ -6,13 +6,16 @@ import asyncio
 import logging
 import queue
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from ..radix_cache.errors import LockError
 from ..radix_cache.namespace import Namespace
-from .build import Parts, build_parts
+from .build import Parts, build_parts, choose_device
 from .chat_markers import PLAIN, ChatMarkers
 from .engine_config import EngineConfig
 from .engine_loop import EngineLoop, Listener
@@ -26,6 +29,19 @@ from .service import Prompt
 logger = logging.getLogger(__name__)
 DEFAULT_SCORE_METHOD: ScoreMethod = "pseudo"
 WARM_UP = SamplingParams(max_new_tokens=0)
+
+
+def _build(config: EngineConfig) -> Parts:
+    """`build_parts`; for a CPU in a thread that ends with it.
+
+    OpenMP (libgomp) keeps a team for every thread that has computed in parallel. When the teams together outnumber
+    the cores they sleep between operations, and short ones then take three times as long. So the thread that
+    makes the engine must not leave one behind, beside that of the engine's own thread.
+    """
+    if choose_device(config.device) != "cpu":
+        return build_parts(config)
+    with ThreadPoolExecutor(1, "shoal-build", torch.set_num_threads, (torch.get_num_threads(),)) as apart:
+        return apart.submit(build_parts, config).result()
 
 
 class Engine:
@@ -47,7 +63,7 @@ class Engine:
         if model is not None:
             options["model_path"] = str(model)
         self.config = config or EngineConfig.build(**options)
-        self._parts: Parts = build_parts(self.config)
+        self._parts: Parts = _build(self.config)
         self._intake = Intake(self.config, self._parts.facts, self._parts.tokenizer)
         self._loop = EngineLoop(self._parts.scheduler)
 
