@@ -18,7 +18,9 @@ from benchmarks.gpu_session.session import Session
 ROOT = Path(__file__).parents[2]
 WRITES = "open('{out}/rows.csv', 'a').write('row\\n')"
 GOOD = Part("good", ("-c", WRITES), 60)
-HANGS = Part("hangs", ("-c", WRITES + "; import time; time.sleep(600)"), 2)
+WAITS = "\nimport os, time\nparent = os.getppid()\nwhile os.getppid() == parent: time.sleep(0.1)"
+"""As long as there is somebody to be killed by: no test leaves it behind."""
+HANGS = Part("hangs", ("-c", WRITES + WAITS), 2)
 BAD = Part("bad", ("-c", "print('went wrong'); raise SystemExit(3)"), 60)
 NEEDY = Part("needy", ("-c", WRITES), 60, ("a_module_that_is_not_there",))
 
