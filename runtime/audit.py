@@ -62,22 +62,24 @@ class Auditor:
         measured = None if profile.max_drift is None else max(1e-3, PROFILE_SLACK * profile.max_drift)
         self.tolerance = tolerance if tolerance is not None else measured or DEFAULT_TOLERANCE
         self.depth_limit: int | None = None
+        self._tokens = False  # whether the latest audit compares tokens
         self.audits = self.drifted = self.compared = self.agreed = self.shrunk_nodes = 0
         bands = memory.config.num_bands
         self._errors, self._cosines, self._counts = np.zeros(bands), np.zeros(bands), np.zeros(bands, np.int64)
         self._window: deque[int] = deque(maxlen=_WINDOW)
 
-    def wants(self, request: Request) -> int:
-        """Layers to audit of a request that is about to have its first forward; 0: it is not audited."""
-        if not self._rate or request.cache_mode != "bicache" or not request.cached_tokens:
-            return 0
-        return request.cached_depth if self._draw.random() < self._rate else 0
+    def wants(self, request: Request) -> tuple[int, bool]:
+        """Layers to audit of a request that is about to have its first forward, and whether to compare tokens too.
 
-    @property
-    def wants_tokens(self) -> bool:
-        """Whether the next audit compares tokens too."""
+        0 layers: it is not audited.
+        """
+        if not self._rate or request.cache_mode != "bicache" or not request.cached_tokens:
+            return 0, False
+        if self._draw.random() >= self._rate:
+            return 0, False
         clean = len(self._window) == _WINDOW and min(self._window) == self._memory.config.num_layers
-        return not clean or self.audits % 2 == 0
+        self._tokens = not clean or not self._tokens
+        return request.cached_depth, self._tokens
 
     def record(self, request: Request, match: Match, report: AuditReport) -> None:
         """Take an audit's report into account; `match` is what the request reused (it may have been unlocked since)."""

@@ -240,8 +240,9 @@ class Scheduler:
                 continue
             self._start(request)
             item = self.planner.first_forward(request)
-            if audit := self.auditor.wants(request):
-                item = replace(item, audit=audit, audit_tokens=self.auditor.wants_tokens)
+            audit, audit_tokens = self.auditor.wants(request)
+            if audit:
+                item = replace(item, audit=audit, audit_tokens=audit_tokens)
             items.append(item)
             admitted.append(request)
             tokens += item.stop - item.join

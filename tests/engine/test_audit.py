@@ -15,7 +15,7 @@ from shoal.runtime import audit_pass
 from shoal.runtime.audit import DEFAULT_TOLERANCE, PROFILE_SLACK, Auditor, fallback_depths
 from shoal.runtime.drift import cosine, relative_error
 from shoal.runtime.engine import Engine
-from shoal.runtime.errors import ConfigError
+from shoal.runtime.errors import ConfigError, EngineError
 from shoal.runtime.hub import resolve_model_folder
 from shoal.runtime.memory import Memory
 from shoal.runtime.messages import AuditReport
@@ -237,29 +237,25 @@ def test_other_tokens_lower_the_limit_level_by_level_without_drift():
 def test_audits_that_find_nothing_compare_tokens_every_second_time():
     watch, _ = auditor()
     good = [0.0] * 4
-    for _ in range(15):
+    hit = type("R", (), {"cache_mode": "bicache", "cached_tokens": 32, "cached_depth": 16})()
+    for _ in range(16):
+        assert watch.wants(hit) == (16, True)
         find(watch, good)
-        assert watch.wants_tokens
-    wanted = []
-    for _ in range(6):
-        find(watch, good)
-        wanted.append(watch.wants_tokens)
-    assert wanted == [True, False] * 3
+    # Also where several are chosen before the first of them reports.
+    assert [watch.wants(hit)[1] for _ in range(6)] == [False, True] * 3
     find(watch, good, agreed=3)
     for _ in range(15):
-        assert watch.wants_tokens
+        assert watch.wants(hit) == (16, True)
         find(watch, good)
-    wanted = []
-    for _ in range(4):  # the finding has left the window
-        find(watch, good)
-        wanted.append(watch.wants_tokens)
-    assert sorted(wanted) == [False, False, True, True]
+    find(watch, good)  # the finding has left the window
+    assert [watch.wants(hit)[1] for _ in range(4)] == [False, True] * 2
 
 
 def test_an_audit_without_tokens_reports_the_same_drift(folder, monkeypatch):
     reports = []
+    wants = Auditor.wants
     for tokens_too in (True, False):
-        monkeypatch.setattr(Auditor, "wants_tokens", tokens_too)
+        monkeypatch.setattr(Auditor, "wants", lambda watch, request, too=tokens_too: (wants(watch, request)[0], too))
         for path in (None, on_cuda_path):
             with make_engine(folder, **ALWAYS) as engine:
                 if path is not None:
@@ -271,6 +267,25 @@ def test_an_audit_without_tokens_reports_the_same_drift(folder, monkeypatch):
         assert report["audits"] == 3
         for name in ("audit_band_errors", "audit_band_cosines"):
             assert report[name] == pytest.approx(reports[0][name], abs=1e-4)
+
+
+def test_an_audit_whose_forward_fails_is_forgotten_with_its_request(llada, monkeypatch):
+    with make_engine(llada, **ALWAYS) as engine:
+        worker, prompt = engine._parts.worker, tokens(40)
+        engine.generate(prompt, PARAMS)
+        forward, begun = worker.runner.forward, []
+
+        def fail(entries):
+            begun.append(len(worker._audit._begun))
+            raise RuntimeError("a broken kernel")
+
+        monkeypatch.setattr(worker.runner, "forward", fail)
+        with pytest.raises(EngineError, match="a broken kernel"):
+            engine.generate(prompt, PARAMS)
+        monkeypatch.setattr(worker.runner, "forward", forward)
+        engine.generate(prompt, PARAMS)
+        assert begun == [1]
+        assert not worker._audit._begun
 
 
 def test_a_profile_whose_drift_is_expected_is_left_alone():
