@@ -30,7 +30,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .attention_batch import AttentionBatch
 from .attention_tiling import AttentionTiling, choose_tiling
-from .merge_state_triton import merge_rows, merge_states_triton
+from .merge_state_triton import merge_as_the_last, merge_states_triton
 
 LOG2_E = 1.4426950408889634
 
@@ -135,31 +135,6 @@ def _attend_to_fresh_tile(
     return softmax_step(q, k, v, top, total, acc, columns, stop, scale_log2, LAST)
 
 
-@triton.jit
-def _merge_as_the_last(
-    counters_ptr, parts_ptr, parts_lse_ptr, out_ptr, lse_ptr,
-    program, kv_head, start, first_row, stop_row, num_tokens, num_heads,
-    GROUP: tl.constexpr, NUM_SPLITS: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-):  # fmt: skip
-    """Merge the parts of a tile, if all other splits have stored theirs; the counter is 0 again afterwards.
-
-    The barrier orders the stores of all threads before the count, which releases them and acquires the others'.
-    """
-    counter_ptr = counters_ptr + program * (num_heads // GROUP) + kv_head
-    tl.debug_barrier()
-    done = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
-    if done == NUM_SPLITS - 1:
-        tl.store(counter_ptr, 0)
-        for first in range(0, BLOCK_ROWS, 16):  # few rows at a time: all parts of them are loaded at once
-            rows = first_row + first + tl.arange(0, 16)
-            places = (start + rows // GROUP).to(tl.int64) * num_heads + kv_head * GROUP + rows % GROUP
-            merge_rows(
-                parts_ptr, parts_lse_ptr, out_ptr, lse_ptr, tl.cast(num_tokens, tl.int64) * num_heads, places,
-                rows < stop_row, NUM_SPLITS, BLOCK_SPLITS, HEAD_DIM, 16,
-            )  # fmt: skip
-
-
 @triton.jit(do_not_specialize=["num_requests", "num_tokens", "band_offset"])
 def _attention_kernel(
     q_ptr, pages, fresh_k, fresh_v, out_ptr, lse_ptr, counters_ptr, merged_ptr, merged_lse_ptr,
@@ -223,7 +198,7 @@ def _attention_kernel(
         if (first_key >= stop) & (parts == 0):
             tl.store(lse_ptr + to, tl.full([BLOCK_ROWS], -float("inf"), tl.float32), mask=in_rows)
             if counters_ptr is not None:
-                _merge_as_the_last(
+                merge_as_the_last(
                     counters_ptr, out_ptr, lse_ptr, merged_ptr, merged_lse_ptr,
                     program, kv_head, start, tile * BLOCK_ROWS, queries * GROUP, num_tokens, num_heads,
                     GROUP, NUM_SPLITS, BLOCK_SPLITS, HEAD_DIM, BLOCK_ROWS,
@@ -281,7 +256,7 @@ def _attention_kernel(
     tl.store(out_ptr + to[:, None] * HEAD_DIM + dims[None, :], out.to(out_ptr.dtype.element_ty), in_rows[:, None])
     tl.store(lse_ptr + to, lse, mask=in_rows)
     if counters_ptr is not None:
-        _merge_as_the_last(
+        merge_as_the_last(
             counters_ptr, out_ptr, lse_ptr, merged_ptr, merged_lse_ptr,
             program, kv_head, start, tile * BLOCK_ROWS, queries * GROUP, num_tokens, num_heads,
             GROUP, NUM_SPLITS, BLOCK_SPLITS, HEAD_DIM, BLOCK_ROWS,

@@ -1,5 +1,7 @@
 """Merging attention over parts of the keys in Triton; the formula is in `merge_state.py`.
 
+In a launch of its own, or at the end of the programs that make the parts, by the last of them.
+
 A program takes a few rows (token, head). It loads their log-sum-exps of all parts at once, so that the weights are
 known before the first value arrives, and the values of the parts are loads that do not wait for one another.
 """
@@ -44,6 +46,31 @@ def merge_rows(
         acc += x.to(tl.float32) * weight[:, None]
     tl.store(out_ptr + rows[:, None] * HEAD_DIM + dims[None, :], acc.to(out_ptr.dtype.element_ty), in_rows[:, None])
     tl.store(lse_ptr + rows, tl.where(total > 0.0, top + tl.log(safe), -float("inf")), in_rows)
+
+
+@triton.jit
+def merge_as_the_last(
+    counters_ptr, parts_ptr, parts_lse_ptr, out_ptr, lse_ptr,
+    program, kv_head, start, first_row, stop_row, num_tokens, num_heads,
+    GROUP: tl.constexpr, NUM_SPLITS: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+):  # fmt: skip
+    """Merge the parts of a tile, if all other splits have stored theirs; the counter is 0 again afterwards.
+
+    The barrier orders the stores of all threads before the count, which releases them and acquires the others'.
+    """
+    counter_ptr = counters_ptr + program * (num_heads // GROUP) + kv_head
+    tl.debug_barrier()
+    done = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+    if done == NUM_SPLITS - 1:
+        tl.store(counter_ptr, 0)
+        for first in range(0, BLOCK_ROWS, 16):  # few rows at a time: all parts of them are loaded at once
+            rows = first_row + first + tl.arange(0, 16)
+            places = (start + rows // GROUP).to(tl.int64) * num_heads + kv_head * GROUP + rows % GROUP
+            merge_rows(
+                parts_ptr, parts_lse_ptr, out_ptr, lse_ptr, tl.cast(num_tokens, tl.int64) * num_heads, places,
+                rows < stop_row, NUM_SPLITS, BLOCK_SPLITS, HEAD_DIM, 16,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_rows"])
