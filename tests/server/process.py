@@ -21,6 +21,9 @@ import httpx
 from shoal.shop.task import PriceList
 
 START_S = 180.0
+SLOW_SAMPLING = {"max_new_tokens": 512, "steps": 512, "block_length": 8, "ignore_eos": True}
+# Takes a minute: what is under way stays so until a test ends it.
+SLOW = {"text": "red", "sampling_params": SLOW_SAMPLING, "cache_mode": "none"}
 _LISTENING = re.compile(r"Listening on (http://127\.0\.0\.1:(\d+)),")
 
 

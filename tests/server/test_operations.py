@@ -1,26 +1,21 @@
-"""Keys, limits, health, logs, metrics, ids, draining: servers with flags of their own."""
+"""Keys, limits, logs, metrics, profiles, ids: servers with flags of their own."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import random
-import signal
 import socket
 import threading
-import time
 
 import httpx
 import pytest
 
 from shoal.shop.task import ask_price
 
-from .process import ServerProcess, chat_text, metric_values, wait_for, wait_idle, wait_load
+from .process import SLOW, SLOW_SAMPLING, ServerProcess, chat_text, metric_values, wait_for, wait_idle, wait_load
 
 KEY, ADMIN_KEY = "k-ordinary", "k-admin"
-SLOW_SAMPLING = {"max_new_tokens": 512, "steps": 512, "block_length": 8, "ignore_eos": True}
-# Takes a minute: what is under way stays so until a test ends it.
-SLOW = {"text": "red", "sampling_params": SLOW_SAMPLING, "cache_mode": "none"}
 
 RETRACTIONS = 'shoal:num_retractions_total{model_name="prices"}'
 
@@ -374,109 +369,3 @@ def test_prompts_times_n_are_limited(client):
 
 def test_health_generate(client):
     assert client.get("/health_generate").json() == {"status": "up"}
-
-
-class TestLife:
-    def test_503_until_warm_then_drains_on_sigterm(self, tmp_path):
-        """Requests under way finish, new ones are refused, health says 503, the exit code is 0."""
-        flags = ("--kv-cache-tokens", "4096", "--drain-timeout", "600")
-        with ServerProcess(tmp_path / "log", *flags, wait=False) as server:
-            statuses = early_statuses(server)
-            assert 503 in statuses
-            assert statuses[-1] == 200
-            reply = httpx.post(f"{server.url}/generate", json={"text": "red", "max_new_tokens": 8})
-            assert reply.status_code == 200
-            replies: list[httpx.Response] = []
-            body = {"text": "red", "sampling_params": {"max_new_tokens": 32, "steps": 32, "ignore_eos": True}}
-            thread = threading.Thread(
-                target=lambda: replies.append(httpx.post(f"{server.url}/generate", json=body, timeout=120))
-            )
-            with server.client() as client, server.worker_held():
-                thread.start()
-                wait_load(client, 1)
-                server.process.send_signal(signal.SIGTERM)
-                wait_for(lambda: client.get("/health").status_code == 503)
-                assert client.post("/generate", json={"text": "red"}).status_code == 503
-                assert client.get("/ping").json() == {"status": "draining"}
-            thread.join(120)
-            assert replies[0].status_code == 200
-            assert replies[0].json()["meta_info"]["completion_tokens"] == 32
-            assert server.process.wait(60) == 0
-        assert "Draining: 1 requests" in server.log_text()
-
-    def test_what_does_not_end_in_time_is_ended(self, tmp_path):
-        flags = ("--null-worker", "--null-tokens", "1", "--null-delay-s", "0.05", "--drain-timeout", "0.5")
-        with ServerProcess(tmp_path / "log", *flags) as server:
-            replies: list[httpx.Response] = []
-            thread = threading.Thread(
-                target=lambda: replies.append(httpx.post(f"{server.url}/generate", json=SLOW, timeout=120))
-            )
-            thread.start()
-            with server.client() as client:
-                wait_load(client, 1)
-            begin = time.monotonic()
-            server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(60) == 0
-            assert time.monotonic() - begin < 8
-            thread.join(60)
-            assert replies[0].status_code == 503 or replies[0].json()["meta_info"]["finish_reason"]["type"] == "abort"
-
-    def test_a_second_signal_cuts_the_waiting_short(self, tmp_path):
-        """Also without a standard input; the request would take 25 seconds."""
-        flags = ("--null-worker", "--null-tokens", "1", "--null-delay-s", "0.05", "--drain-timeout", "600")
-        with ServerProcess(tmp_path / "log", *flags, has_stdin=False) as server:
-            replies: list[httpx.Response] = []
-            thread = threading.Thread(
-                target=lambda: replies.append(httpx.post(f"{server.url}/generate", json=SLOW, timeout=120))
-            )
-            thread.start()
-            with server.client() as client:
-                wait_load(client, 1)
-                server.process.send_signal(signal.SIGTERM)
-                wait_for(lambda: client.get("/health").status_code == 503)
-                assert client.get("/get_load").status_code == 503
-            server.process.send_signal(signal.SIGINT)
-            assert server.process.wait(60) == 0
-            thread.join(60)
-            assert replies[0].json()["meta_info"]["finish_reason"]["type"] == "abort"
-
-    def test_a_signal_while_it_starts(self, tmp_path):
-        with ServerProcess(tmp_path / "log", wait=False) as server:
-            assert httpx.get(f"{server.url}/health").status_code == 503
-            server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(60) == 0
-
-    @pytest.mark.parametrize(
-        ("flags", "code", "words"),
-        [
-            (("--port", "70000"), 2, "port is 70000"),
-            (("--host", "256.1.1.1"), 2, "host is"),
-            (("--default-steps", "4", "--default-threshold", "0.5"), 2, "at most one of"),
-            (("--page-size", "0"), 2, "page_size"),
-            (("--no-such-flag",), 2, "--no-such-flag"),
-            (("--model-path", "no/such/model"), 2, "no/such/model"),
-        ],
-    )
-    def test_options_that_cannot_be_end_it_in_words(self, tmp_path, flags, code, words):
-        server = ServerProcess(tmp_path / "log", *flags)
-        assert server.process.wait(120) == code
-        assert words in server.log_text()
-        assert "Traceback" not in server.log_text()
-
-    def test_a_port_in_use(self, tmp_path, server):
-        second = ServerProcess(tmp_path / "log", "--port", str(server.port))
-        assert second.process.wait(120) == 2
-        assert f"port is {server.port}" in second.log_text()
-
-
-def early_statuses(server):
-    """Of /health, from the moment in which it listens: the model takes seconds to load."""
-    statuses: list[int] = []
-    with server.client() as client:
-
-        def is_ready():
-            statuses.append(client.get("/health").status_code)
-            return statuses[-1] == 200
-
-        wait_for(is_ready, 180)
-    return statuses
