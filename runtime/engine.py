@@ -35,7 +35,7 @@ def _build(config: EngineConfig) -> Parts:
     """`build_parts`; for a CPU in a thread that ends with it.
 
     OpenMP (libgomp) keeps a team for every thread that has computed in parallel. When the teams together outnumber
-    the cores they sleep between operations, and short ones then take three times as long. So the thread that
+    the cores they sleep between operations, and short ones take longer to be woken than to run. So the thread that
     makes the engine must not leave one behind, beside that of the engine's own thread.
     """
     if choose_device(config.device) != "cpu":

@@ -46,14 +46,15 @@ class EngineLoop:
         """Queue requests. Raises EngineClosedError when the engine is closed."""
 
         def submit() -> None:
-            fresh = [request for request in requests if request.rid not in self._listeners]
+            fresh = []
             for request in requests:
-                if request not in fresh:  # whoever has this id keeps it, and its listener
+                if request.rid in self._listeners:  # whoever has this id keeps it, and its listener
                     message = f"rid {request.rid!r} is in use"
                     request.fail(InvalidRequestError(message, field="rid", value=request.rid))
                     self._guard(listener, request.output())
-            for request in fresh:
+                    continue
                 self._listeners[request.rid] = (request, listener)
+                fresh.append(request)
             for request in fresh:
                 try:
                     self._refuse_if_closed()

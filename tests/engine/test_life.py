@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from shoal.runtime import engine as engine_module
 from shoal.runtime.engine import Engine
-from shoal.runtime.errors import EngineClosedError, EngineError
+from shoal.runtime.errors import EngineClosedError, EngineError, ModelLoadError
 from shoal.runtime.request import RequestOutput
 from shoal.runtime.sampling_params import SamplingParams
 
@@ -214,6 +216,25 @@ def test_a_forgotten_engine_is_collected_with_its_pools_and_its_thread(llada):
     assert not thread.is_alive()
     gc.collect()
     assert pool() is None
+
+
+def test_an_engine_on_a_cpu_is_built_in_a_thread_that_ends(llada, monkeypatch):
+    """Else the caller's thread keeps a second OpenMP team, and small operations of the engine's wait to be woken."""
+    seen = []
+    build = engine_module.build_parts
+
+    def record(config):
+        seen.append((threading.current_thread(), torch.get_num_threads()))
+        return build(config)
+
+    monkeypatch.setattr(engine_module, "build_parts", record)
+    with make_engine(llada):
+        ((thread, count),) = seen
+        assert thread is not threading.current_thread()
+        assert not thread.is_alive()
+        assert count == torch.get_num_threads()
+    with pytest.raises(ModelLoadError, match="no model"):
+        Engine("no model", device="cpu")
 
 
 def test_a_program_may_end_without_shutdown(llada):
