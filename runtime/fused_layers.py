@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import dispatch as kernels
+from ..kernels.prefetch import Prefetch
 from ..kernels.rope import rope_table
 from ..kernels.row_norm import RowNorm
 from ..kernels.shared_groups import SharedGroups
@@ -37,6 +38,8 @@ class FusedLayers:
         self.decoder = decoder
         self._counters = kernels.merge_counters(decoder.device)
         self._few = _FEW_ROWS if decoder.norms_folded else 0
+        self.prefetch_bytes = (0, 0)
+        self._ahead_rows = _FEW_ROWS
         self.kv = kv
         config = decoder.config
         self._cos, self._sin = rope_table(max_positions, config.head_dim, config.rope_theta, decoder.device)
@@ -80,6 +83,7 @@ class FusedLayers:
         kernels.rope_write_kv(
             q, k, v, self._cos, self._sin, at.positions, at.requests, at.batch, band, pages, q_out=q,
             k_out=k if at.whole else None, norm=norm, bias=bias,
+            ahead=self._ahead(weights.attention_out, hidden, 0),
         )  # fmt: skip
         return q, k, v
 
@@ -103,11 +107,17 @@ class FusedLayers:
         """hidden + the MLP, in place."""
         config, weights = self.decoder.config, self.decoder.layers[index]
         if hidden.shape[0] <= self._few:
-            x = kernels.swiglu(_product(hidden, weights.gate_up), RowNorm(hidden, config.rms_norm_eps))
+            x = _product(hidden, weights.gate_up)
+            x = kernels.swiglu(x, RowNorm(hidden, config.rms_norm_eps), ahead=self._ahead(weights.down, hidden, 1))
         else:
             x = kernels.rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps)
-            x = kernels.swiglu(_linear(x, weights.gate_up))
+            x = kernels.swiglu(_linear(x, weights.gate_up), ahead=self._ahead(weights.down, hidden, 1))
         return _add_linear(hidden, x, weights.down)
+
+    def _ahead(self, linear: Linear, hidden: Tensor, which: int) -> Prefetch | None:
+        """What of a product's weights to ask for before it begins."""
+        wanted = min(self.prefetch_bytes[which], linear.weight_t.numel() * linear.weight_t.element_size())
+        return Prefetch(linear.weight_t, wanted) if wanted and hidden.shape[0] <= self._ahead_rows else None
 
 
 def _linear(x: Tensor, linear: Linear) -> Tensor:
