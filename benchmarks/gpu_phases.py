@@ -11,7 +11,6 @@ row is written as soon as it is there; the time by kernel goes to a file of its 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -26,7 +25,6 @@ from benchmarks.device_rates import Rates, measure_rates, seconds
 from benchmarks.model_shapes import write_shape
 from benchmarks.table import Table
 from shoal import Engine
-from shoal.kernels.dispatch import MERGE_VARIABLE
 from shoal.provenance import commit, hardware
 from shoal.runtime.cuda_worker import CudaWorker
 from shoal.runtime.messages import AddRequest, Forward, ForwardItem, Release
@@ -214,7 +212,6 @@ def main() -> None:
     print(rates, flush=True)
     where = {
         "fold_norms": args.fold_norms,
-        "merge_in_attention": os.environ.get(MERGE_VARIABLE) == "1",
         "commit": args.commit or commit(),
         "hardware": hardware(),
         "torch": torch.__version__,

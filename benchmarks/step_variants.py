@@ -1,23 +1,23 @@
-"""What each way of saving launches and idle memory is worth in a forward of few rows, by CUDA graph, one engine for all.
+"""What ways of saving launches and idle memory are worth in forwards of few rows, by CUDA graph, one engine for all.
 
     python benchmarks/step_variants.py --out benchmarks/results/step_variants.csv
 
 Every variant is captured anew and timed in turn, several rounds of all of them, so that a drifting clock meets them
-alike; a row is the median of a variant's rounds. Columns: whether norms are put off (`fold`) and splits merged by the
-attention kernel (`merge`), MiB of weights asked for ahead by RoPE (of the output projection, `ahead_out`) and by SwiGLU
-(of the down projection, `ahead_down`), and the splits of the keys (`splits`).
+alike; a row is the median of a variant's rounds. Columns: up to how many rows norms are put off (`fold`), MiB of weights
+asked for ahead by RoPE (of the output projection, `ahead_out`) and by SwiGLU (of the down projection, `ahead_down`),
+the splits of the keys (`splits`; 0: the engine's own choice), the stages of the attention's pipeline (`stages`) and the
+rows of a program that merges splits (`merge_rows`).
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -29,7 +29,8 @@ from benchmarks.gpu_phases import Batch
 from benchmarks.model_shapes import write_shape
 from benchmarks.table import Table
 from shoal import Engine
-from shoal.kernels import dispatch
+from shoal.kernels import attention_triton, merge_state_triton
+from shoal.kernels.attention_tiling import choose_tiling
 from shoal.provenance import commit, hardware
 
 MIB = 1 << 20
@@ -37,29 +38,31 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """See the module's text; few: rows up to which norms are put off; splits 0: the runner's own choice."""
+    """See the module's text."""
 
     fold: int = 0
-    merge: bool = False
     ahead_out: int = 0
     ahead_down: int = 0
     splits: int = 0
+    stages: int = 3
+    merge_rows: int = 8
+    splitk: bool = True
 
 
-PLAIN, FEWER = Variant(), Variant(256, True)
+V = Variant
 CASES: tuple[tuple[str, int, tuple[Variant, ...]], ...] = (
     ("step", 1, (
-        PLAIN, Variant(256), Variant(0, True), FEWER,
-        *(Variant(256, True, out, down) for out, down in (
-            (8, 0), (16, 0), (32, 0), (0, 8), (0, 16), (0, 32), (16, 16), (32, 16), (32, 32), (16, 24), (24, 24))),
-        Variant(0, False, 16, 16), Variant(256, True, splits=4), Variant(256, True, 16, 16, 4), Variant(256, False, 16, 16),
+        V(), V(256), V(0, splits=4), V(256, splits=4), V(256, splits=4, merge_rows=4), V(256, splits=4, merge_rows=2),
+        V(256, splits=4, stages=4), V(256, splits=4, stages=5), V(256, splits=8, stages=2), V(256, splits=4, stages=2),
+        V(256, splits=2, stages=5), V(256, 8, 0, 4), V(256, 32, 0, 4), V(256, 0, 8, 4), V(256, 0, 24, 4), V(256, 16, 16, 4),
+        V(256, splits=4, splitk=False),
     )),
-    ("canvas", 1, (PLAIN, Variant(512, True), Variant(splits=1), Variant(0, False, 16, 16, 1), Variant(0, False, 0, 16, 1),
-                   Variant(512, False, 0, 16, 1))),
-    ("step", 4, (PLAIN, Variant(256), FEWER, Variant(256, True, 16, 16), Variant(256, True, 0, 16), Variant(0, True))),
-    ("step", 8, (PLAIN, Variant(256), FEWER, Variant(256, True, 16, 16), Variant(256, True, 0, 16), Variant(0, False, 0, 16))),
-    ("step", 16, (PLAIN, Variant(512), Variant(0, False, 0, 16), Variant(0, False, 16, 16))),
-    ("step", 32, (PLAIN, Variant(1024), Variant(0, False, 0, 16), Variant(0, False, 16, 16))),
+    ("canvas", 1, (V(), V(splits=1), V(512, splits=1), V(512), V(0, 0, 16, 1), V(splits=4))),
+    ("step", 2, (V(), V(256), V(splits=2), V(256, splits=2), V(256, splits=2, stages=4), V(256, splits=4, stages=2))),
+    ("step", 4, (V(), V(256), V(256, splits=2), V(256, splits=2, stages=2), V(256, 0, 16))),
+    ("step", 8, (V(), V(256), V(256, splits=2), V(256, stages=2), V(256, 0, 16))),
+    ("step", 16, (V(), V(512), V(stages=2), V(stages=4))),
+    ("step", 32, (V(), V(1024), V(stages=2), V(stages=4))),
 )  # fmt: skip
 
 
@@ -68,7 +71,9 @@ def captured(engine: Engine, batch: Batch, phase: str, variant: Variant) -> Call
     worker = batch.worker
     runner = worker.runner
     runner.layers._few = variant.fold
-    runner.layers._counters = COUNTERS if variant.merge else None
+    attention_triton.choose_tiling = lambda *args: replace(choose_tiling(*args), num_stages=variant.stages)
+    merge_state_triton._BLOCK_ROWS = variant.merge_rows
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (True, variant.splitk)
     runner.layers.prefetch_bytes = (variant.ahead_out * MIB, variant.ahead_down * MIB)
     if variant.splits:
         runner.splits = lambda requests, rows: variant.splits  # type: ignore[method-assign]
@@ -94,7 +99,6 @@ def captured(engine: Engine, batch: Batch, phase: str, variant: Variant) -> Call
 
 def main() -> None:
     """Measure; every row is written when it is there."""
-    global COUNTERS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step_variants.csv"))
     parser.add_argument("--shape", choices=("dream-7b", "llada-8b"), default="llada-8b")
@@ -105,8 +109,6 @@ def main() -> None:
         print("step_variants needs a CUDA GPU")
         return
     began = time.monotonic()
-    os.environ[dispatch.MERGE_VARIABLE] = "1"
-    COUNTERS = dispatch.merge_counters(torch.device("cuda"))
     rates = measure_rates()
     where = {**rates.columns(), "commit": args.commit or commit(), "hardware": hardware(), "torch": torch.__version__}
     table = Table(args.out, where)
@@ -124,9 +126,10 @@ def main() -> None:
                     times[variant].append(seconds(run, 10, 2))
                 for variant in variants:
                     ms = median(times[variant]) * 1e3
-                    row = {"shape": args.shape, "phase": phase, "requests": requests, **asdict(variant), "ms": f"{ms:.3f}"}
+                    names = {"shape": args.shape, "phase": phase, "requests": requests}
+                    row = {**names, **asdict(variant), "ms": f"{ms:.3f}"}
                     table.add(row)
-                    print(row, flush=True)
+                    print(*row.values(), flush=True)
                 batch.close()
 
 

@@ -3,8 +3,7 @@
 What: flash attention (Dao 2023, arXiv 2307.08691) without a causal mask. A tile holds BLOCK_ROWS pairs (query, head
 of one KV group), the heads of a query side by side, so that grouped-query attention reads a key once for the whole
 group. A program works on one tile, one KV head and one split of the keys. With one split it writes the output; with
-several (flash-decoding, for few queries) it writes fp32 parts, which `merge_state_triton` puts together; or, given
-`counters`, the program that is the last of its tile and head to be done merges the parts itself, which saves a launch.
+several (flash-decoding, for few queries) it writes fp32 parts, which `merge_state_triton` puts together.
 
 Ragged: tile i of request r is program floor(query_start[r] * group / BLOCK_ROWS) + r + i. Every request has at least as
 many program ids there as it has tiles; surplus ones return at once. So the grid depends on the number of tokens
@@ -30,7 +29,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .attention_batch import AttentionBatch
 from .attention_tiling import AttentionTiling, choose_tiling
-from .merge_state_triton import merge_as_the_last, merge_states_triton
+from .merge_state_triton import merge_states_triton
 
 LOG2_E = 1.4426950408889634
 
@@ -137,7 +136,7 @@ def _attend_to_fresh_tile(
 
 @triton.jit(do_not_specialize=["num_requests", "num_tokens", "band_offset"])
 def _attention_kernel(
-    q_ptr, pages, fresh_k, fresh_v, out_ptr, lse_ptr, counters_ptr, merged_ptr, merged_lse_ptr,
+    q_ptr, pages, fresh_k, fresh_v, out_ptr, lse_ptr,
     tables_ptr, slots_ptr, starts_ptr, lengths_ptr,
     first_keys_ptr, num_parts_ptr, begin_ptr, begin_lse_ptr,
     num_requests, num_tokens, num_heads, slot_stride, band_offset, scale_log2,
@@ -145,14 +144,13 @@ def _attention_kernel(
     stride_page, stride_kv, stride_slot, stride_head, stride_dim,
     GROUP: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr, BLOCK_REQUESTS: tl.constexpr,
-    NUM_SPLITS: tl.constexpr, BLOCK_SPLITS: tl.constexpr, BEGIN: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, BEGIN: tl.constexpr,
     FRESH: tl.constexpr, BULK: tl.constexpr, HEADS_FIRST: tl.constexpr,
 ):  # fmt: skip
     """Output [splits, tokens, heads, HEAD_DIM] and log-sum-exp [splits, tokens, heads], both contiguous.
 
     With BEGIN, request r's keys begin at first_keys[r], and the state of split 0 with the first num_parts[r] of the
-    parts [parts, tokens, heads, HEAD_DIM] that the keys before gave. With counters (int32, a zero for each tile and KV
-    head), parts are merged here, into merged and merged_lse.
+    parts [parts, tokens, heads, HEAD_DIM] that the keys before gave.
     """
     if HEADS_FIRST:
         kv_head = tl.program_id(0)
@@ -162,19 +160,22 @@ def _attention_kernel(
         kv_head = tl.program_id(1)
     split = tl.program_id(2)
 
-    numbers = tl.arange(0, BLOCK_REQUESTS)
-    starts = tl.load(starts_ptr + numbers, mask=numbers < num_requests, other=0)
-    first_tiles = (starts * GROUP) // BLOCK_ROWS + numbers
-    before = (numbers < num_requests) & (first_tiles <= program)
-    request = tl.sum(before.to(tl.int32), 0) - 1
+    if BLOCK_REQUESTS == 1:  # nothing to look for: the loads below then wait for no other
+        request = 0
+    else:
+        numbers = tl.arange(0, BLOCK_REQUESTS)
+        starts = tl.load(starts_ptr + numbers, mask=numbers < num_requests, other=0)
+        first_tiles = (starts * GROUP) // BLOCK_ROWS + numbers
+        before = (numbers < num_requests) & (first_tiles <= program)
+        request = tl.sum(before.to(tl.int32), 0) - 1
     start = tl.load(starts_ptr + request)
     queries = tl.load(starts_ptr + request + 1) - start
+    key_length = tl.load(lengths_ptr + request)
+    slot = tl.load(slots_ptr + request).to(tl.int64)
     tile = program - (start * GROUP) // BLOCK_ROWS - request
     if tile * BLOCK_ROWS >= queries * GROUP:
         return
 
-    key_length = tl.load(lengths_ptr + request)
-    slot = tl.load(slots_ptr + request).to(tl.int64)
     rows = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     in_rows = rows < queries * GROUP
     tokens = (start + rows // GROUP).to(tl.int64)
@@ -197,12 +198,6 @@ def _attention_kernel(
         to += split.to(tl.int64) * num_tokens * num_heads
         if (first_key >= stop) & (parts == 0):
             tl.store(lse_ptr + to, tl.full([BLOCK_ROWS], -float("inf"), tl.float32), mask=in_rows)
-            if counters_ptr is not None:
-                merge_as_the_last(
-                    counters_ptr, out_ptr, lse_ptr, merged_ptr, merged_lse_ptr,
-                    program, kv_head, start, tile * BLOCK_ROWS, queries * GROUP, num_tokens, num_heads,
-                    GROUP, NUM_SPLITS, BLOCK_SPLITS, HEAD_DIM, BLOCK_ROWS,
-                )  # fmt: skip
             return
 
     q_offsets = tokens * q_stride_token + heads * q_stride_head
@@ -255,18 +250,12 @@ def _attention_kernel(
     out = acc / safe[:, None]
     tl.store(out_ptr + to[:, None] * HEAD_DIM + dims[None, :], out.to(out_ptr.dtype.element_ty), in_rows[:, None])
     tl.store(lse_ptr + to, lse, mask=in_rows)
-    if counters_ptr is not None:
-        merge_as_the_last(
-            counters_ptr, out_ptr, lse_ptr, merged_ptr, merged_lse_ptr,
-            program, kv_head, start, tile * BLOCK_ROWS, queries * GROUP, num_tokens, num_heads,
-            GROUP, NUM_SPLITS, BLOCK_SPLITS, HEAD_DIM, BLOCK_ROWS,
-        )  # fmt: skip
 
 
 def attention_triton(
     q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, *, num_splits: int = 1,
     fresh_kv: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None, tiling: AttentionTiling | None = None,
-    begin: tuple[Tensor, Tensor, Tensor, Tensor] | None = None, counters: Tensor | None = None,
+    begin: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`attention_reference`, without a look at device memory.
 
@@ -283,8 +272,6 @@ def attention_triton(
         begin: what attention to each request's first keys gave: how many keys (int32 [requests], whole pages), into
             how many parts they were cut (int32 [requests]), the parts (fp32 [parts, tokens, heads, head_dim]) and
             their log-sum-exps (fp32 [parts, tokens, heads]); the kernel goes on from there.
-        counters: int32 zeros, contiguous, for merging parts in the kernel; zeros again afterwards. One launch at a time
-            may use them. Where they are fewer than tiles x kv_heads, parts are merged by a launch of its own.
 
     Returns out (q's dtype) and the log-sum-exp (fp32 [tokens, heads], natural logarithm). A request without keys gets
     zeros and -inf. heads must be a multiple of kv_heads; head_dim and page_size are powers of two, head_dim >= 16.
@@ -303,7 +290,6 @@ def attention_triton(
         return out, lse
     group = heads // kv_heads
     tiles = tokens * group // tiling.block_rows + requests
-    merge_here = num_splits > 1 and counters is not None and counters.numel() >= tiles * kv_heads
     parts, parts_lse = out, lse
     if num_splits > 1:
         parts = torch.empty((num_splits, *q.shape), dtype=torch.float32, device=q.device)
@@ -312,19 +298,19 @@ def attention_triton(
     fresh_k, fresh_v = (None, None) if fresh_kv is None else (_fresh_rows(x, tiling.block_keys) for x in fresh_kv)
     pages, strides = page_rows(layer_pages, tiling.block_keys) if bulk else (layer_pages, layer_pages.stride())
     _attention_kernel[(kv_heads, tiles, num_splits) if tiling.heads_first else (tiles, kv_heads, num_splits)](
-        q, pages, fresh_k, fresh_v, parts, parts_lse, *((counters, out, lse) if merge_here else (None,) * 3),
+        q, pages, fresh_k, fresh_v, parts, parts_lse,
         batch.page_tables, batch.slots, batch.query_starts, batch.key_lengths,
         *((None,) * 4 if begin is None else begin),
         requests, tokens, heads, batch.page_tables.stride(0), band * batch.page_tables.stride(1),
         LOG2_E / math.sqrt(head_dim), q.stride(0), q.stride(1), *strides,
         GROUP=group, PAGE_SIZE=page_size, HEAD_DIM=head_dim,
         BLOCK_ROWS=tiling.block_rows, BLOCK_KEYS=tiling.block_keys,
-        BLOCK_REQUESTS=max(64, triton.next_power_of_2(requests)),
-        NUM_SPLITS=num_splits, BLOCK_SPLITS=triton.next_power_of_2(num_splits), BEGIN=begin is not None,
+        BLOCK_REQUESTS=1 if requests == 1 else max(64, triton.next_power_of_2(requests)),
+        NUM_SPLITS=num_splits, BEGIN=begin is not None,
         FRESH=fresh_kv is not None, BULK=bulk, HEADS_FIRST=tiling.heads_first,
         num_warps=tiling.num_warps, num_stages=tiling.num_stages,
     )  # fmt: skip
-    if num_splits > 1 and not merge_here:
+    if num_splits > 1:
         merge_states_triton(parts, parts_lse, out, lse)
     return out, lse
 

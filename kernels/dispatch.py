@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 
-import torch
 from torch import OutOfMemoryError, Tensor
 
 from .attention import attention_reference
@@ -21,6 +20,7 @@ from .canvas_state import CanvasState
 from .commit import commit_reference
 from .confidence import Confidence, confidence_reference
 from .drift import Drift, drift_reference
+from .embed import embed_reference
 from .kv_write import rope_write_kv_reference
 from .masked_rows import MaskedRows, masked_rows_reference
 from .prefetch import Prefetch
@@ -32,11 +32,8 @@ from .swiglu import swiglu_reference
 VARIABLE = "SHOAL_KERNELS"
 HOPPER_VARIABLE = "SHOAL_HOPPER_ATTENTION"
 """0 in the environment: long queries on sm_90 do not take the kernel that is written for it."""
-MERGE_VARIABLE = "SHOAL_MERGE_IN_ATTENTION"
-"""1 in the environment: parts of split keys are merged by the attention kernel itself (not measured yet)."""
 BACKENDS = ("auto", "reference", "triton")
 
-_MERGE_COUNTERS = 8192
 _chosen: str | None = None
 _hopper_missing = False
 logger = logging.getLogger(__name__)
@@ -71,6 +68,15 @@ def uses_triton(x: Tensor) -> bool:
     if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(f"the kernel backend is triton, which needs CUDA tensors, not {x.device}")
     return True
+
+
+def embed(table: Tensor, tokens: Tensor, slots: Tensor, requests: Tensor, positions: Tensor) -> Tensor:
+    """Contract: `embed_reference`."""
+    if not uses_triton(table):
+        return embed_reference(table, tokens, slots, requests, positions)
+    from .embed_triton import embed_triton
+
+    return embed_triton(table, tokens, slots, requests, positions)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -117,12 +123,9 @@ def rope_write_kv(
 
 def attention(
     q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, *, num_splits: int = 1,
-    fresh_kv: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None, counters: Tensor | None = None,
+    fresh_kv: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Contract: `attention_reference`; the Triton kernel cuts each request's keys into num_splits parts.
-
-    counters: as `attention_triton` takes them, for merging the parts in the kernel.
-    """
+    """Contract: `attention_reference`; the Triton kernel cuts each request's keys into num_splits parts."""
     if not uses_triton(q):
         return attention_reference(q, layer_pages, band, batch, fresh_kv=fresh_kv, out=out)
     group = q.shape[1] // layer_pages.shape[3]
@@ -137,16 +140,7 @@ def attention(
             _without_hopper("compile", error)
     from .attention_triton import attention_triton
 
-    return attention_triton(
-        q, layer_pages, band, batch, num_splits=num_splits, fresh_kv=fresh_kv, out=out, counters=counters
-    )
-
-
-def merge_counters(device: torch.device) -> Tensor | None:
-    """Counters for `attention`, where the environment asks for merging in the kernel; one user at a time."""
-    if os.environ.get(MERGE_VARIABLE) != "1":
-        return None
-    return torch.zeros(_MERGE_COUNTERS, dtype=torch.int32, device=device)
+    return attention_triton(q, layer_pages, band, batch, num_splits=num_splits, fresh_kv=fresh_kv, out=out)
 
 
 def _hopper_fits(q: Tensor, layer_pages: Tensor, fresh_kv: tuple[Tensor, Tensor] | None) -> bool:

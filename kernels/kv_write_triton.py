@@ -45,24 +45,25 @@ def _rope_write_kernel(
     stride_page, stride_kv, stride_slot, stride_head, stride_dim, hidden_stride, hidden_cols, eps,
     ahead_bytes, ahead_run,
     PAGE_SIZE: tl.constexpr, HALF: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_HEADS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr, LANES: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Tiles are [BLOCK_TOKENS, BLOCK_HEADS, HALF]; `chunk` counts groups of heads, first of q, then of k, then of v."""
     if ahead_ptr is not None:
         program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-        prefetch_share(ahead_ptr, ahead_bytes, ahead_run, program, LANES)
+        prefetch_share(ahead_ptr, ahead_bytes, ahead_run, program)
     tokens = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     chunk = tl.program_id(1)
     q_chunks = tl.cdiv(num_heads, BLOCK_HEADS)
     kv_chunks = tl.cdiv(num_kv_heads, BLOCK_HEADS)
+    factor = None
+    if hidden_ptr is not None:  # tiles of one token
+        factor = row_factor(hidden_ptr, tl.program_id(0).to(tl.int64), hidden_stride, hidden_cols, eps, BLOCK_COLUMNS)
     position = tl.load(positions_ptr + tokens, mask=tokens < num_tokens, other=-1)
+    row = tl.load(rows_ptr + tokens, mask=tokens < num_tokens, other=0)
     real = position >= 0
     dims = tl.arange(0, HALF)[None, None, :]
     lanes = tl.arange(0, BLOCK_HEADS)
     token_at = tokens[:, None, None]
-    factor = None
-    if hidden_ptr is not None:
-        factor = row_factor(hidden_ptr, hidden_stride, hidden_cols, eps, tokens, real, BLOCK_COLUMNS)[:, None, None]
 
     if chunk < q_chunks:
         heads = (chunk * BLOCK_HEADS + lanes).to(tl.int64)[None, :, None]
@@ -79,7 +80,6 @@ def _rope_write_kernel(
         tl.store(to + HALF, (right * cos + left * sin).to(q_out_ptr.dtype.element_ty), mask=mask)
         return
 
-    row = tl.load(rows_ptr + tokens, mask=real, other=0)
     slot = tl.load(slots_ptr + row, mask=real, other=0).to(tl.int64)
     table = tables_ptr + slot * slot_stride + band_offset
     page = tl.load(table + position // PAGE_SIZE, mask=real, other=0).to(tl.int64)
@@ -150,6 +150,8 @@ def rope_write_kv_triton(
         raise ValueError(f"band {band} of {batch.page_tables.shape[1]}")
     if norm is not None:
         norm.check(tokens)
+        if block is not None and block[0] != 1:
+            raise ValueError(f"block {block}: with a norm a tile holds one token")
     if bias is not None and (bias.numel() != (heads + 2 * kv_heads) * head_dim or not bias.is_contiguous()):
         raise ValueError(f"bias {tuple(bias.shape)} must be contiguous, [{heads + 2 * kv_heads}, {head_dim}]")
     if tokens:
@@ -157,10 +159,10 @@ def rope_write_kv_triton(
         block_tokens, block_heads = block or usual
         chunks = triton.cdiv(heads, block_heads) + 2 * triton.cdiv(kv_heads, block_heads)
         k_to = k if k_out is None else k_out
-        hidden, stride, width, eps = norm_arguments(norm)
+        hidden, stride, width, eps, block_columns = norm_arguments(norm)
         grid = (triton.cdiv(tokens, block_tokens), chunks)
-        num_warps = 4 if block_tokens * block_heads * head_dim >= 4096 else 2
-        weights, *runs = prefetch_arguments(ahead, q, grid[0] * grid[1], 32 * num_warps)
+        num_warps = 4 if norm is not None or block_tokens * block_heads * head_dim >= 4096 else 2
+        weights, *runs = prefetch_arguments(ahead, q, grid[0] * grid[1])
         _rope_write_kernel[grid](
             q, k, v, q_out, k_out, cos_table, sin_table, layer_pages, bias, hidden, weights,
             positions, rows, batch.page_tables, batch.slots, tokens, heads, kv_heads,
@@ -168,6 +170,6 @@ def rope_write_kv_triton(
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *q_out.stride()[:2], *k_to.stride()[:2],
             cos_table.stride(0), sin_table.stride(0), *layer_pages.stride(), stride, width, eps, *runs,
             PAGE_SIZE=page_size, HALF=head_dim // 2, BLOCK_TOKENS=block_tokens, BLOCK_HEADS=block_heads,
-            BLOCK_COLUMNS=1024, LANES=32 * num_warps, num_warps=num_warps,
+            BLOCK_COLUMNS=block_columns, num_warps=num_warps,
         )  # fmt: skip
     return q_out

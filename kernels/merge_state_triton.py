@@ -1,7 +1,5 @@
 """Merging attention over parts of the keys in Triton; the formula is in `merge_state.py`.
 
-In a launch of its own, or at the end of the programs that make the parts, by the last of them.
-
 A program takes a few rows (token, head). It loads their log-sum-exps of all parts at once, so that the weights are
 known before the first value arrives, and the values of the parts are loads that do not wait for one another.
 """
@@ -15,22 +13,17 @@ from torch import Tensor
 _BLOCK_ROWS = 8
 
 
-@triton.jit
-def merge_rows(
-    parts_ptr, parts_lse_ptr, out_ptr, lse_ptr, num_rows, rows, in_rows,
+@triton.jit(do_not_specialize=["num_rows"])
+def _merge_kernel(
+    parts_ptr, parts_lse_ptr, out_ptr, lse_ptr, num_rows,
     NUM_PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Merge the parts of some rows (int64 [BLOCK_ROWS]) of num_rows, where in_rows holds.
-
-    Parts are read past the L1 cache: other programs of the same launch may have written them.
-    """
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    in_rows = rows < num_rows
     dims = tl.arange(0, HEAD_DIM)
     parts = tl.arange(0, BLOCK_PARTS).to(tl.int64)
     at = parts[:, None] * num_rows + rows[None, :]
-    lses = tl.load(
-        parts_lse_ptr + at, mask=(parts < NUM_PARTS)[:, None] & in_rows[None, :], other=-float("inf"),
-        cache_modifier=".cg",
-    )  # fmt: skip
+    lses = tl.load(parts_lse_ptr + at, mask=(parts < NUM_PARTS)[:, None] & in_rows[None, :], other=-float("inf"))
     top = tl.max(lses, 0)
     base = tl.where(top > -float("inf"), top, 0.0)
     total = tl.sum(tl.exp(lses - base[None, :]), 0)
@@ -38,51 +31,13 @@ def merge_rows(
     acc = tl.zeros([BLOCK_ROWS, HEAD_DIM], tl.float32)
     for part in tl.static_range(NUM_PARTS):
         place = rows + part * tl.cast(num_rows, tl.int64)
-        lse = tl.load(parts_lse_ptr + place, mask=in_rows, other=-float("inf"), cache_modifier=".cg")
+        lse = tl.load(parts_lse_ptr + place, mask=in_rows, other=-float("inf"))
         has_keys = lse > -float("inf")
-        at_values = place[:, None] * HEAD_DIM + dims[None, :]
-        x = tl.load(parts_ptr + at_values, mask=has_keys[:, None], other=0.0, cache_modifier=".cg")
+        x = tl.load(parts_ptr + place[:, None] * HEAD_DIM + dims[None, :], mask=has_keys[:, None], other=0.0)
         weight = tl.exp(lse - base) / safe
         acc += x.to(tl.float32) * weight[:, None]
     tl.store(out_ptr + rows[:, None] * HEAD_DIM + dims[None, :], acc.to(out_ptr.dtype.element_ty), in_rows[:, None])
     tl.store(lse_ptr + rows, tl.where(total > 0.0, top + tl.log(safe), -float("inf")), in_rows)
-
-
-@triton.jit
-def merge_as_the_last(
-    counters_ptr, parts_ptr, parts_lse_ptr, out_ptr, lse_ptr,
-    program, kv_head, start, first_row, stop_row, num_tokens, num_heads,
-    GROUP: tl.constexpr, NUM_SPLITS: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-):  # fmt: skip
-    """Merge the parts of a tile, if all other splits have stored theirs; the counter is 0 again afterwards.
-
-    The barrier orders the stores of all threads before the count, which releases them and acquires the others'.
-    """
-    counter_ptr = counters_ptr + program * (num_heads // GROUP) + kv_head
-    tl.debug_barrier()
-    done = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
-    if done == NUM_SPLITS - 1:
-        tl.store(counter_ptr, 0)
-        for first in range(0, BLOCK_ROWS, 16):  # few rows at a time: all parts of them are loaded at once
-            rows = first_row + first + tl.arange(0, 16)
-            places = (start + rows // GROUP).to(tl.int64) * num_heads + kv_head * GROUP + rows % GROUP
-            merge_rows(
-                parts_ptr, parts_lse_ptr, out_ptr, lse_ptr, tl.cast(num_tokens, tl.int64) * num_heads, places,
-                rows < stop_row, NUM_SPLITS, BLOCK_SPLITS, HEAD_DIM, 16,
-            )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["num_rows"])
-def _merge_kernel(
-    parts_ptr, parts_lse_ptr, out_ptr, lse_ptr, num_rows,
-    NUM_PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-):  # fmt: skip
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    merge_rows(
-        parts_ptr, parts_lse_ptr, out_ptr, lse_ptr, num_rows, rows, rows < num_rows,
-        NUM_PARTS, BLOCK_PARTS, HEAD_DIM, BLOCK_ROWS,
-    )  # fmt: skip
 
 
 def merge_states_triton(parts: Tensor, parts_lse: Tensor, out: Tensor, lse: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""`prefetch.py` inside Triton kernels: each thread of each program asks for one run of bytes."""
+"""`prefetch.py` inside Triton kernels: each program asks for one run of bytes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from .prefetch import Prefetch
 
 
 @triton.jit
-def prefetch_share(ptr, num_bytes, run, program, LANES: tl.constexpr):
-    """Ask for the runs of `run` bytes (a multiple of 16) of lanes program * LANES to program * LANES + LANES - 1."""
-    begin = (program * LANES + tl.arange(0, LANES)) * run
+def prefetch_share(ptr, num_bytes, run, program):
+    """Ask for the `run` bytes (a multiple of 16) from program * run on; one thread of the program does."""
+    begin = program * run
     size = tl.minimum(run, num_bytes - begin)
     address = ptr.to(tl.int64) + begin.to(tl.int64)
     tl.inline_asm_elementwise(
         """
         {
             .reg .pred some;
-            setp.gt.s32 some, $2, 0;
+            .reg .pred first;
+            .reg .u32 thread;
+            mov.u32 thread, %tid.x;
+            setp.eq.u32 first, thread, 0;
+            setp.gt.and.s32 some, $2, 0, first;
             @some cp.async.bulk.prefetch.L2.global [$1], $2;
             mov.s32 $0, 0;
         }
@@ -33,15 +37,15 @@ def prefetch_share(ptr, num_bytes, run, program, LANES: tl.constexpr):
 
 def _can(x: Tensor) -> bool:
     """Whether kernels on x can ask for bytes: not in the interpreter, and not on GPUs before sm_90."""
-    return os.environ.get("TRITON_INTERPRET") != "1" and (not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (9, 0))
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return False
+    return not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 
-def prefetch_arguments(
-    prefetch: Prefetch | None, like: Tensor, programs: int, lanes: int
-) -> tuple[Tensor | None, int, int]:
-    """The tensor, its bytes and the bytes of a lane, as kernels take them; the first is None if nothing is to be done."""
+def prefetch_arguments(prefetch: Prefetch | None, like: Tensor, programs: int) -> tuple[Tensor | None, int, int]:
+    """The tensor, its bytes and those of a program, as kernels take them; the first is None for nothing to do."""
     if prefetch is None or not _can(like):
         return None, 0, 0
     prefetch.check()
-    run = triton.cdiv(triton.cdiv(prefetch.num_bytes, programs * lanes), 16) * 16
+    run = triton.cdiv(triton.cdiv(prefetch.num_bytes, programs), 16) * 16
     return prefetch.tensor, prefetch.num_bytes, run

@@ -10,7 +10,7 @@ from torch import Tensor
 from .prefetch import Prefetch
 from .prefetch_triton import prefetch_arguments, prefetch_share
 from .row_norm import RowNorm
-from .row_norm_triton import norm_arguments, one_row_factor
+from .row_norm_triton import norm_arguments, row_factor
 
 _BLOCK_SIZE = 1024
 _NUM_WARPS = 4
@@ -19,11 +19,11 @@ _NUM_WARPS = 4
 @triton.jit
 def _swiglu_kernel(
     gate_up_ptr, y_ptr, hidden_ptr, ahead_ptr, row_stride, n_cols, hidden_stride, hidden_cols, eps,
-    ahead_bytes, ahead_run, BLOCK_SIZE: tl.constexpr, LANES: tl.constexpr,
+    ahead_bytes, ahead_run, BLOCK_SIZE: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     if ahead_ptr is not None:
         program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-        prefetch_share(ahead_ptr, ahead_bytes, ahead_run, program, LANES)
+        prefetch_share(ahead_ptr, ahead_bytes, ahead_run, program)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask = columns < n_cols
@@ -31,7 +31,7 @@ def _swiglu_kernel(
     gate = tl.load(gate_up_ptr + row * row_stride + columns, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + row * row_stride + n_cols + columns, mask=mask, other=0.0).to(tl.float32)
     if hidden_ptr is not None:
-        factor = one_row_factor(hidden_ptr, row, hidden_stride, hidden_cols, eps, BLOCK_SIZE)
+        factor = row_factor(hidden_ptr, row, hidden_stride, hidden_cols, eps, BLOCK_COLUMNS)
         gate *= factor
         up *= factor
     gated = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
@@ -53,11 +53,10 @@ def swiglu_triton(
     y = torch.empty((rows, columns), dtype=gate_up.dtype, device=gate_up.device)
     if rows:
         grid = (rows, triton.cdiv(columns, block_size))
-        hidden, stride, width, eps = norm_arguments(norm)
-        lanes = 32 * _NUM_WARPS
-        weights, *runs = prefetch_arguments(ahead, gate_up, grid[0] * grid[1], lanes)
+        hidden, stride, width, eps, block_columns = norm_arguments(norm)
+        weights, *runs = prefetch_arguments(ahead, gate_up, grid[0] * grid[1])
         _swiglu_kernel[grid](
             gate_up, y, hidden, weights, gate_up.stride(0), columns, stride, width, eps, *runs,
-            BLOCK_SIZE=block_size, LANES=lanes, num_warps=_NUM_WARPS,
+            BLOCK_SIZE=block_size, BLOCK_COLUMNS=block_columns, num_warps=_NUM_WARPS,
         )  # fmt: skip
     return y

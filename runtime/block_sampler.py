@@ -38,13 +38,13 @@ class BlockSampler:
         """
         state = self._slots.state
         masked = kernels.masked_rows(state, batch, first, rows, self._shift)
-        logits = self._layers.decoder.logits(hidden.index_select(0, masked.rows))
+        logits = self._layers.logits(hidden.index_select(0, masked.rows))
         best = kernels.block_confidence(logits, state, masked, impossible_token=self._mask, draw=draw)
         kernels.commit(state, batch, masked, best, logits.shape[1])
 
     def scores(self, hidden: Tensor, rows: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]) -> list[float]:
         """Natural log-probabilities of tokens [n] by the logits of `rows` [n] of hidden; the mask is impossible."""
         at, token = (torch.from_numpy(x.copy()).to(hidden.device) for x in (rows, tokens))
-        logits = self._layers.decoder.logits(hidden.index_select(0, at)).float()
+        logits = self._layers.logits(hidden.index_select(0, at)).float()
         logits[:, self._mask] = -torch.inf
         return logits.log_softmax(-1).gather(1, token[:, None])[:, 0].tolist()

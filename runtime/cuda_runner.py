@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels import dispatch as kernels
 from ..kernels.shared_groups import SharedGroups
 from .canvas_slots import CanvasSlots
 from .decoder import Decoder
@@ -36,9 +37,8 @@ class CudaRunner:
 
     def embed(self, at: Layout) -> Tensor:
         """Embeddings [rows, hidden] of the tokens that stand in the rows' positions now."""
-        slots = at.batch.slots.index_select(0, at.requests).to(torch.int64)
-        places = slots * self.slots.max_tokens + at.positions.clamp(min=0)
-        return self.decoder.embed(self.slots.state.tokens.view(-1).index_select(0, places))
+        tokens = self.slots.state.tokens
+        return kernels.embed(self.decoder.embedding, tokens, at.batch.slots, at.requests, at.positions)
 
     @torch.inference_mode()
     def refresh(self, plan: RefreshPlan) -> Tensor:

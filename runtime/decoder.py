@@ -61,10 +61,10 @@ class Decoder:
         self.config = config
         self.dtype = embedding.dtype
         self.device = embedding.device
-        self._embedding = embedding
+        self.embedding = embedding
         self.layers = layers
-        self._final_norm = final_norm
-        self._head = head
+        self.final_norm = final_norm
+        self.head = head
         self._rope: Rotary | None = None
         self.norms_folded = False
 
@@ -76,7 +76,7 @@ class Decoder:
     @property
     def batch_invariant(self) -> bool:
         """Whether rows come out the same, bit for bit, whatever other rows are computed with them (fp32, CPU)."""
-        return self._head.batch_invariant
+        return self.head.batch_invariant
 
     @torch.inference_mode()
     def fold_norms(self) -> None:
@@ -95,7 +95,7 @@ class Decoder:
     @torch.inference_mode()
     def embed(self, token_ids: Tensor) -> Tensor:
         """Embeddings [T, hidden] of token ids [T] (int64). An id beyond the table is the caller's mistake."""
-        return self._embedding.index_select(0, token_ids)
+        return self.embedding.index_select(0, token_ids)
 
     @torch.inference_mode()
     def rotary(self, positions: Tensor) -> Rotary:
@@ -142,4 +142,4 @@ class Decoder:
 
         With `config.shift_logits`, row i speaks about the token after the one whose hidden state it is.
         """
-        return self._head(rms_norm(hidden, self._final_norm, self.config.rms_norm_eps))
+        return self.head(rms_norm(hidden, self.final_norm, self.config.rms_norm_eps))

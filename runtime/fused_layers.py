@@ -36,7 +36,6 @@ class FusedLayers:
 
     def __init__(self, decoder: Decoder, kv: KVPool, max_positions: int):
         self.decoder = decoder
-        self._counters = kernels.merge_counters(decoder.device)
         self._few = _FEW_ROWS if decoder.norms_folded else 0
         self.prefetch_bytes = (0, 0)
         self._ahead_rows = _FEW_ROWS
@@ -58,6 +57,11 @@ class FusedLayers:
         q = self._project(index, hidden, at)[0].index_select(0, needed)
         attended = self._attend(index, q, of_needed, 1, None, None)
         return self._mlp(index, self._add_attended(index, hidden.index_select(0, needed), attended))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`Decoder.logits`."""
+        decoder = self.decoder
+        return _linear(kernels.rms_norm(hidden, decoder.final_norm, decoder.config.rms_norm_eps), decoder.head)
 
     def _attention(
         self, index: int, hidden: Tensor, at: Layout, num_splits: int, shared: SharedGroups | None
@@ -94,9 +98,7 @@ class FusedLayers:
         band, pages = self.kv.layer(index)
         if shared is not None:
             return kernels.shared_attention(q, pages, band, at.batch, shared, num_splits=num_splits)[0]
-        return kernels.attention(
-            q, pages, band, at.batch, num_splits=num_splits, fresh_kv=fresh_kv, counters=self._counters
-        )[0]
+        return kernels.attention(q, pages, band, at.batch, num_splits=num_splits, fresh_kv=fresh_kv)[0]
 
     def _add_attended(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
         """hidden + the output projection, in place."""

@@ -108,7 +108,7 @@ PARTS = (
     Part(
         "steps-fewer-launches",
         measurement("gpu_phases.py", "gpu_phases_fewer_launches.csv", "--fold-norms", "--only", "step"),
-        90, environment=(("SHOAL_MERGE_IN_ATTENTION", "1"),),
+        90,
     ),
     Part(
         "throughput-dream",

@@ -76,22 +76,12 @@ def test_block_steps_split_the_keys(launches, heads, kv_heads, heads_first, head
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "kv_heads", "splits"), [(2, 2, 4), (7, 1, 3), (6, 2, 8)])
-def test_the_last_split_merges_as_a_launch_of_its_own_would(launches, heads, kv_heads, splits, dtype):
-    world = World([8, 1, 5, 0], [200, 17, 70, 3], heads, kv_heads, 64, dtype=dtype)
-    tiling = AttentionTiling(16 if heads == kv_heads else 64, 32, heads_first=True)
-    expected = run(world, tiling, splits)
-    assert len(launches[1]) == 1
-    counters = torch.zeros(64, dtype=torch.int32, device=DEVICE)
-    for _ in range(3):  # counters are zeros again
-        for found, wanted in zip(run(world, tiling, splits, counters=counters), expected, strict=True):
-            assert torch.equal(found, wanted)
-        assert not counters.any()
-    assert len(launches[1]) == 1
-    run(world, tiling, splits, counters=counters[:2])  # too few
-    assert len(launches[1]) == 2
-    run(world, tiling, 1, counters=counters)
-    assert len(launches[1]) == 2
+@pytest.mark.parametrize(("heads", "kv_heads", "splits"), [(2, 2, 4), (7, 1, 1), (6, 2, 8)])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 3), (8, 200), (40, 70)])
+def test_one_request_alone(launches, queries, keys, heads, kv_heads, splits, dtype):
+    world = World([queries], [keys], heads, kv_heads, 64, dtype=dtype)
+    check(world, AttentionTiling(16 if heads == kv_heads else 64, 32, heads_first=True), splits)
+    assert launches[0][0][1] == queries * heads // kv_heads // (16 if heads == kv_heads else 64) + 1
 
 
 @pytest.mark.parametrize("layout", ["layers", "head-major", "transposed"])

@@ -81,18 +81,16 @@ def batch_of(requests: int, max_pages: int) -> AttentionBatch:
 
 def attention(
     dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int, page_size: int, fresh: bool = False,
-    merge: bool = False,
+    requests: int = 2,
 ) -> None:  # fmt: skip
-    requests, max_pages = 2, 4096 // page_size
+    max_pages = 4096 // page_size
     pool = torch.empty((max_pages, 4, 2, page_size, kv_heads, head_dim), dtype=dtype)
     qkv = torch.empty((tokens, heads + 2 * kv_heads, head_dim), dtype=dtype)
     q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
     splits = choose_splits(tokens, requests, heads, kv_heads, 4096)
-    counters = torch.zeros(4096, dtype=torch.int32) if merge else None
     attention_triton(
-        q, pool[:, 1], 1, batch_of(requests, max_pages), num_splits=splits, fresh_kv=(k, v) if fresh else None,
-        counters=counters,
-    )  # fmt: skip
+        q, pool[:, 1], 1, batch_of(requests, max_pages), num_splits=splits, fresh_kv=(k, v) if fresh else None
+    )
 
 
 def kv_write(
@@ -154,7 +152,7 @@ for _name, _dtype in DTYPES.items():
         case(f"{_at}-attention-long-mha", attention, _dtype, _dim, 32, 32, 4512, 64)
         case(f"{_at}-attention-step-bulk", attention, _dtype, _dim, 32, 32, 64, 64)
         case(f"{_at}-attention-step-gqa", attention, _dtype, _dim, 28, 4, 64, 16)
-        case(f"{_at}-attention-step-merge", attention, _dtype, _dim, 32, 32, 64, 64, False, True)
+        case(f"{_at}-attention-step-one", attention, _dtype, _dim, 32, 32, 32, 64, False, 1)
         case(f"{_at}-shared-mha", shared, _dtype, _dim, 32, 32, 16)
         case(f"{_at}-kv-write-long", kv_write, _dtype, _dim, 32, 32, 5000)
         case(f"{_at}-kv-write-norm", kv_write, _dtype, _dim, 28, 4, 32, True, True)
