@@ -46,6 +46,7 @@ class Variant:
     splits: int = 0
     stages: int = 3
     merge_rows: int = 8
+    blas: str = "cublas"
     splitk: bool = True
 
 
@@ -55,7 +56,7 @@ CASES: tuple[tuple[str, int, tuple[Variant, ...]], ...] = (
         V(), V(256), V(0, splits=4), V(256, splits=4), V(256, splits=4, merge_rows=4), V(256, splits=4, merge_rows=2),
         V(256, splits=4, stages=4), V(256, splits=4, stages=5), V(256, splits=8, stages=2), V(256, splits=4, stages=2),
         V(256, splits=2, stages=5), V(256, 8, 0, 4), V(256, 32, 0, 4), V(256, 0, 8, 4), V(256, 0, 24, 4), V(256, 16, 16, 4),
-        V(256, splits=4, splitk=False),
+        V(256, splits=4, blas="cublaslt"), V(256, splits=4, blas="cublaslt", splitk=False),
     )),
     ("canvas", 1, (V(), V(splits=1), V(512, splits=1), V(512), V(0, 0, 16, 1), V(splits=4))),
     ("step", 2, (V(), V(256), V(splits=2), V(256, splits=2), V(256, splits=2, stages=4), V(256, splits=4, stages=2))),
@@ -73,7 +74,8 @@ def captured(engine: Engine, batch: Batch, phase: str, variant: Variant) -> Call
     runner.layers._few = variant.fold
     attention_triton.choose_tiling = lambda *args: replace(choose_tiling(*args), num_stages=variant.stages)
     merge_state_triton._BLOCK_ROWS = variant.merge_rows
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (True, variant.splitk)
+    torch.backends.cuda.preferred_blas_library(variant.blas)
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (variant.splitk, variant.splitk)
     runner.layers.prefetch_bytes = (variant.ahead_out * MIB, variant.ahead_down * MIB)
     if variant.splits:
         runner.splits = lambda requests, rows: variant.splits  # type: ignore[method-assign]
