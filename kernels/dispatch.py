@@ -23,7 +23,6 @@ from .drift import Drift, drift_reference
 from .embed import embed_reference
 from .kv_write import rope_write_kv_reference
 from .masked_rows import MaskedRows, masked_rows_reference
-from .prefetch import Prefetch
 from .rms_norm import rms_norm_reference
 from .row_norm import RowNorm
 from .shared_groups import SharedGroups
@@ -98,27 +97,27 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return add_rms_norm_triton(x, residual, weight, eps)
 
 
-def swiglu(gate_up: Tensor, norm: RowNorm | None = None, *, ahead: Prefetch | None = None) -> Tensor:
-    """Contract: `swiglu_reference`; the Triton kernel asks for `ahead` on the way."""
+def swiglu(gate_up: Tensor, norm: RowNorm | None = None) -> Tensor:
+    """Contract: `swiglu_reference`."""
     if not uses_triton(gate_up):
         return swiglu_reference(gate_up, norm)
     from .swiglu_triton import swiglu_triton
 
-    return swiglu_triton(gate_up, norm=norm, ahead=ahead)
+    return swiglu_triton(gate_up, norm=norm)
 
 
 def rope_write_kv(
     q: Tensor, k: Tensor, v: Tensor, cos_table: Tensor, sin_table: Tensor, positions: Tensor, rows: Tensor,
     batch: AttentionBatch, band: int, layer_pages: Tensor, *, q_out: Tensor | None = None, k_out: Tensor | None = None,
-    norm: RowNorm | None = None, bias: Tensor | None = None, ahead: Prefetch | None = None,
+    norm: RowNorm | None = None, bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Contract: `rope_write_kv_reference`; the Triton kernel asks for `ahead` on the way."""
+    """Contract: `rope_write_kv_reference`."""
     arguments = (q, k, v, cos_table, sin_table, positions, rows, batch, band, layer_pages)
     if not uses_triton(q):
         return rope_write_kv_reference(*arguments, q_out=q_out, k_out=k_out, norm=norm, bias=bias)
     from .kv_write_triton import rope_write_kv_triton
 
-    return rope_write_kv_triton(*arguments, q_out=q_out, k_out=k_out, norm=norm, bias=bias, ahead=ahead)
+    return rope_write_kv_triton(*arguments, q_out=q_out, k_out=k_out, norm=norm, bias=bias)
 
 
 def attention(

@@ -15,8 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_batch import AttentionBatch
-from .prefetch import Prefetch
-from .prefetch_triton import prefetch_arguments, prefetch_share
 from .row_norm import RowNorm
 from .row_norm_triton import norm_arguments, row_factor
 
@@ -37,20 +35,16 @@ def _project(left, right, factor, bias_ptr, heads, dims, mask, HALF: tl.constexp
 
 @triton.jit(do_not_specialize=["num_tokens", "band_offset"])
 def _rope_write_kernel(
-    q_ptr, k_ptr, v_ptr, q_out_ptr, k_out_ptr, cos_ptr, sin_ptr, pages_ptr, bias_ptr, hidden_ptr, ahead_ptr,
+    q_ptr, k_ptr, v_ptr, q_out_ptr, k_out_ptr, cos_ptr, sin_ptr, pages_ptr, bias_ptr, hidden_ptr,
     positions_ptr, rows_ptr, tables_ptr, slots_ptr,
     num_tokens, num_heads, num_kv_heads, slot_stride, band_offset,
     q_stride_token, q_stride_head, k_stride_token, k_stride_head, v_stride_token, v_stride_head,
     q_out_stride_token, q_out_stride_head, k_out_stride_token, k_out_stride_head, cos_stride, sin_stride,
     stride_page, stride_kv, stride_slot, stride_head, stride_dim, hidden_stride, hidden_cols, eps,
-    ahead_bytes, ahead_run,
     PAGE_SIZE: tl.constexpr, HALF: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_HEADS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Tiles are [BLOCK_TOKENS, BLOCK_HEADS, HALF]; `chunk` counts groups of heads, first of q, then of k, then of v."""
-    if ahead_ptr is not None:
-        program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-        prefetch_share(ahead_ptr, ahead_bytes, ahead_run, program)
     tokens = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     chunk = tl.program_id(1)
     q_chunks = tl.cdiv(num_heads, BLOCK_HEADS)
@@ -123,7 +117,6 @@ def rope_write_kv_triton(
     q: Tensor, k: Tensor, v: Tensor, cos_table: Tensor, sin_table: Tensor, positions: Tensor, rows: Tensor,
     batch: AttentionBatch, band: int, layer_pages: Tensor, *, q_out: Tensor | None = None, k_out: Tensor | None = None,
     norm: RowNorm | None = None, bias: Tensor | None = None, block: tuple[int, int] | None = None,
-    ahead: Prefetch | None = None,
 ) -> Tensor:  # fmt: skip
     """`rope_write_kv_reference`, without a look at device memory. k_out needs the pool's dtype.
 
@@ -162,13 +155,12 @@ def rope_write_kv_triton(
         hidden, stride, width, eps, block_columns = norm_arguments(norm)
         grid = (triton.cdiv(tokens, block_tokens), chunks)
         num_warps = 4 if norm is not None or block_tokens * block_heads * head_dim >= 4096 else 2
-        weights, *runs = prefetch_arguments(ahead, q, grid[0] * grid[1])
         _rope_write_kernel[grid](
-            q, k, v, q_out, k_out, cos_table, sin_table, layer_pages, bias, hidden, weights,
+            q, k, v, q_out, k_out, cos_table, sin_table, layer_pages, bias, hidden,
             positions, rows, batch.page_tables, batch.slots, tokens, heads, kv_heads,
             batch.page_tables.stride(0), band * batch.page_tables.stride(1),
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *q_out.stride()[:2], *k_to.stride()[:2],
-            cos_table.stride(0), sin_table.stride(0), *layer_pages.stride(), stride, width, eps, *runs,
+            cos_table.stride(0), sin_table.stride(0), *layer_pages.stride(), stride, width, eps,
             PAGE_SIZE=page_size, HALF=head_dim // 2, BLOCK_TOKENS=block_tokens, BLOCK_HEADS=block_heads,
             BLOCK_COLUMNS=block_columns, num_warps=num_warps,
         )  # fmt: skip

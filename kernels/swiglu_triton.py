@@ -7,23 +7,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .prefetch import Prefetch
-from .prefetch_triton import prefetch_arguments, prefetch_share
 from .row_norm import RowNorm
 from .row_norm_triton import norm_arguments, row_factor
 
 _BLOCK_SIZE = 1024
-_NUM_WARPS = 4
 
 
 @triton.jit
 def _swiglu_kernel(
-    gate_up_ptr, y_ptr, hidden_ptr, ahead_ptr, row_stride, n_cols, hidden_stride, hidden_cols, eps,
-    ahead_bytes, ahead_run, BLOCK_SIZE: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    gate_up_ptr, y_ptr, hidden_ptr, row_stride, n_cols, hidden_stride, hidden_cols, eps,
+    BLOCK_SIZE: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    if ahead_ptr is not None:
-        program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-        prefetch_share(ahead_ptr, ahead_bytes, ahead_run, program)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask = columns < n_cols
@@ -38,9 +32,7 @@ def _swiglu_kernel(
     tl.store(y_ptr + row * n_cols + columns, (gated * up).to(dtype), mask=mask)
 
 
-def swiglu_triton(
-    gate_up: Tensor, block_size: int = _BLOCK_SIZE, norm: RowNorm | None = None, ahead: Prefetch | None = None
-) -> Tensor:
+def swiglu_triton(gate_up: Tensor, block_size: int = _BLOCK_SIZE, norm: RowNorm | None = None) -> Tensor:
     """`swiglu_reference`: gate_up [T, 2F], rows strided at will, to a new [T, F] of the same dtype.
 
     silu(gate) is rounded to the dtype before it meets the up projection, as in the reference.
@@ -54,9 +46,8 @@ def swiglu_triton(
     if rows:
         grid = (rows, triton.cdiv(columns, block_size))
         hidden, stride, width, eps, block_columns = norm_arguments(norm)
-        weights, *runs = prefetch_arguments(ahead, gate_up, grid[0] * grid[1])
         _swiglu_kernel[grid](
-            gate_up, y, hidden, weights, gate_up.stride(0), columns, stride, width, eps, *runs,
-            BLOCK_SIZE=block_size, BLOCK_COLUMNS=block_columns, num_warps=_NUM_WARPS,
+            gate_up, y, hidden, gate_up.stride(0), columns, stride, width, eps,
+            BLOCK_SIZE=block_size, BLOCK_COLUMNS=block_columns, num_warps=4,
         )  # fmt: skip
     return y

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..kernels import dispatch as kernels
-from ..kernels.prefetch import Prefetch
 from ..kernels.rope import rope_table
 from ..kernels.row_norm import RowNorm
 from ..kernels.shared_groups import SharedGroups
@@ -37,8 +36,6 @@ class FusedLayers:
     def __init__(self, decoder: Decoder, kv: KVPool, max_positions: int):
         self.decoder = decoder
         self._few = _FEW_ROWS if decoder.norms_folded else 0
-        self.prefetch_bytes = (0, 0)
-        self._ahead_rows = _FEW_ROWS
         self.kv = kv
         config = decoder.config
         self._cos, self._sin = rope_table(max_positions, config.head_dim, config.rope_theta, decoder.device)
@@ -87,7 +84,6 @@ class FusedLayers:
         kernels.rope_write_kv(
             q, k, v, self._cos, self._sin, at.positions, at.requests, at.batch, band, pages, q_out=q,
             k_out=k if at.whole else None, norm=norm, bias=bias,
-            ahead=self._ahead(weights.attention_out, hidden, 0),
         )  # fmt: skip
         return q, k, v
 
@@ -110,16 +106,11 @@ class FusedLayers:
         config, weights = self.decoder.config, self.decoder.layers[index]
         if hidden.shape[0] <= self._few:
             x = _product(hidden, weights.gate_up)
-            x = kernels.swiglu(x, RowNorm(hidden, config.rms_norm_eps), ahead=self._ahead(weights.down, hidden, 1))
+            x = kernels.swiglu(x, RowNorm(hidden, config.rms_norm_eps))
         else:
             x = kernels.rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps)
-            x = kernels.swiglu(_linear(x, weights.gate_up), ahead=self._ahead(weights.down, hidden, 1))
+            x = kernels.swiglu(_linear(x, weights.gate_up))
         return _add_linear(hidden, x, weights.down)
-
-    def _ahead(self, linear: Linear, hidden: Tensor, which: int) -> Prefetch | None:
-        """What of a product's weights to ask for before it begins."""
-        wanted = min(self.prefetch_bytes[which], linear.weight_t.numel() * linear.weight_t.element_size())
-        return Prefetch(linear.weight_t, wanted) if wanted and hidden.shape[0] <= self._ahead_rows else None
 
 
 def _linear(x: Tensor, linear: Linear) -> Tensor:

@@ -33,7 +33,6 @@ from shoal.kernels.confidence_triton import block_confidence_triton, confidence_
 from shoal.kernels.drift_triton import drift_triton
 from shoal.kernels.kv_write_triton import rope_write_kv_triton
 from shoal.kernels.masked_rows_triton import masked_rows_triton
-from shoal.kernels.prefetch import Prefetch
 from shoal.kernels.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
 from shoal.kernels.row_norm import RowNorm
 from shoal.kernels.shared_attention_triton import shared_attention_triton
@@ -94,9 +93,8 @@ def attention(
 
 
 def kv_write(
-    dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int, norm: bool = False, bias: bool = False,
-    ahead: bool = False,
-) -> None:  # fmt: skip
+    dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int, norm: bool = False, bias: bool = False
+) -> None:
     qkv = torch.empty((tokens, heads + 2 * kv_heads, head_dim), dtype=dtype)
     table = torch.empty((4096, head_dim // 2))
     at = torch.zeros(tokens, dtype=torch.int32)
@@ -105,11 +103,9 @@ def kv_write(
     k_out = k if tokens > 1000 else None
     put_off = RowNorm(torch.empty((tokens, 3584), dtype=dtype), 1e-5) if norm else None
     vector = torch.empty(qkv.shape[1:], dtype=dtype) if bias else None
-    weights = Prefetch(torch.empty((512, 512), dtype=dtype), 4096) if ahead else None
     rope_write_kv_triton(
-        q, k, v, table, table, at, at, batch_of(2, 256), 1, pool[:, 1], k_out=k_out, norm=put_off, bias=vector,
-        ahead=weights,
-    )  # fmt: skip
+        q, k, v, table, table, at, at, batch_of(2, 256), 1, pool[:, 1], k_out=k_out, norm=put_off, bias=vector
+    )
 
 
 def shared(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, page_size: int) -> None:
@@ -156,7 +152,6 @@ for _name, _dtype in DTYPES.items():
         case(f"{_at}-shared-mha", shared, _dtype, _dim, 32, 32, 16)
         case(f"{_at}-kv-write-long", kv_write, _dtype, _dim, 32, 32, 5000)
         case(f"{_at}-kv-write-norm", kv_write, _dtype, _dim, 28, 4, 32, True, True)
-        case(f"{_at}-kv-write-ahead", kv_write, _dtype, _dim, 28, 4, 32, True, True, True)
     if _name == "bf16":
         case("bf16-hopper-mha", hopper, _dtype, 128, 32, 32, 16, True)
         case("bf16-hopper-gqa", hopper, _dtype, 64, 28, 4, 64, False)
@@ -166,7 +161,6 @@ for _name, _dtype in DTYPES.items():
     _wide = torch.empty((41, 2 * 12288), dtype=_dtype)
     case(f"{_name}-swiglu", swiglu_triton, _wide)
     case(f"{_name}-swiglu-norm", swiglu_triton, _wide, 1024, RowNorm(_x, 1e-5))
-    case(f"{_name}-swiglu-ahead", swiglu_triton, _wide, 1024, RowNorm(_x, 1e-5), Prefetch(_wide, 4096))
     case(f"{_name}-block-step", block_step, _dtype, 32, False)
     case(f"{_name}-block-step-draw", block_step, _dtype, 1, True)
     for _rows in (1, 41):
