@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu_phases.csv"))
     parser.add_argument("--shapes", nargs="+", choices=("dream-7b", "llada-8b"), default=["llada-8b"])
     parser.add_argument("--page-size", type=int, default=64)
-    parser.add_argument("--fold-norms", action="store_true", help="the engine's option of this name")
+    parser.add_argument("--fold-norms", action=argparse.BooleanOptionalAction, default=True, help="the engine's option")
     parser.add_argument("--only", choices=sorted({name for name, *_ in PHASES}), action="append", help="a phase")
     parser.add_argument("--commit", default=None)
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds after which no phase is begun")

@@ -31,6 +31,8 @@ from shoal import Engine
 from shoal.kernels import attention_triton
 from shoal.kernels.attention_tiling import AttentionTiling, choose_tiling
 from shoal.provenance import commit, hardware
+from shoal.runtime import forward_graphs
+from shoal.runtime.forward_graphs import _products_by as products_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,12 @@ CASES: tuple[tuple[str, int, tuple[Variant, ...]], ...] = (
     ("refresh", 8, (V(), V(blas=LT))),
     ("canvas", 32, (V(), V(blas=LT))),
 )  # fmt: skip
+GROUPED: tuple[tuple[str, int, tuple[Variant, ...]], ...] = (
+    ("step", 1, (V(), V(blas=LT), *(V(128, splits, 0, LT) for splits in (2, 4, 8)), V(128, 8, 4, LT))),
+    ("canvas", 1, tuple(V(0, splits, 0, LT) for splits in (1, 2, 4))),
+    *(("step", n, (V(0, 0, 0, LT), *(V(128, splits, 0, LT) for splits in (1, 2, 4, 8)))) for n in (2, 4, 8)),
+)
+"""For a model of few KV heads."""
 
 
 def timed(engine: Engine, batch: Batch, phase: str, variant: Variant) -> Callable[[], object]:
@@ -73,7 +81,7 @@ def timed(engine: Engine, batch: Batch, phase: str, variant: Variant) -> Callabl
         elif "splits" in runner.__dict__:
             del runner.__dict__["splits"]
         attention_triton.choose_tiling = lambda *args: staged(choose_tiling(*args), variant.stages)
-        torch.backends.cuda.preferred_blas_library(variant.blas)
+        forward_graphs._products_by = lambda _: products_by(variant.blas)
 
     choose()
     start = 0 if phase == "refresh" else batch.prompt - batch.prompt % 64
@@ -83,7 +91,8 @@ def timed(engine: Engine, batch: Batch, phase: str, variant: Variant) -> Callabl
 
         def launch() -> None:
             choose()
-            eager()
+            with products_by(variant.blas):
+                eager()
 
         return launch
     graphs._bodies.clear()
@@ -124,7 +133,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write_shape(args.shape, Path(folder))
         with Engine(str(path), load_format="dummy", device="cuda", depth=16, page_size=64, fold_norms=True) as engine:
-            for phase, requests, variants in CASES:
+            for phase, requests, variants in CASES if args.shape == "llada-8b" else GROUPED:
                 if time.monotonic() - began > args.time_limit:
                     print("time is up", flush=True)
                     break

@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="prefix 2,000 at batch 32 and 1 alone")
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds after which no case is begun")
     parser.add_argument("--trace", type=Path, help="a JSON file for the time of every forward")
-    parser.add_argument("--fold-norms", action="store_true", help="the engine's option of this name")
+    parser.add_argument("--fold-norms", action=argparse.BooleanOptionalAction, default=True, help="the engine's option")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--commit", default=None)
     args = parser.parse_args()

@@ -41,7 +41,9 @@ def choose_tiling(
         return AttentionTiling(128, 128, 8, 3, bulk=page_size >= 128)
     if rows > 512:
         return AttentionTiling(128, 64, 8, 3, bulk=bulk)
-    return AttentionTiling(64, 64, 4, 3, bulk=bulk, heads_first=rows <= 64)
+    if rows <= 64:  # programs of few requests have a processor each: room for another stage
+        return AttentionTiling(64, 64, 4, 4 if requests <= 4 else 3, bulk=bulk, heads_first=True)
+    return AttentionTiling(64, 64, 4, 3, bulk=bulk)
 
 
 def choose_splits(tokens: int, requests: int, heads: int, kv_heads: int, max_keys: int, processors: int = 132) -> int:

@@ -72,7 +72,7 @@ def build_cuda_worker(
         kv.page_size,
         decoder.device,
     )
-    if config.fold_norms:
+    if config.fold_norms and decoder.dtype != torch.float32:
         decoder.fold_norms()
     runner = CudaRunner(decoder, kv, boundary, slots)
     sampler = BlockSampler(runner.layers, slots)

@@ -15,7 +15,6 @@ from .refresh_plan import RefreshPlan
 from .row_layout import Layout
 
 _PROCESSORS = 132
-_LONG_TILE = 128
 _MAX_SPLITS = 8
 
 
@@ -66,11 +65,15 @@ class CudaRunner:
         raise AssertionError("a model has layers")
 
     def splits(self, requests: int, rows: int) -> int:
-        """Splits of the keys that give every processor something to do, for so many queries in all."""
+        """Splits of the keys for so many queries in all: as many as leave a program for each processor at most.
+
+        A program's tiles on their way to it take half of a processor's shared memory, so two rarely run side by side.
+        """
         config = self.decoder.config
-        group = config.num_heads // config.num_kv_heads
-        tiles = max(requests, -(-rows * group // _LONG_TILE)) * config.num_kv_heads
-        wanted = max(1, min(_MAX_SPLITS, 2 * _PROCESSORS // tiles))
+        rows_each = -(-rows * (config.num_heads // config.num_kv_heads) // requests)
+        tile = 64 if rows_each <= 512 else 128  # as `choose_tiling` cuts them
+        programs = requests * -(-rows_each // tile) * config.num_kv_heads
+        wanted = max(1, min(_MAX_SPLITS, _PROCESSORS // programs))
         return 1 << (wanted.bit_length() - 1)  # few values: each is a kernel of its own
 
     @torch.inference_mode()

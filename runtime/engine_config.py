@@ -48,7 +48,7 @@ class EngineConfig:
         max_steps_per_message: block steps that the worker may run before it answers; None: 1 on a CPU, 8 on a GPU.
         disable_cuda_graph: launch block steps kernel by kernel on a GPU.
         fold_norms: on a GPU, multiply the norms' weights into the projections behind them, so that block steps of few
-            rows need no launches for norms. Rounds the weights once more.
+            rows need no launches for norms. Rounds these weights once more; float32 is left as it is.
         schedule_policy: order of waiting requests: `lpm` (longest prefix match first), `fcfs`, `dfs-weight`.
         eviction_policy: of the radix tree.
         block_length: default of the sampling parameter; None: what generation_config.json says, else 32.
@@ -78,7 +78,7 @@ class EngineConfig:
     max_refresh_tokens: int | None = None
     max_steps_per_message: int | None = None
     disable_cuda_graph: bool = False
-    fold_norms: bool = False
+    fold_norms: bool = True
     schedule_policy: str = "lpm"
     eviction_policy: str = "lru"
     block_length: int | None = None

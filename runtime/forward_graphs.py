@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -230,17 +231,31 @@ class ForwardGraphs:
     def _captured(self, run: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
         """A graph of what `run` does, and what it returned; run twice first, so that kernels are compiled.
 
+        Products are cuBLASLt's: for up to 128 rows it chooses kernels that need no second launch to add up splits.
         Must happen while the body's arrays hold no requests: then running changes nothing.
         """
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            run()
-            run()
-        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = run()
+        with _products_by("cublaslt"):
+            with torch.cuda.stream(stream):
+                run()
+                run()
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, pool=self._pool):
+                result = run()
         if self._pool is None:
             self._pool = graph.pool()
         return graph, result
+
+
+@contextmanager
+def _products_by(library: str) -> Iterator[None]:
+    """Matrix products on GPUs by `cublas` or `cublaslt`, for a while: the choice is the whole process's."""
+    choose = torch.backends.cuda.preferred_blas_library
+    before = choose()
+    choose(library)
+    try:
+        yield
+    finally:
+        choose(before)

@@ -20,7 +20,7 @@ from .kv_pool import KVPool
 from .linear import Linear
 from .row_layout import Layout
 
-_FEW_ROWS = 256
+_FEW_ROWS = 128
 """Up to so many rows norms are put off: more of them and reading hidden states again costs more than a launch."""
 
 
@@ -105,8 +105,7 @@ class FusedLayers:
         """hidden + the MLP, in place."""
         config, weights = self.decoder.config, self.decoder.layers[index]
         if hidden.shape[0] <= self._few:
-            x = _product(hidden, weights.gate_up)
-            x = kernels.swiglu(x, RowNorm(hidden, config.rms_norm_eps))
+            x = kernels.swiglu(_product(hidden, weights.gate_up), RowNorm(hidden, config.rms_norm_eps))
         else:
             x = kernels.rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps)
             x = kernels.swiglu(_linear(x, weights.gate_up))

@@ -105,11 +105,7 @@ PARTS = (
         130, SERVES,
     ),
     Part("kernels", measurement("kernels.py", "kernels.csv"), 240),
-    Part(
-        "steps-fewer-launches",
-        measurement("gpu_phases.py", "gpu_phases_fewer_launches.csv", "--fold-norms", "--only", "step"),
-        90,
-    ),
+    Part("step-variants", measurement("step_variants.py", "step_variants.csv"), 120),
     Part(
         "throughput-dream",
         measurement("throughput.py", "throughput-dream.csv", "--shapes", "dream-7b", "--quick"), 150, reserve=40,
