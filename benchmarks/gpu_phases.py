@@ -89,8 +89,9 @@ class Batch:
 
     def block(self) -> list[ForwardItem]:
         """A step over the first block."""
-        first = self.prompt
-        return [ForwardItem(r, first, first + BLOCK, self.total, first, first + BLOCK, first) for r in self.rids]
+        first, shift = self.prompt, int(self.worker.runner.decoder.config.shift_logits)
+        low = first - shift
+        return [ForwardItem(r, low, first + BLOCK, self.total, first, first + BLOCK, low) for r in self.rids]
 
     def close(self) -> None:
         """Take the requests off the worker."""

@@ -76,8 +76,6 @@ class IntervalPlanner(ReusePlanner):
         start, stop = request.block_span()
         total, size = request.total_tokens, self.memory.config.page_size
         due = self.refresh_interval is not None and request.nfe - request.nfe_at_refresh >= self.refresh_interval
-        if due:
-            request.nfe_at_refresh = request.nfe
         low = 0 if due else len(request.prompt) // size * size
         return ForwardItem(request.rid, low, total, total, start, stop, join=low)
 
