@@ -9,6 +9,8 @@ import torch
 
 from shoal.kernels import kv_write_triton, swiglu_triton
 from shoal.kernels.attention_batch import AttentionBatch
+from shoal.kernels.embed import embed_reference
+from shoal.kernels.embed_triton import embed_triton
 from shoal.kernels.kv_write import rope_write_kv_reference
 from shoal.kernels.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
 from shoal.kernels.rope import rope_table
@@ -45,6 +47,24 @@ def test_swiglu_over_more_than_one_tile(monkeypatch, columns, dtype):
     gate, up = gate_up.double().chunk(2, dim=1)
     close(swiglu_triton.swiglu_triton(gate_up), gate / (1 + (-gate).exp()) * up, dtype)
     assert recorder.grids == [(13, -(-columns // 1024))]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [1, 123, 256])
+def test_embeddings_of_the_tokens_at_positions(columns, dtype):
+    table = fresh(50, columns + 3, dtype=dtype)[:, :columns]
+    tokens = torch.randint(0, 50, (7, 40), dtype=torch.int32, device=DEVICE)
+    slots = torch.tensor([5, 0, 6], dtype=torch.int32, device=DEVICE)
+    requests = torch.tensor([0, 0, 1, 2, 2, 2], dtype=torch.int32, device=DEVICE)
+    positions = torch.tensor([39, 0, 17, 3, 4, -1], dtype=torch.int32, device=DEVICE)
+    expected = table[tokens.long()[[5, 5, 0, 6, 6, 6], [39, 0, 17, 3, 4, 0]]]
+    for embed in (embed_triton, embed_reference):
+        assert torch.equal(embed(table, tokens, slots, requests, positions), expected)
+    assert embed_triton(table, tokens, slots, requests[:0], positions[:0]).shape == (0, columns)
+    with pytest.raises(ValueError, match=r"positions is torch\.int64"):
+        embed_triton(table, tokens, slots, requests, positions.long())
+    with pytest.raises(ValueError, match="must be contiguous"):
+        embed_triton(fresh(50, 4, dtype=dtype).t(), tokens, slots, requests, positions)
 
 
 def test_swiglu_of_large_gates_is_finite():

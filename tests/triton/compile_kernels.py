@@ -31,6 +31,7 @@ from shoal.kernels.canvas_state import CanvasState
 from shoal.kernels.commit_triton import commit_triton
 from shoal.kernels.confidence_triton import block_confidence_triton, confidence_triton
 from shoal.kernels.drift_triton import drift_triton
+from shoal.kernels.embed_triton import embed_triton
 from shoal.kernels.kv_write_triton import rope_write_kv_triton
 from shoal.kernels.masked_rows_triton import masked_rows_triton
 from shoal.kernels.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
@@ -130,6 +131,11 @@ def hopper(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, page_si
     attention_hopper(q, pool[:, 1], 1, batch_of(2, 4096 // page_size), fresh_kv=(k, v) if fresh else None)
 
 
+def embed(dtype: torch.dtype) -> None:
+    at = torch.zeros(32, dtype=torch.int32)
+    embed_triton(torch.empty((1000, 3584), dtype=dtype), torch.zeros((4, 4608), dtype=torch.int32), at[:1], at, at)
+
+
 def drift(dtype: torch.dtype, head_dim: int) -> None:
     ids = torch.zeros(9, dtype=torch.int32)
     drift_triton(torch.empty((64, 4, 2, 16, 4, head_dim), dtype=dtype), ids, ids, 100)
@@ -161,6 +167,7 @@ for _name, _dtype in DTYPES.items():
     _wide = torch.empty((41, 2 * 12288), dtype=_dtype)
     case(f"{_name}-swiglu", swiglu_triton, _wide)
     case(f"{_name}-swiglu-norm", swiglu_triton, _wide, 1024, RowNorm(_x, 1e-5))
+    case(f"{_name}-embed", embed, _dtype)
     case(f"{_name}-block-step", block_step, _dtype, 32, False)
     case(f"{_name}-block-step-draw", block_step, _dtype, 1, True)
     for _rows in (1, 41):
