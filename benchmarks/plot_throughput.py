@@ -65,6 +65,7 @@ def main() -> None:
     left.set_ylabel("throughput of bicache / dual")
     right.set_xlabel("batch size (prefix 2,000)")
     right.set_xscale("log", base=2)
+    right.set_xticks((1, 2, 4, 8, 16, 32), labels=("1", "2", "4", "8", "16", "32"))
     for axes in (left, right):
         axes.axhline(1.0, color="grey", linewidth=0.8)
         axes.grid(alpha=0.3)

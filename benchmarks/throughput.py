@@ -1,9 +1,10 @@
-"""Offline throughput on a GPU: mode x prefix length x batch x NFE a block, with fixed quotas and random weights.
+"""Offline throughput on a GPU by mode, prefix, canvas, NFE a block, batch and shape: fixed quotas, random weights.
 
     python benchmarks/throughput.py --out benchmarks/results/throughput.csv
+    python benchmarks/throughput.py --canvas 512 --quick --out canvas_512.csv
     python benchmarks/throughput.py --device cpu --shapes tiny --out tiny.csv      # to see that it works
 
-Every request is a shared prefix, 100 question tokens of its own and a canvas of 256 in blocks of 32; each block takes
+Every request is a shared prefix, 100 question tokens of its own and a canvas (of 256) in blocks of 32; each block takes
 a fixed number of forwards, whatever the confidences. `bicache`: one request runs first (`cold`, reported in a row of
 its own), then the batch, which finds the prefix. `none` runs one forward a block and is scaled by NFE a block (column
 `scaled_by`): all its forwards cost the same. Times are wall clock around `Engine.generate`, scheduler and all.
@@ -42,7 +43,7 @@ from shoal.runtime.messages import ForwardItem
 from shoal.runtime.request import CacheMode, Request
 from shoal.runtime.reuse import ReusePlanner
 
-CANVAS, BLOCK, QUESTION = 256, 32, 100
+BLOCK, QUESTION = 32, 100
 DEPTHS = {"llada-8b": 16, "dream-7b": 12, "tiny": 4}
 """Layers reused: half of them, or nearly."""
 TRACE: list[dict[str, object]] = []
@@ -59,6 +60,7 @@ class Case:
     nfe_per_block: int
     interval: int = 0
     depth: int = 16
+    canvas: int = 256
 
     @property
     def mode(self) -> CacheMode:
@@ -199,8 +201,8 @@ def run(engine: Engine, case: Case) -> Iterator[dict[str, object]]:
 def measured(engine: Engine, case: Case) -> Iterator[dict[str, object]]:
     """The rows of `run`, with the case's planner in its place."""
     scale = case.nfe_per_block if case.variant == "none" else 1
-    steps = CANVAS // BLOCK * case.nfe_per_block // scale
-    params = SamplingParams(max_new_tokens=CANVAS, block_length=BLOCK, steps=steps, ignore_eos=True)
+    steps = case.canvas // BLOCK * case.nfe_per_block // scale
+    params = SamplingParams(max_new_tokens=case.canvas, block_length=BLOCK, steps=steps, ignore_eos=True)
     first, *rest = prompts(case, engine.model_config.vocab_size)
     brief = SamplingParams(max_new_tokens=2 * BLOCK, block_length=BLOCK, steps=2, ignore_eos=True)
     engine.flush_cache()
@@ -219,8 +221,8 @@ def measured(engine: Engine, case: Case) -> Iterator[dict[str, object]]:
         if name != "cold":
             TRACE.append({**asdict(case), "forwards": phases.forwards})
         yield {
-            **asdict(case), "canvas": CANVAS, "block": BLOCK, "requests": name, "seconds": f"{seconds * scale:.4f}",
-            "tokens_per_s": f"{len(batch) * CANVAS / (seconds * scale):.1f}",
+            **asdict(case), "block": BLOCK, "requests": name, "seconds": f"{seconds * scale:.4f}",
+            "tokens_per_s": f"{len(batch) * case.canvas / (seconds * scale):.1f}",
             "measured_nfe": f"{np.mean([o.nfe for o in outputs]):.1f}", "scaled_by": scale,
             "cached_tokens": f"{np.mean([o.cached_tokens for o in outputs]):.0f}",
             "computed_token_layers": f"{np.mean([o.computed_token_layers for o in outputs]) * scale:.0f}",
@@ -236,6 +238,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/throughput.csv"))
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=["llada-8b"])
     parser.add_argument("--page-size", type=int, default=64)
+    parser.add_argument("--canvas", type=int, default=256, help="tokens of each answer, whole blocks of 32")
     parser.add_argument("--quick", action="store_true", help="prefix 2,000 at batch 32 and 1 alone")
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds after which no case is begun")
     parser.add_argument("--trace", type=Path, help="a JSON file for the time of every forward")
@@ -246,6 +249,8 @@ def main() -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         print("throughput needs a CUDA GPU")
         return
+    if args.canvas < BLOCK or args.canvas % BLOCK:
+        parser.error(f"--canvas {args.canvas} must be a multiple of {BLOCK}")
     began = time.monotonic()
     rates = measure_rates(args.device)
     print(rates, flush=True)
@@ -266,7 +271,7 @@ def main() -> None:
                 print(f"{shape}: engine after {time.monotonic() - loaded:.1f} s", flush=True)
                 warm_up(engine, next(cases(shape, args.quick)))
                 print(f"warm after {time.monotonic() - loaded:.1f} s", flush=True)
-                for case in cases(shape, args.quick):
+                for case in (replace(case, canvas=args.canvas) for case in cases(shape, args.quick)):
                     if time.monotonic() - began > args.time_limit:
                         print("time is up", flush=True)
                         break

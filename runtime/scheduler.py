@@ -238,16 +238,17 @@ class Scheduler:
             if not admitted_now:
                 self._reject(request)
                 continue
-            self._start(request)
             item = self.planner.first_forward(request)
+            if items and tokens + item.stop - item.join > self._max_refresh_tokens:
+                self.memory.release(request)  # it is admitted in its turn
+                break
+            self._start(request)
             audit, audit_tokens = self.auditor.wants(request)
             if audit:
                 item = replace(item, audit=audit, audit_tokens=audit_tokens)
             items.append(item)
             admitted.append(request)
             tokens += item.stop - item.join
-            if tokens >= self._max_refresh_tokens:
-                break
         self._log.refresh(admitted, self.num_running, self.num_waiting)
         return items
 

@@ -77,12 +77,27 @@ def test_the_demo_is_the_committed_run():
 
 
 def test_throughput_on_a_gpu_is_that_of_the_table():
-    tables = [line.split("|")[1:-1] for line in README.splitlines() if line.startswith(("| `dual`", "| `bicache`"))]
+    tables = [
+        line.split("|")[1:-1]
+        for line in README.splitlines()
+        if line.startswith(("| `none`", "| `dual`", "| `bicache`"))
+    ]
     cells = [[cell.strip() for cell in line[1:]] for line in tables]
     wanted = []
-    for variant, interval, requests in (("dual", "0", "batch"), ("bicache", "16", "hits"), ("bicache", "0", "hits")):
+    for variant, interval, requests in (
+        ("none", "0", "batch"), ("dual", "0", "batch"), ("bicache", "16", "hits"), ("bicache", "0", "hits")
+    ):  # fmt: skip
         found = [
-            rows("throughput.csv", shape="llada-8b", variant=variant, interval=interval, requests=requests, batch=batch)
+            rows(
+                "throughput.csv",
+                shape="llada-8b",
+                variant=variant,
+                interval=interval,
+                requests=requests,
+                batch=batch,
+                prefix="2000",
+                nfe_per_block="8",
+            )
             for batch in ("1", "32")
         ]
         wanted.append([f"{float(row['tokens_per_s']):,.0f}" for (row,) in found])

@@ -23,7 +23,6 @@ class Part:
         seconds: after which it is killed; less where less is left.
         needs: modules; where one is missing the part is skipped.
         reserve: seconds between what it is told and when it is killed: for what it is in the middle of.
-        environment: variables that it gets beside the session's own, as (name, value).
     """
 
     name: str
@@ -31,7 +30,6 @@ class Part:
     seconds: float
     needs: tuple[str, ...] = ()
     reserve: float = 20.0
-    environment: tuple[tuple[str, str], ...] = ()
 
     def command(self, out: Path, commit: str, limit: float) -> list[str]:
         """The words, filled in for `limit` seconds."""
@@ -39,9 +37,8 @@ class Part:
         return [word.format(**values) for word in self.words]
 
     def shown(self, out: Path, commit: str, limit: float) -> str:
-        """The command as one types it, its variables before it."""
-        variables = [f"{name}={value}" for name, value in self.environment]
-        return " ".join([*variables, "python", *self.command(out, commit, limit)])
+        """The command as one types it."""
+        return " ".join(["python", *self.command(out, commit, limit)])
 
     def missing(self) -> list[str]:
         """Modules that it needs and that are not installed."""

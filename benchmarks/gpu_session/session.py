@@ -79,7 +79,7 @@ class Session:
         self._write()
         begin = time.monotonic()
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **dict(part.environment)}
+        environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
         stopped, process = False, None
         with (self.out / "gpu_report.log").open("ab") as log:
             log.write(f"== {part.name}: {entry['command']}\n".encode())

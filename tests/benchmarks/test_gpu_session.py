@@ -45,13 +45,6 @@ def test_a_part_that_hangs_is_killed_and_the_others_run(tmp_path):
         assert {"out/rows.csv", "out/gpu_report.json", "out/gpu_report.log"} <= set(tar.getnames())
 
 
-def test_a_part_gets_its_variables_and_the_summary_names_them(tmp_path):
-    code = "import os; open('{out}/seen', 'w').write(os.environ['SHOAL_SOMETHING'])"
-    assert Session(tmp_path, 5, "abc").run((Part("one", ("-c", code), 60, environment=(("SHOAL_SOMETHING", "7"),)),))
-    assert (tmp_path / "seen").read_text() == "7"
-    assert str(summary(tmp_path)["one"]["command"]).startswith("SHOAL_SOMETHING=7 python -c")
-
-
 def test_the_archive_is_made_while_a_part_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "PACK_EVERY", 0.1)
     archive = tmp_path / "all.tar.gz"

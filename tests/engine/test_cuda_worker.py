@@ -1,14 +1,16 @@
 """The GPU's worker, run on the CPU with reference kernels: the answers of the plain worker, token for token."""
 
+import itertools
 import weakref
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from shoal.kernels import dispatch
-from shoal.runtime import canvas_slots, fused_layers
+from shoal.runtime import canvas_slots, forward_graphs, fused_layers
 from shoal.runtime.block_sampler import BlockSampler
 from shoal.runtime.canvas_slots import CanvasSlots
 from shoal.runtime.cuda_runner import CudaRunner
@@ -229,3 +231,33 @@ def test_templates_and_scores(folder):
     assert got.nfe == expected.nfe
     for fresh, old in zip(got.choices, expected.choices, strict=True):
         np.testing.assert_allclose(fresh.token_scores, old.token_scores, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(32, 32), (28, 4)])
+def test_splits_give_each_processor_a_program_at_most(heads, kv_heads):
+    config = SimpleNamespace(num_heads=heads, num_kv_heads=kv_heads)
+    runner = SimpleNamespace(decoder=SimpleNamespace(config=config))
+    for requests, rows_each in itertools.product((1, 2, 4, 8, 32), (32, 33, 96, 320, 2356)):
+        splits = CudaRunner.splits(runner, requests, requests * rows_each)
+        rows = rows_each * heads // kv_heads
+        programs = requests * kv_heads * -(-rows // (64 if rows <= 512 else 128))
+        assert splits in (1, 2, 4, 8)
+        assert splits == 1 or splits * programs <= 132
+        assert splits == 8 or 2 * splits * programs > 132
+
+
+def test_the_library_of_products_is_put_back(monkeypatch):
+    chosen = ["before"]
+
+    def choose(name=None):
+        chosen.append(name or chosen[-1])
+        return chosen[-1]
+
+    monkeypatch.setattr(torch.backends.cuda, "preferred_blas_library", choose)
+    with forward_graphs._products_by("cublaslt"):
+        assert chosen[-1] == "cublaslt"
+    assert chosen[-1] == "before"
+    capture = forward_graphs._products_by("cublaslt")(pytest.fail)
+    with pytest.raises(pytest.fail.Exception, match="of a capture"):
+        capture("of a capture")
+    assert chosen[-1] == "before"
