@@ -4,8 +4,9 @@
 
 The floor of a phase is the larger of its bytes over the copy bandwidth and its FLOPs over the matmul rate, both
 measured in the same run. Bytes: weights, keys and values, once each. FLOPs: products of the layers and the head, and
-attention. Random weights; canvases are read and written as in serving. The most telling phases come first, and every
-row is written as soon as it is there; the time by kernel goes to a file of its own beside it.
+attention; of a refresh's last layer what it computes for all rows (queries, keys and values), and the rest for the rows
+that are read afterwards. Random weights; canvases are read and written as in serving. The most telling phases come
+first, and every row is written as soon as it is there; the time by kernel goes to a file of its own beside it.
 """
 
 from __future__ import annotations
@@ -47,13 +48,21 @@ def layer_flops(model: ModelConfig, tokens: float) -> float:
 
 
 def floor(
-    model: ModelConfig, rates: Rates, requests: int, queries: int, keys: int, head_rows: int
+    model: ModelConfig, rates: Rates, requests: int, queries: int, keys: int, head_rows: int, last_queries: int
 ) -> tuple[float, float]:
-    """Seconds for bytes and for FLOPs of a forward of `queries` tokens a request over all layers."""
+    """Seconds for bytes and for FLOPs of a forward of `queries` tokens a request, `last_queries` behind the last
+    layer's projections of q, k and v."""
     weights = model.num_parameters - model.embedding_size * model.hidden_size
     kv = requests * keys * 2 * model.kv_size * model.num_layers
+
+    def layer(rows: int) -> float:
+        return layer_flops(model, requests * rows) + 4 * requests * rows * keys * model.q_size
+
+    spared = requests * (queries - last_queries)  # rows of the last layer that are projected, and no more
     flops = (
-        model.num_layers * (layer_flops(model, requests * queries) + 4 * requests * queries * keys * model.q_size)
+        (model.num_layers - 1) * layer(queries)
+        + layer(last_queries)
+        + 2 * spared * model.hidden_size * (model.q_size + 2 * model.kv_size)
         + 2 * head_rows * model.hidden_size * model.vocab_size
     )
     return 2 * (weights + kv) / rates.bytes, flops / rates.flops
@@ -173,7 +182,7 @@ def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, objec
     if phase.endswith("step"):
         batch = Batch(engine, requests, prompt, 1984 if phase.startswith("shared") else 0, 16)
         run = replay_of(batch, batch.block())
-        bytes_s, flops_s = floor(model, rates, requests, BLOCK, total, requests * BLOCK)
+        bytes_s, flops_s = floor(model, rates, requests, BLOCK, total, requests * BLOCK, BLOCK)
         repeats = 20
     else:
         start = 0 if phase == "refresh" else prompt - prompt % page_size
@@ -181,7 +190,9 @@ def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, objec
         items = list(batch.refresh(start).items)
         graphed = batch.worker._graphs.takes(items)
         run = replay_of(batch, items) if graphed else refresh_of(batch, start)
-        bytes_s, flops_s = floor(model, rates, requests, total - start, total, 0)
+        queries = total - start
+        last, head_rows = (queries, requests * BLOCK) if graphed else (BLOCK, 0)  # a graph runs all of every layer
+        bytes_s, flops_s = floor(model, rates, requests, queries, total, head_rows, last)
         repeats = 3 if requests > 8 else 10
     elapsed = seconds(run, repeats, 2)
     report.phase({
