@@ -113,12 +113,14 @@ def choose_device(name: str) -> str:
     """The torch device for a configured name; `auto` prefers CUDA."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise ConfigError(f"device is {name!r}: {error}", field="device", value=name) from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {name!r}, but no CUDA device is there", field="device", value=name, limit="cpu")
+    if name.startswith("cuda"):
+        if not torch.cuda.is_available():
+            message = f"device is {name!r}, but no CUDA device is there; cpu is"
+            raise ConfigError(message, field="device", value=name, limit="cpu")
+        count = torch.cuda.device_count()
+        if (torch.device(name).index or 0) >= count:
+            limit = f"cuda:0 to cuda:{count - 1}"
+            raise ConfigError(f"device is {name!r}; there are {limit}", field="device", value=name, limit=limit)
     return name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ class EngineConfig:
 
     Attributes:
         model_path: `shop` (the bundled model), a folder, or a hub id.
-        device: `auto`, `cpu`, `cuda` or a torch device name.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto` (float32 on a CPU, bfloat16 on a GPU), `float32` or `bfloat16`.
         load_format: `auto`, or `dummy` for random weights of the model's shapes.
         cache_mode: default for requests that name none.
@@ -105,6 +106,8 @@ class EngineConfig:
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name != "depth_profile"):
                 self._refuse(name, value, "a string")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
+            self._refuse("device", self.device, "one of auto, cpu, cuda, cuda:N")
         self._one_of("cache_mode", CACHE_MODES)
         self._one_of("dtype", ("auto", "float32", "bfloat16"))
         self._one_of("load_format", ("auto", "dummy"))

@@ -186,7 +186,8 @@ class PipelineClient:
             failed.cancel()
         if self._failure is not None:
             reason = f"{reason}: {self._failure.message}"
-        logger.error("%s; the server stops", reason)
+        if self._status.state != "starting":  # else `start` raises it
+            logger.error("%s; the server stops", reason)
         await self._die(reason)
 
     async def _heartbeat(self) -> None:

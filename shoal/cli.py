@@ -108,7 +108,7 @@ def generate(
     temperature: Annotated[float | None, typer.Option(help="0 takes the most probable token.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the draws, with a temperature.")] = None,
     cache_mode: Annotated[str | None, typer.Option(help="none, prefix, dual, lm or bicache.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or a torch device.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
 ) -> None:

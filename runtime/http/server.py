@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import uvicorn
 
-from ..errors import ConfigError, ShoalError
+from ..errors import ConfigError, ModelLoadError, ShoalError
 from ..server_config import ServerConfig
 from ..service import Service
 from .app import create_app
@@ -63,9 +63,11 @@ async def serve(service: StartableService, config: ServerConfig, model_name: str
         if told.done():
             await _drain(state, signals, starting)
         else:
-            reason = dead.result().reason if dead.done() else "the HTTP server stopped"
-            logger.error("The server stops: %s", reason)
             code = EXIT_FAILED
+            if (refusal := await _refusal(starting)) is not None:
+                code = EXIT_USAGE if isinstance(refusal, ConfigError | ModelLoadError) else EXIT_FAILED
+            else:
+                logger.error("The server stops: %s", dead.result().reason if dead.done() else "the HTTP server stopped")
             if not serving.done() and state.warm:
                 await asyncio.sleep(_LAST_WORDS_S)  # those who ask now get a 503, not a closed port
         starting.cancel()
@@ -106,7 +108,8 @@ def _address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _start(service: StartableService, state: ServerState, listener: socket.socket) -> None:
+async def _start(service: StartableService, state: ServerState, listener: socket.socket) -> ShoalError | None:
+    """Get ready; the error, logged, that says why it can't."""
     begin = time.monotonic()
     try:
         await service.start()
@@ -115,17 +118,24 @@ async def _start(service: StartableService, state: ServerState, listener: socket
     except ShoalError as error:
         logger.error("The server can't start: %s", error.message)
         await service.shutdown(0.0)
-        return
+        return error
     except Exception:
         logger.exception("The server can't start")
         await service.shutdown(0.0)
-        return
+        return None
     state.warm = True
     logger.info("%s serves on %s after %.1f s", state.model_name, _address(listener), time.monotonic() - begin)
     logger.info(READY)
+    return None
 
 
-async def _drain(state: ServerState, signals: _Signals, starting: asyncio.Task[None]) -> None:
+async def _refusal(starting: asyncio.Task[ShoalError | None]) -> ShoalError | None:
+    """Why the start failed, once the service is dead; None when it had succeeded or says nothing."""
+    done, _ = await asyncio.wait((starting,), timeout=_LAST_WORDS_S)
+    return starting.result() if done else None
+
+
+async def _drain(state: ServerState, signals: _Signals, starting: asyncio.Task[ShoalError | None]) -> None:
     state.draining = True
     limit = state.config.drain_timeout_s
     active = state.generations.num_active

@@ -38,7 +38,7 @@ class ProfileOptions:
         steps: fixed number of forward passes for the canvas; none: by confidence (threshold).
         threshold: confidence from which a token is committed, without steps.
         seed: of the choice of rows.
-        device: `auto`, `cpu`, `cuda` or a torch device name.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `float32` or `bfloat16`.
         page_size: token positions of a page.
         layers_per_band: layers that are paged together; depths are whole bands.

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shoal.radix_cache.depth_profile import DepthProfile
+from shoal.runtime.build import choose_device
 from shoal.runtime.engine import Engine
 from shoal.runtime.engine_config import EngineConfig
 from shoal.runtime.errors import (
@@ -218,7 +219,8 @@ CONFIG: list[tuple[dict[str, Any], str]] = [
     ({"cache_mode": "fast"}, "cache_mode"), ({"cache_mode": None}, "cache_mode"), ({"dtype": "float64"}, "dtype"),
     ({"load_format": "pickle"}, "load_format"), ({"schedule_policy": "random"}, "schedule_policy"),
     ({"eviction_policy": "fifo"}, "eviction_policy"), ({"pages": 3}, "pages"), ({"device": 3}, "device"),
-    ({"device": None}, "device"), ({"depth_profile": 3}, "depth_profile"), ({"model_path": None}, "model_path"),
+    *(({"device": name}, "device") for name in (None, "tpu", "mps", "meta", "cuda:", "cuda:x", "cuda:-1", "")),
+    ({"depth_profile": 3}, "depth_profile"), ({"model_path": None}, "model_path"),
 ]  # fmt: skip
 
 
@@ -233,7 +235,7 @@ def test_engine_config(options, field):
 
 ENGINE: list[tuple[dict[str, Any], str]] = [
     ({"depth": 3}, "depth"), ({"depth": 8}, "depth"), ({"layers_per_band": 7, "depth": 0}, "layers_per_band"),
-    ({"device": "tpu-or-so"}, "device"), ({"kv_cache_tokens": None, "kv_cache_bytes": 10}, "kv_cache_bytes"),
+    ({"kv_cache_tokens": None, "kv_cache_bytes": 10}, "kv_cache_bytes"),
     ({"kv_cache_tokens": 10**14}, "kv_cache_tokens"),
     ({"kv_cache_tokens": None, "kv_cache_bytes": 10**17}, "kv_cache_bytes"),
     ({"unknown": 1}, "unknown"), ({"config": EngineConfig()}, "config"),
@@ -252,6 +254,14 @@ def test_cuda_where_there_is_none(llada):
     with pytest.raises(ConfigError) as caught:
         make_engine(llada, device="cuda")
     assert caught.value.field == "device"
+
+
+def test_a_gpu_that_is_not_there(llada, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="device is 'cuda:2'; there are cuda:0 to cuda:1"):
+        make_engine(llada, device="cuda:2")
+    assert [choose_device(name) for name in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
 
 
 def test_config_must_be_an_engine_config(llada):
