@@ -66,9 +66,9 @@ class SamplingParams:
                 _check_int(name, getattr(self, name), 1)
         chosen = [name for name in ("steps", "threshold", "factor") if getattr(self, name) is not None]
         if len(chosen) > 1:
-            _refuse(
-                chosen[1], getattr(self, chosen[1]), f"at most one of steps, threshold, factor ({chosen[0]} is set)"
-            )
+            field, value, limit = chosen[1], getattr(self, chosen[1]), "at most one of steps, threshold, factor"
+            message = f"{field} is {shorten(value)}, but {chosen[0]} is given too; a request takes {limit}"
+            raise InvalidRequestError(message, field=field, value=value, limit=limit)
         if self.threshold is not None:
             _check_float("threshold", self.threshold, 0.0, 1.0, open_low=True)
         if self.factor is not None:
@@ -119,8 +119,8 @@ def _check_int(name: str, value: Any, low: int, high: int = _MAX_INT) -> None:
 def _check_float(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not low <= value <= high or (open_low and value == low):
-        above = f"above {low}" if open_low else f"at least {low}"
-        _refuse(name, value, f"a number {above}" + (f" and at most {high}" if high < math.inf else ""))
+        above = f"above {low:g}" if open_low else f"of at least {low:g}"
+        _refuse(name, value, f"a number {above}" + (f" and at most {high:g}" if high < math.inf else ""))
 
 
 def _refuse(field: str, value: object, limit: str) -> NoReturn:

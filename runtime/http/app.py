@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.routing import Match
 
 from ..errors import ShoalError, shorten
 from ..server_config import ServerConfig
@@ -72,11 +73,13 @@ async def _invalid_body(request: Request, error: Any) -> Response:
     """A body that is no JSON or has a field of a wrong type: the first few, by name."""
     parts, first = [], None
     for item in error.errors()[:5]:
+        if item["type"] == "json_invalid":
+            reason, place = item.get("ctx", {}).get("error", item["msg"]), item["loc"][-1]
+            parts.append(f"the body is no valid JSON: {reason} at character {place}")
+            first = "body"
+            continue
         path = [str(step) for step in item["loc"] if step not in ("body", "query", "path")]
         first = first or ".".join(path) or "body"
-        if item["type"] == "json_invalid":
-            parts.append(f"the body is no valid JSON: {item.get('ctx', {}).get('error', item['msg'])}")
-            continue
         given = "" if item["type"] == "missing" else f" (got {shorten(item.get('input'))})"
         parts.append(f"{'.'.join(path) or 'body'}: {item['msg']}{given}")
     kind = request.headers.get("content-type", "")
@@ -87,10 +90,23 @@ async def _invalid_body(request: Request, error: Any) -> Response:
 
 async def _http_error(request: Request, error: Any) -> Response:
     """Unknown routes and methods, and bodies that FastAPI can't read."""
-    names = {404: "NotFoundError", 405: "MethodNotAllowedError"}
-    words = {404: f"no route {shorten(request.url.path)}", 405: f"{request.method} is not allowed here"}
-    message = words.get(error.status_code, str(error.detail))
-    return _reply(ApiError(error.status_code, message, kind=names.get(error.status_code, "")), error.headers)
+    path = shorten(request.url.path)
+    if error.status_code == 404:
+        return _reply(ApiError(404, f"no route {path}", kind="NotFoundError"), error.headers)
+    if error.status_code == 405:
+        allowed = ", ".join(_methods(request))
+        message = f"{request.method} is not allowed on {path}; it takes {allowed}"
+        return _reply(ApiError(405, message, kind="MethodNotAllowedError"), {"allow": allowed})
+    return _reply(ApiError(error.status_code, str(error.detail)), error.headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """What the routes of this path take, all together."""
+    routes = [*request.app.routes, *(route for module in _ROUTERS for route in module.router.routes)]
+    fits = [
+        route for route in routes if hasattr(route, "methods") and route.matches(request.scope)[0] is not Match.NONE
+    ]
+    return sorted({method for route in fits for method in route.methods or ()})
 
 
 async def _client_gone(request: Request, error: Any) -> Response:

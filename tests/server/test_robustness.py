@@ -248,6 +248,16 @@ def test_unknown_routes_and_methods(client):
         reply = client.request(method, path)
         assert reply.status_code == 405, path
         assert reply.json()["error"]["type"] == "MethodNotAllowedError"
+    reply = client.get("/generate")
+    assert reply.headers["allow"] == "POST, PUT"
+    assert reply.json()["message"] == "GET is not allowed on '/generate'; it takes POST, PUT"
+
+
+def test_a_body_that_is_no_json(client):
+    reply = client.post("/generate", content=b'{"text": "red"', headers={"content-type": "application/json"})
+    assert reply.status_code == 400
+    assert reply.json()["message"] == "the body is no valid JSON: Expecting ',' delimiter at character 14"
+    assert reply.json()["param"] == "body"
 
 
 def test_other_content_types_are_told_what_to_send(client):
