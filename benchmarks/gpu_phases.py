@@ -224,6 +224,7 @@ def main() -> None:
     print(rates, flush=True)
     where = {
         "fold_norms": args.fold_norms,
+        "command": "python " + " ".join(sys.argv),
         "commit": args.commit or commit(),
         "hardware": hardware(),
         "torch": torch.__version__,

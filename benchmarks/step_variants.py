@@ -128,7 +128,10 @@ def main() -> None:
         return
     began = time.monotonic()
     rates = measure_rates()
-    where = {**rates.columns(), "commit": args.commit or commit(), "hardware": hardware(), "torch": torch.__version__}
+    where = {
+        **rates.columns(), "command": "python " + " ".join(sys.argv), "commit": args.commit or commit(),
+        "hardware": hardware(), "torch": torch.__version__,
+    }  # fmt: skip
     table = Table(args.out, where)
     with tempfile.TemporaryDirectory() as folder:
         path = write_shape(args.shape, Path(folder))

@@ -256,7 +256,8 @@ def main() -> None:
     print(rates, flush=True)
     table = Table(args.out, {
         "page_size": args.page_size, "fold_norms": args.fold_norms, **rates.columns(),
-        "commit": args.commit or commit(), "hardware": hardware(), "torch": torch.__version__,
+        "command": "python " + " ".join(sys.argv), "commit": args.commit or commit(), "hardware": hardware(),
+        "torch": torch.__version__,
     })  # fmt: skip
     for shape in args.shapes:
         if time.monotonic() - began > args.time_limit:

@@ -38,6 +38,7 @@ def test_it_runs_as_a_program_and_keeps_its_rows(tmp_path):
     for row in rows:
         assert float(row["tokens_per_s"]) > 0
         assert row["commit"] == "abc"
+        assert row["command"].endswith(f"--out {out} --commit abc")
 
 
 def test_the_first_cases_are_those_that_claims_rest_on():
