@@ -81,7 +81,7 @@ def timed(engine: Engine, batch: Batch, phase: str, variant: Variant) -> Callabl
         elif "splits" in runner.__dict__:
             del runner.__dict__["splits"]
         attention_triton.choose_tiling = lambda *args: staged(choose_tiling(*args), variant.stages)
-        forward_graphs._products_by = lambda _: products_by(variant.blas)
+        forward_graphs._products_by = lambda library: products_by(variant.blas)
 
     choose()
     start = 0 if phase == "refresh" else batch.prompt - batch.prompt % 64

@@ -57,7 +57,6 @@ def test_the_first_cases_are_those_that_claims_rest_on():
 
 @pytest.mark.parametrize("cuda", [False, True])
 def test_a_refresh_and_the_steps_behind_it_are_told_apart(tmp_path, monkeypatch, cuda):
-    monkeypatch.setattr(throughput, "CANVAS", 32)
     monkeypatch.setattr(throughput, "BLOCK", 8)
     monkeypatch.setattr(throughput, "QUESTION", 5)
     folder = write_model(tmp_path, "llada")
@@ -67,7 +66,7 @@ def test_a_refresh_and_the_steps_behind_it_are_told_apart(tmp_path, monkeypatch,
         worker = engine._parts.scheduler._worker
         before = {name: getattr(worker, name) for name in ("forward", "_refresh", "_step") if hasattr(worker, name)}
         throughput.TRACE.clear()
-        (row,) = run(engine, Case("tiny", "dual", 40, 2, 4))
+        (row,) = run(engine, Case("tiny", "dual", 40, 2, 4, canvas=32))
         assert all(getattr(worker, name) == method for name, method in before.items())
     (trace,) = throughput.TRACE
     forwards: Any = trace["forwards"]
