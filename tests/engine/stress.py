@@ -80,6 +80,7 @@ class Stress:
         self.refused = self.flushes = self.failures = 0
         self.pinned: list[tuple[list[int], Namespace]] = []
         worker = self.engine._parts.worker
+        worker.runner.kv.data.fill_(torch.nan)  # what is read without having been written shows
         plain = worker.runner.forward
 
         def forward(entries: Any) -> Any:
@@ -248,7 +249,13 @@ class Stress:
         return [tree.events.totals[kind] for tree in trees for kind in ("trimmed", "evicted")]
 
     def _contents(self) -> dict[int, Any]:
-        """Content of every page that a tree holds."""
-        data = self.engine._parts.worker.runner.kv.data
-        ids = [int(page) for _, _, kv in self._nodes() for page in kv.reshape(-1)]
-        return dict(zip(ids, data[torch.tensor(ids, dtype=torch.int64)].numpy(), strict=True))
+        """Content of every page that a tree holds, in layers that there are: the last band may be short."""
+        data, config = self.engine._parts.worker.runner.kv.data, self.memory.config
+        found = {}
+        for _, _, kv in self._nodes():
+            for band, ids in enumerate(kv):
+                layers = min(config.layers_per_band, config.num_layers - band * config.layers_per_band)
+                for page, content in zip(ids.tolist(), data[torch.from_numpy(ids).long(), :layers], strict=True):
+                    assert not content.isnan().any(), "a cached page was never written"
+                    found[page] = content.numpy()
+        return found
