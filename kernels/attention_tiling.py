@@ -37,6 +37,8 @@ def choose_tiling(
     bulk = page_size >= 64
     if wide:
         return AttentionTiling(min(32, max(16, _power_of_2(rows))), 16, 8, 2)
+    if head_dim > 128:  # two stages are what fits a processor's shared memory
+        return AttentionTiling(128 if rows > 512 else 64, 64, 8, 2, bulk=bulk)
     if fresh and rows > 512:
         return AttentionTiling(128, 128, 8, 3, bulk=page_size >= 128)
     if rows > 512:

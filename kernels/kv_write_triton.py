@@ -148,7 +148,7 @@ def rope_write_kv_triton(
     if bias is not None and (bias.numel() != (heads + 2 * kv_heads) * head_dim or not bias.is_contiguous()):
         raise ValueError(f"bias {tuple(bias.shape)} must be contiguous, [{heads + 2 * kv_heads}, {head_dim}]")
     if tokens:
-        usual = (4, 8) if tokens > 512 else (4, 2) if norm is None else (1, 8)
+        usual = (1, 8) if norm is not None else (4, 8) if tokens > 512 else (4, 2)
         block_tokens, block_heads = block or usual
         chunks = triton.cdiv(heads, block_heads) + 2 * triton.cdiv(kv_heads, block_heads)
         k_to = k if k_out is None else k_out

@@ -11,6 +11,7 @@ begin with an empty state at their first key, as they would alone.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import triton
@@ -73,7 +74,7 @@ SHARED_TILING = AttentionTiling(BLOCK_ROWS, 64, 8, 3, bulk=True)
 
 def shared_attention_triton(
     q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, groups: SharedGroups, *, num_splits: int = 1,
-    out: Tensor | None = None, tiling: AttentionTiling | None = None, shared_tiling: AttentionTiling = SHARED_TILING,
+    out: Tensor | None = None, tiling: AttentionTiling | None = None, shared_tiling: AttentionTiling | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`attention_reference`, with the keys that groups share read once a group.
 
@@ -81,11 +82,13 @@ def shared_attention_triton(
         q, layer_pages, band, batch, num_splits, out, tiling: as in `attention_triton`; num_splits and tiling are those
             of the requests' own keys.
         groups: planned for this batch. A group's keys are the first of each of its requests.
-        shared_tiling: of the first kernel; its block_rows are the plan's.
+        shared_tiling: of the first kernel, `SHARED_TILING` by default; its block_rows are the plan's.
     """
     tokens, heads, head_dim = q.shape
     page_size, kv_heads = layer_pages.shape[2:4]
     check_attention(q, layer_pages, band, batch)
+    if shared_tiling is None:  # of wider heads smaller tiles are what fits a processor's shared memory and registers
+        shared_tiling = SHARED_TILING if head_dim <= 128 else replace(SHARED_TILING, block_keys=32)
     if groups.first_keys.shape[1] != batch.num_requests or groups.rows.shape[1] < tokens:
         raise ValueError(
             f"groups of {groups.first_keys.shape[1]} requests and {groups.rows.shape[1]} tokens for a batch of "

@@ -180,6 +180,25 @@ def test_rope_behind_a_norm_that_was_put_off(tokens, heads, kv_heads, head_dim, 
             assert pool.isnan().all()
 
 
+def test_a_norm_that_was_put_off_behind_many_tokens():
+    """So many that tiles would hold several tokens, whose rows are not one and the same."""
+    qkv, hidden = fresh(513, 3, 32), fresh(513, 40) * torch.arange(1, 514, device=DEVICE)[:, None]
+    q, k, v = qkv.split(1, dim=1)
+    at = torch.arange(513, dtype=torch.int32, device=DEVICE)
+    batch = tables(1, 1, 33, 33)
+    tables_of_angles = [table.to(DEVICE) for table in rope_table(513, 32, 1e4)]
+    norm, found = RowNorm(hidden, 0.1), []
+    for function in (rope_write_kv_reference, kv_write_triton.rope_write_kv_triton):
+        pool = torch.zeros((33, 2, 16, 1, 32), device=DEVICE)
+        found.append((function(q, k, v, *tables_of_angles, at, at * 0, batch, 0, pool, norm=norm), pool))
+    for one, other in zip(*found, strict=True):
+        close(one, other)
+    with pytest.raises(ValueError, match=r"block \(4, 2\): with a norm a tile holds one token"):
+        kv_write_triton.rope_write_kv_triton(
+            q, k, v, *tables_of_angles, at, at * 0, batch, 0, pool, norm=norm, block=(4, 2)
+        )
+
+
 def test_offsets_past_two_to_the_31(tmp_path):
     rows, weight = fresh(3, 64), fresh(64)
     x = far(tmp_path, (3, 64), (2**30 + 64, 1))

@@ -158,6 +158,9 @@ for _name, _dtype in DTYPES.items():
         case(f"{_at}-shared-mha", shared, _dtype, _dim, 32, 32, 16)
         case(f"{_at}-kv-write-long", kv_write, _dtype, _dim, 32, 32, 5000)
         case(f"{_at}-kv-write-norm", kv_write, _dtype, _dim, 28, 4, 32, True, True)
+    for _requests, _tokens in ((1, 32), (2, 600), (2, 4512)):
+        case(f"{_name}-256-attention-{_tokens}", attention, _dtype, 256, 16, 16, _tokens, 64, _tokens > 4000, _requests)
+    case(f"{_name}-256-shared", shared, _dtype, 256, 16, 16, 64)
     if _name == "bf16":
         case("bf16-hopper-mha", hopper, _dtype, 128, 32, 32, 16, True)
         case("bf16-hopper-gqa", hopper, _dtype, 64, 28, 4, 64, False)
