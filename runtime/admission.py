@@ -33,6 +33,7 @@ class Admission:
         self._max_queued = max_queued
         self.waiting: list[Request] = []
         self._blocked = False  # the first in the queue found no memory, and nothing has changed since
+        self._put_off: Request | None = None
 
     def queue(self, request: Request, running: int) -> None:
         """Take a request in, while `running` run. Raises QueueFullError."""
@@ -52,6 +53,17 @@ class Admission:
     def remove(self, request: Request) -> None:
         """A request has started, or ended while it waited."""
         self.waiting.remove(request)
+        if request is self._put_off:
+            self._put_off = None
+
+    def put_off(self, request: Request) -> None:
+        """Take back what `admit` gave a request: no forward has room for it yet.
+
+        From now on it is the first among those of its priority: who finds more in the cache must not pass it for ever.
+        """
+        self.memory.release(request)
+        request.cached_tokens = request.cached_depth = 0
+        self._put_off = request
 
     def changed(self) -> None:
         """Memory was given back, or the cache holds more: who found no memory may find some now."""
@@ -67,7 +79,7 @@ class Admission:
         running = list(running)
         if min((r.priority for r in running), default=math.inf) >= max(r.priority for r in self.waiting):
             return
-        request = admission_order(self._policy, self.waiting, self.planner)[0]
+        request = self._order()[0]
         if self._follows(request, self._leading(running)):
             return  # it will not start now, and who was put back would take its own place again
         weaker = victims(running, request.priority)
@@ -79,7 +91,7 @@ class Admission:
             return
         for number, victim in enumerate(weaker):
             if len(running) - number < self._max_running and self.planner.admit(request):
-                self.memory.release(request)  # it is admitted in its turn
+                self.put_off(request)  # it is admitted in its turn
                 return
             yield victim
 
@@ -94,7 +106,7 @@ class Admission:
         if not self.waiting or self._blocked or len(running) >= self._max_running:
             return
         leading = self._leading(running.values())
-        for request in admission_order(self._policy, self.waiting, self.planner):
+        for request in self._order():
             if len(running) >= self._max_running:
                 return
             if self._follows(request, leading):
@@ -110,6 +122,13 @@ class Admission:
                 return
             self._lead(leading, request)
             yield request, True
+
+    def _order(self) -> list[Request]:
+        """Waiting requests in the order in which they should be admitted."""
+        order = admission_order(self._policy, self.waiting, self.planner)
+        if self._put_off is not None:
+            order.sort(key=lambda r: (-r.priority, r is not self._put_off))
+        return order
 
     def _leading(self, running: Iterable[Request]) -> RadixTree:
         """A tree without pages of the prompts that will be in the cache before long."""

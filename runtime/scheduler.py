@@ -8,6 +8,8 @@ import time
 from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
+
 from .admission import Admission
 from .audit import Auditor
 from .counters import BatchLog, Counters
@@ -176,7 +178,7 @@ class Scheduler:
         self._expire()
         self._final = bool(self._ending)
         if self._final:
-            return self._fly(tuple(item for _, item in self._ending), 1)
+            return self._fly(self._next_finals(), 1)
         refreshes = self._next_refreshes()
         if refreshes:
             self.counters.refresh_forwards += 1
@@ -240,7 +242,7 @@ class Scheduler:
                 continue
             item = self.planner.first_forward(request)
             if items and tokens + item.stop - item.join > self._max_refresh_tokens:
-                self.memory.release(request)  # it is admitted in its turn
+                self._admission.put_off(request)
                 break
             self._start(request)
             audit, audit_tokens = self.auditor.wants(request)
@@ -251,6 +253,12 @@ class Scheduler:
             tokens += item.stop - item.join
         self._log.refresh(admitted, self.num_running, self.num_waiting)
         return items
+
+    def _next_finals(self) -> tuple[ForwardItem, ...]:
+        """Mode `lm`: passes over finished sequences, as many as a forward may hold."""
+        items = [item for _, item in self._ending]
+        held = np.cumsum([item.stop - item.join for item in items])
+        return tuple(items[: max(1, int(np.searchsorted(held, self._max_refresh_tokens, side="right")))])
 
     def _put_back(self, request: Request) -> None:
         self._running.pop(request.rid)
@@ -350,8 +358,8 @@ class Scheduler:
             self._progress[request] = None
 
     def _captured_finished(self, results: list[StepResult]) -> None:
-        """Mode `lm`: the pass over each finished sequence is done; capture it."""
-        ending, self._ending = self._ending, []
+        """Mode `lm`: the passes over some finished sequences are done; capture them."""
+        ending, self._ending = self._ending[: len(results)], self._ending[len(results) :]
         for (request, _), result in zip(ending, results, strict=True):
             if result.error is None:
                 request.computed_token_layers += result.token_layers

@@ -19,6 +19,7 @@ from shoal.radix_cache.namespace import Namespace
 from shoal.radix_cache.tree import RadixTree
 from shoal.runtime.engine import Engine
 from shoal.runtime.errors import CacheInUseError, InvalidRequestError, QueueFullError
+from shoal.runtime.messages import Forward
 from shoal.runtime.request import CacheMode, Request, RequestOutput
 from shoal.runtime.sampling_params import SamplingParams
 
@@ -90,6 +91,17 @@ class Stress:
             return plain(entries)
 
         worker.runner.forward = forward
+        self.refreshes = 0
+        run_message, budget = worker.forward, self.options["max_refresh_tokens"]
+
+        def within_budget(message: Forward) -> Any:
+            if self.scheduler.counters.refresh_forwards > self.refreshes or self.scheduler._final:
+                self.refreshes = self.scheduler.counters.refresh_forwards
+                tokens = sum(item.stop - item.join for item in message.items)
+                assert tokens <= budget or len(message.items) == 1, "a refresh holds too much"
+            return run_message(message)
+
+        worker.forward = within_budget
 
     # What happens to it
 

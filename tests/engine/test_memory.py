@@ -223,7 +223,7 @@ def test_a_refresh_beyond_the_token_budget_waits_for_its_turn(llada):
         plain, sizes = worker.forward, []
 
         def forward(message):
-            sizes.append(sum(item.stop - item.join for item in message.items if item.stop == item.keys))
+            sizes.append(sum(item.stop - item.join for item in message.items if item.start < item.block_start))
             return plain(message)
 
         worker.forward = forward
@@ -232,6 +232,79 @@ def test_a_refresh_beyond_the_token_budget_waits_for_its_turn(llada):
         refreshes = [size for size in sizes if size]
         assert max(refreshes) == 2 * 44
         assert 8 * 3 / 2 <= len(refreshes) <= 8 * 3 / 2 + 3  # an odd one at the end of a round
+        assert_nothing_lost(engine)
+
+
+def test_passes_over_finished_sequences_keep_to_the_token_budget(llada):
+    """Mode `lm`: six requests of 36 tokens end at once, and are captured two at a time."""
+    with make_engine(llada, max_refresh_tokens=90) as engine:
+        scheduler, worker = engine._parts.scheduler, engine._parts.worker
+        plain, sizes = worker.forward, []
+
+        def forward(message):
+            if scheduler._final:
+                sizes.append(sum(item.stop - item.join for item in message.items))
+            return plain(message)
+
+        worker.forward = forward
+        prompts = [tokens(20, seed) for seed in range(6)]
+        outputs = engine.generate(prompts, params(16, steps=4, threshold=None), cache_mode="lm")
+        assert [output.completion_tokens for output in outputs] == [16] * 6
+        assert sizes == [72, 72, 72]
+        longer = [[*prompt, *output.token_ids, 5] for prompt, output in zip(prompts, outputs, strict=True)]
+        again = engine.generate(longer, params(8), cache_mode="lm")
+        assert [output.cached_tokens for output in again] == [36] * 6
+        assert_nothing_lost(engine)
+
+
+@pytest.mark.parametrize("policy", ["lpm", "fcfs", "dfs-weight"])
+def test_a_long_miss_is_not_passed_for_ever_by_hits(llada, policy):
+    """Before every forward a request comes that finds more in the cache, and no forward has room for both."""
+    options: dict[str, Any] = {"kv_cache_tokens": 2048, "max_running_requests": 16, "schedule_policy": policy}
+    with make_engine(llada, max_refresh_tokens=120, **options) as engine:
+        base = tokens(40, 1)
+        engine.generate(base, params(8, steps=1, threshold=None))
+        scheduler = by_hand(engine)
+
+        def ask(prompt: list[int], size: int, steps: int, mode: CacheMode = "bicache") -> Any:
+            (request,) = engine._intake.requests([prompt], params(size, steps=steps, threshold=None), mode, "")
+            scheduler.add(request)
+            return request
+
+        ask(base + tokens(3, 7), 8, 8)
+        long = ask(tokens(80, 9), 32, 4)
+        for step in range(6):
+            ask(base + tokens(3, 10 + step), 8, 1)
+            scheduler.step()
+            if long.admitted_at is not None:
+                break
+        assert long.admitted_at is not None
+        assert scheduler.num_waiting + scheduler.num_running > 1
+        while scheduler.has_work:
+            scheduler.step()
+        assert_nothing_lost(engine)
+
+
+def test_a_request_that_a_forward_had_no_room_for_holds_and_reports_nothing(llada):
+    with make_engine(llada, max_refresh_tokens=60) as engine:
+        base = tokens(40, 1)
+        engine.generate(base, params(8, steps=1, threshold=None))
+        scheduler = by_hand(engine)
+        requests = engine._intake.requests([base + tokens(3, n) for n in (2, 3)], params(8), "bicache", "")
+        for request in requests:
+            scheduler.add(request)
+        scheduler.step()
+        scheduler.check()
+        first, second = requests
+        assert first.cached_tokens == 40
+        assert scheduler.num_waiting == 1
+        locks = scheduler.memory.tree.num_locks
+        output = scheduler.abort(second.rid)
+        assert output is not None
+        assert (output.finish_reason, output.cached_tokens, output.reused_token_layers) == ("abort", 0, 0)
+        assert scheduler.memory.tree.num_locks == locks == 1
+        while scheduler.has_work:
+            scheduler.step()
         assert_nothing_lost(engine)
 
 
