@@ -186,17 +186,17 @@ def test_a_norm_that_was_put_off_behind_many_tokens():
     q, k, v = qkv.split(1, dim=1)
     at = torch.arange(513, dtype=torch.int32, device=DEVICE)
     batch = tables(1, 1, 33, 33)
-    tables_of_angles = [table.to(DEVICE) for table in rope_table(513, 32, 1e4)]
-    norm, found = RowNorm(hidden, 0.1), []
-    for function in (rope_write_kv_reference, kv_write_triton.rope_write_kv_triton):
+    cos, sin = (table.to(DEVICE) for table in rope_table(513, 32, 1e4))
+    norm = RowNorm(hidden, 0.1)
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    functions: list[Any] = [rope_write_kv_reference, kv_write_triton.rope_write_kv_triton]
+    for function in functions:
         pool = torch.zeros((33, 2, 16, 1, 32), device=DEVICE)
-        found.append((function(q, k, v, *tables_of_angles, at, at * 0, batch, 0, pool, norm=norm), pool))
+        found.append((function(q, k, v, cos, sin, at, at * 0, batch, 0, pool, norm=norm), pool))
     for one, other in zip(*found, strict=True):
         close(one, other)
     with pytest.raises(ValueError, match=r"block \(4, 2\): with a norm a tile holds one token"):
-        kv_write_triton.rope_write_kv_triton(
-            q, k, v, *tables_of_angles, at, at * 0, batch, 0, pool, norm=norm, block=(4, 2)
-        )
+        kv_write_triton.rope_write_kv_triton(q, k, v, cos, sin, at, at * 0, batch, 0, pool, norm=norm, block=(4, 2))
 
 
 def test_offsets_past_two_to_the_31(tmp_path):
