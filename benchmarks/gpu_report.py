@@ -1,8 +1,8 @@
 """Everything that claims about a GPU rest on, in one run of limited time: tests, benchmarks, a server, accuracy.
 
-    python benchmarks/gpu_report.py --out out/gpu --minutes 25
+    python benchmarks/gpu_report.py --out out/gpu --minutes 30
     python benchmarks/gpu_report.py --out out/gpu --minutes 8 --only throughput --only phases
-    python benchmarks/gpu_report.py --out out/gpu --minutes 25 --dry-run         # commands and limits, nothing runs
+    python benchmarks/gpu_report.py --out out/gpu --minutes 30 --dry-run         # commands and limits, nothing runs
 
 Parts run one after the other, each in a process with a time limit, the most telling first; what needs a module that is
 not installed is skipped. Results are in the folder as soon as they are measured, and so is `gpu_report.json`, the
