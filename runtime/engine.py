@@ -29,6 +29,8 @@ from .service import Prompt
 logger = logging.getLogger(__name__)
 DEFAULT_SCORE_METHOD: ScoreMethod = "pseudo"
 WARM_UP = SamplingParams(max_new_tokens=0)
+_REST_AFTER_S = 1.0
+"""Seconds without work after which an engine's thread ends on a CPU, until there is some again."""
 
 
 def _build(config: EngineConfig) -> Parts:
@@ -36,7 +38,8 @@ def _build(config: EngineConfig) -> Parts:
 
     OpenMP (libgomp) keeps a team for every thread that has computed in parallel. When the teams together outnumber
     the cores they sleep between operations, and short ones take longer to be woken than to run. So the thread that
-    makes the engine must not leave one behind, beside that of the engine's own thread.
+    makes the engine must not leave one behind, beside that of the engine's own thread; and that one ends when it has
+    had nothing to do for a while, for the sake of other engines in the process.
     """
     if choose_device(config.device) != "cpu":
         return build_parts(config)
@@ -65,7 +68,8 @@ class Engine:
         self.config = config or EngineConfig.build(**options)
         self._parts: Parts = _build(self.config)
         self._intake = Intake(self.config, self._parts.facts, self._parts.tokenizer)
-        self._loop = EngineLoop(self._parts.scheduler)
+        on_cpu = self._parts.decoder.device.type == "cpu"
+        self._loop = EngineLoop(self._parts.scheduler, idle_s=_REST_AFTER_S if on_cpu else None)
 
     # Generation
 

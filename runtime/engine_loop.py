@@ -27,17 +27,23 @@ class EngineLoop:
     A listener is called in the engine's thread; what it raises is logged and harms nobody. Every request that
     `submit` took gets exactly one terminal output, whatever happens. Holds no reference to the Engine: so an engine
     that nobody uses any more can be collected.
+
+    Args:
+        scheduler: what the thread drives; nobody else may touch it from now on.
+        idle_s: seconds without work after which the thread ends, until there is some; None: never. On a CPU every
+            thread that has computed keeps a team of helpers, and when there are more of these in a process than
+            cores, all short operations wait for helpers that sleep: engines at rest would slow the others down.
     """
 
-    def __init__(self, scheduler: Scheduler):
+    def __init__(self, scheduler: Scheduler, idle_s: float | None = None):
         self._scheduler = scheduler
+        self._idle_s = idle_s
         self._torch_threads = torch.get_num_threads()
         self._listeners: dict[str, tuple[Request, Listener]] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed: ShoalError | None = None
         self._state = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="shoal-engine", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
         _OPEN.add(self)
 
     # From any thread
@@ -84,6 +90,9 @@ class EngineLoop:
         with self._state:
             self._refuse_if_closed()
             self._inbox.put(task)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="shoal-engine", daemon=True)
+                self._thread.start()
 
     def call_and_wait(self, task: Callable[[], Any]) -> Any:
         """Run `task` in the engine's thread; returns what it returns, raises what it raises."""
@@ -107,8 +116,9 @@ class EngineLoop:
             if self._closed is None:
                 self._closed = EngineClosedError("the engine was shut down")
                 self._inbox.put(None)
-        if wait and threading.current_thread() is not self._thread:
-            self._thread.join()
+            thread = self._thread
+        if wait and thread is not None and thread is not threading.current_thread():
+            thread.join()
 
     # In the engine's thread
 
@@ -118,7 +128,12 @@ class EngineLoop:
         try:
             while True:
                 while not scheduler.has_work or not self._inbox.empty():
-                    task = self._inbox.get()
+                    try:
+                        task = self._inbox.get(timeout=self._idle_s)
+                    except queue.Empty:
+                        if self._rests():
+                            return
+                        continue
                     if task is None:
                         self._end_all(EngineClosedError("the engine was shut down"))
                         return
@@ -132,6 +147,14 @@ class EngineLoop:
             with self._state:
                 self._closed = EngineClosedError(words)
             self._end_all(EngineError(words))
+
+    def _rests(self) -> bool:
+        """Whether the thread may end: nobody has asked for anything, and who does will start another."""
+        with self._state:
+            if not self._inbox.empty():
+                return False
+            self._thread = None
+            return True
 
     def _end_all(self, error: ShoalError) -> None:
         for request, _ in list(self._listeners.values()):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import subprocess
 import sys
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 
 from shoal.runtime import engine as engine_module
 from shoal.runtime.engine import Engine
+from shoal.runtime.engine_loop import EngineLoop
 from shoal.runtime.errors import EngineClosedError, EngineError, ModelLoadError
 from shoal.runtime.request import RequestOutput
 from shoal.runtime.sampling_params import SamplingParams
@@ -235,6 +238,58 @@ def test_an_engine_on_a_cpu_is_built_in_a_thread_that_ends(llada, monkeypatch):
         assert count == torch.get_num_threads()
     with pytest.raises(ModelLoadError, match="no model"):
         Engine("no model", device="cpu")
+
+
+def test_the_thread_of_an_engine_at_rest_ends_and_comes_back(llada, monkeypatch):
+    monkeypatch.setattr(engine_module, "_REST_AFTER_S", 0.01)
+    with make_engine(llada) as engine:
+        assert engine._loop._thread is None  # nothing asked for yet
+        answers, threads = [], []
+        for _ in range(3):
+            answers.append(engine.generate(tokens(9), SHORT, cache_mode="none").token_ids)
+            thread = engine._loop._thread
+            if thread is not None:  # it may have gone already
+                thread.join(10)
+                threads.append(thread)
+                assert not thread.is_alive()
+            assert engine._loop._thread is None
+        assert answers[1:] == answers[:-1]
+        assert len(set(threads)) == len(threads)
+    with pytest.raises(EngineClosedError):
+        engine.generate(tokens(9), SHORT)
+
+
+def test_work_that_comes_while_the_thread_is_about_to_end_is_done(llada, monkeypatch):
+    """Short calls of two threads, now and then a moment apart, against a thread that ends whenever it can."""
+    monkeypatch.setattr(engine_module, "_REST_AFTER_S", 0.0002)
+    starts = []
+    run = EngineLoop._run
+    monkeypatch.setattr(EngineLoop, "_run", lambda loop: (starts.append(1), run(loop)))
+    with make_engine(llada) as engine:
+        expected = engine.generate(tokens(5), SamplingParams(max_new_tokens=4), cache_mode="none").token_ids
+
+        def ask(seed):
+            chooser = random.Random(seed)
+            for number in range(60):
+                if number % 10 == seed:
+                    output = engine.generate(tokens(5), SamplingParams(max_new_tokens=4), cache_mode="none")
+                    assert output.token_ids == expected
+                else:
+                    engine.cached_tokens(tokens(5))
+                time.sleep(chooser.choice([0.0, 0.0001, 0.0005, 0.002]))
+            return True
+
+        with ThreadPoolExecutor(2) as pool:
+            assert all(pool.map(ask, range(2)))
+    assert len(starts) > 5
+
+
+def test_an_engine_that_never_worked_can_be_closed(llada):
+    engine = make_engine(llada)
+    engine.shutdown()
+    engine.shutdown()
+    with pytest.raises(EngineClosedError):
+        engine.generate(tokens(9), SHORT)
 
 
 def test_a_program_may_end_without_shutdown(llada):
