@@ -27,6 +27,14 @@ def _power_of_2(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
+def warm_up_sizes(block: int, most_requests: int, most_rows: int) -> list[tuple[int, int]]:
+    """(requests, rows of each) of refreshes that together launch every kernel of attention that refreshes launch."""
+    sizes = [(1, rows) for rows in (2 * block, 96, 256, 512, 1024)]
+    sizes += [(min(2, most_requests), rows) for rows in (96, 1024)]  # one request alone has kernels of its own
+    sizes += [(2**n, block + 2) for n in range(most_requests.bit_length())] + [(min(8, most_requests), 4 * block)]
+    return list(dict.fromkeys((requests, min(rows, most_rows)) for requests, rows in sizes))
+
+
 class CudaWorker:
     """Executes messages of the scheduler, in order; the same answers as `Worker`.
 
@@ -64,9 +72,7 @@ class CudaWorker:
         block: positions of the blocks that requests will have.
         """
         slots, shift = self.runner.slots, self._shift
-        few = [(1, rows) for rows in (2 * block, 256, 512, 1024)]
-        many = [(2**n, block + 2) for n in range(slots.padding.bit_length())] + [(min(8, slots.padding), 4 * block)]
-        sizes = dict.fromkeys((requests, min(rows, slots.max_tokens)) for requests, rows in few + many)
+        sizes = warm_up_sizes(block, slots.padding, slots.max_tokens)
         for (requests, rows), start in itertools.product(sizes, (0, 1)):
             low = max(rows - block, start + shift)
             if low >= rows:

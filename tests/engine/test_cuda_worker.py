@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from shoal.kernels import dispatch
+from shoal.kernels.attention_tiling import choose_tiling
 from shoal.runtime import canvas_slots, forward_graphs, fused_layers
 from shoal.runtime.block_sampler import BlockSampler
 from shoal.runtime.canvas_slots import CanvasSlots
 from shoal.runtime.cuda_runner import CudaRunner
-from shoal.runtime.cuda_worker import CudaWorker
+from shoal.runtime.cuda_worker import CudaWorker, warm_up_sizes
 from shoal.runtime.forward_graphs import ForwardGraphs
 from shoal.runtime.sampling_params import SamplingParams
 
@@ -163,7 +164,7 @@ def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, mo
         with make_engine(folder, kv_cache_tokens=4096) as engine:
             worker = on_cuda_path(engine, max_tokens=1024)
             monkeypatch.setattr(
-                worker.runner, "splits", lambda _, rows: next(n for n in (8, 4, 2, 1) if n * rows <= 1024)
+                worker.runner, "splits", lambda _, rows: next((n for n in (8, 4, 2) if n * rows <= 1024), 1)
             )
             if warm:
                 monkeypatch.setattr(dispatch, "attention", record)
@@ -173,6 +174,27 @@ def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, mo
             outputs.append([out.token_ids for out in engine.generate(prompts, params)])
     assert outputs[0] == outputs[1]
     assert forms == {(number, fresh) for number in (1, 2, 4, 8) for fresh in (False, True)}
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(32, 32), (28, 4)])
+def test_no_refresh_launches_attention_that_the_warm_up_has_not_compiled(heads, kv_heads):
+    """Blocks of 32, up to 32 requests, by the kernel that runs on every GPU."""
+    config = SimpleNamespace(num_heads=heads, num_kv_heads=kv_heads)
+    runner: Any = SimpleNamespace(decoder=SimpleNamespace(config=config))
+
+    def kernels(requests: int, rows: int, whole: bool) -> set[tuple[Any, ...]]:
+        last = (32, 1, False)  # the last layer, for the block alone
+        return {
+            (choose_tiling(requests * each, requests, heads // kv_heads, 64, 128, False, fresh), splits, fresh,
+             requests == 1)
+            for each, splits, fresh in ((rows, CudaRunner.splits(runner, requests, requests * rows), whole), last)
+        }  # fmt: skip
+
+    compiled: set[tuple[Any, ...]] = set()
+    for requests, rows in warm_up_sizes(32, 32, 4096):
+        compiled |= kernels(requests, rows, True) | kernels(requests, rows - 1, False)
+    for requests, rows, whole in itertools.product(range(1, 33), range(33, 2600, 9), (False, True)):
+        assert kernels(requests, rows, whole) <= compiled, (requests, rows, whole)
 
 
 def test_a_canvas_that_finds_no_memory_is_tried_again_once_and_loses_no_slot(folder, monkeypatch):
