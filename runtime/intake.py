@@ -39,6 +39,16 @@ def _is_integer(kind: type) -> bool:
     return issubclass(kind, int | np.integer) and kind is not bool
 
 
+def _check_messages(messages: Sequence[Message], name: str) -> None:
+    """Templates render what is missing as nothing, and what is no text as Python writes it."""
+    for index, message in enumerate(messages):
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                given = shorten(message[key]) if key in message else "missing"
+                text = f"{name}: {key} of message {index} is {given}; it must be text"
+                raise InvalidRequestError(text, field="prompts", value=message, limit="text")
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
 
@@ -246,6 +256,7 @@ class Intake:
         try:
             if isinstance(prompt, str):
                 return tokenizer.encode(prompt, add_special_tokens)
+            _check_messages(prompt, name)
             return tokenizer.apply_chat_template(prompt)
         except ShoalError:
             raise

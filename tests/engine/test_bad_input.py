@@ -57,6 +57,23 @@ PROMPTS: list[tuple[Any, Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"role": "user"}, "content of message 1 is missing"),
+        ({"role": "user", "text": "a"}, "content of message 1 is missing"),
+        ({"role": "user", "content": None}, "content of message 1 is None"),
+        ({"role": "user", "content": ["a"]}, "content of message 1 is \\['a'\\]"),
+        ({"content": "a"}, "role of message 1 is missing"),
+    ],
+)
+def test_messages(message, words):
+    with Engine("shop", kv_cache_tokens=256) as shop:
+        with pytest.raises(InvalidRequestError, match=f"^prompts\\[0\\]: {words}; it must be text$") as caught:
+            shop.generate([{"role": "system", "content": "a"}, message], SMALL)
+        assert caught.value.field == "prompts"
+
+
 @pytest.mark.parametrize(("prompt", "value"), PROMPTS, ids=lambda v: ascii(v)[:24])
 def test_prompts(engine, prompt, value):
     with pytest.raises(InvalidRequestError) as caught:
