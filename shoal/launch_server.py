@@ -28,18 +28,31 @@ def make_parser(program: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program or "python -m shoal.launch_server",
         description="Serve a diffusion language model over HTTP: SGLang's native routes and OpenAI's.",
-        usage="%(prog)s [options]",
+        usage="%(prog)s [MODEL] [options]",
         epilog="The keys can also be given in the environment: SHOAL_API_KEY, SHOAL_ADMIN_API_KEY.",
         allow_abbrev=False,
     )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="The same as --model-path.")
     for config in (EngineConfig, PipelineConfig, ServerConfig):
         add_flags(parser, config)
     return parser
 
 
+def parse(arguments: Sequence[str] | None = None, program: str | None = None) -> argparse.Namespace:
+    """The options given, MODEL among them as `model_path`; ends with code 2 for what can't be read."""
+    parser = make_parser(program)
+    # Not parse_args: before Python 3.12.7 that takes MODEL for absent when it comes behind a flag.
+    namespace = parser.parse_intermixed_args(arguments)
+    if namespace.model is not None:
+        if "model_path" in namespace:
+            parser.error(f"the model is given twice: {namespace.model} and --model-path {namespace.model_path}")
+        namespace.model_path = namespace.model
+    return namespace
+
+
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Serve until told to stop; the exit code: 0 after a signal, 1 after a failure, 2 for options that can't be."""
-    namespace = make_parser(program).parse_args(arguments)
+    namespace = parse(arguments, program)
     _open_standard_files()
     try:
         engine = EngineConfig(**given(namespace, EngineConfig))

@@ -9,6 +9,8 @@ import time
 import httpx
 import pytest
 
+from shoal.launch_server import parse
+
 from .process import SLOW, ServerProcess, wait_for, wait_load
 
 
@@ -94,6 +96,8 @@ def test_a_signal_while_it_starts(tmp_path):
         (("--page-size", "0"), 2, "page_size"),
         (("--no-such-flag",), 2, "--no-such-flag"),
         (("--model-path", "no/such/model"), 2, "no/such/model"),
+        (("shop",), 2, "the model is given twice: shop and --model-path shop"),
+        (("shop", "shoe"), 2, "unrecognized arguments: shoe"),
         (("--device", "tpu"), 2, "device is 'tpu'"),
         (("--depth", "100"), 2, "depth is 100"),  # the worker finds out
         (("--depth", "100", "--in-process"), 2, "depth is 100"),
@@ -105,6 +109,13 @@ def test_options_that_cannot_be_end_it_in_words(tmp_path, flags, code, words):
     assert server.process.wait(120) == code
     assert server.log_text().count(words) == 1
     assert "Traceback" not in server.log_text()
+
+
+def test_the_model_may_be_given_as_shoal_generate_takes_it():
+    for arguments in (["x/y", "--port", "7"], ["--port", "7", "x/y"], ["--port", "7", "--model-path", "x/y"]):
+        namespace = parse(arguments)
+        assert (namespace.model_path, namespace.port) == ("x/y", 7)
+    assert "model_path" not in parse(["--port", "7"])
 
 
 def test_a_port_in_use(tmp_path, server):
