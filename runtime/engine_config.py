@@ -44,8 +44,8 @@ class EngineConfig:
         max_queued_requests: requests that may wait beyond the free places among the running ones; more are refused.
             None: any number.
         log_interval: block-step forwards between two lines of the log.
-        max_refresh_tokens: tokens that one refresh forward may compute (a single request may exceed it); None: 8192
-            on a CPU, 16384 on a GPU.
+        max_refresh_tokens: tokens that one refresh, or the block steps of modes `none` and `prefix` in one forward, may
+            compute (a single request may exceed it); None: 8192 on a CPU, 16384 on a GPU.
         max_steps_per_message: block steps that the worker may run before it answers; None: 1 on a CPU, 8 on a GPU.
         disable_cuda_graph: launch block steps kernel by kernel on a GPU.
         fold_norms: on a GPU, multiply the norms' weights into the projections behind them, so that block steps of few

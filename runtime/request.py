@@ -156,6 +156,7 @@ class Request:
     needs_refresh: bool = True
     nfe: int = 0
     nfe_at_refresh: int = 0
+    stepped_at: int = 0
     computed_token_layers: int = 0
     prefix_refreshes: int = 0
     retractions: int = 0

@@ -186,8 +186,24 @@ class Scheduler:
             return self._fly(tuple(refreshes), self._max_steps if then else 1, then)
         if self._running:
             self._log.block_step(self._running, self.num_waiting)
-            return self._fly(tuple(self.planner.block_step(r) for r in self._running.values()), self._max_steps)
+            return self._fly(self._next_block_steps(), self._max_steps)
         return None
+
+    def _next_block_steps(self) -> tuple[ForwardItem, ...]:
+        """A block step of everybody; of those that compute more than their block, in turns, what a forward may hold."""
+        steps = [(request, self.planner.block_step(request)) for request in self._running.values()]
+        wide = [
+            (request, item.stop - item.start) for request, item in steps if request.cache_mode in ("none", "prefix")
+        ]
+        if sum(tokens for _, tokens in wide) <= self._max_refresh_tokens:
+            return tuple(item for _, item in steps)
+        wide.sort(key=lambda pair: pair[0].stepped_at)
+        held = np.cumsum([tokens for _, tokens in wide])
+        count = max(1, int(np.searchsorted(held, self._max_refresh_tokens, side="right")))
+        for request, _ in wide[:count]:
+            request.stepped_at = self.counters.forwards
+        waiting = {request.rid for request, _ in wide[count:]}
+        return tuple(item for request, item in steps if request.rid not in waiting)
 
     def _steps_behind(self, refreshes: list[ForwardItem]) -> tuple[ForwardItem, ...]:
         """Block steps that may follow a refresh without asking: when it is everybody's, and nobody waits."""

@@ -99,6 +99,9 @@ class Stress:
                 self.refreshes = self.scheduler.counters.refresh_forwards
                 tokens = sum(item.stop - item.join for item in message.items)
                 assert tokens <= budget or len(message.items) == 1, "a refresh holds too much"
+            else:
+                wide = [item.stop - item.start for item in message.items if item.stop > item.block_stop]
+                assert sum(wide) <= budget or len(wide) == 1, "a block step holds too much"
             return run_message(message)
 
         worker.forward = within_budget
