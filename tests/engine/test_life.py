@@ -207,12 +207,14 @@ def test_the_context_manager_closes_on_an_error_too(llada):
         engine.check()
 
 
-def test_a_forgotten_engine_is_collected_with_its_pools_and_its_thread(llada):
+def test_a_forgotten_engine_is_collected_with_its_pools_and_its_thread(llada, monkeypatch):
+    monkeypatch.setattr(engine_module, "_REST_AFTER_S", 60.0)  # its thread would not end by itself
     engine = make_engine(llada)
     engine.generate(tokens(9), SHORT)
     engine.check()
     pool = weakref.ref(engine._parts.worker.runner.kv)
     thread = engine._loop._thread
+    assert thread is not None
     del engine
     gc.collect()
     thread.join(10)
@@ -244,7 +246,8 @@ def test_the_thread_of_an_engine_at_rest_ends_and_comes_back(llada, monkeypatch)
     monkeypatch.setattr(engine_module, "_REST_AFTER_S", 0.01)
     with make_engine(llada) as engine:
         assert engine._loop._thread is None  # nothing asked for yet
-        answers, threads = [], []
+        answers: list[Any] = []
+        threads: list[threading.Thread] = []
         for _ in range(3):
             answers.append(engine.generate(tokens(9), SHORT, cache_mode="none").token_ids)
             thread = engine._loop._thread
@@ -264,7 +267,12 @@ def test_work_that_comes_while_the_thread_is_about_to_end_is_done(llada, monkeyp
     monkeypatch.setattr(engine_module, "_REST_AFTER_S", 0.0002)
     starts = []
     run = EngineLoop._run
-    monkeypatch.setattr(EngineLoop, "_run", lambda loop: (starts.append(1), run(loop)))
+
+    def counted(loop: EngineLoop) -> None:
+        starts.append(1)
+        run(loop)
+
+    monkeypatch.setattr(EngineLoop, "_run", counted)
     with make_engine(llada) as engine:
         expected = engine.generate(tokens(5), SamplingParams(max_new_tokens=4), cache_mode="none").token_ids
 
