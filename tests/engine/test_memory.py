@@ -244,7 +244,8 @@ def test_block_steps_of_whole_sequences_keep_to_the_token_budget_and_take_turns(
     answers = []
     for budget in (8192, 70):
         with make_engine(llada, max_refresh_tokens=budget) as engine, ThreadPoolExecutor(1) as pool:
-            worker, wide = engine._parts.worker, []
+            worker = engine._parts.worker
+            wide: list[list[int]] = []
             plain = worker.forward
 
             def forward(message, plain=plain, wide=wide):
