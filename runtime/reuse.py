@@ -62,7 +62,7 @@ class ReusePlanner:
             tree, profile = trees
             match = tree.match(
                 request.prompt, self.namespace(request), total_tokens=request.total_tokens, profile=profile,
-                max_tokens=min(whole, self.reusable(request, self.cached_tokens(request))),
+                max_tokens=min(whole, self.reusable(request, self.cached_tokens(request))), touch=False,
             )  # fmt: skip
             tree.lock(match)
             request.match, cut, depth = match, match.cut, match.depth
@@ -87,6 +87,12 @@ class ReusePlanner:
         request.cached_tokens, request.cached_depth = cut, depth
         request.join, request.depth = cut, depth
         return True
+
+    def starts(self, request: Request) -> None:
+        """The request that was admitted runs now: what it found in the cache is used."""
+        trees = self.memory.tree_for(request.cache_mode)
+        if request.match is not None and trees is not None:
+            trees[0].touch(request.match)
 
     def reusable(self, request: Request, cached: int) -> int:
         """How many of `cached` prompt tokens may be reused: in mode `lm` all, else whole pages before a margin.

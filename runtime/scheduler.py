@@ -286,6 +286,7 @@ class Scheduler:
 
     def _start(self, request: Request) -> None:
         self._admission.remove(request)
+        self.planner.starts(request)
         self._running[request.rid] = request
         request.admitted_at = request.admitted_at or time.monotonic()
         self.counters.admitted(request, self.memory.tree_for(request.cache_mode) is not None)

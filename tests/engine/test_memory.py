@@ -262,6 +262,18 @@ def test_block_steps_of_whole_sequences_keep_to_the_token_budget_and_take_turns(
     assert answers[0] == answers[1]
 
 
+def test_a_request_that_is_put_off_counts_one_use_of_what_it_reuses(llada):
+    """Six requests find the same prefix; a forward has room for two."""
+    shared = tokens(32, 1)
+    with make_engine(llada, max_refresh_tokens=150, depth=2) as engine:
+        engine.generate([shared + tokens(10, 2)], params(8), cache_mode="bicache")
+        outputs = engine.generate([shared + tokens(10, 3 + n) for n in range(6)], params(8), cache_mode="bicache")
+        assert all(output.cached_tokens for output in outputs)
+        tree = engine._parts.scheduler.memory.tree
+        first = next(node for node in tree.nodes() if node.parent is not None and node.parent.parent is None)
+        assert sum(first.hits) == 6
+
+
 def test_passes_over_finished_sequences_keep_to_the_token_budget(llada):
     """Mode `lm`: six requests of 36 tokens end at once, and are captured two at a time."""
     with make_engine(llada, max_refresh_tokens=90) as engine:

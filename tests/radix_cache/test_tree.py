@@ -115,6 +115,27 @@ def test_a_capture_below_the_first_level_stores_nothing(world):
     assert (tree.num_nodes, kv.num_free, boundary.num_free) == (0, 200, 100)
 
 
+def test_a_use_is_counted_when_the_request_begins(world):
+    tree, kv, boundary = world
+    Request(tree, kv, boundary, np.arange(16)).finish()
+    match = tree.match(np.arange(16), max_tokens=8, touch=False)
+    with pytest.raises(LockError, match="not locked"):
+        tree.touch(match)
+    tree.lock(match)
+    assert [sum(node.hits) for node in tree.nodes() if node.parent is not None] == [0, 0]
+    tree.touch(match)
+    tree.touch(match)
+    assert {node.end: sum(node.hits) for node in tree.nodes() if node.parent is not None} == {8: 2, 16: 0}
+    tree.check_invariants()
+    tree.unlock(match)
+    with pytest.raises(LockError, match="not locked"):
+        tree.touch(match)
+    nothing = tree.match([77, 78], touch=False)
+    tree.lock(nothing)
+    tree.touch(nothing)
+    tree.unlock(nothing)
+
+
 def test_planning_tree():
     tree = RadixTree(CONFIG)
     tree.capture([1, 2, 3, 4, 5, 6, 7, 8], depth=8, ratio=0.5)
