@@ -270,7 +270,8 @@ class Stress:
         for _, _, kv in self._nodes():
             for band, ids in enumerate(kv):
                 layers = min(config.layers_per_band, config.num_layers - band * config.layers_per_band)
-                for page, content in zip(ids.tolist(), data[torch.from_numpy(ids.astype(np.int64)), :layers], strict=True):
+                contents = data[torch.from_numpy(ids.astype(np.int64)), :layers]
+                for page, content in zip(ids.tolist(), contents, strict=True):
                     assert not content.isnan().any(), "a cached page was never written"
                     found[page] = content.numpy()
         return found
