@@ -163,7 +163,7 @@ class Phases:
 
 def kind(item: ForwardItem) -> str:
     """`step` for a block alone, `prefix refresh` where a prefix joins at its depth, else `refresh`."""
-    if item.stop == item.block_stop and item.start >= item.block_start - 1:
+    if item.is_block_alone:
         return "step"
     return "prefix refresh" if item.join < item.start else "refresh"
 

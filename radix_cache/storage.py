@@ -80,6 +80,14 @@ class Storage:
             root = self.roots[namespace] = Node(namespace, b"", 0, None, len(self.no_hits) - 1, self.no_hits)
         return root
 
+    def path(self, node: Node | None) -> list[Node]:
+        """`node` and all above it, without the root; empty for None."""
+        found = []
+        while node is not None and node.tokens:
+            found.append(node)
+            node = node.parent
+        return found
+
     def touch(self, nodes: list[Node], level: int) -> None:
         """Count one use of `nodes` at `level`, now."""
         now, age = self.tick(), self.policy.clock

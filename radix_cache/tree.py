@@ -153,18 +153,13 @@ class RadixTree:
         self._locked[id(match)] = match
 
     def touch(self, match: Match) -> None:
-        """Count a use of the nodes of a locked match, for the eviction policy, where `match` was told not to.
+        """Count a use of the nodes of a match that was made without `touch`. Raises LockError when it is not locked.
 
-        For who looks up and locks before it is certain that the request starts. Raises LockError when the match is not
-        locked in this tree.
+        For who locks before it is certain that the request starts.
         """
         if id(match) not in self._locked:
             raise LockError("the match is not locked in this tree")
-        path, node = [], match.node
-        while node is not None and node.parent is not None:
-            path.append(node)
-            node = node.parent
-        self._storage.touch(path, self.config.levels.index(match.depth))
+        self._storage.touch(self._storage.path(match.node), self.config.levels.index(match.depth))
 
     def unlock(self, match: Match) -> None:
         """Give back what `lock` took."""

@@ -29,7 +29,7 @@ from .service import Prompt
 logger = logging.getLogger(__name__)
 DEFAULT_SCORE_METHOD: ScoreMethod = "pseudo"
 WARM_UP = SamplingParams(max_new_tokens=0)
-_REST_AFTER_S = 1.0
+_REST_AFTER_S: float | None = 1.0
 """Seconds without work after which an engine's thread ends on a CPU, until there is some again."""
 
 

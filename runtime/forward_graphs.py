@@ -95,7 +95,7 @@ class ForwardGraphs:
             return False
         if any(item.block_stop == item.block_start for item in items):
             return False
-        if all(item.stop == item.block_stop and item.start >= item.block_start - 1 for item in items):
+        if all(item.is_block_alone for item in items):
             return True
         bucket = self._bucket(items, False)
         return self._capture and bucket.requests * bucket.width <= _MOST_REFRESH_ROWS

@@ -87,6 +87,11 @@ class ForwardItem:
     audit: int = 0
     audit_tokens: bool = True
 
+    @property
+    def is_block_alone(self) -> bool:
+        """Whether the block and at most the position before it run, as in a block step of mode `dual`."""
+        return self.stop == self.block_stop and self.start >= self.block_start - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Forward:

@@ -110,6 +110,8 @@ class Request:
     the canvas's tokens that the caller may have seen before a retraction: they stay, whatever is decoded again;
     `diverged` says that something else was.
 
+    `stepped_at` is the forward in which it last took its turn, where not all block steps fit one.
+
     `template` (int64 [max_new_tokens], -1 for a mask) is a canvas with fixed tokens. `targets` (int64 [n, 2]: position
     in the canvas, token) makes it a scoring request: one forward, nothing committed, nothing captured (tokens behind
     the prompt would show in its keys and values). `shared_prefix` is how many leading prompt tokens the caller has

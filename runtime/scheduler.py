@@ -192,18 +192,19 @@ class Scheduler:
     def _next_block_steps(self) -> tuple[ForwardItem, ...]:
         """A block step of everybody; of those that compute more than their block, in turns, what a forward may hold."""
         steps = [(request, self.planner.block_step(request)) for request in self._running.values()]
-        wide = [
-            (request, item.stop - item.start) for request, item in steps if request.cache_mode in ("none", "prefix")
-        ]
+        wide = [(request, item.stop - item.start) for request, item in steps if not item.is_block_alone]
         if sum(tokens for _, tokens in wide) <= self._max_refresh_tokens:
             return tuple(item for _, item in steps)
         wide.sort(key=lambda pair: pair[0].stepped_at)
-        held = np.cumsum([tokens for _, tokens in wide])
-        count = max(1, int(np.searchsorted(held, self._max_refresh_tokens, side="right")))
+        count = self._fitting([tokens for _, tokens in wide])
         for request, _ in wide[:count]:
             request.stepped_at = self.counters.forwards
         waiting = {request.rid for request, _ in wide[count:]}
         return tuple(item for request, item in steps if request.rid not in waiting)
+
+    def _fitting(self, tokens: list[int]) -> int:
+        """How many of items of so many tokens, from the first on, a forward may hold; one at least."""
+        return max(1, int(np.searchsorted(np.cumsum(tokens), self._max_refresh_tokens, side="right")))
 
     def _steps_behind(self, refreshes: list[ForwardItem]) -> tuple[ForwardItem, ...]:
         """Block steps that may follow a refresh without asking: when it is everybody's, and nobody waits."""
@@ -273,8 +274,7 @@ class Scheduler:
     def _next_finals(self) -> tuple[ForwardItem, ...]:
         """Mode `lm`: passes over finished sequences, as many as a forward may hold."""
         items = [item for _, item in self._ending]
-        held = np.cumsum([item.stop - item.join for item in items])
-        return tuple(items[: max(1, int(np.searchsorted(held, self._max_refresh_tokens, side="right")))])
+        return tuple(items[: self._fitting([item.stop - item.join for item in items])])
 
     def _put_back(self, request: Request) -> None:
         self._running.pop(request.rid)

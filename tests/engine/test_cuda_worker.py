@@ -2,6 +2,7 @@
 
 import itertools
 import weakref
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from shoal.kernels import dispatch
 from shoal.kernels.attention_tiling import choose_tiling
 from shoal.runtime import canvas_slots, forward_graphs, fused_layers
 from shoal.runtime.block_sampler import BlockSampler
+from shoal.runtime.build_cuda import build_cuda_worker
 from shoal.runtime.canvas_slots import CanvasSlots
 from shoal.runtime.cuda_runner import CudaRunner
 from shoal.runtime.cuda_worker import CudaWorker, warm_up_sizes
@@ -284,3 +286,18 @@ def test_the_library_of_products_is_put_back(monkeypatch):
     with pytest.raises(pytest.fail.Exception, match="of a capture"):
         capture("of a capture")
     assert chosen[-1] == "before"
+
+
+@pytest.mark.parametrize(("dtype", "wanted", "folded"), [
+    ("bfloat16", True, True), ("bfloat16", False, False), ("float32", True, False),
+])  # fmt: skip
+def test_norms_are_folded_into_weights_of_16_bits_alone(tmp_path, dtype, wanted, folded):
+    with make_engine(write_model(tmp_path, "llada")) as engine:
+        parts = engine._parts
+        config = replace(engine.config, fold_norms=wanted).for_device("cpu")
+        runner = parts.worker.runner
+        runner.decoder.dtype = getattr(torch, dtype)
+        bands = parts.scheduler.memory.config.num_bands
+        worker = build_cuda_worker(config, runner.decoder, runner.kv, runner.boundary, bands, 8)
+        assert runner.decoder.norms_folded is folded
+        assert (worker.runner.layers._few > 0) is folded

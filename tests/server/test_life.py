@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from typing import Any
 
 import httpx
 import pytest
@@ -12,6 +13,16 @@ import pytest
 from shoal.launch_server import parse
 
 from .process import SLOW, ServerProcess, wait_for, wait_load
+
+
+def asking(server: ServerProcess, body: dict[str, Any]) -> tuple[threading.Thread, list[httpx.Response]]:
+    """A thread, not started, that sends `body` to /generate, and the list that its reply goes to."""
+    replies: list[httpx.Response] = []
+
+    def ask() -> None:
+        replies.append(httpx.post(f"{server.url}/generate", json=body, timeout=120))
+
+    return threading.Thread(target=ask), replies
 
 
 def test_503_until_warm_then_drains_on_sigterm(tmp_path):
@@ -23,11 +34,8 @@ def test_503_until_warm_then_drains_on_sigterm(tmp_path):
         assert statuses[-1] == 200
         reply = httpx.post(f"{server.url}/generate", json={"text": "red", "max_new_tokens": 8})
         assert reply.status_code == 200
-        replies: list[httpx.Response] = []
         body = {"text": "red", "sampling_params": {"max_new_tokens": 32, "steps": 32, "ignore_eos": True}}
-        thread = threading.Thread(
-            target=lambda: replies.append(httpx.post(f"{server.url}/generate", json=body, timeout=120))
-        )
+        thread, replies = asking(server, body)
         with server.client() as client, server.worker_held():
             thread.start()
             wait_load(client, 1)
@@ -45,10 +53,7 @@ def test_503_until_warm_then_drains_on_sigterm(tmp_path):
 def test_what_does_not_end_in_time_is_ended(tmp_path):
     flags = ("--null-worker", "--null-tokens", "1", "--null-delay-s", "0.05", "--drain-timeout", "0.5")
     with ServerProcess(tmp_path / "log", *flags) as server:
-        replies: list[httpx.Response] = []
-        thread = threading.Thread(
-            target=lambda: replies.append(httpx.post(f"{server.url}/generate", json=SLOW, timeout=120))
-        )
+        thread, replies = asking(server, SLOW)
         thread.start()
         with server.client() as client:
             wait_load(client, 1)
@@ -64,10 +69,7 @@ def test_a_second_signal_cuts_the_waiting_short(tmp_path):
     """Also without a standard input; the request would take 25 seconds."""
     flags = ("--null-worker", "--null-tokens", "1", "--null-delay-s", "0.05", "--drain-timeout", "600")
     with ServerProcess(tmp_path / "log", *flags, has_stdin=False) as server:
-        replies: list[httpx.Response] = []
-        thread = threading.Thread(
-            target=lambda: replies.append(httpx.post(f"{server.url}/generate", json=SLOW, timeout=120))
-        )
+        thread, replies = asking(server, SLOW)
         thread.start()
         with server.client() as client:
             wait_load(client, 1)

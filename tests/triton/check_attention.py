@@ -133,6 +133,10 @@ def test_the_tilings_chosen_by_default():
     check(World([3], [600], 2, 1, 64, 64), None, 3)
     assert choose_tiling(32 * 2256, 32, 1, 16, 128, False, True).block_rows == 128
     assert choose_tiling(32, 1, 1, 16, 128, False, False).block_rows == 64
+    stages = [
+        choose_tiling(32 * n, n, 1, 64, dim, False, False).num_stages for n, dim in ((4, 128), (5, 128), (4, 256))
+    ]
+    assert stages == [4, 3, 2]
     assert choose_splits(32 * 2256, 32, 32, 32, 2256) == 1
     assert choose_splits(32, 1, 32, 32, 2300) > 4
     assert choose_splits(32, 1, 32, 32, 200) == 1
