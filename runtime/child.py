@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -104,11 +105,17 @@ class Child:
 
 
 def main() -> None:
-    """Run the role that standard input names; ends with code 0 when standard input closes, 1 after a failure."""
+    """Run the role that standard input names; ends with code 0 when standard input closes, 1 after a failure.
+
+    What fails once standard input has closed, because the sockets are gone say, is no failure.
+    """
     # Ctrl-C and a supervisor's SIGTERM reach every process; when to stop is the parent's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=Spec)
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        os._exit(0)
+    spec = msgspec.json.decode(line, type=Spec)
     _die_with_parent(spec)
     configure_logging(spec.log_level, spec.log_json, log_requests=False)
     child = Child(spec)
@@ -116,6 +123,8 @@ def main() -> None:
         child.endpoints.check()
         _run(child)
     except BaseException as error:
+        if _is_unwanted():
+            os._exit(0)
         if not isinstance(error, ShoalError):
             logger.exception("the %s process failed", spec.role)
         child.failed(error)
@@ -145,6 +154,13 @@ def _die_with_parent(spec: Spec) -> None:
     if os.getppid() != spec.parent:
         os._exit(0)
     threading.Thread(target=_watch_parent, args=(spec,), name="shoal-lifeline", daemon=True).start()
+
+
+def _is_unwanted() -> bool:
+    """Whether standard input has closed; the thread that waits for it may not have seen it yet."""
+    poll = select.poll()
+    poll.register(sys.stdin.fileno(), select.POLLHUP)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
 def _watch_parent(spec: Spec) -> None:

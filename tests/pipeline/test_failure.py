@@ -11,10 +11,14 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from shoal.runtime.child import Spec
+from shoal.runtime.engine_config import EngineConfig
 from shoal.runtime.errors import ConfigError, EngineClosedError, EngineError, ModelLoadError
 from shoal.runtime.pipeline_client import PipelineClient
+from shoal.runtime.pipeline_config import PipelineConfig
 from shoal.runtime.wire import ROLES
 
 from .running import Traces, alive, arrived, held, last, make_client, request, until_running, wait_gone
@@ -181,3 +185,29 @@ def test_children_and_sockets_do_not_outlive_a_killed_parent():
         assert Path(directory).is_dir()
         parent.kill()
     wait_gone([int(pid) for pid in pids], Path(directory))
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [("whole", 0), ("none", 0), ("half", 0), ("kept open", 1)],
+)
+def test_a_process_that_is_no_longer_wanted_ends_without_a_word(line, code, tmp_path):
+    """Its sockets' directory went before it got there; the thread that watches standard input has seen nothing yet."""
+    script = "import shoal.runtime.child as child; child._watch_parent = lambda spec: None; child.main()"
+    config = EngineConfig(model_path="shop")
+    spec = Spec("scheduler", str(tmp_path / "gone"), os.getpid(), config, PipelineConfig(), "info", False)
+    text = msgspec.json.encode(spec) + b"\n"
+    words = {"whole": text, "none": b"", "half": text[: len(text) // 2], "kept open": text}[line]
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(words)
+        process.stdin.flush()
+        if line != "kept open":
+            process.stdin.close()
+        error = process.stderr.read().decode()
+        assert process.wait(60) == code
+    assert ("FileNotFoundError" in error) == (line == "kept open")
+    assert bool(error) == (line == "kept open")
