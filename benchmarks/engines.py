@@ -29,13 +29,18 @@ PAUSE_S = 1.5
 """Before each turn: longer than an engine at rest waits before its thread ends."""
 
 
+def price_chats() -> list[list[dict[str, str]]]:
+    """Sixteen questions about one price list, as chats."""
+    rng = random.Random(1)
+    prices = make_list(rng, 40, held_out=True)
+    return [chat(prices, [], make_question(rng, prices, KINDS[i % len(KINDS)]).text) for i in range(16)]
+
+
 def measure(count: int, rounds: int, rests: bool) -> None:
     """Print a line for each engine and round: the round, the engine, tokens a second."""
     if not rests:
         engine_module._REST_AFTER_S = None
-    rng = random.Random(1)
-    prices = make_list(rng, 40, held_out=True)
-    chats = [chat(prices, [], make_question(rng, prices, KINDS[i % len(KINDS)]).text) for i in range(16)]
+    chats = price_chats()
     engines = [Engine("shop", device="cpu") for _ in range(count)]
     for turn in range(rounds + 1):
         for number, engine in enumerate(engines):

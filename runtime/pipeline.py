@@ -17,6 +17,7 @@ import msgspec
 from .child import Spec
 from .endpoints import Endpoints
 from .engine_config import EngineConfig
+from .openmp import limit_spinning
 from .pipeline_config import PipelineConfig
 from .wire import ROLES, Role
 
@@ -97,10 +98,12 @@ def child_config(config: EngineConfig, folder: Path) -> EngineConfig:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with this very package first on the path."""
+    """This process's, with this very package first on the path and a limit on spinning."""
     package = str(Path(__file__).absolute().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    limit_spinning(environment)
+    return environment
 
 
 def _how(code: int) -> str:

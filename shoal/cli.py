@@ -50,7 +50,9 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print shoal's version and exit.")
     ] = False,
 ) -> None:
-    pass
+    from .runtime.openmp import limit_spinning
+
+    limit_spinning()
 
 
 @app.command()

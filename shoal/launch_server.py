@@ -65,6 +65,9 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         configure_logging(server.log_level, server.log_json, server.log_requests)
         service: StartableService
         if server.in_process:
+            from .runtime.openmp import limit_spinning
+
+            limit_spinning()
             from .runtime.local_service import LocalService
 
             service = LocalService(engine)
