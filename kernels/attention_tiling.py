@@ -59,5 +59,10 @@ def choose_splits(tokens: int, requests: int, heads: int, kv_heads: int, max_key
     return max(1, min(2 * processors // max(1, programs), math.ceil(max_keys / 256)))
 
 
+def request_lanes(requests: int) -> int:
+    """Lanes in which a program looks for its request, a constant of the kernel; 1 where nothing has to be found."""
+    return 1 if requests == 1 else max(64, _power_of_2(requests))
+
+
 def _power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()

@@ -28,7 +28,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .attention_batch import AttentionBatch
-from .attention_tiling import AttentionTiling, choose_tiling
+from .attention_tiling import AttentionTiling, choose_tiling, request_lanes
 from .merge_state_triton import merge_states_triton
 
 LOG2_E = 1.4426950408889634
@@ -305,7 +305,7 @@ def attention_triton(
         LOG2_E / math.sqrt(head_dim), q.stride(0), q.stride(1), *strides,
         GROUP=group, PAGE_SIZE=page_size, HEAD_DIM=head_dim,
         BLOCK_ROWS=tiling.block_rows, BLOCK_KEYS=tiling.block_keys,
-        BLOCK_REQUESTS=1 if requests == 1 else max(64, triton.next_power_of_2(requests)),
+        BLOCK_REQUESTS=request_lanes(requests),
         NUM_SPLITS=num_splits, BEGIN=begin is not None,
         FRESH=fresh_kv is not None, BULK=bulk, HEADS_FIRST=tiling.heads_first,
         num_warps=tiling.num_warps, num_stages=tiling.num_stages,

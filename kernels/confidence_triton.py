@@ -190,7 +190,8 @@ def _confidence(
     splits = triton.cdiv(columns, split_columns)
     device = logits.device
     token = torch.empty(rows, dtype=torch.int64, device=device)
-    probability, margin, entropy = torch.empty((3, rows), dtype=torch.float32, device=device).unbind(0)
+    whole = -(-rows // 4) * 4  # every column begins at 16 bytes: kernels are compiled for that, and need not be again
+    probability, margin, entropy = torch.empty((3, whole), dtype=torch.float32, device=device)[:, :rows].unbind(0)
     if rows:
         tokens = torch.empty((2, rows, splits), dtype=torch.int32, device=device)
         stats = torch.empty((6, rows, splits), dtype=torch.float32, device=device)

@@ -12,6 +12,7 @@ from .canvas_slots import CanvasSlots
 from .cuda_runner import CudaRunner
 from .cuda_worker import CudaWorker
 from .decoder import Decoder
+from .device_arrays import on_device
 from .engine_config import EngineConfig
 from .errors import ConfigError
 from .forward_graphs import ForwardGraphs
@@ -79,9 +80,10 @@ def build_cuda_worker(
     sizes = [size for size in _BATCH_SIZES if size < config.max_running_requests] + [config.max_running_requests]
     capture = decoder.device.type == "cuda" and not config.disable_cuda_graph
     graphs = ForwardGraphs(runner, sampler, sizes, capture)
-    if capture:
-        graphs.warm_up(block_length + int(decoder.config.shift_logits), block_length, config.cache_mode != "dual")
     worker = CudaWorker(runner, sampler, graphs)
     if capture:
-        worker.warm_up(block_length)
+        assert config.max_refresh_tokens is not None
+        with on_device(decoder.device):
+            graphs.warm_up(block_length + int(decoder.config.shift_logits), block_length, config.cache_mode != "dual")
+            worker.warm_up(block_length, config.max_refresh_tokens)
     return worker

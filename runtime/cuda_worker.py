@@ -14,10 +14,12 @@ import torch
 from .audit_pass import AuditPass
 from .block_sampler import BlockSampler
 from .cuda_runner import CudaRunner
+from .device_arrays import on_device
 from .forward_graphs import ForwardGraphs
 from .host_canvas import HostCanvas
 from .messages import AddRequest, Forward, ForwardItem, Release, StepResult
 from .refresh_plan import plan_refresh
+from .warm_up_sizes import warm_up_sizes
 
 logger = logging.getLogger(__name__)
 Blocks = npt.NDArray[np.int64]
@@ -25,14 +27,6 @@ Blocks = npt.NDArray[np.int64]
 
 def _power_of_2(count: int) -> int:
     return 1 << (count - 1).bit_length()
-
-
-def warm_up_sizes(block: int, most_requests: int, most_rows: int) -> list[tuple[int, int]]:
-    """(requests, rows of each) of refreshes that together launch every kernel of attention that refreshes launch."""
-    sizes = [(1, rows) for rows in (2 * block, 96, 256, 512, 1024)]
-    sizes += [(min(2, most_requests), rows) for rows in (96, 1024)]  # one request alone has kernels of its own
-    sizes += [(2**n, block + 2) for n in range(most_requests.bit_length())] + [(min(8, most_requests), 4 * block)]
-    return list(dict.fromkeys((requests, min(rows, most_rows)) for requests, rows in sizes))
 
 
 class CudaWorker:
@@ -63,25 +57,30 @@ class CudaWorker:
         return len(self._canvases)
 
     @torch.inference_mode()
-    def warm_up(self, block: int) -> None:
+    def warm_up(self, block: int, most_tokens: int) -> None:
         """Compile what refreshes launch. Overwrites pages: for the time before the first request.
 
         Kernels differ by the number of requests (sampling), by splits and tiles (attention, by rows) and by whether
         a refresh computes all keys, which it then reads where the projection left them, or finds some in pages.
 
-        block: positions of the blocks that requests will have.
+        Args:
+            block: positions of the blocks that requests will have.
+            most_tokens: of a refresh.
         """
         slots, shift = self.runner.slots, self._shift
-        sizes = warm_up_sizes(block, slots.padding, slots.max_tokens)
-        for (requests, rows), start in itertools.product(sizes, (0, 1)):
-            low = max(rows - block, start + shift)
-            if low >= rows:
+        for requests, rows, last, cached in warm_up_sizes(
+            self.runner, block, slots.padding, slots.max_tokens - 1, most_tokens
+        ):
+            stop = cached + rows
+            low = max(stop - last, cached + shift)
+            if low >= stop:
                 continue
-            items = [ForwardItem("", start, rows, rows, low, rows, start) for _ in range(requests)]
+            items = [ForwardItem("", cached, stop, stop, low, stop, cached) for _ in range(requests)]
             plan = plan_refresh(items, [slots.padding] * requests, slots.page_tables, slots.page_size, shift)
             hidden = self.runner.refresh(plan)
-            room = _power_of_2(requests) * _power_of_2(block)
-            self._sampler.sample(hidden, plan.last.batch, plan.last_first, room, False)
+            for draw in (False, True):
+                room = _power_of_2(requests) * _power_of_2(block)
+                self._sampler.sample(hidden, plan.last.batch, plan.last_first, room, draw)
 
     @torch.inference_mode()
     def add(self, message: AddRequest) -> None:
@@ -100,11 +99,12 @@ class CudaWorker:
             self.runner.slots.take, tokens, masked, message.page_table, sampling, stop_ids, message.steps_per_block,
             message.seed,
         )  # fmt: skip
-        try:
-            slot = take()
-        except torch.OutOfMemoryError:  # copies need little, but forwards may have left nothing in one piece
-            torch.cuda.empty_cache()
-            slot = take()
+        with on_device(self.runner.decoder.device):
+            try:
+                slot = take()
+            except torch.OutOfMemoryError:  # copies need little, but forwards may have left nothing in one piece
+                torch.cuda.empty_cache()
+                slot = take()
         self._canvases[message.rid] = HostCanvas(
             slot, next(self._serials), prompt, canvas, sampling, stop_ids, message.steps_per_block
         )
@@ -123,9 +123,10 @@ class CudaWorker:
         results = {item.rid: StepResult(item.rid) for item in message.items}
         audited = [item for item in message.items if item.audit]
         try:
-            for item in audited:
-                self._begin_audit(item)
-            self._forward(message, results)
+            with on_device(self.runner.decoder.device):
+                for item in audited:
+                    self._begin_audit(item)
+                self._forward(message, results)
             for item in audited:
                 self._audit.end(results[item.rid], not self._canvases[item.rid].draws)
         except Exception as error:  # whatever broke, the requests of this batch fail and the others go on

@@ -205,6 +205,8 @@ class ForwardGraphs:
             body.graph, body.hidden = self._captured(partial(self._layers, body, bucket))
             for size in self._head_sizes(bucket):
                 body.heads[size, False], _ = self._captured(partial(self._sample, body, size, False))
+                with torch.inference_mode():  # heads that draw are not captured, but compiled
+                    self._sample(body, size, True)
             logger.info("captured %s in %.1f s", bucket, time.perf_counter() - started)
         return body
 

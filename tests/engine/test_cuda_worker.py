@@ -2,6 +2,7 @@
 
 import itertools
 import weakref
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -13,14 +14,16 @@ import torch
 
 from shoal.kernels import dispatch
 from shoal.kernels.attention_tiling import choose_tiling
-from shoal.runtime import canvas_slots, forward_graphs, fused_layers
+from shoal.runtime import canvas_slots, cuda_worker, forward_graphs, fused_layers
 from shoal.runtime.block_sampler import BlockSampler
 from shoal.runtime.build_cuda import build_cuda_worker
 from shoal.runtime.canvas_slots import CanvasSlots
 from shoal.runtime.cuda_runner import CudaRunner
-from shoal.runtime.cuda_worker import CudaWorker, warm_up_sizes
+from shoal.runtime.cuda_worker import CudaWorker
+from shoal.runtime.device_arrays import on_device
 from shoal.runtime.forward_graphs import ForwardGraphs
 from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.warm_up_sizes import warm_up_sizes
 
 from .tiny import make_engine, tokens, write_model, write_profile
 
@@ -170,7 +173,7 @@ def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, mo
             )
             if warm:
                 monkeypatch.setattr(dispatch, "attention", record)
-                worker.warm_up(8)
+                worker.warm_up(8, 4096)
                 monkeypatch.setattr(dispatch, "attention", attention)
                 assert not worker.runner.slots.state.nfe.any()
             outputs.append([out.token_ids for out in engine.generate(prompts, params)])
@@ -178,25 +181,76 @@ def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, mo
     assert forms == {(number, fresh) for number in (1, 2, 4, 8) for fresh in (False, True)}
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(32, 32), (28, 4)])
-def test_no_refresh_launches_attention_that_the_warm_up_has_not_compiled(heads, kv_heads):
-    """Blocks of 32, up to 32 requests, by the kernel that runs on every GPU."""
-    config = SimpleNamespace(num_heads=heads, num_kv_heads=kv_heads)
-    runner: Any = SimpleNamespace(decoder=SimpleNamespace(config=config))
+@pytest.mark.parametrize(("heads", "kv_heads", "most"), [(32, 32, 32), (28, 4, 32), (4, 4, 32), (32, 8, 100)])
+def test_no_refresh_launches_attention_that_the_warm_up_has_not_compiled(heads, kv_heads, most):
+    """Blocks of 32, by the kernel that runs on every GPU; of tokens that are scored at least two remain at the end."""
+    config = SimpleNamespace(num_heads=heads, num_kv_heads=kv_heads, head_dim=128)
+    decoder = SimpleNamespace(config=config, dtype=torch.bfloat16)
+    runner: Any = SimpleNamespace(decoder=decoder, kv=SimpleNamespace(page_size=64))
+    runner.splits = partial(CudaRunner.splits, runner)
 
-    def kernels(requests: int, rows: int, whole: bool) -> set[tuple[Any, ...]]:
-        last = (32, 1, False)  # the last layer, for the block alone
-        return {
-            (choose_tiling(requests * each, requests, heads // kv_heads, 64, 128, False, fresh), splits, fresh,
-             requests == 1)
-            for each, splits, fresh in ((rows, CudaRunner.splits(runner, requests, requests * rows), whole), last)
-        }  # fmt: skip
+    def kernel(requests: int, rows: int, splits: int, whole: bool) -> tuple[Any, ...]:
+        tiling = choose_tiling(rows, requests, heads // kv_heads, 64, 128, False, whole)
+        return tiling, splits, whole, (requests > 1) + (requests > 64)
+
+    def kernels(requests: int, rows: int, last: int, whole: bool) -> set[tuple[Any, ...]]:
+        splits = CudaRunner.splits(runner, requests, rows)
+        return {kernel(requests, rows, splits, whole), kernel(requests, requests * last, 1, False)}
 
     compiled: set[tuple[Any, ...]] = set()
-    for requests, rows in warm_up_sizes(32, 32, 4096):
-        compiled |= kernels(requests, rows, True) | kernels(requests, rows - 1, False)
-    for requests, rows, whole in itertools.product(range(1, 33), range(33, 2600, 9), (False, True)):
-        assert kernels(requests, rows, whole) <= compiled, (requests, rows, whole)
+    sizes = warm_up_sizes(runner, 32, most, 4096, 16384)
+    for requests, rows, last, cached in sizes:
+        assert last < rows
+        assert requests * rows <= 16384
+        compiled |= kernels(requests, requests * rows, last, not cached)
+    for requests in range(1, most + 1):
+        for rows, whole, last in itertools.product(range(33 * requests, 16384, 57), (False, True), (2, 9, 32)):
+            assert kernels(requests, rows, last, whole) <= compiled, (requests, rows, last, whole)
+    assert {1, 2, most} <= {size.requests for size in sizes}
+
+
+def test_everything_that_touches_the_device_runs_there(folder, monkeypatch):
+    """Triton and captures of graphs take the thread's current device, wherever the tensors are."""
+    entered: list[bool] = []
+
+    @contextmanager
+    def enter(device):
+        entered.append(device == worker.runner.decoder.device)
+        yield
+        entered.pop()
+
+    seen = set()
+
+    def inside(name, call):
+        def checked(*arguments, **options):
+            seen.add((name, entered == [True]))
+            return call(*arguments, **options)
+
+        return checked
+
+    with make_engine(folder, max_steps_per_message=4) as engine:
+        worker = on_cuda_path(engine)
+        monkeypatch.setattr(cuda_worker, "on_device", enter)
+        for name in ("refresh", "step", "embed"):
+            monkeypatch.setattr(worker.runner, name, inside(name, getattr(worker.runner, name)))
+        for name in ("take", "enter_blocks", "read"):
+            monkeypatch.setattr(worker.runner.slots, name, inside(name, getattr(worker.runner.slots, name)))
+        engine.generate(tokens(21), SamplingParams(max_new_tokens=16, steps=8))
+    assert seen == {(name, True) for name in ("refresh", "step", "embed", "take", "enter_blocks", "read")}
+
+
+def test_a_gpu_that_is_not_the_first_becomes_the_threads_own(monkeypatch):
+    chosen = []
+
+    def device(which):
+        chosen.append(which)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    for name in ("cpu", "cuda:1"):
+        with on_device(torch.device(name)):
+            pass
+    assert chosen == [torch.device("cuda:1")]
 
 
 def test_a_canvas_that_finds_no_memory_is_tried_again_once_and_loses_no_slot(folder, monkeypatch):

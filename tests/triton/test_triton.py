@@ -86,6 +86,18 @@ def test_every_kernel_compiles_for_sm_90(group, tmp_path):
     assert {constants["HEAD_DIM"] for constants in attention} == {64, 128, 256}
 
 
+@needs_triton
+@pytest.mark.parametrize("model", [
+    "32 32 128 32 32 64 llada hopper", "28 4 128 48 32 16 dream portable", "4 4 64 100 16 64 llada portable",
+])  # fmt: skip
+def test_serving_launches_no_kernel_that_the_warm_up_has_not_compiled(model):
+    """Nor does it look at the device's memory, between plan and read-back, or mix devices."""
+    script = str(HERE / "launches.py")
+    found = json.loads(run([script, *model.split()], PYTHONPATH=str(ROOT)).splitlines()[-1])
+    assert found["errors"] == found["late"] == [], found
+    assert 20 < found["served"] <= found["compiled"], found
+
+
 def test_only_triton_files_import_triton():
     """The references, and the choice of a backend, work where Triton is missing."""
     names = [path.stem for path in (ROOT / "kernels").glob("*.py") if not path.stem.endswith("_triton")]

@@ -1,0 +1,80 @@
+"""Which refreshes launch every kernel of attention that refreshes can need: what a GPU's worker runs at its start."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import torch
+
+from ..kernels.attention_tiling import AttentionTiling, choose_tiling, request_lanes
+from .cuda_runner import CudaRunner
+
+_ROWS = (*range(32, 1025, 32), 1536, 2048, 3072, 4096)
+_OTHERS_ROWS = (256, 1024)
+"""RoPE's tiles are others above 512 rows."""
+_LAST_ROWS = (2, 4, 8, 16, 32, 64, 128)
+"""What logits are wanted for: a block, or the tokens that are scored."""
+
+
+class RefreshSize(NamedTuple):
+    """Requests; rows of each, and those of them that remain in the last layer; how many keys before them are cached."""
+
+    requests: int
+    rows: int
+    last: int
+    cached: int
+
+
+class AttentionForm(NamedTuple):
+    """What a kernel of attention is compiled for and depends on the batch: launches that agree in it run one kernel."""
+
+    tiling: AttentionTiling
+    splits: int
+    lanes: int
+    fresh: bool
+
+
+def forms_of(runner: CudaRunner, size: RefreshSize) -> set[AttentionForm]:
+    """The forms of attention in a refresh; it reads its keys where the projection left them if none are cached."""
+    config = runner.decoder.config
+    wide = runner.decoder.dtype == torch.float32
+
+    def form(rows: int, splits: int, fresh: bool) -> AttentionForm:
+        tiling = choose_tiling(
+            size.requests * rows, size.requests, config.num_heads // config.num_kv_heads, runner.kv.page_size,
+            config.head_dim, wide, fresh,
+        )  # fmt: skip
+        return AttentionForm(tiling, splits, request_lanes(size.requests), fresh)
+
+    splits = runner.splits(size.requests, size.requests * size.rows)
+    return {form(size.rows, splits, not size.cached), form(size.last, 1, False)}
+
+
+def warm_up_sizes(
+    runner: CudaRunner, block: int, most_requests: int, most_rows: int, most_tokens: int
+) -> list[RefreshSize]:
+    """Sizes of refreshes that together take every form that one of at least a block's rows a request can take.
+
+    Among them are, for any number of requests that sampling tells apart, one of little more than a block, and for any
+    number of rows that other kernels tell apart, one request.
+
+    Args:
+        block: positions of the blocks that requests will have.
+        most_requests, most_rows, most_tokens: in a forward; rows are those of one request.
+    """
+    numbers = sorted({2**n for n in range(most_requests.bit_length())} | {most_requests})
+    fixed = [(requests, block + 2) for requests in numbers] + [(1, rows) for rows in _OTHERS_ROWS]
+    sizes = [
+        RefreshSize(requests, min(rows, most_rows), block, cached) for requests, rows in fixed for cached in (0, 1)
+    ]
+    seen = set().union(*(forms_of(runner, size) for size in sizes))
+    rows = sorted({min(rows, most_rows) for rows in (block + 2, *_ROWS) if rows > block})
+    candidates = itertools.product(range(1, most_requests + 1), rows, (block, *_LAST_ROWS), (0, 1))
+    fitting = [RefreshSize(*size) for size in candidates if size[2] + 1 < size[1] and size[0] * size[1] <= most_tokens]
+    for size in sorted(fitting, key=lambda size: size.requests * size.rows):
+        forms = forms_of(runner, size)
+        if not forms <= seen:
+            sizes.append(size)
+            seen |= forms
+    return sizes
