@@ -23,6 +23,13 @@ class AttentionTiling:
     bulk: bool = False
     heads_first: bool = False
 
+    def shared_memory(self, head_dim: int, itemsize: int) -> int:
+        """Bytes of a processor's shared memory for a program's queries and for the keys and values on their way.
+
+        A program of 16 bits takes so much and up to 2 KiB more, one of fp32 less.
+        """
+        return (self.block_rows + 2 * self.num_stages * self.block_keys) * head_dim * itemsize
+
 
 def choose_tiling(
     tokens: int, requests: int, group: int, page_size: int, head_dim: int, wide: bool, fresh: bool
@@ -46,6 +53,16 @@ def choose_tiling(
     if rows <= 64:  # programs of few requests have a processor each: room for another stage
         return AttentionTiling(64, 64, 4, 4 if requests <= 4 else 3, bulk=bulk, heads_first=True)
     return AttentionTiling(64, 64, 4, 3, bulk=bulk)
+
+
+def most_shared_memory(group: int, page_size: int, head_dim: int, wide: bool) -> int:
+    """`AttentionTiling.shared_memory` of the largest tiling that `choose_tiling` may choose."""
+    tilings = [
+        choose_tiling(rows, 1, group, page_size, head_dim, wide, fresh)
+        for rows in (1, 65, 513)
+        for fresh in (False, True)
+    ]
+    return max(tiling.shared_memory(head_dim, 4 if wide else 2) for tiling in tilings)
 
 
 def choose_splits(tokens: int, requests: int, heads: int, kv_heads: int, max_keys: int, processors: int = 132) -> int:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from ..kernels.attention_tiling import most_shared_memory
 from .block_sampler import BlockSampler
 from .canvas_slots import CanvasSlots
 from .cuda_runner import CudaRunner
@@ -23,6 +24,8 @@ from .model_config import ModelConfig
 logger = logging.getLogger(__name__)
 MAX_BLOCK_LENGTH = 128
 """Positions of the longest block that a GPU decodes, unless the engine's own block length is longer."""
+_SHARED_MEMORY, _RESERVED_SHARED_MEMORY = 228 << 10, 2 << 10
+"""Bytes of a processor's shared memory on sm_90, and how many of them are not there for keys and values."""
 _BATCH_SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 
 
@@ -50,20 +53,31 @@ def max_block_length(model: ModelConfig, default: int) -> int:
     return min(model.max_position_embeddings, max(MAX_BLOCK_LENGTH, default))
 
 
-def _check_kernels_fit(config: EngineConfig, model: ModelConfig) -> None:
-    """Raise ConfigError for shapes that the GPU's kernels do not take."""
+def _check_kernels_fit(config: EngineConfig, decoder: Decoder) -> None:
+    """Raise ConfigError for shapes that the kernels do not take, on this GPU or on any."""
     assert config.page_size is not None
+    model, device = decoder.config, decoder.device
     for name, value, low in (("page_size", config.page_size, 1), ("head_dim", model.head_dim, 16)):
         if value < low or value & (value - 1):
             limit = f"a power of two of at least {low}"
             raise ConfigError(f"{name} is {value}; on a GPU it must be {limit}", field=name, value=value, limit=limit)
+    group, wide = model.num_heads // model.num_kv_heads, decoder.dtype == torch.float32
+    need, have = most_shared_memory(group, config.page_size, model.head_dim, wide), _SHARED_MEMORY
+    if device.type == "cuda":
+        have = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_multiprocessor", have)
+    if need > have - _RESERVED_SHARED_MEMORY:
+        message = (
+            f"head_dim is {model.head_dim}: attention takes {need / 1024:.0f} KiB of a processor's shared memory for "
+            f"it; {device} has {have / 1024:.0f}"
+        )
+        raise ConfigError(message, field="head_dim", value=model.head_dim, limit=f"{have / 1024:.0f} KiB")
 
 
 def build_cuda_worker(
     config: EngineConfig, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, num_bands: int, block_length: int
 ) -> CudaWorker:
     """A worker with a canvas slot for every running request, and its block steps captured."""
-    _check_kernels_fit(config, decoder.config)
+    _check_kernels_fit(config, decoder)
     slots_tokens = min(decoder.config.max_position_embeddings, kv.data.shape[0] // num_bands * kv.page_size)
     slots = CanvasSlots(
         config.max_running_requests,

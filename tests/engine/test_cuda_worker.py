@@ -14,13 +14,15 @@ import torch
 
 from shoal.kernels import dispatch
 from shoal.kernels.attention_tiling import choose_tiling
-from shoal.runtime import canvas_slots, cuda_worker, forward_graphs, fused_layers
+from shoal.runtime import build_cuda, canvas_slots, cuda_worker, forward_graphs, fused_layers
 from shoal.runtime.block_sampler import BlockSampler
 from shoal.runtime.build_cuda import build_cuda_worker
 from shoal.runtime.canvas_slots import CanvasSlots
 from shoal.runtime.cuda_runner import CudaRunner
 from shoal.runtime.cuda_worker import CudaWorker
 from shoal.runtime.device_arrays import on_device
+from shoal.runtime.engine_config import EngineConfig
+from shoal.runtime.errors import ConfigError
 from shoal.runtime.forward_graphs import ForwardGraphs
 from shoal.runtime.sampling_params import SamplingParams
 from shoal.runtime.warm_up_sizes import warm_up_sizes
@@ -355,3 +357,22 @@ def test_norms_are_folded_into_weights_of_16_bits_alone(tmp_path, dtype, wanted,
         worker = build_cuda_worker(config, runner.decoder, runner.kv, runner.boundary, bands, 8)
         assert runner.decoder.norms_folded is folded
         assert (worker.runner.layers._few > 0) is folded
+
+
+@pytest.mark.parametrize(("head_dim", "kib", "refused"), [
+    (128, 228, False), (128, 164, True), (64, 164, False), (256, 228, False), (512, 228, True), (512, None, True),
+])  # fmt: skip
+def test_a_gpu_whose_memory_tiles_of_attention_do_not_fit_is_refused(monkeypatch, head_dim, kib, refused):
+    """228 KiB have an H100 and an H200, 164 an A100; None: whatever GPU it is."""
+    model = SimpleNamespace(head_dim=head_dim, num_heads=8, num_kv_heads=8)
+    device = torch.device("cpu" if kib is None else "cuda:0")
+    decoder: Any = SimpleNamespace(config=model, device=device, dtype=torch.bfloat16)
+    properties = SimpleNamespace(shared_memory_per_multiprocessor=(kib or 0) << 10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    config = EngineConfig(page_size=64)
+    if not refused:
+        build_cuda._check_kernels_fit(config, decoder)
+        return
+    with pytest.raises(ConfigError, match=f"head_dim is {head_dim}: attention takes .* KiB") as caught:
+        build_cuda._check_kernels_fit(config, decoder)
+    assert (caught.value.field, caught.value.value) == ("head_dim", head_dim)

@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from shoal.kernels.attention_tiling import AttentionTiling
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CHECKS = sorted(path.name for path in HERE.glob("check_*.py"))
@@ -80,6 +82,15 @@ def test_every_kernel_compiles_for_sm_90(group, tmp_path):
     for line in lines:
         assert line["shared"] < SHARED_MEMORY, line
         assert line["stack"] <= 64 or group == "fp32", line
+    for line in lines:
+        if line["kernel"] == "_attention_kernel":
+            constants = line["constants"]
+            tiling = AttentionTiling(
+                *(constants[name] for name in ("BLOCK_ROWS", "BLOCK_KEYS", "num_warps", "num_stages"))
+            )
+            expected = tiling.shared_memory(constants["HEAD_DIM"], 2 if group == "bf16" else 4)
+            assert line["shared"] <= expected + 2048, line
+            assert group == "fp32" or line["shared"] > expected // 2, line
     attention = [line["constants"] for line in lines if line["kernel"] == "_attention_kernel"]
     assert {constants["NUM_SPLITS"] > 1 for constants in attention} == {False, True}
     assert {constants["GROUP"] for constants in attention} == {1, 7}
