@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -140,6 +142,17 @@ def test_the_tilings_chosen_by_default():
     assert choose_splits(32 * 2256, 32, 32, 32, 2256) == 1
     assert choose_splits(32, 1, 32, 32, 2300) > 4
     assert choose_splits(32, 1, 32, 32, 200) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(21, 3, 16), (5, 5, 32), (7, 1, 256)])
+def test_uncommon_heads_and_a_page_table_that_is_full(heads, kv_heads, head_dim, fresh, dtype):
+    world = World([9, 40], [70, 128], heads, kv_heads, head_dim, 64, dtype=dtype)
+    world.batch = replace(world.batch, page_tables=world.batch.page_tables[..., :2].contiguous())
+    kv = world.fresh_kv(poison=True) if fresh else None
+    for tiling, splits in ((None, 1), (AttentionTiling(32, 32, bulk=True), 2)):
+        check(world, tiling, splits, fresh_kv=kv)
 
 
 @pytest.mark.parametrize("splits", [1, 2])

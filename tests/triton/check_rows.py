@@ -83,7 +83,9 @@ def tables(requests: int, bands: int, pages: int, num_pages: int) -> AttentionBa
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("page_size", [1, 16, 64])
-@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "head_dim"), [(41, 12, 2, 64), (2, 9, 9, 128), (16, 1, 1, 64)])
+@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "head_dim"), [
+    (41, 12, 2, 64), (2, 9, 9, 128), (16, 1, 1, 64), (3, 21, 3, 16), (2, 7, 1, 256),
+])  # fmt: skip
 def test_rope_and_the_paged_write(monkeypatch, tokens, heads, kv_heads, head_dim, page_size, in_place, dtype):
     recorder = Recorder(kv_write_triton._rope_write_kernel)
     monkeypatch.setattr(kv_write_triton, "_rope_write_kernel", recorder)
