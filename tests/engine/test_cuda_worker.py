@@ -3,7 +3,7 @@
 import itertools
 import weakref
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -154,6 +154,54 @@ def test_many_steps_a_message_and_steps_behind_a_refresh_change_nothing(folder, 
         assert (many.nfe, many.computed_token_layers) == (one.nfe, one.computed_token_layers)
     assert any(message.then and len(message.items) > 1 for message in messages)
     assert any(not message.then and message.max_steps > 1 for message in messages)
+
+
+class Graph:
+    """What a capture leaves, by calling again: a replay writes where the captured run did."""
+
+    replays = 0
+
+    def __init__(self, run, result):
+        self.run, self.result = run, result
+
+    def replay(self):
+        Graph.replays += 1
+        result = self.run()
+        if self.result is not None:
+            self.result.copy_(result)
+
+
+@pytest.mark.parametrize("mode", ["none", "prefix", "dual", "bicache"])
+def test_graphs_of_steps_and_small_refreshes_give_the_same_answers(folder, tmp_path, monkeypatch, mode):
+    profile = write_profile(tmp_path / "p.json", 6 if "llada" in str(folder) else 7, [[0.3, 2], [0.6, 4]], 5)
+    held = []
+
+    def captured(self, run):
+        """Captured while the body's arrays hold no requests: running changes nothing."""
+        state = self._runner.slots.state.clone()
+        result = run()
+        held.append(all(torch.equal(getattr(state, f.name), getattr(self._runner.slots.state, f.name))
+                        for f in fields(state)))  # fmt: skip
+        return Graph(run, result), result
+
+    monkeypatch.setattr(ForwardGraphs, "_captured", captured)
+    outputs = []
+    for cuda in (False, True):
+        with make_engine(folder, depth_profile=profile, max_steps_per_message=4) as engine:
+            if cuda:
+                graphs = on_cuda_path(engine)._graphs
+                graphs._capture = True
+            got = []
+            for turn in range(3):
+                prompts, params = requests(turn)
+                got += engine.generate(prompts, params, cache_mode=mode)
+            outputs.append(got)
+    assert [(out.token_ids, out.nfe) for out in outputs[0]] == [(out.token_ids, out.nfe) for out in outputs[1]]
+    assert all(held)
+    assert Graph.replays > len(held)
+    refreshes = [bucket for bucket in graphs._bodies if bucket.width > bucket.block + 1]
+    assert refreshes, graphs._bodies.keys()
+    assert all(bucket.width % 32 == 0 for bucket in refreshes)
 
 
 def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, monkeypatch):
