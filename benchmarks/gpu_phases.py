@@ -3,10 +3,11 @@
     python benchmarks/gpu_phases.py --out benchmarks/results/gpu_phases.csv
 
 The floor of a phase is the larger of its bytes over the copy bandwidth and its FLOPs over the matmul rate, both
-measured in the same run. Bytes: weights, keys and values, once each. FLOPs: products of the layers and the head, and
-attention; of a refresh's last layer what it computes for all rows (queries, keys and values), and the rest for the rows
-that are read afterwards. Random weights; canvases are read and written as in serving. The most telling phases come
-first, and every row is written as soon as it is there; the time by kernel goes to a file of its own beside it.
+measured in the same run. Bytes: weights, keys and values, once each; pages that requests share once for all. FLOPs:
+products of the layers and the head, and attention; of a refresh's last layer what it computes for all rows (queries,
+keys and values), and the rest for the rows that are read afterwards. Random weights; canvases are read and written as
+in serving: every step that is timed commits a token of each block. The most telling phases come first, and every row
+is written as soon as it is there; the time by kernel goes to a file of its own beside it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from shoal.runtime.model_config import ModelConfig
 from shoal.runtime.refresh_plan import plan_refresh
 from shoal.runtime.sampling_params import SamplingParams
 
-CANVAS, BLOCK, NFE = 256, 32, 8
+CANVAS, BLOCK = 256, 32
+SHARED, SHARED_LAYERS = 1984, 16
+"""Tokens at the beginning of each request, and leading layers, whose pages are one and the same in a `shared step`."""
 PHASES = (
     ("refresh", 32, 2000), ("step", 1, 2100), ("step", 32, 2100), ("shared step", 32, 2100), ("canvas", 32, 2100),
     ("canvas", 1, 2100), ("refresh", 1, 2100), ("refresh", 8, 2100), ("step", 8, 2100), ("step", 4, 2100),
@@ -48,12 +51,13 @@ def layer_flops(model: ModelConfig, tokens: float) -> float:
 
 
 def floor(
-    model: ModelConfig, rates: Rates, requests: int, queries: int, keys: int, head_rows: int, last_queries: int
-) -> tuple[float, float]:
+    model: ModelConfig, rates: Rates, requests: int, queries: int, keys: int, head_rows: int, last_queries: int,
+    shared_token_layers: int = 0,
+) -> tuple[float, float]:  # fmt: skip
     """Seconds for bytes and for FLOPs of a forward of `queries` tokens a request, `last_queries` behind the last
-    layer's projections of q, k and v."""
+    layer's projections of q, k and v. Of a request's `keys`, so many token-layers are the same for all requests."""
     weights = model.num_parameters - model.embedding_size * model.hidden_size
-    kv = requests * keys * 2 * model.kv_size * model.num_layers
+    kv = 2 * model.kv_size * (requests * keys * model.num_layers - (requests - 1) * shared_token_layers)
 
     def layer(rows: int) -> float:
         return layer_flops(model, requests * rows) + 4 * requests * rows * keys * model.q_size
@@ -85,10 +89,10 @@ class Batch:
         tables[:, : config.bands(depth), : shared // config.page_size] = tables[
             0, : config.bands(depth), : shared // config.page_size
         ]
-        params = SamplingParams(max_new_tokens=CANVAS, block_length=BLOCK, steps=CANVAS // BLOCK * NFE, ignore_eos=True)
+        params = SamplingParams(max_new_tokens=CANVAS, block_length=BLOCK, steps=CANVAS, ignore_eos=True)
         for rid, table in zip(self.rids, tables, strict=True):
             tokens = rng.integers(0, 1000, prompt)
-            worker.add(AddRequest(rid, tokens, CANVAS, params, 0, NFE, table))
+            worker.add(AddRequest(rid, tokens, CANVAS, params, 0, BLOCK, table))
 
     def refresh(self, start: int) -> Forward:
         """A forward over positions [start, total)."""
@@ -180,9 +184,11 @@ def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, objec
     phase, requests, prompt = str(names["phase"]), int(str(names["requests"])), int(str(names["prompt"]))
     model, total = engine.model_config, prompt + CANVAS
     if phase.endswith("step"):
-        batch = Batch(engine, requests, prompt, 1984 if phase.startswith("shared") else 0, 16)
+        shared = SHARED if phase.startswith("shared") else 0
+        batch = Batch(engine, requests, prompt, shared, SHARED_LAYERS)
         run = replay_of(batch, batch.block())
-        bytes_s, flops_s = floor(model, rates, requests, BLOCK, total, requests * BLOCK, BLOCK)
+        shared_token_layers = shared * SHARED_LAYERS
+        bytes_s, flops_s = floor(model, rates, requests, BLOCK, total, requests * BLOCK, BLOCK, shared_token_layers)
         repeats = 20
     else:
         start = 0 if phase == "refresh" else prompt - prompt % page_size

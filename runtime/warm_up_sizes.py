@@ -61,7 +61,8 @@ def warm_up_sizes(
 
     Args:
         block: positions of the blocks that requests will have.
-        most_requests, most_rows, most_tokens: in a forward; rows are those of one request.
+        most_requests, most_rows, most_tokens: in a forward; rows are those of one request, which may be more than
+            most_tokens when it is alone.
     """
     numbers = sorted({2**n for n in range(most_requests.bit_length())} | {most_requests})
     fixed = [(requests, block + 2) for requests in numbers] + [(1, rows) for rows in _OTHERS_ROWS]
@@ -71,7 +72,11 @@ def warm_up_sizes(
     seen = set().union(*(forms_of(runner, size) for size in sizes))
     rows = sorted({min(rows, most_rows) for rows in (block + 2, *_ROWS) if rows > block})
     candidates = itertools.product(range(1, most_requests + 1), rows, (block, *_LAST_ROWS), (0, 1))
-    fitting = [RefreshSize(*size) for size in candidates if size[2] + 1 < size[1] and size[0] * size[1] <= most_tokens]
+    fitting = [
+        RefreshSize(requests, rows, last, cached)
+        for requests, rows, last, cached in candidates
+        if last + 1 < rows and (requests == 1 or requests * rows <= most_tokens)
+    ]
     for size in sorted(fitting, key=lambda size: size.requests * size.rows):
         forms = forms_of(runner, size)
         if not forms <= seen:

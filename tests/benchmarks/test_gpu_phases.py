@@ -1,8 +1,12 @@
-"""What the floors of phases count."""
+"""What the floors of phases count, and what the steps commit that are timed."""
+
+from types import SimpleNamespace
+from typing import Any
 
 from benchmarks.device_rates import Rates
-from benchmarks.gpu_phases import floor
+from benchmarks.gpu_phases import BLOCK, Batch, floor
 
+from ..engine.test_cuda_worker import on_cuda_path
 from ..engine.tiny import make_engine, write_model
 
 
@@ -20,3 +24,30 @@ def test_the_last_layer_counts_what_it_computes(tmp_path):
     assert whole - some == spared * (mlp_and_output + 4 * keys * model.q_size)
     per_layer = 2 * width * (2 * model.q_size + 2 * model.kv_size + 3 * model.intermediate_size)
     assert whole == model.num_layers * requests * queries * (per_layer + 4 * keys * model.q_size)
+
+
+def test_pages_that_requests_share_are_read_once(tmp_path):
+    with make_engine(write_model(tmp_path, "llada")) as engine:
+        model = engine.model_config
+    rates = Rates(1.0, 1.0)
+    apart, flops = floor(model, rates, 3, 4, 30, 0, 4)
+    shared, same_flops = floor(model, rates, 3, 4, 30, 0, 4, shared_token_layers=20 * 2)
+    assert flops == same_flops
+    assert apart - shared == 2 * (3 - 1) * 20 * 2 * 2 * model.kv_size  # two bytes of a key and of a value
+    one, _ = floor(model, rates, 1, 4, 30, 0, 4)
+    assert one == floor(model, rates, 1, 4, 30, 0, 4, shared_token_layers=20 * 2)[0]
+
+
+def test_every_step_that_is_timed_has_masks_left(tmp_path):
+    """On the path of a GPU: as many steps as `measure` makes commit a token each."""
+    with make_engine(write_model(tmp_path, "llada"), kv_cache_tokens=4096, page_size=16) as engine:
+        worker = on_cuda_path(engine, max_tokens=1024)
+        stand_in: Any = SimpleNamespace(_parts=SimpleNamespace(worker=worker, scheduler=engine._parts.scheduler))
+        batch = Batch(stand_in, 2, 40)
+        items = batch.block()
+        for steps in (1, 25):
+            blocks = worker._graphs.run(items, worker._enter(items), steps)
+            for item, block in zip(items, blocks, strict=True):
+                worker._canvases[item.rid].take(block[:BLOCK])
+        assert ((blocks[:, :BLOCK] >= 0).sum(1) == 26).all()
+        batch.close()

@@ -51,7 +51,7 @@ def test_a_shared_prefix_counts_once():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("name", ["kernels", "gpu_phases", "throughput"])
+@pytest.mark.parametrize("name", ["kernels", "gpu_phases", "throughput", "step_variants"])
 def test_nothing_is_written_without_a_gpu(name, tmp_path):
     out = tmp_path / "rows.csv"
     done = subprocess.run(

@@ -257,6 +257,8 @@ def test_no_refresh_launches_attention_that_the_warm_up_has_not_compiled(heads, 
         for rows, whole, last in itertools.product(range(33 * requests, 16384, 57), (False, True), (2, 9, 32)):
             assert kernels(requests, rows, last, whole) <= compiled, (requests, rows, last, whole)
     assert {1, 2, most} <= {size.requests for size in sizes}
+    alone = {size for size in sizes if size.requests == 1}
+    assert alone == {size for size in warm_up_sizes(runner, 32, most, 4096, 64) if size.requests == 1}
 
 
 def test_everything_that_touches_the_device_runs_there(folder, monkeypatch):
