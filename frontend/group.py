@@ -65,11 +65,11 @@ class ProgramStateGroup:
         names: dict[str, None] = {}
         reads: list[Future[Any]] = []
         for state in self.states:
+            state._tape.end()  # first: what is declared behind the reading would not be done when the parent takes it
             names.update((name, None) for name in state._tape.variables if name not in state._tape.inherited)
             done: Future[Any] = Future()
             state._tape.read(Read(location, "tokens" if append else "text", done))
             reads.append(done)
-            state._tape.end()
         tapes = tuple(state._tape for state in self.states)
         parent.add(Join(tapes, () if append else tuple(names), location, tuple(reads), append))
 

@@ -275,8 +275,9 @@ class ProgramState:
         branches = [Tape(tape.backend, tape.defaults, stream=tape.stream, usage=tape.usage) for _ in range(size)]
         for branch in branches:
             branch.inherit(tape)
-            branch.add(Wait(ready, location))
         tape.add(Fork(tuple(branches), location, ready))
+        for branch in branches:  # not before: if the state has ended nothing would ever end their wait
+            branch.add(Wait(ready, location))
         return ProgramStateGroup([ProgramState(branch, self._async) for branch in branches], self)
 
     @contextmanager

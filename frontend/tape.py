@@ -144,16 +144,24 @@ class Tape:
     def cancel(self) -> Future[None]:
         """End the tape and its branches now: calls under way are aborted, what was not done fails. The future is done
         when all of that has happened."""
-        for tape in (self, *self.branches()):
-            with tape._lock:
-                tape._cancelled = tape._cancelled or tape._busy or not tape._ended
-                tape._ended = True
-                tape._notify()
+        self._give_up()
         return driver.submit(self._wind_up())
+
+    def _give_up(self) -> None:
+        """Note in the tape and its branches that they are cancelled. Once a tape has ended nothing is forked off it: so
+        no branch is missed."""
+        with self._lock:
+            self._cancelled = self._cancelled or self._busy or not self._ended
+            self._ended = True
+            self._notify()
+            own = list(self._branches)
+        for branch in own:
+            branch._give_up()
 
     def branches(self) -> list[Tape]:
         """All tapes that were forked off this one, theirs included, as far as anybody still holds them."""
-        own = list(self._branches)
+        with self._lock:
+            own = list(self._branches)
         return own + [inner for branch in own for inner in branch.branches()]
 
     @property
@@ -214,7 +222,10 @@ class Tape:
         self.log.finish(name)
 
     def inherit(self, other: Tape) -> None:
-        """Take over the variables that another tape has declared, and end when that one is cancelled."""
+        """Take over the variables that another tape has declared, and end when that one is cancelled.
+
+        Before the fork is queued there: a tape that has been cancelled meanwhile refuses it.
+        """
         with other._lock:
             self.variables = dict(other.variables)
             self.inherited = dict(other.variables)

@@ -10,9 +10,11 @@ import pytest
 
 import shoal as sgl
 from shoal.frontend import EngineBackend, ProgramCancelledError
+from shoal.frontend.tape import Tape
 
+from ..engine.freeze import Freeze, running
 from ..engine.tiny import assert_nothing_lost
-from .gate import Freeze, Gate, all_calls, running
+from .gate import Gate, all_calls
 
 LONG: dict[str, Any] = {"max_tokens": 96, "steps": 96, "block_length": 8, "ignore_eos": True}
 
@@ -167,6 +169,33 @@ def test_cancelling_a_stream(sharing):
                 read()
     assert isinstance(state.error(), sgl.ProgramError)
     assert_nothing_lost(sharing)
+
+
+def test_no_branch_is_missed_by_a_cancel_of_another_thread(sharing, monkeypatch):
+    """Forks at the moment in which the cancel has looked for branches: they are cancelled too, or not made at all."""
+    state = sgl.ProgramState(Tape(EngineBackend(sharing), {}))
+    state += "abcdefgh"
+    state.sync()
+    branches = Tape.branches
+    made: list[sgl.ProgramState] = []
+    refused: list[sgl.ProgramEndedError] = []
+
+    def fork_behind(tape: Tape) -> list[Tape]:
+        found = branches(tape)
+        if tape is state._tape and not made and not refused:
+            try:
+                made.append(state.fork(1)[0])
+            except sgl.ProgramEndedError as error:
+                refused.append(error)
+        return found
+
+    monkeypatch.setattr(Tape, "branches", fork_behind)
+    state._tape.cancel().result(60)
+    assert len(made) + len(refused) == 1
+    for branch in made:
+        reading = branch._reading("text")
+        with pytest.raises(sgl.ProgramError, match="cancelled"):
+            reading.result(60)
 
 
 def test_cancelling_what_is_done_changes_nothing(sharing):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 import shoal as sgl
+from shoal.frontend import driver
 
 ANY: Any = lambda value: value  # noqa: E731 - hides a type from the type checker
 
@@ -123,6 +125,23 @@ def test_appending_after_the_program_has_ended(tiny):
     with pytest.raises(sgl.ProgramEndedError, match=r"gen\('x'\): the program of this state has ended"):
         kept[0].append(sgl.gen("x", 4))
     assert kept[0].text() == "a"
+
+
+def test_a_fork_of_a_state_that_has_ended_leaves_nothing_waiting(tiny):
+    """Branches that wait for their parent to come to the fork would wait for ever."""
+    kept = []
+
+    @sgl.function
+    def program(s):
+        s += "a"
+        kept.append(s)
+
+    program.run(backend=tiny)
+    before = asyncio.all_tasks(driver.loop())
+    with pytest.raises(sgl.ProgramEndedError, match=r"fork\(2\): the program of this state has ended"):
+        kept[0].fork(2)
+    driver.run(asyncio.sleep(0))
+    assert asyncio.all_tasks(driver.loop()) <= before
 
 
 @pytest.mark.parametrize(

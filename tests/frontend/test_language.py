@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 import shoal as sgl
 from shoal.frontend import EngineBackend
+from shoal.frontend.operations import Read
+from shoal.frontend.tape import Tape
 from shoal.runtime.sampling_params import SamplingParams
 from shoal.shop.task import chat, make_list, make_question
 
@@ -203,6 +206,29 @@ def test_variables_and_joins(tiny):
 
     state = program.run(backend=tiny)
     assert (state["count"], state["other"], state["mine"]) == (0, 1, [0, 1])
+
+
+def test_a_branch_takes_nothing_more_once_it_is_joined(tiny, monkeypatch):
+    """Not even from another thread that comes between: the parent would wait, in the thread of all programs, for a
+    variable that this very thread has to set."""
+    read = Tape.read
+    tried: list[Read] = []
+
+    def append_behind(tape: Tape, operation: Any) -> None:
+        read(tape, operation)
+        if isinstance(operation, Read) and not tried:
+            tried.append(operation)
+            with pytest.raises(sgl.ProgramEndedError):
+                branches[0].append(sgl.gen("x", max_tokens=4))
+
+    state = sgl.ProgramState(Tape(EngineBackend(tiny), {}))
+    state += "abc"
+    branches = state.fork(2)
+    branches[1].append("d" + sgl.gen("x", max_tokens=4))
+    monkeypatch.setattr(Tape, "read", append_behind)
+    branches.join()
+    assert tried
+    assert len(state["x"]) == 1
 
 
 def test_forks_of_forks(tiny):
