@@ -13,6 +13,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +33,14 @@ from .wire import Failed, Ready, Reply, Role, ToClient
 from .wire_errors import pack_error
 
 logger = logging.getLogger(__name__)
+SPARED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""Ctrl-C, a supervisor's SIGTERM, the end of a terminal: they reach every process of a group, and when to stop is the
+parent's decision. A process is started with them blocked: it may take a second until it can ignore them."""
+FAILED = 1
+"""Exit code of a process that has said why in a message of kind Failed."""
 _PR_SET_PDEATHSIG = 1
 _LAST_WORDS_MS = 1000
+_REMOVE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +116,9 @@ def main() -> None:
 
     What fails once standard input has closed, because the sockets are gone say, is no failure.
     """
-    # Ctrl-C and a supervisor's SIGTERM reach every process; when to stop is the parent's decision.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for kind in SPARED_SIGNALS:
+        signal.signal(kind, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SPARED_SIGNALS)
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):
         os._exit(0)
@@ -130,7 +137,7 @@ def main() -> None:
         child.failed(error)
         # Not sys.exit: threads of libraries may hold the interpreter up.
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(FAILED)
 
 
 def _run(child: Child) -> None:
@@ -152,7 +159,7 @@ def _die_with_parent(spec: Spec) -> None:
     if spec.role != "detokenizer" and sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != spec.parent:
-        os._exit(0)
+        _end(spec)
     threading.Thread(target=_watch_parent, args=(spec,), name="shoal-lifeline", daemon=True).start()
 
 
@@ -166,8 +173,17 @@ def _is_unwanted() -> bool:
 def _watch_parent(spec: Spec) -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
+    _end(spec)
+
+
+def _end(spec: Spec) -> None:
+    """The parent has closed standard input, or is gone."""
     if spec.role == "detokenizer":
-        Endpoints(spec.directory).remove()
+        endpoints, deadline = Endpoints(spec.directory), time.monotonic() + _REMOVE_SECONDS
+        endpoints.remove()
+        while endpoints.directory.exists() and time.monotonic() < deadline:  # the others may still be opening sockets
+            time.sleep(0.01)
+            endpoints.remove()
     os._exit(0)
 
 

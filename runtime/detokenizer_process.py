@@ -12,7 +12,7 @@ from .inbox import Inbox
 from .running_text import Decodes
 from .text_stream import TextStream
 from .token_decoder import load_decoder
-from .wire import Begin, Output, Outputs, ToDetokenizer
+from .wire import Ask, Begin, Output, Outputs, ToDetokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -78,5 +78,8 @@ class DetokenizerProcess:
         self._child.ready()
         while True:
             message = self._inbox.receive()
-            if isinstance(message, Outputs):
-                self._child.tell(Outputs([detokenizer.add_text(output) for output in message.outputs]))
+            match message:
+                case Outputs():
+                    self._child.tell(Outputs([detokenizer.add_text(output) for output in message.outputs]))
+                case Ask():
+                    self._child.reply(message.number, lambda: None)

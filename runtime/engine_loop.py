@@ -182,7 +182,7 @@ class EngineLoop:
     def _guard(call: Callable[..., Any], *arguments: object) -> None:
         try:
             call(*arguments)
-        except Exception:
+        except BaseException:  # also SystemExit: it would end this thread, and everybody who waits would wait for ever
             logger.exception("a callback of the engine's thread failed")
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .daemon_call import in_a_daemon
 from .engine import Engine
 from .engine_config import EngineConfig
 from .errors import CacheInUseError, EngineClosedError, InvalidRequestError, shorten
@@ -36,10 +37,14 @@ class LocalService:
     async def start(self) -> None:
         """Load the model. Raises ModelLoadError or ConfigError; the service is dead then."""
         try:
-            self._engine = await asyncio.to_thread(Engine, config=self._config)
+            engine = await in_a_daemon(lambda: Engine(config=self._config))
         except BaseException as error:
             self._die(f"{type(error).__name__}: {error}")
             raise
+        if self._state != "starting":
+            engine.shutdown()
+            raise EngineClosedError(self._reason)
+        self._engine = engine
         self._state, self._reason = "up", ""
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -10,11 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from .child import Spec
+from .child import SPARED_SIGNALS, Spec
 from .endpoints import Endpoints
 from .engine_config import EngineConfig
 from .openmp import limit_spinning
@@ -50,35 +52,40 @@ class Pipeline:
         return {role: process.pid for role, process in self._processes.items()}
 
     def start(self) -> None:
-        """Start all processes; returns at once."""
+        """Start all processes; returns at once. That one has ended at once is for `ended` to say."""
+        command = [sys.executable, "-P", "-m", "shoal.runtime.child"]
         for role in ROLES:
             spec = Spec(role, str(self.endpoints.directory), os.getpid(), self._config, self._options, *self._log)
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "shoal.runtime.child"], stdin=subprocess.PIPE, env=_environment()
-            )
+            with _signals_held():
+                process = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, env=_environment())
             self._processes[role] = process
             assert process.stdin is not None
-            process.stdin.write(msgspec.json.encode(spec) + b"\n")
-            process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(msgspec.json.encode(spec) + b"\n")
 
-    async def ended(self) -> str:
-        """Wait until a process has ended that should not have; says which and how."""
+    async def ended(self) -> tuple[Role, int]:
+        """Wait until a process has ended that should not have; which one, and its code."""
         while True:
             for role, process in self._processes.items():
                 code = process.poll()
                 if code is not None:
-                    return f"the {role} process ended {_how(code)}"
+                    return role, code
             await asyncio.sleep(_POLL_SECONDS)
 
     async def stop(self) -> None:
-        """End all processes, within seconds, and remove the sockets. May be called twice."""
+        """End all processes, within seconds, and remove the sockets. May be called twice.
+
+        When it is cancelled it ends them at once.
+        """
         for process in self._processes.values():
             if process.stdin is not None:
                 process.stdin.close()
         deadline = time.monotonic() + _STOP_SECONDS
-        while time.monotonic() < deadline and any(p.poll() is None for p in self._processes.values()):
-            await asyncio.sleep(0.01)
-        self.kill()
+        try:
+            while time.monotonic() < deadline and any(p.poll() is None for p in self._processes.values()):
+                await asyncio.sleep(0.01)
+        finally:
+            self.kill()
 
     def kill(self) -> None:
         """End all processes at once, and remove the sockets."""
@@ -106,7 +113,18 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def _how(code: int) -> str:
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """What is started inside gets none of the signals that it will ignore before it has come to say so."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SPARED_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code in words."""
     if code >= 0:
         return f"with code {code}"
     try:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import zmq
 
 from .chat_markers import PLAIN
+from .child import FAILED
 from .daemon_call import in_a_daemon
 from .engine_config import EngineConfig
 from .errors import (
@@ -27,7 +28,7 @@ from .facts import Facts
 from .hub import resolve_model_folder
 from .inbox import Inbox, Outbox
 from .output_stream import OutputStream
-from .pipeline import Pipeline, child_config
+from .pipeline import Pipeline, child_config, how_it_ended
 from .pipeline_config import PipelineConfig
 from .questions import Questions
 from .request import RequestOutput
@@ -56,6 +57,7 @@ from .worker_trace import TraceOptions
 
 logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 1.0
 
 
 class PipelineClient:
@@ -81,6 +83,7 @@ class PipelineClient:
         self._info: ServiceInfo | None = None
         self._pipeline: Pipeline | None = None
         self._context: zmq.Context[Any] | None = None
+        self._watched: int | None = None  # what the event loop watches of the inbox
         self._inbox: Inbox[ToClient]
         self._outbox: Outbox[ToTokenizer]
         self._numbers = itertools.count()
@@ -103,13 +106,16 @@ class PipelineClient:
         """
         try:
             folder = await in_a_daemon(lambda: resolve_model_folder(self.config.model_path))
+            if self._status.state != "starting":
+                raise EngineClosedError(self._status.reason)
             self._pipeline = Pipeline(child_config(self.config, folder), self.options, *self._log)
             self._context = zmq.Context()
             endpoints = self._pipeline.endpoints
             self._inbox = Inbox(endpoints, self._context, "client", ToClient)
             self._outbox = Outbox(endpoints, self._context, "tokenizer", ToTokenizer)
             loop = asyncio.get_running_loop()
-            loop.add_reader(self._inbox.fileno, self._read)
+            self._watched = self._inbox.fileno
+            loop.add_reader(self._watched, self._read)
             self._pipeline.start()
             self._tasks.append(loop.create_task(self._watch(self._pipeline)))
             self._read()
@@ -128,7 +134,7 @@ class PipelineClient:
                 task.cancel()
         if self._failure is not None:
             raise self._failure
-        if self._dead.is_set():
+        if self._status.state == "dead":
             raise EngineError(f"the server could not start: {self._status.reason}")
         if not self._up.is_set():
             limit = self.options.startup_timeout_s
@@ -179,8 +185,13 @@ class PipelineClient:
         ended, failed = asyncio.ensure_future(pipeline.ended()), asyncio.ensure_future(self._failed.wait())
         try:
             await asyncio.wait((ended, failed), return_when=asyncio.FIRST_COMPLETED)
-            self._read()  # last words
-            reason = ended.result() if ended.done() else "a process can't go on"
+            reason = "a process can't go on"
+            if ended.done():
+                role, code = ended.result()
+                reason = f"the {role} process ended {how_it_ended(code)}"
+                if code == FAILED:  # its last words may still be on their way
+                    await asyncio.wait((failed,), timeout=_LAST_WORDS_SECONDS)
+            self._read()  # what has come meanwhile
         finally:
             ended.cancel()
             failed.cancel()
@@ -191,22 +202,26 @@ class PipelineClient:
         await self._die(reason)
 
     async def _heartbeat(self) -> None:
-        """A scheduler that does not answer is as bad as a dead one."""
-        limit = self.options.watchdog_timeout_s
+        """A process that does not answer is as bad as a dead one. The worker's forwards are timed by the scheduler."""
+        limit, answered = self.options.watchdog_timeout_s, time.monotonic()
         while True:
             await asyncio.sleep(limit / 4)
             try:
-                await asyncio.wait_for(self._ask("stats"), limit)
-            except TimeoutError:
-                reason = f"the scheduler did not answer for {limit:g} seconds (watchdog_timeout_s)"
+                await asyncio.wait_for(self._ask("alive"), limit)
+                answered = time.monotonic()
+            except (TimeoutError, ShoalError) as error:  # ShoalError: what they did not read has piled up
+                logger.debug("heartbeat: %r", error)
+            if time.monotonic() - answered >= limit:
+                reason = (
+                    f"tokenizer, scheduler or detokenizer did not answer for {limit:g} seconds (watchdog_timeout_s)"
+                )
                 logger.error("%s; the server stops", reason)
                 await self._die(reason)
-            except ShoalError as error:
-                logger.debug("heartbeat: %s", error.message)
 
     async def _die(self, reason: str, kind: type[ShoalError] = EngineError) -> None:
-        """Tell everybody, then stop everything."""
+        """Tell everybody, then stop everything. Whoever comes second waits until that is done."""
         if self._status.state == "dead":
+            await self._dead.wait()
             return
         self._status = ServiceStatus("dead", reason)
         for stream in self._streams.values():
@@ -216,14 +231,15 @@ class PipelineClient:
         for task in self._tasks:
             if task is not current:
                 task.cancel()
-        if self._context is not None:
-            asyncio.get_running_loop().remove_reader(self._inbox.fileno)
-            self._inbox.socket.close()
-            self._outbox.socket.close()
-            self._context.term()
-        if self._pipeline is not None:
-            await self._pipeline.stop()
-        self._dead.set()
+        try:
+            if self._watched is not None:
+                asyncio.get_running_loop().remove_reader(self._watched)
+            if self._context is not None:
+                self._context.destroy(linger=0)
+            if self._pipeline is not None:
+                await self._pipeline.stop()
+        finally:
+            self._dead.set()
 
     # Requests
 
@@ -297,7 +313,7 @@ class PipelineClient:
         """End the trace and write it; the path of its file."""
         return await self._reply(StopTrace)
 
-    async def _ask(self, what: Literal["stats", "snapshot", "flush"]) -> Any:
+    async def _ask(self, what: Literal["stats", "snapshot", "flush", "alive"]) -> Any:
         return await self._reply(lambda number: Ask(number, what))
 
     async def _reply(self, question: Callable[[int], ToTokenizer]) -> Any:

@@ -140,6 +140,8 @@ class SchedulerProcess:
         match message:
             case Ask(what="stats"):
                 self._answer(message)
+            case Ask(what="alive"):
+                self._detokenizer.send(message)
             case StartTrace() | StopTrace():
                 self._worker.trace(message)
             case Accepted() | Abort() | Ask():

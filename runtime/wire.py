@@ -109,10 +109,10 @@ class Detokenize(_Message):
 
 
 class Ask(_Message):
-    """Answered by the scheduler."""
+    """Answered by the scheduler; `alive` by the detokenizer, by way of the scheduler."""
 
     number: int
-    what: Literal["stats", "snapshot", "flush"]
+    what: Literal["stats", "snapshot", "flush", "alive"]
 
 
 class StartTrace(_Message):
@@ -232,7 +232,7 @@ ToTokenizer = Begin | Generate | Abort | Tokenize | Detokenize | Ask | StartTrac
 ToScheduler = Begin | Accepted | Abort | Ask | StartTrace | StopTrace
 ToWorker = Add | Drop | Run | StartTrace | StopTrace
 FromWorker = Results
-ToDetokenizer = Begin | Outputs
+ToDetokenizer = Begin | Outputs | Ask
 ToClient = Outputs | Refused | Reply | Ready | Failed
 
 _M = TypeVar("_M")

@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         server = ServerConfig(**{**_keys_from_environment(), **given(namespace, ServerConfig)})
         pipeline = PipelineConfig(**given(namespace, PipelineConfig))
         _check_folder(engine)
+        from .runtime.daemon_call import end_without_waiting
         from .runtime.http.server import run_server
         from .runtime.logs import configure_logging
 
@@ -75,7 +76,9 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
             from .runtime.pipeline_client import PipelineClient
 
             service = PipelineClient(engine, pipeline, log_level=server.log_level, log_json=server.log_json)
-        return run_server(service, server, engine.model_path)
+        code = run_server(service, server, engine.model_path)
+        end_without_waiting(code)
+        return code
     except ShoalError as error:
         print(f"error: {' '.join(error.message.split())}", file=sys.stderr)
         return EXIT_USAGE

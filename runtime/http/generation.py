@@ -98,11 +98,13 @@ class Generation:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._groups.pop(self._rid, None)
         running = [task for task in self._tasks if not task.done()]
         for task in running:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:
+            self._groups.pop(self._rid, None)
 
     async def outputs(self) -> AsyncIterator[tuple[int, RequestOutput]]:
         """(which input, output) as they come, until each has had its terminal one. Raises the first ShoalError.

@@ -173,9 +173,10 @@ class _Signals:
         (self.second if self.first.is_set() else self.first).set()
 
     def close(self) -> None:
-        """Give the handlers back."""
+        """From now on they are ignored: all is done, and the process is about to end with a code that says how."""
         for kind in self._KINDS:
             self._loop.remove_signal_handler(kind)
+            signal.signal(kind, signal.SIG_IGN)
 
 
 def run_server(service: Any, config: ServerConfig, model_name: str) -> int:

@@ -14,14 +14,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shoal.runtime.child import Spec
+from shoal.runtime.child import SPARED_SIGNALS, Spec
 from shoal.runtime.engine_config import EngineConfig
-from shoal.runtime.errors import ConfigError, EngineClosedError, EngineError, ModelLoadError
+from shoal.runtime.errors import ConfigError, EngineClosedError, EngineError, ModelLoadError, QueueFullError
+from shoal.runtime.local_service import LocalService
+from shoal.runtime.pipeline import Pipeline
 from shoal.runtime.pipeline_client import PipelineClient
 from shoal.runtime.pipeline_config import PipelineConfig
 from shoal.runtime.wire import ROLES
 
-from .running import Traces, alive, arrived, held, last, make_client, request, until_running, wait_gone
+from .running import Traces, alive, arrived, held, last, make_client, request, until, until_running, wait_gone
 
 LONG = {"size": 512, "steps": 512, "block_length": 8}
 SLOW = {"null_tokens": 1, "delay": 0.05}  # 25 seconds for a LONG request
@@ -57,9 +59,10 @@ async def test_a_killed_process_ends_everything_with_errors(role):
     await client.shutdown()
 
 
-async def test_a_hanging_scheduler_is_noticed():
+@pytest.mark.parametrize("role", ["tokenizer", "scheduler", "detokenizer"])
+async def test_a_hanging_process_is_noticed(role):
     client, traces = await start(watchdog=0.6)
-    os.kill(client.pids["scheduler"], signal.SIGSTOP)
+    os.kill(client.pids[role], signal.SIGSTOP)
     output = await asyncio.wait_for(last(client, request("a")), 60)
     assert isinstance(output.error, EngineError)
     assert "watchdog_timeout_s" in output.error.message
@@ -67,8 +70,22 @@ async def test_a_hanging_scheduler_is_noticed():
     traces.assert_gone()
 
 
+async def test_processes_that_read_nothing_any_more_are_noticed(monkeypatch):
+    """What waits for them has piled up, so that not even the question whether they live can be sent."""
+    client, traces = await start(watchdog=0.6)
+
+    def refuse(message):
+        raise QueueFullError("the tokenizer is too far behind")
+
+    monkeypatch.setattr(client, "_send", refuse)
+    status = await asyncio.wait_for(client.closed(), 60)
+    assert "did not answer for 0.6 seconds" in status.reason
+    traces.assert_gone()
+
+
 async def test_a_hanging_worker_is_noticed():
     client, traces = await start(watchdog=1.5)
+    client._tasks[1].cancel()  # the heartbeat: on a slow machine it might find the others too slow before
     os.kill(client.pids["worker"], signal.SIGSTOP)
     output = await asyncio.wait_for(last(client, request("a")), 60)
     assert isinstance(output.error, EngineError)
@@ -119,6 +136,120 @@ def test_a_model_that_is_being_fetched_holds_up_no_end(monkeypatch):
     fetched.set()
 
 
+def test_the_process_of_a_server_does_not_wait_for_a_model_that_is_being_fetched():
+    """Nor for the threads of the Hub's client, which are no daemons. A server in one process neither."""
+    program = """
+import sys, time, huggingface_hub
+from concurrent.futures import ThreadPoolExecutor
+
+def fetch(*arguments, **options):
+    print("fetching", flush=True)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(time.sleep, 600).result()
+
+huggingface_hub.snapshot_download = fetch
+from shoal.launch_server import main
+sys.exit(main(["a/b", "--port", "0", *sys.argv[1:]]))
+"""
+    for flags in ([], ["--in-process"]):
+        command = [sys.executable, "-c", program, *flags]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            assert process.stdout is not None
+            try:
+                assert process.stdout.readline() == "fetching\n"
+                process.terminate()
+                assert process.wait(60) == 0
+            finally:
+                process.kill()
+
+
+@pytest.mark.parametrize("in_process", [False, True])
+async def test_a_service_that_is_shut_down_while_it_starts_does_not_come_up(in_process):
+    made = LocalService(EngineConfig(device="cpu")) if in_process else make_client()
+    starting = asyncio.create_task(made.start())
+    await asyncio.sleep(0)
+    await made.shutdown()
+    with pytest.raises(EngineClosedError, match="shut down"):
+        await starting
+    assert made.status.state == "dead"
+    assert getattr(made, "pids", {}) == {}
+
+
+async def test_a_process_that_ends_before_it_was_told_anything_is_named(monkeypatch):
+    """There is nobody left to write to."""
+    popen = subprocess.Popen
+
+    def gone(command, **options):
+        process = popen([sys.executable, "-c", "raise SystemExit(7)"], **options)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", gone)
+    client = make_client(load_format="dummy")
+    with pytest.raises(EngineError, match="the tokenizer process ended with code 7"):
+        await client.start()
+    await asyncio.wait_for(client.closed(), 30)
+    Traces(client).assert_gone()
+
+
+async def test_the_last_words_of_a_process_may_come_after_its_end(monkeypatch):
+    """The thread that reads the socket may be the slower one."""
+    ended: list[float] = []
+    wait = Pipeline.ended
+
+    async def noted(pipeline: Pipeline):
+        role, code = await wait(pipeline)
+        ended.append(time.monotonic())
+        return role, code
+
+    monkeypatch.setattr(Pipeline, "ended", noted)
+    client = make_client(load_format="dummy", layers_per_band=99)
+    read = client._read
+
+    def read_late() -> None:
+        if ended and time.monotonic() > ended[0] + 0.1:
+            read()
+        else:
+            asyncio.get_running_loop().call_later(0.02, read_late)
+
+    monkeypatch.setattr(client, "_read", read_late)
+    with pytest.raises(ConfigError, match="layers_per_band"):
+        await client.start()
+    assert ended
+    Traces(client).assert_gone()
+
+
+async def test_signals_to_the_whole_group_change_nothing_while_the_processes_start():
+    """Ctrl-C, a supervisor's SIGTERM, a terminal that closes: before a process can ignore them."""
+    client = make_client(load_format="dummy")
+    starting = asyncio.create_task(client.start())
+    await until(lambda: len(client.pids) == 4)
+    for pid in client.pids.values():
+        for kind in SPARED_SIGNALS:
+            os.kill(pid, kind)
+    await starting
+    assert (await last(client, request("a"))).finish_reason == "length"
+    await client.shutdown()
+    for kind in SPARED_SIGNALS:
+        assert kind not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_shutdown_that_is_cancelled_or_comes_twice_leaves_nothing(cancelled):
+    """With a process that does not end by itself: the first one waits for it."""
+    client, traces = await start()
+    with held(client, "detokenizer"):
+        first = asyncio.create_task(client.shutdown())
+        await until(lambda: client.status.state == "dead")
+        if cancelled:
+            first.cancel()
+        await client.shutdown()
+        traces.assert_gone()
+    (end,) = await asyncio.gather(first, return_exceptions=True)
+    assert isinstance(end, asyncio.CancelledError) == cancelled
+    assert (await asyncio.wait_for(client.closed(), 30)).state == "dead"
+
+
 async def test_before_the_start_nothing_is_served():
     client = make_client()
     assert client.status.state == "starting"
@@ -166,7 +297,9 @@ from tests.pipeline.running import make_client
 
 async def main():
     client = make_client(load_format="dummy")
-    await client.start()
+    starting = asyncio.create_task(client.start())
+    while sys.argv[2] == "up" and client.status.state == "starting" or len(client.pids) < 4:
+        await asyncio.sleep(0.01)
     print(client._pipeline.endpoints.directory, *client.pids.values(), flush=True)
     await asyncio.sleep(60)
 
@@ -174,16 +307,22 @@ asyncio.run(main())
 """
 
 
-def test_children_and_sockets_do_not_outlive_a_killed_parent():
+@pytest.mark.parametrize("kind", ["SIGKILL", "SIGHUP to the group"])
+@pytest.mark.parametrize("when", ["starting", "up"])
+def test_children_and_sockets_do_not_outlive_a_killed_parent(when, kind):
+    """Nor a terminal that closes."""
     root = str(Path(__file__).resolve().parents[2])
-    command = [sys.executable, "-c", PROGRAM, root]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as parent:
+    command = [sys.executable, "-c", PROGRAM, root, when]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, start_new_session=True) as parent:
         assert parent.stdout is not None
         directory, *pids = parent.stdout.readline().split()
         assert len(pids) == 4
         assert all(alive(int(pid)) for pid in pids)
         assert Path(directory).is_dir()
-        parent.kill()
+        if kind == "SIGKILL":
+            parent.kill()
+        else:
+            os.killpg(parent.pid, signal.SIGHUP)
     wait_gone([int(pid) for pid in pids], Path(directory))
 
 

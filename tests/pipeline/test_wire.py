@@ -56,7 +56,9 @@ SOCKETS: dict[str, tuple[Any, list[Any]]] = {
         wire.Results([StepResult("r", [6, 7], [1, 2], 1, 50), StepResult("s", error="broken")]),
         wire.Results([StepResult("r", audit=AUDIT)]),
     ]),
-    "detokenizer": (wire.ToDetokenizer, [wire.Begin(FACTS), wire.Outputs([OUTPUT, OUTPUT])]),
+    "detokenizer": (wire.ToDetokenizer, [
+        wire.Begin(FACTS), wire.Outputs([OUTPUT, OUTPUT]), wire.Ask(5, "alive"),
+    ]),
     "client": (wire.ToClient, [
         wire.Outputs([OUTPUT]), wire.Refused("r", ERROR), wire.Reply(5, {"a": [1, None, 2.5]}),
         wire.Reply(6, error=ERROR), wire.Ready("worker", FACTS), wire.Failed("scheduler", ERROR),

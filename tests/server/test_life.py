@@ -32,7 +32,8 @@ def test_503_until_warm_then_drains_on_sigterm(tmp_path):
         statuses = early_statuses(server)
         assert 503 in statuses
         assert statuses[-1] == 200
-        reply = httpx.post(f"{server.url}/generate", json={"text": "red", "max_new_tokens": 8})
+        with server.client() as client:
+            reply = client.post("/generate", json={"text": "red", "max_new_tokens": 8})
         assert reply.status_code == 200
         body = {"text": "red", "sampling_params": {"max_new_tokens": 32, "steps": 32, "ignore_eos": True}}
         thread, replies = asking(server, body)
@@ -82,9 +83,22 @@ def test_a_second_signal_cuts_the_waiting_short(tmp_path):
         assert replies[0].json()["meta_info"]["finish_reason"]["type"] == "abort"
 
 
+def test_signals_that_come_late_do_not_change_how_it_ends(tmp_path):
+    """All that is left to do then is to end: one who is impatient must not make it look like a crash."""
+    with ServerProcess(tmp_path / "log", "--null-worker") as server:
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "Draining" in server.log_text())
+        while server.process.poll() is None:
+            server.process.send_signal(signal.SIGINT)
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.005)
+        assert server.process.returncode == 0
+        assert "Traceback" not in server.log_text()
+
+
 def test_a_signal_while_it_starts(tmp_path):
-    with ServerProcess(tmp_path / "log", wait=False) as server:
-        assert httpx.get(f"{server.url}/health").status_code == 503
+    with ServerProcess(tmp_path / "log", wait=False) as server, server.client() as client:
+        assert client.get("/health").status_code == 503
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
 
