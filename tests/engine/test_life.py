@@ -24,6 +24,7 @@ from shoal.runtime.errors import EngineClosedError, EngineError, ModelLoadError
 from shoal.runtime.request import RequestOutput
 from shoal.runtime.sampling_params import SamplingParams
 
+from .freeze import Freeze, running
 from .tiny import assert_nothing_lost, make_engine, tokens
 
 SHORT = SamplingParams(max_new_tokens=8, steps=2, ignore_eos=True)
@@ -122,21 +123,28 @@ async def test_failures_reach_the_asynchronous_callers(llada, monkeypatch):
 def test_an_exception_in_the_loop_ends_everybody_and_nobody_hangs(llada, monkeypatch, abort_fails):
     engine = make_engine(llada, max_running_requests=2)
     scheduler = engine._parts.scheduler
-    ready = threading.Event()
-    plain, steps = scheduler.step, []
+    ready, submitted = threading.Event(), threading.Semaphore(0)
+    plain, plain_submit, steps = scheduler.step, engine._loop.submit, []
 
     def step():
         steps.append(0)
-        if len(steps) > 3 and ready.is_set():
+        if len(steps) > 3:
+            ready.wait(60)
             raise AssertionError("a bug")
         return plain()
 
+    def submit(*arguments):
+        plain_submit(*arguments)
+        submitted.release()
+
     monkeypatch.setattr(scheduler, "step", step)
+    monkeypatch.setattr(engine._loop, "submit", submit)
     if abort_fails:
         monkeypatch.setattr(scheduler, "abort", lambda rid: 1 / 0)
     callers = [Caller(lambda s=s: engine.generate([tokens(9, s)] * 2, LONG)) for s in range(3)]
     callers.append(Caller(lambda: list(engine.stream(tokens(9, 7), LONG))))
-    time.sleep(0.05)
+    for _ in callers:
+        assert submitted.acquire(timeout=60)
     ready.set()
     for caller in callers:
         caller.finish()
@@ -152,10 +160,12 @@ def test_an_exception_in_the_loop_ends_everybody_and_nobody_hangs(llada, monkeyp
 def test_shutdown_ends_what_runs_and_what_waits(llada):
     engine = make_engine(llada, max_running_requests=2)
     stream = engine.stream(tokens(9, 7), LONG)
-    next(stream)
-    callers = [Caller(lambda s=s: engine.generate([tokens(9, s)] * 2, LONG)) for s in range(3)]
-    while not engine._parts.scheduler.num_waiting:
-        time.sleep(0.001)
+    with Freeze(engine, bool):
+        next(stream)
+        callers = [Caller(lambda s=s: engine.generate([tokens(9, s)] * 2, LONG)) for s in range(3)]
+        while engine._loop._inbox.qsize() < 3:
+            time.sleep(0.001)
+        engine._loop.close(wait=False)
     engine.shutdown()
     engine.shutdown()
     for caller in callers:
@@ -175,8 +185,10 @@ def test_closing_a_stream_or_cancelling_after_shutdown_is_quiet(llada):
 
 async def test_cancelling_while_the_engine_closes(llada):
     engine = make_engine(llada)
-    task = asyncio.create_task(engine.async_generate([tokens(9, s) for s in range(3)], LONG))
-    await asyncio.sleep(0.01)
+    with Freeze(engine, running(engine, 3)) as frozen:
+        task = asyncio.create_task(engine.async_generate([tokens(9, s) for s in range(3)], LONG))
+        await asyncio.to_thread(frozen.held.wait)
+        engine._loop.close(wait=False)
     engine.shutdown()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -17,6 +17,7 @@ from shoal.runtime.errors import PoolTooSmallError
 from shoal.runtime.request import CacheMode
 from shoal.runtime.sampling_params import SamplingParams
 
+from .freeze import Freeze
 from .tiny import all_pages, assert_nothing_lost, by_hand, free_pages, make_engine, tokens, write_profile
 
 MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache")
@@ -131,14 +132,15 @@ def test_a_request_that_has_to_wait_evicts_nothing_in_vain(llada):
         tree = engine._parts.scheduler.memory.tree
         held = tree.num_kv_pages
         assert held > 0
-        big = engine.stream(tokens(40, 2), params(24), cache_mode="dual")
-        next(big)
-        engine._loop.submit(engine._intake.requests([tokens(40, 3)], params(24), "dual", ""), lambda output: None)
-        for _ in range(3):
-            next(big)
-        assert engine._loop.call_and_wait(lambda: engine._parts.scheduler.num_waiting) == 1
-        assert tree.num_kv_pages == held
-        assert len(list(big)) > 0
+        scheduler = engine._parts.scheduler
+        seen: list[Any] = []
+        with Freeze(engine, lambda outputs: scheduler.num_waiting == 1 and len(seen) > 4) as frozen:
+            requests = engine._intake.requests([tokens(40, 2), tokens(40, 3)], params(24), "dual", "")
+            engine._loop.submit(requests, seen.append)
+            assert frozen.held.wait(60)
+            assert {output.rid for output in seen} == {requests[0].rid}
+            assert not any(output.finished for output in seen)
+            assert tree.num_kv_pages == held
         while engine._loop.call_and_wait(lambda: engine._parts.scheduler.has_work):
             pass
         assert_nothing_lost(engine)

@@ -165,9 +165,12 @@ def test_an_id_in_use_is_refused_and_its_first_owner_is_answered(llada):
         first, second = (make(engine, 1, mode=mode) for mode in modes)
         second.rid = first.rid
         answers: dict[str, list[RequestOutput]] = {"first": [], "second": []}
-        engine._loop.call_and_wait(lambda: None)
-        engine._loop.submit([first], answers["first"].append)
-        engine._loop.submit([second], answers["second"].append)
+
+        def submit_both() -> None:  # in the engine's own thread: it makes no step between the two
+            engine._loop.submit([first], answers["first"].append)
+            engine._loop.submit([second], answers["second"].append)
+
+        engine._loop.call_and_wait(submit_both)
         while engine._loop.call_and_wait(lambda: engine._parts.scheduler.has_work):
             pass
         assert [output.finish_reason for output in answers["second"]] == ["error"]

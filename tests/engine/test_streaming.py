@@ -13,6 +13,7 @@ from shoal.runtime.engine import Engine
 from shoal.runtime.request import RequestOutput
 from shoal.runtime.sampling_params import SamplingParams
 
+from .freeze import Freeze, running
 from .tiny import CHARACTERS, EOS, assert_nothing_lost, make_engine, tokens
 
 LONG = SamplingParams(max_new_tokens=48, threshold=0.6, ignore_eos=True)
@@ -23,6 +24,11 @@ def engine(folders) -> Iterator[Engine]:
     with make_engine(folders["llada"]) as made:
         yield made
         assert_nothing_lost(made)
+
+
+def any_text(outputs: Sequence[RequestOutput]) -> bool:
+    """For Freeze: something was committed."""
+    return any(output.token_ids for output in outputs)
 
 
 def check_stream(outputs: Sequence[RequestOutput], whole: RequestOutput) -> None:
@@ -81,9 +87,10 @@ async def test_async_generate_of_lists_and_singles_at_once(engine):
 
 def test_closing_a_stream_early_aborts_and_gives_pages_back(engine):
     stream = engine.stream(tokens(30, 1), LONG)
-    next(stream)
-    assert engine._parts.scheduler.num_running == 1
-    stream.close()
+    with Freeze(engine, any_text):
+        assert not next(stream).finished
+        assert engine._parts.scheduler.num_running == 1
+        stream.close()
     engine.check()
     assert engine._parts.scheduler.num_running == 0
     assert_nothing_lost(engine)
@@ -91,30 +98,35 @@ def test_closing_a_stream_early_aborts_and_gives_pages_back(engine):
 
 async def test_leaving_an_asynchronous_stream_early_aborts(engine):
     stream = engine.async_stream(tokens(30, 1), LONG)
-    await anext(stream)
-    await stream.aclose()
+    with Freeze(engine, any_text):
+        assert not (await anext(stream)).finished
+        assert engine._parts.scheduler.num_running == 1
+        await stream.aclose()
     engine.check()
     assert engine._parts.scheduler.num_running == 0
     assert_nothing_lost(engine)
 
 
 async def test_cancelling_async_generate_aborts_its_requests(engine):
-    task = asyncio.create_task(engine.async_generate([tokens(30, s) for s in range(4)], LONG))
-    await asyncio.sleep(0.01)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    with Freeze(engine, running(engine, 4)) as frozen:
+        task = asyncio.create_task(engine.async_generate([tokens(30, s) for s in range(4)], LONG))
+        await asyncio.to_thread(frozen.held.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
     engine.check()
     assert not engine._parts.scheduler.has_work
     assert_nothing_lost(engine)
 
 
 def test_abort_by_id_ends_the_stream_with_what_is_there(engine):
-    outputs = []
-    for output in engine.stream(tokens(9, 1), LONG):
-        outputs.append(output)
-        if len(outputs) == 3:
-            engine.abort(output.rid)
+    outputs: list[RequestOutput] = []
+    with Freeze(engine, lambda last: bool(last) and last[0].nfe >= 5) as frozen:
+        for output in engine.stream(tokens(9, 1), LONG):
+            outputs.append(output)
+            if len(outputs) == 3:
+                engine.abort(output.rid)
+                frozen.go_on()
     assert outputs[-1].finish_reason == "abort"
     assert outputs[-1].error is None
     assert outputs[-1].nfe < 40
@@ -225,6 +237,18 @@ def test_on_output_sees_every_end_once_and_may_fail(engine, caplog):
     outputs = engine.generate([tokens(9, s) for s in range(3)], LONG, on_output=listen)
     assert sorted(seen) == sorted(output.rid for output in outputs)
     assert "the caller's own mistake" in caplog.text
+    assert engine.generate(tokens(5), LONG).finish_reason == "length"
+
+
+def test_a_callback_that_would_end_its_thread_ends_nothing(engine, caplog):
+    """`sys.exit` in a callback: the engine's thread goes on, nobody waits for ever."""
+
+    def leave(output: RequestOutput) -> None:
+        raise SystemExit(3)
+
+    outputs = engine.generate([tokens(9, s) for s in range(3)], LONG, on_output=leave)
+    assert [output.finish_reason for output in outputs] == ["length"] * 3
+    assert "SystemExit" in caplog.text
     assert engine.generate(tokens(5), LONG).finish_reason == "length"
 
 

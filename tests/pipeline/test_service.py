@@ -260,17 +260,17 @@ async def test_a_full_queue_and_a_pool_too_small():
 
 
 async def test_higher_priority_goes_first_and_takes_the_place_of_others():
-    """The other one still has 500 forwards of 2 ms before it when the important one is done."""
+    """The other one still has about 500 forwards of 2 ms before it when the important one is done."""
     async with running(max_running_requests=1, null_tokens=1, delay=0.002, load_format="dummy") as client:
         with held(client, "worker"):
             low = asyncio.create_task(collect(client, request("low", 512, block_length=32)))
-            await arrived(client)
+            await until_running(client, 1)  # not only there: else both may be found waiting, and nobody is put back
             first = asyncio.create_task(last(client, request("high", 32, priority=5)))
             await arrived(client)
         high = await first
         assert (high.finish_reason, high.retractions) == ("length", 0)
-        assert not low.done()
         outputs = await low
+        assert outputs[-1].timings.total > high.timings.total + 0.5  # it came first, and 500 x 2 ms were left to it
         assert outputs[-1].finish_reason == "length"
         assert outputs[-1].retractions == 1
         for early, late in itertools.pairwise(outputs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import random
@@ -39,32 +40,34 @@ def bearer(key):
 class TestKeys:
     @pytest.mark.parametrize("path", ["/health", "/ready", "/ping", "/metrics", "/health_generate"])
     def test_probes_need_no_key(self, locked, path):
-        assert httpx.get(locked.url + path).status_code == 200
+        assert httpx.get(locked.url + path, timeout=60).status_code == 200
         if path in ("/health", "/ready", "/ping"):
-            assert httpx.head(locked.url + path).status_code == 200
+            assert httpx.head(locked.url + path, timeout=60).status_code == 200
 
     @pytest.mark.parametrize("headers", [{}, bearer("wrong"), {"authorization": "Bearer"}, {"authorization": KEY},
                                          {"authorization": f"Basic {KEY}"}])  # fmt: skip
     @pytest.mark.parametrize("path", ["/v1/models", "/get_model_info", "/server_info", "/get_load", "/docs", "/none"])
     def test_everything_else_does(self, locked, headers, path):
-        reply = httpx.get(locked.url + path, headers=headers)
+        reply = httpx.get(locked.url + path, headers=headers, timeout=60)
         assert reply.status_code == 401
         assert reply.json()["error"]["code"] == "invalid_api_key"
 
     def test_either_key_opens_ordinary_routes(self, locked):
         for key in (KEY, ADMIN_KEY):
-            assert httpx.get(f"{locked.url}/v1/models", headers=bearer(key)).json()["data"][0]["id"] == "prices"
+            reply = httpx.get(f"{locked.url}/v1/models", headers=bearer(key), timeout=60)
+            assert reply.json()["data"][0]["id"] == "prices"
 
     @pytest.mark.parametrize(("method", "path"), [("POST", "/flush_cache"), ("GET", "/cache"), ("GET", "/cache/"),
                                                   ("POST", "/abort_request"), ("POST", "/start_profile")])  # fmt: skip
     def test_admin_routes_need_the_admin_key(self, locked, method, path):
-        assert httpx.request(method, locked.url + path, headers=bearer(KEY), json={}).status_code == 401
-        reply = httpx.request(method, locked.url + path, headers=bearer(ADMIN_KEY), json={"rid": "none"})
+        asked, url = functools.partial(httpx.request, timeout=60), locked.url + path
+        assert asked(method, url, headers=bearer(KEY), json={}).status_code == 401
+        reply = asked(method, url, headers=bearer(ADMIN_KEY), json={"rid": "none"})
         assert reply.status_code == {"/cache/": 307, "/start_profile": 400}.get(path, 200)
 
     def test_keys_are_shown_nowhere(self, locked):
-        info = httpx.get(f"{locked.url}/server_info", headers=bearer(KEY)).text
-        for text in (info, locked.log_text(), httpx.get(f"{locked.url}/metrics").text):
+        info = httpx.get(f"{locked.url}/server_info", headers=bearer(KEY), timeout=60).text
+        for text in (info, locked.log_text(), httpx.get(f"{locked.url}/metrics", timeout=60).text):
             assert KEY not in text
             assert ADMIN_KEY not in text
 
@@ -73,9 +76,13 @@ def test_logs_are_json_and_say_what_users_look_for(locked):
     with locked.client() as client:
         reply = client.post("/generate", json={"text": "red"}, headers={"x-request-id": "log-me"})
         assert reply.status_code == 200
+
+    def whole_log() -> str:
+        text = locked.log_text()
+        return text if '"rid":"log-me"}' in text and text.endswith("\n") else ""
+
     # The line comes after the reply.
-    wait_for(lambda: '"rid":"log-me"}' in locked.log_text() and locked.log_text().endswith("\n"))
-    lines = [json.loads(line) for line in locked.log_text().splitlines()]
+    lines = [json.loads(line) for line in wait_for(whole_log).splitlines()]
     assert any(line["message"] == "The server is fired up and ready to roll!" for line in lines)
     (access,) = [line["http"] for line in lines if line.get("http", {}).get("rid") == "log-me"]
     assert access["path"] == "/generate"

@@ -69,7 +69,8 @@ def is_ready(url):
     """Whether the router has both workers."""
     try:
         return (
-            httpx.get(f"{url}/readiness").status_code == 200 and len(httpx.get(f"{url}/workers").json()["workers"]) == 2
+            httpx.get(f"{url}/readiness", timeout=30).status_code == 200
+            and len(httpx.get(f"{url}/workers", timeout=30).json()["workers"]) == 2
         )
     except (httpx.TransportError, KeyError, ValueError):
         return False
