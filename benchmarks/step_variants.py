@@ -96,7 +96,7 @@ def timed(engine: Engine, batch: Batch, phase: str, variant: Variant) -> Callabl
 
         return launch
     graphs._bodies.clear()
-    graphs._pool = None
+    graphs._pool, graphs._late_captures = None, 0
     bucket = graphs._bucket(items, False)
     body = graphs._body(bucket)
     body.arrays.load(graphs._contents(items, worker._enter(items), bucket))

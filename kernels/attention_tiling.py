@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+SM_90_SHARED_MEMORY = 227 << 10
+"""Bytes of shared memory that a program can have on an H100 or H200; most other GPUs have less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +32,40 @@ class AttentionTiling:
     def shared_memory(self, head_dim: int, itemsize: int) -> int:
         """Bytes of a processor's shared memory for a program's queries and for the keys and values on their way.
 
-        A program of 16 bits takes so much and up to 2 KiB more, one of fp32 less.
+        A program of 16 bits takes so much and up to 2 KiB more, one of fp32 or on older GPUs less.
         """
         return (self.block_rows + 2 * self.num_stages * self.block_keys) * head_dim * itemsize
 
 
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program on this GPU can have; those of sm_90 for what is no GPU."""
+    if device.type != "cuda":
+        return SM_90_SHARED_MEMORY
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", SM_90_SHARED_MEMORY))
+
+
 def choose_tiling(
-    tokens: int, requests: int, group: int, page_size: int, head_dim: int, wide: bool, fresh: bool
-) -> AttentionTiling:
+    tokens: int, requests: int, group: int, page_size: int, head_dim: int, wide: bool, fresh: bool,
+    memory: int = SM_90_SHARED_MEMORY,
+) -> AttentionTiling:  # fmt: skip
     """The tiling for a batch from what the host knows without a look at the device.
 
     `group` is heads / kv_heads. `wide` means fp32, whose products need many registers: hence the small tiles.
-    `fresh`: the launch reads fresh keys. The sizes for 16 bits are the fastest of those measured on an H200 with head
-    dimension 128 (benchmarks/results/kernels.csv).
+    `fresh`: the launch reads fresh keys. `memory`: `shared_memory` of the GPU. The sizes for 16 bits are the fastest of
+    those measured on an H200 with head dimension 128 (benchmarks/results/kernels.csv). Those for less shared memory are
+    the largest that leave the products of such GPUs, whose results and operands stand in registers, enough of these on
+    sm_80 and sm_89; none of them was measured.
     """
     rows = math.ceil(tokens / max(1, requests)) * group
     bulk = page_size >= 64
     if wide:
         return AttentionTiling(min(32, max(16, _power_of_2(rows))), 16, 8, 2)
+    if memory < SM_90_SHARED_MEMORY:
+        if head_dim > 128:
+            return AttentionTiling(32, 32, 4, 2)
+        return AttentionTiling(128, 32, 8, 3) if rows > 512 else AttentionTiling(32, 64, 4, 2)
     if head_dim > 128:  # two stages are what fits a processor's shared memory
         return AttentionTiling(128 if rows > 512 else 64, 64, 8, 2, bulk=bulk)
     if fresh and rows > 512:
@@ -55,10 +77,10 @@ def choose_tiling(
     return AttentionTiling(64, 64, 4, 3, bulk=bulk)
 
 
-def most_shared_memory(group: int, page_size: int, head_dim: int, wide: bool) -> int:
+def most_shared_memory(group: int, page_size: int, head_dim: int, wide: bool, memory: int) -> int:
     """`AttentionTiling.shared_memory` of the largest tiling that `choose_tiling` may choose."""
     tilings = [
-        choose_tiling(rows, 1, group, page_size, head_dim, wide, fresh)
+        choose_tiling(rows, 1, group, page_size, head_dim, wide, fresh, memory)
         for rows in (1, 65, 513)
         for fresh in (False, True)
     ]

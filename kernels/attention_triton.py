@@ -28,7 +28,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .attention_batch import AttentionBatch
-from .attention_tiling import AttentionTiling, choose_tiling, request_lanes
+from .attention_tiling import AttentionTiling, choose_tiling, request_lanes, shared_memory
 from .merge_state_triton import merge_states_triton
 
 LOG2_E = 1.4426950408889634
@@ -282,8 +282,9 @@ def attention_triton(
     check_attention(q, layer_pages, band, batch)
     if tiling is None:
         tiling = choose_tiling(
-            tokens, requests, heads // kv_heads, page_size, head_dim, q.dtype == torch.float32, fresh_kv is not None
-        )
+            tokens, requests, heads // kv_heads, page_size, head_dim, q.dtype == torch.float32, fresh_kv is not None,
+            shared_memory(q.device),
+        )  # fmt: skip
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     lse = torch.empty((tokens, heads), dtype=torch.float32, device=q.device)
     if not tokens:

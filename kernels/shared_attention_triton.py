@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_batch import AttentionBatch
-from .attention_tiling import AttentionTiling
+from .attention_tiling import SM_90_SHARED_MEMORY, AttentionTiling, shared_memory
 from .attention_triton import LOG2_E, attend_to_pages, attention_triton, check_attention, page_rows
 from .shared_groups import BLOCK_ROWS, ITEM_FIELDS, MAX_PARTS, SharedGroups
 
@@ -72,6 +72,13 @@ def _shared_attention_kernel(
 SHARED_TILING = AttentionTiling(BLOCK_ROWS, 64, 8, 3, bulk=True)
 
 
+def choose_shared_tiling(head_dim: int, memory: int) -> AttentionTiling:
+    """Of the keys that a group shares: wider heads, and less shared memory than sm_90's, leave room for fewer keys."""
+    if memory < SM_90_SHARED_MEMORY:
+        return AttentionTiling(BLOCK_ROWS, 32 if head_dim <= 128 else 16, 8, 2)
+    return SHARED_TILING if head_dim <= 128 else replace(SHARED_TILING, block_keys=32)
+
+
 def shared_attention_triton(
     q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, groups: SharedGroups, *, num_splits: int = 1,
     out: Tensor | None = None, tiling: AttentionTiling | None = None, shared_tiling: AttentionTiling | None = None,
@@ -82,13 +89,13 @@ def shared_attention_triton(
         q, layer_pages, band, batch, num_splits, out, tiling: as in `attention_triton`; num_splits and tiling are those
             of the requests' own keys.
         groups: planned for this batch. A group's keys are the first of each of its requests.
-        shared_tiling: of the first kernel, `SHARED_TILING` by default; its block_rows are the plan's.
+        shared_tiling: of the first kernel, `choose_shared_tiling` by default; its block_rows are the plan's.
     """
     tokens, heads, head_dim = q.shape
     page_size, kv_heads = layer_pages.shape[2:4]
     check_attention(q, layer_pages, band, batch)
-    if shared_tiling is None:  # of wider heads smaller tiles are what fits a processor's shared memory and registers
-        shared_tiling = SHARED_TILING if head_dim <= 128 else replace(SHARED_TILING, block_keys=32)
+    if shared_tiling is None:
+        shared_tiling = choose_shared_tiling(head_dim, shared_memory(q.device))
     if groups.first_keys.shape[1] != batch.num_requests or groups.rows.shape[1] < tokens:
         raise ValueError(
             f"groups of {groups.first_keys.shape[1]} requests and {groups.rows.shape[1]} tokens for a batch of "

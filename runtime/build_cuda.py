@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ..kernels.attention_tiling import most_shared_memory
+from ..kernels.attention_tiling import most_shared_memory, shared_memory
 from .block_sampler import BlockSampler
 from .canvas_slots import CanvasSlots
 from .cuda_runner import CudaRunner
@@ -24,8 +24,8 @@ from .model_config import ModelConfig
 logger = logging.getLogger(__name__)
 MAX_BLOCK_LENGTH = 128
 """Positions of the longest block that a GPU decodes, unless the engine's own block length is longer."""
-_SHARED_MEMORY, _RESERVED_SHARED_MEMORY = 228 << 10, 2 << 10
-"""Bytes of a processor's shared memory on sm_90, and how many of them are not there for keys and values."""
+_RESERVED_SHARED_MEMORY = 2 << 10
+"""Bytes of a program's shared memory that are not there for queries, keys and values."""
 _BATCH_SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 
 
@@ -62,13 +62,12 @@ def _check_kernels_fit(config: EngineConfig, decoder: Decoder) -> None:
             limit = f"a power of two of at least {low}"
             raise ConfigError(f"{name} is {value}; on a GPU it must be {limit}", field=name, value=value, limit=limit)
     group, wide = model.num_heads // model.num_kv_heads, decoder.dtype == torch.float32
-    need, have = most_shared_memory(group, config.page_size, model.head_dim, wide), _SHARED_MEMORY
-    if device.type == "cuda":
-        have = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_multiprocessor", have)
+    have = shared_memory(device)
+    need = most_shared_memory(group, config.page_size, model.head_dim, wide, have)
     if need > have - _RESERVED_SHARED_MEMORY:
         message = (
-            f"head_dim is {model.head_dim}: attention takes {need / 1024:.0f} KiB of a processor's shared memory for "
-            f"it; {device} has {have / 1024:.0f}"
+            f"head_dim is {model.head_dim}: attention takes {need / 1024:.0f} KiB of shared memory for it; "
+            f"a program on {device} can have {have / 1024:.0f}"
         )
         raise ConfigError(message, field="head_dim", value=model.head_dim, limit=f"{have / 1024:.0f} KiB")
 

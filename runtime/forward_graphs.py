@@ -36,6 +36,9 @@ MIN_SHARERS = 4
 """Requests of a group; below, reading shared pages once saves less than it costs."""
 MIN_SHARING_BATCH = 8
 """Requests of a batch; in smaller ones the second launch a layer costs as much as the reads that it spares."""
+MOST_LATE_CAPTURES = 64
+"""Buckets captured while serving: each takes memory for good, and a moment in which all requests wait."""
+_MOST_PLAIN = 32
 _WIDTH_UNIT = 32
 _MOST_REFRESH_ROWS = 1024
 
@@ -66,6 +69,9 @@ class _Body:
 class ForwardGraphs:
     """Runs forwards over contiguous rows by the graph of their bucket, captured when it is first met.
 
+    Clients choose lengths of blocks, so there may be any number of buckets. After `MOST_LATE_CAPTURES` beside those of
+    the warm-up, new ones run without a graph.
+
     Args:
         runner, sampler: what runs inside.
         batch_sizes: buckets of requests, ascending.
@@ -78,6 +84,8 @@ class ForwardGraphs:
         self._batch_sizes = tuple(batch_sizes)
         self._capture = capture
         self._bodies: dict[Bucket, _Body] = {}
+        self._plain: dict[Bucket, _Body] = {}  # those without graphs, the latest
+        self._late_captures = 0
         self._pool: Any = None
         self._planned: tuple[object, SharedPlan] | None = None
 
@@ -85,7 +93,8 @@ class ForwardGraphs:
         """Capture every bucket of block steps for blocks of `block` positions, `rows` rows each."""
         for requests in reversed(self._batch_sizes):
             for share in (False, True)[: 1 + (shared and requests >= MIN_SHARING_BATCH)]:
-                self._body(Bucket(requests, rows, block, share))
+                bucket = Bucket(requests, rows, block, share)
+                self._bodies[bucket] = self._build(bucket, self._capture)
 
     def takes(self, items: Sequence[ForwardItem]) -> bool:
         """Whether these run here: block steps, and what takes longer to launch than to run."""
@@ -98,7 +107,8 @@ class ForwardGraphs:
         if all(item.is_block_alone for item in items):
             return True
         bucket = self._bucket(items, False)
-        return self._capture and bucket.requests * bucket.width <= _MOST_REFRESH_ROWS
+        few = bucket.requests * bucket.width <= _MOST_REFRESH_ROWS
+        return few and (bucket in self._bodies or self._may_capture)
 
     def run(self, items: Sequence[ForwardItem], canvases: Sequence[HostCanvas], steps: int) -> npt.NDArray[np.int64]:
         """Run `steps` equal forwards; what `CanvasSlots.read` tells of the blocks afterwards.
@@ -183,13 +193,24 @@ class ForwardGraphs:
             "first": np.zeros(requests, np.int32),
         }
 
+    @property
+    def _may_capture(self) -> bool:
+        return self._capture and self._late_captures < MOST_LATE_CAPTURES
+
     def _body(self, bucket: Bucket) -> _Body:
-        body = self._bodies.get(bucket)
-        if body is None:
-            body = self._bodies[bucket] = self._build(bucket)
+        body = self._bodies.get(bucket) or self._plain.get(bucket)
+        if body is None and self._may_capture:
+            body = self._bodies[bucket] = self._build(bucket, True)
+            self._late_captures += 1
+            if not self._may_capture:
+                logger.warning("%d graphs were captured while serving; new shapes run without one", MOST_LATE_CAPTURES)
+        elif body is None:
+            if len(self._plain) == _MOST_PLAIN:
+                del self._plain[next(iter(self._plain))]
+            body = self._plain[bucket] = self._build(bucket, False)
         return body
 
-    def _build(self, bucket: Bucket) -> _Body:
+    def _build(self, bucket: Bucket, capture: bool) -> _Body:
         slots, config = self._runner.slots, self._runner.decoder.config
         arrays = DeviceArrays(self._nothing(bucket), self._runner.decoder.device)
         at = layout(arrays.views, "at", slots.page_tables, arrays.views["slots"])
@@ -200,7 +221,7 @@ class ForwardGraphs:
                 self._runner.decoder.device,
             )  # fmt: skip
         body = _Body(arrays, at, groups)
-        if self._capture:
+        if capture:
             started = time.perf_counter()
             body.graph, body.hidden = self._captured(partial(self._layers, body, bucket))
             for size in self._head_sizes(bucket):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..kernels.attention_tiling import AttentionTiling, choose_tiling, request_lanes
+from ..kernels.attention_tiling import AttentionTiling, choose_tiling, request_lanes, shared_memory
 from .cuda_runner import CudaRunner
 
 _ROWS = (*range(32, 1025, 32), 1536, 2048, 3072, 4096)
@@ -43,7 +43,7 @@ def forms_of(runner: CudaRunner, size: RefreshSize) -> set[AttentionForm]:
     def form(rows: int, splits: int, fresh: bool) -> AttentionForm:
         tiling = choose_tiling(
             size.requests * rows, size.requests, config.num_heads // config.num_kv_heads, runner.kv.page_size,
-            config.head_dim, wide, fresh,
+            config.head_dim, wide, fresh, shared_memory(runner.decoder.device),
         )  # fmt: skip
         return AttentionForm(tiling, splits, request_lanes(size.requests), fresh)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from shoal.kernels import dispatch
-from shoal.kernels.attention_tiling import choose_tiling
+from shoal.kernels.attention_tiling import choose_tiling, shared_memory
 from shoal.runtime import build_cuda, canvas_slots, cuda_worker, forward_graphs, fused_layers
 from shoal.runtime.block_sampler import BlockSampler
 from shoal.runtime.build_cuda import build_cuda_worker
@@ -204,6 +204,35 @@ def test_graphs_of_steps_and_small_refreshes_give_the_same_answers(folder, tmp_p
     assert all(bucket.width % 32 == 0 for bucket in refreshes)
 
 
+def test_what_is_captured_while_serving_has_a_limit_and_the_rest_runs_without_graphs(folder, monkeypatch, caplog):
+    """Blocks of many lengths, as clients choose them; with room for three graphs, or for all."""
+    params = [SamplingParams(max_new_tokens=n, block_length=b, steps=n) for n, b in ((5, 5), (9, 3), (7, 7), (12, 6))]
+    captures = []
+
+    def captured(self, run):
+        captures.append(run)
+        result = run()
+        return Graph(run, result), result
+
+    monkeypatch.setattr(ForwardGraphs, "_captured", captured)
+    monkeypatch.setattr(forward_graphs, "_MOST_PLAIN", 2)
+    outputs = []
+    for most in (3, 1000):
+        monkeypatch.setattr(forward_graphs, "MOST_LATE_CAPTURES", most)
+        with make_engine(folder) as engine:
+            graphs = on_cuda_path(engine)._graphs
+            graphs._capture = True
+            graphs.warm_up(9, 8, False)
+            before = len(graphs._bodies)
+            outputs.append([engine.generate([1] * 40, each).token_ids for each in params for _ in range(2)])
+            assert (len(graphs._bodies) - before == most) is (most == 3)
+            assert bool(graphs._plain) is (most == 3)
+            assert len(graphs._plain) <= 2
+            assert all(body.graph is None for body in graphs._plain.values())
+    assert outputs[0] == outputs[1]
+    assert len([record for record in caplog.records if "3 graphs were captured" in record.message]) == 1
+
+
 def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, monkeypatch):
     prompts, params = requests(0)
     forms = set()
@@ -235,7 +264,7 @@ def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, mo
 def test_no_refresh_launches_attention_that_the_warm_up_has_not_compiled(heads, kv_heads, most):
     """Blocks of 32, by the kernel that runs on every GPU; of tokens that are scored at least two remain at the end."""
     config = SimpleNamespace(num_heads=heads, num_kv_heads=kv_heads, head_dim=128)
-    decoder = SimpleNamespace(config=config, dtype=torch.bfloat16)
+    decoder = SimpleNamespace(config=config, dtype=torch.bfloat16, device=torch.device("cpu"))
     runner: Any = SimpleNamespace(decoder=decoder, kv=SimpleNamespace(page_size=64))
     runner.splits = partial(CudaRunner.splits, runner)
 
@@ -410,15 +439,17 @@ def test_norms_are_folded_into_weights_of_16_bits_alone(tmp_path, dtype, wanted,
 
 
 @pytest.mark.parametrize(("head_dim", "kib", "refused"), [
-    (128, 228, False), (128, 164, True), (64, 164, False), (256, 228, False), (512, 228, True), (512, None, True),
+    (128, 227, False), (128, 163, False), (256, 99, False), (256, 227, False), (512, 99, True), (512, 227, True),
+    (128, 64, True), (512, None, True),
 ])  # fmt: skip
 def test_a_gpu_whose_memory_tiles_of_attention_do_not_fit_is_refused(monkeypatch, head_dim, kib, refused):
-    """228 KiB have an H100 and an H200, 164 an A100; None: whatever GPU it is."""
+    """A program has 227 KiB on an H100 or H200, 163 on an A100, 99 on an RTX 4090; None: whatever GPU it is."""
     model = SimpleNamespace(head_dim=head_dim, num_heads=8, num_kv_heads=8)
     device = torch.device("cpu" if kib is None else "cuda:0")
     decoder: Any = SimpleNamespace(config=model, device=device, dtype=torch.bfloat16)
-    properties = SimpleNamespace(shared_memory_per_multiprocessor=(kib or 0) << 10)
+    properties = SimpleNamespace(shared_memory_per_block_optin=(kib or 0) << 10)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    shared_memory.cache_clear()
     config = EngineConfig(page_size=64)
     if not refused:
         build_cuda._check_kernels_fit(config, decoder)

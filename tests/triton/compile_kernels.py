@@ -1,9 +1,9 @@
-"""Compile every Triton kernel for sm_90 as its launch function would launch it; no GPU is needed.
+"""Compile every Triton kernel for a GPU as its launch function would launch it; no GPU is needed.
 
 A driver that only names its target takes the place of CUDA's, and every launch stops after compilation. So types,
 strides, tile sizes, warps and stages are those of real launches. Prints one JSON line a kernel compiled:
-{"case", "kernel", "shared", "warps", "registers", "stack", "constants"}. Run it with TRITON_INTERPRET unset;
-arguments choose cases by prefix.
+{"case", "kernel", "shared", "warps", "registers", "stack", "constants"}. Run it with TRITON_INTERPRET unset.
+Arguments: sm_80 (an A100), sm_89 (an L40S, an RTX 4090) or sm_90, then prefixes that choose cases.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
+import shoal.kernels.attention_triton
+import shoal.kernels.shared_attention_triton
 from shoal.kernels.attention_batch import AttentionBatch
 from shoal.kernels.attention_hopper_triton import attention_hopper
-from shoal.kernels.attention_tiling import choose_splits
+from shoal.kernels.attention_tiling import SM_90_SHARED_MEMORY, choose_splits
 from shoal.kernels.attention_triton import attention_triton
 from shoal.kernels.canvas_state import CanvasState
 from shoal.kernels.commit_triton import commit_triton
@@ -40,12 +42,16 @@ from shoal.kernels.shared_attention_triton import shared_attention_triton
 from shoal.kernels.shared_groups import SharedGroups
 from shoal.kernels.swiglu_triton import swiglu_triton
 
+ARCHITECTURES = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": SM_90_SHARED_MEMORY}
+"""Bytes of shared memory that a program can have there."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CASES: dict[str, Callable[[], object]] = {}
 
 
 class TargetOnly(DriverBase):
     """Answers what compilation asks of a driver."""
+
+    arch = 90
 
     @classmethod
     def is_active(cls) -> bool:
@@ -55,7 +61,7 @@ class TargetOnly(DriverBase):
         return ty
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self) -> int:
         return 0
@@ -188,8 +194,11 @@ def resources(binary: bytes) -> dict[str, int]:
     return {"registers": found["REG"], "stack": found["STACK"]}
 
 
-def main(prefixes: list[str]) -> None:
+def main(architecture: str, prefixes: list[str]) -> None:
+    TargetOnly.arch = int(architecture.removeprefix("sm_"))
     triton.runtime.driver.set_active(TargetOnly())
+    for module in (shoal.kernels.attention_triton, shoal.kernels.shared_attention_triton):
+        module.shared_memory = lambda _: ARCHITECTURES[architecture]  # type: ignore[attr-defined]
     launch = JITFunction.run
     compiled: list[Any] = []
 
@@ -203,11 +212,11 @@ def main(prefixes: list[str]) -> None:
             launch_case()
             for function, kernel, constants in compiled:
                 assert kernel.asm["cubin"], name
-                assert kernel.metadata.target.arch == 90, kernel.metadata.target
+                assert kernel.metadata.target.arch == TargetOnly.arch, kernel.metadata.target
                 line = {"case": name, "kernel": function.__name__, "shared": kernel.metadata.shared}
                 line |= {"warps": kernel.metadata.num_warps, **resources(kernel.asm["cubin"]), "constants": constants}
                 print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1], sys.argv[2:])

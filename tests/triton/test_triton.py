@@ -71,7 +71,9 @@ def test_kernels_on_a_gpu(name):
 @needs_triton
 @pytest.mark.parametrize("group", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_every_kernel_compiles_for_sm_90(group, tmp_path):
-    output = run([str(HERE / "compile_kernels.py"), group], TRITON_CACHE_DIR=str(tmp_path), PYTHONPATH=str(ROOT))
+    output = run(
+        [str(HERE / "compile_kernels.py"), "sm_90", group], TRITON_CACHE_DIR=str(tmp_path), PYTHONPATH=str(ROOT)
+    )
     lines = [json.loads(line) for line in output.splitlines()]
     kernels = {line["kernel"] for line in lines}
     assert kernels == {
@@ -95,6 +97,22 @@ def test_every_kernel_compiles_for_sm_90(group, tmp_path):
     assert {constants["NUM_SPLITS"] > 1 for constants in attention} == {False, True}
     assert {constants["GROUP"] for constants in attention} == {1, 7}
     assert {constants["HEAD_DIM"] for constants in attention} == {64, 128, 256}
+
+
+@needs_triton
+@pytest.mark.parametrize(("architecture", "kib"), [("sm_80", 163), ("sm_89", 99)])
+def test_attention_compiles_for_gpus_with_less_shared_memory(architecture, kib, tmp_path):
+    """All other kernels take a few KiB."""
+    command = [str(HERE / "compile_kernels.py"), architecture, "bf16-64-a", "bf16-128-a", "bf16-128-s", "bf16-256"]
+    lines = [
+        json.loads(line) for line in run(command, TRITON_CACHE_DIR=str(tmp_path), PYTHONPATH=str(ROOT)).splitlines()
+    ]
+    assert {line["kernel"] for line in lines} == {"_attention_kernel", "_merge_kernel", "_shared_attention_kernel"}
+    for line in lines:
+        head_dim = line["constants"].get("HEAD_DIM", 0)
+        assert line["shared"] <= kib << 10, line
+        assert line["stack"] <= 64 or head_dim == 256, line
+        assert not line["constants"].get("BULK"), line
 
 
 @needs_triton
