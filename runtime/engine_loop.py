@@ -89,10 +89,11 @@ class EngineLoop:
         """Run `task` in the engine's thread, soon. Raises EngineClosedError when the engine is closed."""
         with self._state:
             self._refuse_if_closed()
-            self._inbox.put(task)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="shoal-engine", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="shoal-engine", daemon=True)
+                thread.start()  # raises where the system allows no more: nothing was taken on then
+                self._thread = thread
+            self._inbox.put(task)
 
     def call_and_wait(self, task: Callable[[], Any]) -> Any:
         """Run `task` in the engine's thread; returns what it returns, raises what it raises."""

@@ -24,7 +24,7 @@ from shoal.runtime.errors import EngineClosedError, EngineError, ModelLoadError
 from shoal.runtime.request import RequestOutput
 from shoal.runtime.sampling_params import SamplingParams
 
-from .freeze import Freeze, running
+from .freeze import Freeze, frozen_with
 from .tiny import assert_nothing_lost, make_engine, tokens
 
 SHORT = SamplingParams(max_new_tokens=8, steps=2, ignore_eos=True)
@@ -48,7 +48,7 @@ class Caller(threading.Thread):
             self.error = error
 
     def finish(self) -> Caller:
-        self.join(30)
+        self.join(120)
         assert not self.is_alive(), "a caller hangs"
         return self
 
@@ -185,7 +185,7 @@ def test_closing_a_stream_or_cancelling_after_shutdown_is_quiet(llada):
 
 async def test_cancelling_while_the_engine_closes(llada):
     engine = make_engine(llada)
-    with Freeze(engine, running(engine, 3)) as frozen:
+    with frozen_with(engine, 3) as frozen:
         task = asyncio.create_task(engine.async_generate([tokens(9, s) for s in range(3)], LONG))
         await asyncio.to_thread(frozen.held.wait)
         engine._loop.close(wait=False)
@@ -229,7 +229,7 @@ def test_a_forgotten_engine_is_collected_with_its_pools_and_its_thread(llada, mo
     assert thread is not None
     del engine
     gc.collect()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     gc.collect()
     assert pool() is None
@@ -264,7 +264,7 @@ def test_the_thread_of_an_engine_at_rest_ends_and_comes_back(llada, monkeypatch)
             answers.append(engine.generate(tokens(9), SHORT, cache_mode="none").token_ids)
             thread = engine._loop._thread
             if thread is not None:  # it may have gone already
-                thread.join(10)
+                thread.join(60)
                 threads.append(thread)
                 assert not thread.is_alive()
             assert engine._loop._thread is None
@@ -304,6 +304,22 @@ def test_work_that_comes_while_the_thread_is_about_to_end_is_done(llada, monkeyp
     assert len(starts) > 5
 
 
+def test_a_system_that_gives_no_thread_is_told_of_and_does_no_lasting_harm(llada, monkeypatch):
+    """The call raises, and is not carried out by a later one's thread."""
+    with make_engine(llada) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", lambda thread: no_thread())
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                engine.generate(tokens(9), SHORT)
+        assert engine.generate(tokens(9), SHORT).finish_reason == "length"
+        assert engine._parts.scheduler.counters.requests == 1
+
+
+def no_thread() -> None:
+    """As the standard library does it."""
+    raise RuntimeError("can't start new thread")
+
+
 def test_an_engine_that_never_worked_can_be_closed(llada):
     engine = make_engine(llada)
     engine.shutdown()
@@ -323,7 +339,7 @@ print(next(stream).finish_reason)
 """
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60, cwd=root
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=200, cwd=root
     )
     assert done.stdout == "None\n"
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from shoal.runtime.engine import Engine
 from shoal.runtime.request import RequestOutput
 from shoal.runtime.sampling_params import SamplingParams
 
-from .freeze import Freeze, running
+from .freeze import Freeze, frozen_with
 from .tiny import CHARACTERS, EOS, assert_nothing_lost, make_engine, tokens
 
 LONG = SamplingParams(max_new_tokens=48, threshold=0.6, ignore_eos=True)
@@ -108,7 +108,7 @@ async def test_leaving_an_asynchronous_stream_early_aborts(engine):
 
 
 async def test_cancelling_async_generate_aborts_its_requests(engine):
-    with Freeze(engine, running(engine, 4)) as frozen:
+    with frozen_with(engine, 4) as frozen:
         task = asyncio.create_task(engine.async_generate([tokens(30, s) for s in range(4)], LONG))
         await asyncio.to_thread(frozen.held.wait)
         task.cancel()

@@ -12,7 +12,7 @@ import shoal as sgl
 from shoal.frontend import EngineBackend, ProgramCancelledError
 from shoal.frontend.tape import Tape
 
-from ..engine.freeze import Freeze, running
+from ..engine.freeze import Freeze, frozen_with
 from ..engine.tiny import assert_nothing_lost
 from .gate import Gate, all_calls
 
@@ -76,7 +76,7 @@ async def test_cancelling_a_run_aborts_its_calls_and_those_of_its_branches(shari
         s += sgl.gen("y", **LONG)
         await s.get("y")
 
-    with Freeze(sharing, running(sharing, 3)) as frozen:
+    with frozen_with(sharing, 3, canvas=96) as frozen:
         task = asyncio.ensure_future(program.run_async(backend=backend))
         await asyncio.to_thread(frozen.held.wait)
         task.cancel()
@@ -106,7 +106,7 @@ async def test_cancelling_a_batch_ends_its_programs_and_gives_back_its_pins(shar
         if reads:
             s["length"] = len(s["x"])
 
-    with Freeze(sharing, running(sharing, 4)) as frozen:
+    with frozen_with(sharing, 4, canvas=96) as frozen:
         work = asyncio.ensure_future(program.run_batch_async([{"text": c} for c in "abcd"], backend=backend))
         await asyncio.to_thread(frozen.held.wait)
         work.cancel()

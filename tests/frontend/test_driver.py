@@ -24,5 +24,5 @@ print(os.waitstatus_to_exitcode(status))
 
 
 def test_a_forked_process_gets_a_thread_of_its_own():
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=200, check=True)
     assert done.stdout.strip() == "42"

@@ -300,6 +300,7 @@ def test_bind_cache_and_trace(shop, prices):
 
 
 def test_default_backend_and_server_info(sharing):
+    sharing.flush_cache()
     sgl.set_default_backend(sharing)
 
     @sgl.function
