@@ -100,7 +100,7 @@ def test_every_kernel_compiles_for_sm_90(group, tmp_path):
 
 
 @needs_triton
-@pytest.mark.parametrize(("architecture", "kib"), [("sm_80", 163), ("sm_89", 99)])
+@pytest.mark.parametrize(("architecture", "kib"), [pytest.param("sm_80", 163, marks=pytest.mark.slow), ("sm_89", 99)])
 def test_attention_compiles_for_gpus_with_less_shared_memory(architecture, kib, tmp_path):
     """All other kernels take a few KiB."""
     command = [str(HERE / "compile_kernels.py"), architecture, "bf16-64-a", "bf16-128-a", "bf16-128-s", "bf16-256"]
