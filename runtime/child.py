@@ -131,7 +131,7 @@ def main() -> None:
         _run(child)
     except BaseException as error:
         if _is_unwanted():
-            os._exit(0)
+            _end(spec)
         if not isinstance(error, ShoalError):
             logger.exception("the %s process failed", spec.role)
         child.failed(error)

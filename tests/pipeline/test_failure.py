@@ -21,7 +21,7 @@ from shoal.runtime.local_service import LocalService
 from shoal.runtime.pipeline import Pipeline
 from shoal.runtime.pipeline_client import PipelineClient
 from shoal.runtime.pipeline_config import PipelineConfig
-from shoal.runtime.wire import ROLES
+from shoal.runtime.wire import ROLES, Role
 
 from .running import Traces, alive, arrived, held, last, make_client, request, until, until_running, wait_gone
 
@@ -326,20 +326,27 @@ def test_children_and_sockets_do_not_outlive_a_killed_parent(when, kind):
     wait_gone([int(pid) for pid in pids], Path(directory))
 
 
+UNWATCHED = [
+    sys.executable, "-c",
+    "import shoal.runtime.child as child; child._watch_parent = lambda spec: None; child.main()",
+]  # fmt: skip
+
+
+def told(role: Role, directory: Path) -> bytes:
+    """The line that a process of the pipeline reads first."""
+    config = EngineConfig(model_path="shop")
+    return msgspec.json.encode(Spec(role, str(directory), os.getpid(), config, PipelineConfig(), "info", False)) + b"\n"
+
+
 @pytest.mark.parametrize(
     ("line", "code"),
     [("whole", 0), ("none", 0), ("half", 0), ("kept open", 1)],
 )
 def test_a_process_that_is_no_longer_wanted_ends_without_a_word(line, code, tmp_path):
     """Its sockets' directory went before it got there; the thread that watches standard input has seen nothing yet."""
-    script = "import shoal.runtime.child as child; child._watch_parent = lambda spec: None; child.main()"
-    config = EngineConfig(model_path="shop")
-    spec = Spec("scheduler", str(tmp_path / "gone"), os.getpid(), config, PipelineConfig(), "info", False)
-    text = msgspec.json.encode(spec) + b"\n"
+    text = told("scheduler", tmp_path / "gone")
     words = {"whole": text, "none": b"", "half": text[: len(text) // 2], "kept open": text}[line]
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen(UNWATCHED, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stderr is not None
         process.stdin.write(words)
@@ -350,3 +357,13 @@ def test_a_process_that_is_no_longer_wanted_ends_without_a_word(line, code, tmp_
         assert process.wait(60) == code
     assert ("FileNotFoundError" in error) == (line == "kept open")
     assert bool(error) == (line == "kept open")
+
+
+def test_the_detokenizer_clears_the_sockets_away_whatever_fails_when_it_is_no_longer_wanted(tmp_path):
+    """It is the one that does, when the parent was killed; here the directory's mode is wrong."""
+    directory = tmp_path / "sockets"
+    directory.mkdir(mode=0o755)
+    line = told("detokenizer", directory)
+    done = subprocess.run(UNWATCHED, input=line, stderr=subprocess.PIPE, timeout=60, check=True)
+    assert done.stderr == b""
+    assert not directory.exists()
