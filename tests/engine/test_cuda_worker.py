@@ -3,7 +3,6 @@
 import itertools
 import weakref
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,21 +12,18 @@ import pytest
 import torch
 
 from shoal.kernels import dispatch
-from shoal.kernels.attention_tiling import choose_tiling, shared_memory
-from shoal.runtime import build_cuda, canvas_slots, cuda_worker, forward_graphs, fused_layers
+from shoal.kernels.attention_tiling import choose_tiling
+from shoal.runtime import canvas_slots, cuda_worker, fused_layers
 from shoal.runtime.block_sampler import BlockSampler
-from shoal.runtime.build_cuda import build_cuda_worker
 from shoal.runtime.canvas_slots import CanvasSlots
 from shoal.runtime.cuda_runner import CudaRunner
 from shoal.runtime.cuda_worker import CudaWorker
 from shoal.runtime.device_arrays import on_device
-from shoal.runtime.engine_config import EngineConfig
-from shoal.runtime.errors import ConfigError
 from shoal.runtime.forward_graphs import ForwardGraphs
 from shoal.runtime.sampling_params import SamplingParams
 from shoal.runtime.warm_up_sizes import warm_up_sizes
 
-from .tiny import make_engine, tokens, write_model, write_profile
+from .tiny import make_engine, tokens, write_profile
 
 
 def on_cuda_path(engine, batch_sizes=(1, 2, 4, 8), max_tokens=160):
@@ -42,11 +38,6 @@ def on_cuda_path(engine, batch_sizes=(1, 2, 4, 8), max_tokens=160):
     worker = CudaWorker(fused, sampler, ForwardGraphs(fused, sampler, batch_sizes, capture=False))
     parts.scheduler._worker = worker
     return worker
-
-
-@pytest.fixture(scope="module", params=["llada", "dream"])
-def folder(request, tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp(request.param), request.param)
 
 
 PARAMS = [
@@ -154,83 +145,6 @@ def test_many_steps_a_message_and_steps_behind_a_refresh_change_nothing(folder, 
         assert (many.nfe, many.computed_token_layers) == (one.nfe, one.computed_token_layers)
     assert any(message.then and len(message.items) > 1 for message in messages)
     assert any(not message.then and message.max_steps > 1 for message in messages)
-
-
-class Graph:
-    """What a capture leaves, by calling again: a replay writes where the captured run did."""
-
-    replays = 0
-
-    def __init__(self, run, result):
-        self.run, self.result = run, result
-
-    def replay(self):
-        Graph.replays += 1
-        result = self.run()
-        if self.result is not None:
-            self.result.copy_(result)
-
-
-@pytest.mark.parametrize("mode", ["none", "prefix", "dual", "bicache"])
-def test_graphs_of_steps_and_small_refreshes_give_the_same_answers(folder, tmp_path, monkeypatch, mode):
-    profile = write_profile(tmp_path / "p.json", 6 if "llada" in str(folder) else 7, [[0.3, 2], [0.6, 4]], 5)
-    held = []
-
-    def captured(self, run):
-        """Captured while the body's arrays hold no requests: running changes nothing."""
-        state = self._runner.slots.state.clone()
-        result = run()
-        held.append(all(torch.equal(getattr(state, f.name), getattr(self._runner.slots.state, f.name))
-                        for f in fields(state)))  # fmt: skip
-        return Graph(run, result), result
-
-    monkeypatch.setattr(ForwardGraphs, "_captured", captured)
-    outputs = []
-    for cuda in (False, True):
-        with make_engine(folder, depth_profile=profile, max_steps_per_message=4) as engine:
-            if cuda:
-                graphs = on_cuda_path(engine)._graphs
-                graphs._capture = True
-            got = []
-            for turn in range(3):
-                prompts, params = requests(turn)
-                got += engine.generate(prompts, params, cache_mode=mode)
-            outputs.append(got)
-    assert [(out.token_ids, out.nfe) for out in outputs[0]] == [(out.token_ids, out.nfe) for out in outputs[1]]
-    assert all(held)
-    assert Graph.replays > len(held)
-    refreshes = [bucket for bucket in graphs._bodies if bucket.width > bucket.block + 1]
-    assert refreshes, graphs._bodies.keys()
-    assert all(bucket.width % 32 == 0 for bucket in refreshes)
-
-
-def test_what_is_captured_while_serving_has_a_limit_and_the_rest_runs_without_graphs(folder, monkeypatch, caplog):
-    """Blocks of many lengths, as clients choose them; with room for three graphs, or for all."""
-    params = [SamplingParams(max_new_tokens=n, block_length=b, steps=n) for n, b in ((5, 5), (9, 3), (7, 7), (12, 6))]
-    captures = []
-
-    def captured(self, run):
-        captures.append(run)
-        result = run()
-        return Graph(run, result), result
-
-    monkeypatch.setattr(ForwardGraphs, "_captured", captured)
-    monkeypatch.setattr(forward_graphs, "_MOST_PLAIN", 2)
-    outputs = []
-    for most in (3, 1000):
-        monkeypatch.setattr(forward_graphs, "MOST_LATE_CAPTURES", most)
-        with make_engine(folder) as engine:
-            graphs = on_cuda_path(engine)._graphs
-            graphs._capture = True
-            graphs.warm_up(9, 8, False)
-            before = len(graphs._bodies)
-            outputs.append([engine.generate([1] * 40, each).token_ids for each in params for _ in range(2)])
-            assert (len(graphs._bodies) - before == most) is (most == 3)
-            assert bool(graphs._plain) is (most == 3)
-            assert len(graphs._plain) <= 2
-            assert all(body.graph is None for body in graphs._plain.values())
-    assert outputs[0] == outputs[1]
-    assert len([record for record in caplog.records if "3 graphs were captured" in record.message]) == 1
 
 
 def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, monkeypatch):
@@ -404,56 +318,3 @@ def test_splits_give_each_processor_a_program_at_most(heads, kv_heads):
         assert splits in (1, 2, 4, 8)
         assert splits == 1 or splits * programs <= 132
         assert splits == 8 or 2 * splits * programs > 132
-
-
-def test_the_library_of_products_is_put_back(monkeypatch):
-    chosen = ["before"]
-
-    def choose(name=None):
-        chosen.append(name or chosen[-1])
-        return chosen[-1]
-
-    monkeypatch.setattr(torch.backends.cuda, "preferred_blas_library", choose)
-    with forward_graphs._products_by("cublaslt"):
-        assert chosen[-1] == "cublaslt"
-    assert chosen[-1] == "before"
-    capture = forward_graphs._products_by("cublaslt")(pytest.fail)
-    with pytest.raises(pytest.fail.Exception, match="of a capture"):
-        capture("of a capture")
-    assert chosen[-1] == "before"
-
-
-@pytest.mark.parametrize(("dtype", "wanted", "folded"), [
-    ("bfloat16", True, True), ("bfloat16", False, False), ("float32", True, False),
-])  # fmt: skip
-def test_norms_are_folded_into_weights_of_16_bits_alone(tmp_path, dtype, wanted, folded):
-    with make_engine(write_model(tmp_path, "llada")) as engine:
-        parts = engine._parts
-        config = replace(engine.config, fold_norms=wanted).for_device("cpu")
-        runner = parts.worker.runner
-        runner.decoder.dtype = getattr(torch, dtype)
-        bands = parts.scheduler.memory.config.num_bands
-        worker = build_cuda_worker(config, runner.decoder, runner.kv, runner.boundary, bands, 8)
-        assert runner.decoder.norms_folded is folded
-        assert (worker.runner.layers._few > 0) is folded
-
-
-@pytest.mark.parametrize(("head_dim", "kib", "refused"), [
-    (128, 227, False), (128, 163, False), (256, 99, False), (256, 227, False), (512, 99, True), (512, 227, True),
-    (128, 64, True), (512, None, True),
-])  # fmt: skip
-def test_a_gpu_whose_memory_tiles_of_attention_do_not_fit_is_refused(monkeypatch, head_dim, kib, refused):
-    """A program has 227 KiB on an H100 or H200, 163 on an A100, 99 on an RTX 4090; None: whatever GPU it is."""
-    model = SimpleNamespace(head_dim=head_dim, num_heads=8, num_kv_heads=8)
-    device = torch.device("cpu" if kib is None else "cuda:0")
-    decoder: Any = SimpleNamespace(config=model, device=device, dtype=torch.bfloat16)
-    properties = SimpleNamespace(shared_memory_per_block_optin=(kib or 0) << 10)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    shared_memory.cache_clear()
-    config = EngineConfig(page_size=64)
-    if not refused:
-        build_cuda._check_kernels_fit(config, decoder)
-        return
-    with pytest.raises(ConfigError, match=f"head_dim is {head_dim}: attention takes .* KiB") as caught:
-        build_cuda._check_kernels_fit(config, decoder)
-    assert (caught.value.field, caught.value.value) == ("head_dim", head_dim)
