@@ -5,7 +5,8 @@ What must not happen between a forward's plan and its read-back (a look at devic
 there. Graphs are not captured: the body is run where it would be, and a replay does nothing.
 
 Prints a line of JSON: {"compiled": number, "served": number, "late": [...], "errors": [...], "seed": number}.
-Arguments: heads, kv heads, head dimension, most requests, block, page size, `llada` or `dream`, `hopper` or `portable`.
+Arguments: heads, kv heads, head dimension, most requests, block, page size, `llada` or `dream`, `hopper` or `portable`,
+and a seed, if it should not be a random one.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from shoal.runtime.model_config import Architecture, ModelConfig
 from shoal.runtime.sampling_params import SamplingParams
 from tests.triton.compile_kernels import TargetOnly
 
-LAYERS, POSITIONS, MOST_TOKENS, FORWARDS = 2, 4096, 16384, 150
+LAYERS, POSITIONS, MOST_TOKENS, FORWARDS = 2, 4096, 16384, 300
 KINDS = ("step", "canvas", "whole", "prefix", "score", "final")
 
 
@@ -175,7 +176,7 @@ def main(words: list[str]) -> None:
     worker = make_worker(heads, kv_heads, head_dim, most, block, page_size, family)
     warm = len(described)
     launched.clear()
-    seed = random.randrange(1 << 30)
+    seed = int(words[8]) if len(words) > 8 else random.randrange(1 << 30)
     errors = serve(worker, random.Random(seed), block)
     assert launched <= compiled
     print(json.dumps({"compiled": warm, "served": len(launched), "late": described[warm:], "errors": errors[:3],
