@@ -54,9 +54,9 @@ def choose_tiling(
 
     `group` is heads / kv_heads. `wide` means fp32, whose products need many registers: hence the small tiles.
     `fresh`: the launch reads fresh keys. `memory`: `shared_memory` of the GPU. The sizes for 16 bits are the fastest of
-    those measured on an H200 with head dimension 128 (benchmarks/results/kernels.csv). Those for less shared memory are
-    the largest that leave the products of such GPUs, whose results and operands stand in registers, enough of these on
-    sm_80 and sm_89; none of them was measured.
+    those measured on an H200 with head dimension 128 (benchmarks/results/kernels.csv). Those for less shared memory
+    leave registers enough to the products of such GPUs, whose operands stand there too (compiled for sm_80 and sm_89,
+    not measured).
     """
     rows = math.ceil(tokens / max(1, requests)) * group
     bulk = page_size >= 64

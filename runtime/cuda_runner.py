@@ -71,7 +71,7 @@ class CudaRunner:
         """
         config = self.decoder.config
         rows_each = -(-rows * (config.num_heads // config.num_kv_heads) // requests)
-        tile = 64 if rows_each <= 512 else 128  # as `choose_tiling` cuts them
+        tile = 64 if rows_each <= 512 else 128  # as `choose_tiling` cuts them on sm_90
         programs = requests * -(-rows_each // tile) * config.num_kv_heads
         wanted = max(1, min(_MAX_SPLITS, _PROCESSORS // programs))
         return 1 << (wanted.bit_length() - 1)  # few values: each is a kernel of its own

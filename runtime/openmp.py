@@ -6,14 +6,14 @@ import os
 from collections.abc import MutableMapping
 
 SPIN_COUNT = "20000"
-"""Turns of a thread's waiting loop, a fraction of a millisecond; libgomp's own default is 15 times as many."""
+"""Turns of a thread's waiting loop; libgomp's own default is 300,000 (benchmarks/results/spinning.csv has others)."""
 
 
 def limit_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set GOMP_SPINCOUNT in `environment`, unless it or OMP_WAIT_POLICY is there.
 
-    Between operations libgomp's threads wait awake for milliseconds, in which a core is lost to whatever else the
-    machine runs, the thread they wait for among it. libgomp reads the variable when torch is loaded: call this before.
+    Between operations libgomp's threads wait awake, and meanwhile a core is lost to whatever else the machine runs, the
+    thread they wait for among it. libgomp reads the variable when torch is loaded: call this before.
     """
     if not environment.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
         environment["GOMP_SPINCOUNT"] = SPIN_COUNT

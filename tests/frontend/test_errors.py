@@ -113,7 +113,8 @@ def test_gen_outside_a_function_is_no_text(use):
         use(sgl.gen("x", max_tokens=4))
 
 
-def test_appending_after_the_program_has_ended(tiny):
+def ended_state(backend):
+    """What a program that has ended leaves to somebody who kept its state."""
     kept = []
 
     @sgl.function
@@ -121,25 +122,23 @@ def test_appending_after_the_program_has_ended(tiny):
         s += "a"
         kept.append(s)
 
-    program.run(backend=tiny)
+    program.run(backend=backend)
+    return kept[0]
+
+
+def test_appending_after_the_program_has_ended(tiny):
+    state = ended_state(tiny)
     with pytest.raises(sgl.ProgramEndedError, match=r"gen\('x'\): the program of this state has ended"):
-        kept[0].append(sgl.gen("x", 4))
-    assert kept[0].text() == "a"
+        state.append(sgl.gen("x", 4))
+    assert state.text() == "a"
 
 
 def test_a_fork_of_a_state_that_has_ended_leaves_nothing_waiting(tiny):
     """Branches that wait for their parent to come to the fork would wait for ever."""
-    kept = []
-
-    @sgl.function
-    def program(s):
-        s += "a"
-        kept.append(s)
-
-    program.run(backend=tiny)
+    state = ended_state(tiny)
     before = asyncio.all_tasks(driver.loop())
     with pytest.raises(sgl.ProgramEndedError, match=r"fork\(2\): the program of this state has ended"):
-        kept[0].fork(2)
+        state.fork(2)
     driver.run(asyncio.sleep(0))
     assert asyncio.all_tasks(driver.loop()) <= before
 
