@@ -111,6 +111,8 @@ class Intake:
             message = f"shared_prefix is {shorten(shared_prefix)}; it must be an integer of at least 0"
             raise InvalidRequestError(message, field="shared_prefix", value=shared_prefix, limit=0)
         templates = [None] * len(params) if canvas is None else self._templates(canvas, len(params))
+        for pairs in targets or ():
+            self._check_targets(pairs)
         made = [
             self._request(prompt, sampling, template, mode, cache_salt, shared_prefix, index)
             for index, (prompt, sampling, template) in enumerate(zip(prompts, params, templates, strict=True))
@@ -119,13 +121,16 @@ class Intake:
             self._score(request, pairs)
         return made
 
+    def _check_targets(self, pairs: Sequence[tuple[int, int]]) -> None:
+        mask, tokens = self._facts.model.mask_token_id, [token for _, token in pairs]
+        self._check_ids(tokens, "choices", "choices")
+        if mask in tokens:
+            message = f"choices has token id {mask}, the mask: it is no possible answer"
+            raise InvalidRequestError(message, field="choices", value=mask)
+
     def _score(self, request: Request, pairs: Sequence[tuple[int, int]]) -> None:
-        mask, template = self._facts.model.mask_token_id, request.template
-        self._check_ids([token for _, token in pairs], "choices", "choices")
-        for position, token in pairs:
-            if token == mask:
-                message = f"choices has token id {mask}, the mask: it is no possible answer"
-                raise InvalidRequestError(message, field="choices", value=mask)
+        template = request.template
+        for position, _ in pairs:
             if template is None or not 0 <= position < len(template) or template[position] >= 0:
                 message = f"targets has position {position}; it must be one of a mask of the canvas"
                 raise InvalidRequestError(message, field="targets", value=position)
@@ -163,6 +168,10 @@ class Intake:
         if wrong:
             message = f"canvas of prompts[{index}] has {shorten(wrong[0])}; it must hold ids from 0 to {vocabulary - 1}"
             raise InvalidRequestError(f"{message}, and -1 for masks", field="canvas", value=wrong[0], limit=vocabulary)
+        mask = self._facts.model.mask_token_id
+        if mask in canvas:
+            message = f"canvas of prompts[{index}] has token id {mask}, the mask, which would stay in the answer"
+            raise InvalidRequestError(f"{message}: -1 marks what is to be filled", field="canvas", value=mask, limit=-1)
         if -1 not in canvas:
             message = f"canvas of prompts[{index}] has no -1: there is no mask to fill"
             raise InvalidRequestError(message, field="canvas", value=list(canvas), limit="at least one -1")

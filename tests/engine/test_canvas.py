@@ -17,6 +17,7 @@ from shoal.runtime.sampling_params import SamplingParams
 from .oracle import Dense, Session, commits
 from .test_priorities import EXACT, MODES, Driver
 from .tiny import EOS, assert_nothing_lost, make_engine, tokens
+from .tiny import MASK as MASK_ID
 
 GAP = 1e-4
 MASK = -1
@@ -259,6 +260,7 @@ def test_every_hole_of_a_template_that_was_put_back_keeps_its_length_and_place(f
         ([-1, 64], "64"),
         ([-1, "x"], "'x'"),
         ([-1, True], "True"),
+        ([5, MASK_ID, -1], f"token id {MASK_ID}, the mask"),
         ("abc", "must be a list"),
         (7, "must be a list"),
         ([-1] * 200, "over the model's maximum"),

@@ -266,6 +266,7 @@ BAD_BODIES = [
     ({"text": "red", "priority": 1 << 40}, "priority"),
     ({"text": "red", "stream": "yes"}, "stream"),
     ({"text": "\ud800"}, "can't be tokenized"),
+    ({"text": "red", "canvas": [-1, 1, -1]}, "token id 1, the mask"),
 ]
 
 
