@@ -15,7 +15,7 @@ from ..sampling_params import SamplingParams
 from ..service import MAX_PRIORITY, GenerateInput, Prompt
 from .decoding import KNOBS, sampling_params
 from .errors import bad_request
-from .schemas import ChatMessage, Routing
+from .schemas import ChatMessage, Routing, ScoreBody
 from .state import ServerState
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -56,10 +56,7 @@ def make_batch(
     check_unicode("cache_salt", [body.cache_salt, body.extra_key])
     rid, rids = _ids(state, request, body.rid, len(prompts))
     shared: dict[str, Any] = {
-        "cache_mode": _cache_mode(body.cache_mode),
-        "cache_salt": _salt(body),
-        "priority": _priority(body.priority),
-        "timeout_s": _timeout(body.timeout_s, state),
+        **routing_of(body, state),
         "stream": bool(body.stream),
     }
     inputs = tuple(
@@ -85,12 +82,16 @@ def knobs_of(values: Any) -> dict[str, Any]:
 
 
 def adopt_routing(body: Routing, values: Any) -> None:
-    """Take cache_mode and cache_salt from a nested mapping where the body has none: routers drop them at the top."""
-    for name in ("cache_mode", "cache_salt"):
-        if isinstance(values, Mapping) and values.get(name) is not None and getattr(body, name) is None:
-            if not isinstance(values[name], str):
-                raise bad_request(name, f"{name} is {shorten(values[name])}; it must be a string")
-            setattr(body, name, values[name])
+    """Take what routers drop at the top of a body from a nested mapping. Raises ApiError where both have a value."""
+    for name in ("cache_mode", "cache_salt", "extra_key"):
+        inner = values.get(name) if isinstance(values, Mapping) else None
+        if inner is None:
+            continue
+        if not isinstance(inner, str):
+            raise bad_request(name, f"{name} is {shorten(inner)}; it must be a string")
+        if getattr(body, name) not in (None, inner):
+            raise bad_request(name, f"{name} is {shorten(getattr(body, name))} and {shorten(inner)}; send one of them")
+        setattr(body, name, inner)
 
 
 def check_unicode(field: str, value: Any) -> None:
@@ -172,9 +173,23 @@ def single_rid(state: ServerState, request: Request, rid: str | None) -> str:
     return _ids(state, request, rid, 1)[0]
 
 
-def checked_cache_mode(mode: str | None) -> Any:
-    """A cache mode, or None. Raises ApiError for an unknown one."""
-    return _cache_mode(mode)
+def routing_of(body: Routing | ScoreBody, state: ServerState) -> dict[str, Any]:
+    """cache_mode, cache_salt, priority and timeout_s of a GenerateInput. Raises ApiError for what is out of range."""
+    return {
+        "cache_mode": _cache_mode(body.cache_mode),
+        "cache_salt": tenant_key(body.cache_salt or "", body.extra_key or ""),
+        "priority": _priority(body.priority),
+        "timeout_s": _timeout(body.timeout_s, state),
+    }
+
+
+def tenant_key(cache_salt: str, extra_key: str) -> str:
+    """One cache salt for a pair of keys; no two pairs have the same one. Without an extra_key it is the salt itself.
+
+    The salt is escaped so that the first bare `|` ends it.
+    """
+    salt = cache_salt.replace("\\", r"\\").replace("|", r"\|")
+    return f"{salt}|{extra_key}" if extra_key else salt
 
 
 def _member(rid: str, k: int, n: int) -> str:
@@ -185,12 +200,6 @@ def _cache_mode(mode: str | None) -> Any:
     if mode is not None and mode not in CACHE_MODES:
         raise bad_request("cache_mode", f"cache_mode is {shorten(mode)}; it must be one of {', '.join(CACHE_MODES)}")
     return mode
-
-
-def _salt(body: Routing) -> str:
-    if not body.extra_key:
-        return body.cache_salt or ""
-    return f"{len(body.cache_salt or '')}:{body.cache_salt or ''}{body.extra_key}"
 
 
 def _priority(priority: int | None) -> int:

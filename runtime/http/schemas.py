@@ -81,6 +81,9 @@ class ScoreBody(Body):
     method: Annotated[str, Field(description="pseudo or one_shot: see docs/frontend.md for the formulas.")] = "pseudo"
     cache_mode: Annotated[str | None, Field(description="As for /generate.")] = None
     cache_salt: Annotated[str | None, Field(description="As for /generate.")] = None
+    extra_key: Annotated[str | None, Field(description="As for /generate.")] = None
+    priority: Annotated[int | None, Field(description="As for /generate.")] = None
+    timeout_s: Annotated[Number | None, Field(description="As for /generate; for all choices together.")] = None
     shared_prefix: Annotated[int, Field(ge=0, le=_MAX_INT, description="As for /generate.")] = 0
     rid: Annotated[str | None, Field(description="Id of the request.")] = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from ..sampling_params import SamplingParams
 from ..scoring import ScorePlan
 from ..service import GenerateInput
 from .errors import bad_request
-from .inputs import check_unicode, checked_cache_mode, single_rid
+from .inputs import check_unicode, routing_of, single_rid
 from .replies import JSONReply
 from .schemas import ScoreBody
 from .state import ServerState, ready_state
@@ -30,21 +31,22 @@ async def score(body: ScoreBody, request: Request, state: Annotated[ServerState,
         raise bad_request("text", "exactly one of text and input_ids must be given")
     if len(body.choices) > state.config.max_batch:
         raise bad_request("choices", f"there are {len(body.choices)} choices; at most {state.config.max_batch}")
-    for field in ("text", "choices", "cache_salt"):
+    for field in ("text", "choices", "cache_salt", "extra_key"):
         check_unicode(field, getattr(body, field))
-    service = state.service
+    service, started = state.service, time.monotonic()
     prompt = await service.tokenize(body.text) if body.text is not None else list(body.input_ids or ())
     choices = [await service.tokenize(c, False) if isinstance(c, str) else c for c in body.choices]
     plan = ScorePlan(choices, body.method, service.info.block_length)
     rid = single_rid(state, request, body.rid)
     base = GenerateInput(
         rid=f"{rid}-warm", prompt=prompt, sampling=SamplingParams(max_new_tokens=0), stream=False,
-        cache_mode=checked_cache_mode(body.cache_mode), cache_salt=body.cache_salt or "",
-        shared_prefix=body.shared_prefix, timeout_s=state.config.request_timeout_s,
+        shared_prefix=body.shared_prefix, **routing_of(body, state),
     )  # fmt: skip
     warm_up = []
     if plan.needs_warm_up:
         warm_up = await state.generations.collect(request, f"{rid}-warm", [base])
+    if base.timeout_s is not None:  # the time is for all of it; what is used up ends the next step at once
+        base = replace(base, timeout_s=max(base.timeout_s - (time.monotonic() - started), 1e-3))
     inputs = [
         replace(base, rid=f"{rid}-{i}", sampling=SamplingParams(max_new_tokens=len(canvas)), canvas=canvas,
                 targets=targets, shared_prefix=len(prompt))
