@@ -28,8 +28,8 @@ from benchmarks.gpu_phases import Batch, refresh_of
 from benchmarks.model_shapes import write_shape
 from benchmarks.table import Table
 from shoal import Engine
-from shoal.kernels import attention_triton
-from shoal.kernels.attention_tiling import AttentionTiling, choose_tiling
+from shoal.kernels.attention import triton as attention_triton
+from shoal.kernels.attention.tiling import AttentionTiling, choose_tiling
 from shoal.provenance import commit, hardware
 from shoal.runtime import forward_graphs
 from shoal.runtime.forward_graphs import _products_by as products_by

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from .attention_batch import AttentionBatch
+from .attention.batch import AttentionBatch
 from .canvas_state import CanvasState
 from .confidence import Confidence
 from .masked_rows import MaskedRows

@@ -13,8 +13,9 @@ import os
 
 from torch import OutOfMemoryError, Tensor
 
-from .attention import attention_reference
-from .attention_batch import AttentionBatch
+from .attention.batch import AttentionBatch
+from .attention.groups import SharedGroups
+from .attention.reference import attention_reference
 from .block_confidence import block_confidence_reference
 from .canvas_state import CanvasState
 from .commit import commit_reference
@@ -25,7 +26,6 @@ from .kv_write import rope_write_kv_reference
 from .masked_rows import MaskedRows, masked_rows_reference
 from .rms_norm import rms_norm_reference
 from .row_norm import RowNorm
-from .shared_groups import SharedGroups
 from .swiglu import swiglu_reference
 
 VARIABLE = "SHOAL_KERNELS"
@@ -129,7 +129,7 @@ def attention(
         return attention_reference(q, layer_pages, band, batch, fresh_kv=fresh_kv, out=out)
     group = q.shape[1] // layer_pages.shape[3]
     if num_splits == 1 and q.shape[0] * group > 64 * batch.num_requests and _hopper_fits(q, layer_pages, fresh_kv):
-        from .attention_hopper_triton import attention_hopper
+        from .attention.hopper_triton import attention_hopper
 
         try:
             return attention_hopper(q, layer_pages, band, batch, fresh_kv=fresh_kv, out=out)
@@ -137,7 +137,7 @@ def attention(
             raise
         except Exception as error:  # a launch fails when it is compiled; what else is wrong, the other kernel meets too
             _without_hopper("compile", error)
-    from .attention_triton import attention_triton
+    from .attention.triton import attention_triton
 
     return attention_triton(q, layer_pages, band, batch, num_splits=num_splits, fresh_kv=fresh_kv, out=out)
 
@@ -147,7 +147,7 @@ def _hopper_fits(q: Tensor, layer_pages: Tensor, fresh_kv: tuple[Tensor, Tensor]
     if not q.is_cuda or _hopper_missing or os.environ.get(HOPPER_VARIABLE) == "0":
         return False
     try:
-        from .attention_hopper_triton import hopper_fits
+        from .attention.hopper_triton import hopper_fits
     except Exception as error:
         _without_hopper("load", error)
         return False
@@ -169,7 +169,7 @@ def shared_attention(
     """`attention`, in which the Triton kernels read the keys that requests share once a group."""
     if not uses_triton(q):
         return attention_reference(q, layer_pages, band, batch, out=out)
-    from .shared_attention_triton import shared_attention_triton
+    from .attention.shared_triton import shared_attention_triton
 
     return shared_attention_triton(q, layer_pages, band, batch, groups, num_splits=num_splits, out=out)
 

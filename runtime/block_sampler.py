@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import dispatch as kernels
-from ..kernels.attention_batch import AttentionBatch
+from ..kernels.attention.batch import AttentionBatch
 from .canvas_slots import CanvasSlots
 from .fused_layers import FusedLayers
 

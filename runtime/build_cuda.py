@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ..kernels.attention_tiling import most_shared_memory, shared_memory
+from ..kernels.attention.tiling import most_shared_memory, shared_memory
 from .block_sampler import BlockSampler
 from .canvas_slots import CanvasSlots
 from .cuda_runner import CudaRunner

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import dispatch as kernels
-from ..kernels.shared_groups import SharedGroups
+from ..kernels.attention.groups import SharedGroups
 from .canvas_slots import CanvasSlots
 from .decoder import Decoder
 from .fused_layers import FusedLayers

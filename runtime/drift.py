@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..kernels.paged_attention import gather_kv_reference, ragged_attention_reference
+from ..kernels.attention.dense import gather_kv_reference, ragged_attention_reference
 from .decoder import Decoder
 from .kv_pool import KVPool
 

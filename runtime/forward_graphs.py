@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.shared_groups import SharedGroups, SharedPlan, plan_shared_groups
+from ..kernels.attention.groups import SharedGroups, SharedPlan, plan_shared_groups
 from .block_sampler import BlockSampler
 from .cuda_runner import CudaRunner
 from .device_arrays import Array, DeviceArrays

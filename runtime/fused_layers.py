@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import dispatch as kernels
+from ..kernels.attention.groups import SharedGroups
 from ..kernels.rope import rope_table
 from ..kernels.row_norm import RowNorm
-from ..kernels.shared_groups import SharedGroups
 from .decoder import Decoder
 from .kv_pool import KVPool
 from .linear import Linear

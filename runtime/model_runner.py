@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.paged_attention import paged_attention_reference, ragged_attention_reference, write_kv_reference
+from ..kernels.attention.dense import paged_attention_reference, ragged_attention_reference, write_kv_reference
 from .decoder import Decoder
 from .dense_kv import DenseKV
 from .kv_pool import BoundaryPool, KVPool

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ..kernels.attention_batch import AttentionBatch
+from ..kernels.attention.batch import AttentionBatch
 from .device_arrays import Array
 
 

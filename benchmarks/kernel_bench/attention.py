@@ -12,11 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.kernel_bench.pool import Pool
 from benchmarks.kernel_bench.variant import GQA, HEAD_DIM, MHA, Variant, random
-from shoal.kernels.attention_tiling import AttentionTiling
+from shoal.kernels.attention.tiling import AttentionTiling
 
 
 def attend(pool: Pool, layer: int, tiling: AttentionTiling | None, splits: int, fresh: bool) -> Tensor:
-    from shoal.kernels.attention_triton import attention_triton
+    from shoal.kernels.attention.triton import attention_triton
 
     kv = pool.fresh[layer] if fresh else None
     return attention_triton(
@@ -25,7 +25,7 @@ def attend(pool: Pool, layer: int, tiling: AttentionTiling | None, splits: int, 
 
 
 def attend_hopper(pool: Pool, layer: int, block_keys: int, stages: int, fresh: bool) -> Tensor:
-    from shoal.kernels.attention_hopper_triton import attention_hopper
+    from shoal.kernels.attention.hopper_triton import attention_hopper
 
     return attention_hopper(
         pool.q[layer], pool.pages[layer], 0, pool.batch, fresh_kv=pool.fresh[layer] if fresh else None,

@@ -15,7 +15,7 @@ from shoal.kernels.rope import rope_table
 
 def layers() -> Iterator[Variant]:
     """A whole layer of a block step (LLaDA-8B shape) as the engine runs it, products by cuBLAS."""
-    from shoal.kernels.attention_triton import attention_triton
+    from shoal.kernels.attention.triton import attention_triton
     from shoal.kernels.kv_write_triton import rope_write_kv_triton
     from shoal.kernels.rms_norm_triton import rms_norm_triton
     from shoal.kernels.swiglu_triton import swiglu_triton

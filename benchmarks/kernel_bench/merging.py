@@ -11,8 +11,8 @@ from benchmarks.kernel_bench.variant import BF16, DEVICE, HEAD_DIM, Call, Varian
 
 
 def merging() -> Iterator[Variant]:
+    from shoal.kernels.attention.merge_triton import merge_states_triton
     from shoal.kernels.drift_triton import drift_triton
-    from shoal.kernels.merge_state_triton import merge_states_triton
 
     for tokens, parts in ((32, 8), (1024, 2)):
         data = [torch.randn(parts, tokens, 32, HEAD_DIM, device=DEVICE) for _ in range(8)]

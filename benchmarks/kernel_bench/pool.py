@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernel_bench.variant import DEVICE, HEAD_DIM, random, relative
-from shoal.kernels.attention import attend_reference
-from shoal.kernels.attention_batch import AttentionBatch
+from shoal.kernels.attention.batch import AttentionBatch
+from shoal.kernels.attention.reference import attend_reference
 
 
 class Pool:

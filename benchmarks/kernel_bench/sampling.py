@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernel_bench.variant import DEVICE, Call, Variant, random, relative
-from shoal.kernels.attention_batch import AttentionBatch
+from shoal.kernels.attention.batch import AttentionBatch
 from shoal.kernels.canvas_state import CanvasState, acceptance_bounds
 from shoal.kernels.confidence import confidence_reference
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from benchmarks.kernel_bench.attention import attention_variants, bulk
 from benchmarks.kernel_bench.pool import Pool
 from benchmarks.kernel_bench.variant import DEVICE, HEAD_DIM, MHA, Variant
-from shoal.kernels.attention_tiling import AttentionTiling, choose_splits
-from shoal.kernels.shared_groups import SharedGroups, plan_shared_groups
+from shoal.kernels.attention.groups import SharedGroups, plan_shared_groups
+from shoal.kernels.attention.tiling import AttentionTiling, choose_splits
 
 SHARED_TILINGS = [AttentionTiling(128, 64, 8, 3, bulk=True), AttentionTiling(128, 128, 8, 3, bulk=True)]
 OWN = [
@@ -22,7 +22,7 @@ OWN = [
 
 
 def shared() -> Iterator[Variant]:
-    from shoal.kernels.shared_attention_triton import shared_attention_triton
+    from shoal.kernels.attention.shared_triton import shared_attention_triton
 
     keys = 2300
     for requests, sharers in ((32, 2), (32, 4), (32, 32), (4, 4), (8, 8)):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.kernel_bench import pool, variant
-from shoal.kernels.attention import attention_reference
+from shoal.kernels.attention.reference import attention_reference
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from shoal.kernels.attention_tiling import shared_memory
+from shoal.kernels.attention.tiling import shared_memory
 from shoal.runtime import build_cuda
 from shoal.runtime.build_cuda import build_cuda_worker
 from shoal.runtime.engine_config import EngineConfig

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from shoal.kernels import dispatch
-from shoal.kernels.attention_tiling import choose_tiling
+from shoal.kernels.attention.tiling import choose_tiling
 from shoal.runtime import canvas_slots, cuda_worker, fused_layers
 from shoal.runtime.block_sampler import BlockSampler
 from shoal.runtime.canvas_slots import CanvasSlots

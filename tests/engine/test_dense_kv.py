@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from shoal.kernels.paged_attention import gather_kv_reference, write_kv_reference
+from shoal.kernels.attention.dense import gather_kv_reference, write_kv_reference
 from shoal.runtime.dense_kv import DenseKV
 
 from .tiny import make_engine, tokens

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.kernels.attention_batch import AttentionBatch
+from shoal.kernels.attention.batch import AttentionBatch
 from shoal.kernels.block_confidence import block_confidence_reference
 from shoal.kernels.canvas_state import CanvasState, acceptance_bounds
 from shoal.kernels.commit import commit_reference

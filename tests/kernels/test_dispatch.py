@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from shoal.kernels import dispatch
-from shoal.kernels.attention_batch import AttentionBatch
+from shoal.kernels.attention.batch import AttentionBatch
 
 POOL = torch.zeros(4, 2, 16, 1, 64)
 QUERIES = torch.zeros(100, 1, 64)
@@ -34,7 +34,7 @@ class Kernel:
 def portable(monkeypatch):
     """The portable kernel's stand-in, on a device that seems to be a Hopper GPU."""
     kernel = Kernel()
-    monkeypatch.setitem(sys.modules, "shoal.kernels.attention_triton", SimpleNamespace(attention_triton=kernel))
+    monkeypatch.setitem(sys.modules, "shoal.kernels.attention.triton", SimpleNamespace(attention_triton=kernel))
     monkeypatch.setattr(dispatch, "_hopper_missing", False)
     monkeypatch.setattr(dispatch, "uses_triton", lambda _: True)
     monkeypatch.setattr(dispatch, "_hopper_fits", lambda *_: not dispatch._hopper_missing)
@@ -43,7 +43,7 @@ def portable(monkeypatch):
 
 def hopper(monkeypatch, error: Exception | None) -> Kernel:
     kernel = Kernel(error)
-    monkeypatch.setitem(sys.modules, "shoal.kernels.attention_hopper_triton", SimpleNamespace(attention_hopper=kernel))
+    monkeypatch.setitem(sys.modules, "shoal.kernels.attention.hopper_triton", SimpleNamespace(attention_hopper=kernel))
     return kernel
 
 
@@ -68,7 +68,7 @@ def test_running_out_of_memory_is_no_reason_to_do_without_it(portable, monkeypat
 def test_a_module_that_does_not_load_is_said_once(monkeypatch, caplog):
     monkeypatch.setattr(dispatch, "_hopper_missing", False)
     monkeypatch.delenv(dispatch.HOPPER_VARIABLE, raising=False)
-    monkeypatch.setitem(sys.modules, "shoal.kernels.attention_hopper_triton", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "shoal.kernels.attention.hopper_triton", SimpleNamespace())
     on_gpu: Any = SimpleNamespace(is_cuda=True)
     assert not dispatch._hopper_fits(on_gpu, POOL, None)
     assert not dispatch._hopper_fits(on_gpu, POOL, None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal.kernels.paged_attention import paged_attention_reference, write_kv_reference
+from shoal.kernels.attention.dense import paged_attention_reference, write_kv_reference
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 HEADS = [(1, 1), (4, 4), (6, 2), (28, 4), (5, 1)]

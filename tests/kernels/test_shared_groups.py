@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.kernels.shared_groups import BLOCK_ROWS, SharedPlan, item_capacity, plan_shared_groups
+from shoal.kernels.attention.groups import BLOCK_ROWS, SharedPlan, item_capacity, plan_shared_groups
 
 PAGE = 16
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from shoal.kernels import attention_triton, merge_state_triton
-from shoal.kernels.attention import attention_reference
-from shoal.kernels.attention_batch import AttentionBatch
-from shoal.kernels.attention_tiling import AttentionTiling, choose_splits, choose_tiling
-from shoal.kernels.merge_state import merge_state_reference
-from shoal.kernels.merge_state_triton import merge_states_triton
+from shoal.kernels.attention import merge_triton
+from shoal.kernels.attention import triton as attention_triton
+from shoal.kernels.attention.batch import AttentionBatch
+from shoal.kernels.attention.merge import merge_state_reference
+from shoal.kernels.attention.merge_triton import merge_states_triton
+from shoal.kernels.attention.reference import attention_reference
+from shoal.kernels.attention.tiling import AttentionTiling, choose_splits, choose_tiling
 
 from .checks import DEVICE, DTYPES, Recorder, close, far
 from .worlds import World
@@ -37,9 +38,9 @@ def check(world: World, tiling: AttentionTiling | None, splits: int = 1, **optio
 @pytest.fixture
 def launches(monkeypatch):
     attention = Recorder(attention_triton._attention_kernel)
-    merge = Recorder(merge_state_triton._merge_kernel)
+    merge = Recorder(merge_triton._merge_kernel)
     monkeypatch.setattr(attention_triton, "_attention_kernel", attention)
-    monkeypatch.setattr(merge_state_triton, "_merge_kernel", merge)
+    monkeypatch.setattr(merge_triton, "_merge_kernel", merge)
     return attention.grids, merge.grids
 
 

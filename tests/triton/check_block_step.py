@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from shoal.kernels.attention_batch import AttentionBatch
+from shoal.kernels.attention.batch import AttentionBatch
 from shoal.kernels.block_confidence import block_confidence_reference
 from shoal.kernels.canvas_state import STRATEGIES, CanvasState, acceptance_bounds
 from shoal.kernels.commit import commit_reference

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shoal.kernels import confidence_triton, dispatch
-from shoal.kernels.attention_batch import AttentionBatch
+from shoal.kernels.attention.batch import AttentionBatch
 from shoal.kernels.confidence_triton import confidence_triton as confidence
 
 from .checks import DEVICE, DTYPES, Recorder, close, far, fresh

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shoal.kernels import attention_hopper_triton, dispatch
-from shoal.kernels.attention_hopper_triton import attention_hopper, hopper_fits
+from shoal.kernels import dispatch
+from shoal.kernels.attention import hopper_triton
+from shoal.kernels.attention.hopper_triton import attention_hopper, hopper_fits
 
 from .checks import DEVICE, Recorder, close, fresh
 from .worlds import World
@@ -77,8 +78,8 @@ def test_requests_without_keys_or_without_queries():
 
 
 def test_dispatch_takes_it_for_long_queries_only(monkeypatch):
-    recorder = Recorder(attention_hopper_triton._hopper_kernel)
-    monkeypatch.setattr(attention_hopper_triton, "_hopper_kernel", recorder)
+    recorder = Recorder(hopper_triton._hopper_kernel)
+    monkeypatch.setattr(hopper_triton, "_hopper_kernel", recorder)
     monkeypatch.delenv(dispatch.HOPPER_VARIABLE, raising=False)
     world = World([200, 100], [300, 100], 2, 1, 128, dtype=BF16)
     close(dispatch.attention(world.q, world.pool, 1, world.batch)[0], world.dense()[0], BF16)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shoal.kernels import kv_write_triton, swiglu_triton
-from shoal.kernels.attention_batch import AttentionBatch
+from shoal.kernels.attention.batch import AttentionBatch
 from shoal.kernels.embed import embed_reference
 from shoal.kernels.embed_triton import embed_triton
 from shoal.kernels.kv_write import rope_write_kv_reference

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shoal.kernels import shared_attention_triton
-from shoal.kernels.attention_tiling import AttentionTiling
-from shoal.kernels.shared_attention_triton import SHARED_TILING
-from shoal.kernels.shared_groups import SharedGroups, SharedPlan, plan_shared_groups
+from shoal.kernels.attention import shared_triton
+from shoal.kernels.attention.groups import SharedGroups, SharedPlan, plan_shared_groups
+from shoal.kernels.attention.shared_triton import SHARED_TILING
+from shoal.kernels.attention.tiling import AttentionTiling
 
 from .checks import DEVICE, DTYPES, Recorder, close
 from .worlds import World
@@ -31,7 +31,7 @@ def check(world: World, processors: int, splits: int = 1, bulk: bool = False, **
     groups.load(plan)
     out = torch.full(world.q.shape, torch.nan, dtype=world.dtype, device=DEVICE)
     wide = world.q.shape[2] > 128  # whose tilings are the defaults
-    found, lse = shared_attention_triton.shared_attention_triton(
+    found, lse = shared_triton.shared_attention_triton(
         world.q, world.pool, 1, world.batch, groups, num_splits=splits, out=out,
         tiling=None if wide else AttentionTiling(16, 32),
         shared_tiling=None if wide else AttentionTiling(128, 64, bulk=bulk),
@@ -73,8 +73,8 @@ def test_a_request_whose_keys_are_all_shared():
 
 
 def test_without_groups_the_first_kernel_does_nothing(monkeypatch):
-    recorder = Recorder(shared_attention_triton._shared_attention_kernel)
-    monkeypatch.setattr(shared_attention_triton, "_shared_attention_kernel", recorder)
+    recorder = Recorder(shared_triton._shared_attention_kernel)
+    monkeypatch.setattr(shared_triton, "_shared_attention_kernel", recorder)
     world = World([9, 33], [130, 100], 2, 1, 64)
     plan = check(world, 8)
     assert plan.groups == ()
@@ -84,7 +84,7 @@ def test_without_groups_the_first_kernel_does_nothing(monkeypatch):
 
 def test_arguments_that_do_not_fit_are_refused():
     world = World([9, 33], [130, 100], 2, 1, 64)
-    attend = shared_attention_triton.shared_attention_triton
+    attend = shared_triton.shared_attention_triton
     with pytest.raises(ValueError, match="groups of 3 requests"):
         attend(world.q, world.pool, 1, world.batch, SharedGroups.empty(3, 3, 42, 2, 1, DEVICE))
     groups = SharedGroups.empty(3, 2, 42, 2, 1, DEVICE)

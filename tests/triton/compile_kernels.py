@@ -23,12 +23,14 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
-import shoal.kernels.attention_triton
-import shoal.kernels.shared_attention_triton
-from shoal.kernels.attention_batch import AttentionBatch
-from shoal.kernels.attention_hopper_triton import attention_hopper
-from shoal.kernels.attention_tiling import SM_90_SHARED_MEMORY, choose_splits
-from shoal.kernels.attention_triton import attention_triton
+import shoal.kernels.attention.shared_triton
+import shoal.kernels.attention.triton
+from shoal.kernels.attention.batch import AttentionBatch
+from shoal.kernels.attention.groups import SharedGroups
+from shoal.kernels.attention.hopper_triton import attention_hopper
+from shoal.kernels.attention.shared_triton import shared_attention_triton
+from shoal.kernels.attention.tiling import SM_90_SHARED_MEMORY, choose_splits
+from shoal.kernels.attention.triton import attention_triton
 from shoal.kernels.canvas_state import CanvasState
 from shoal.kernels.commit_triton import commit_triton
 from shoal.kernels.confidence_triton import block_confidence_triton, confidence_triton
@@ -38,8 +40,6 @@ from shoal.kernels.kv_write_triton import rope_write_kv_triton
 from shoal.kernels.masked_rows_triton import masked_rows_triton
 from shoal.kernels.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
 from shoal.kernels.row_norm import RowNorm
-from shoal.kernels.shared_attention_triton import shared_attention_triton
-from shoal.kernels.shared_groups import SharedGroups
 from shoal.kernels.swiglu_triton import swiglu_triton
 
 ARCHITECTURES = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": SM_90_SHARED_MEMORY}
@@ -197,7 +197,7 @@ def resources(binary: bytes) -> dict[str, int]:
 def main(architecture: str, prefixes: list[str]) -> None:
     TargetOnly.arch = int(architecture.removeprefix("sm_"))
     triton.runtime.driver.set_active(TargetOnly())
-    for module in (shoal.kernels.attention_triton, shoal.kernels.shared_attention_triton):
+    for module in (shoal.kernels.attention.triton, shoal.kernels.attention.shared_triton):
         module.shared_memory = lambda _: ARCHITECTURES[architecture]  # type: ignore[attr-defined]
     launch = JITFunction.run
     compiled: list[Any] = []

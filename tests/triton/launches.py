@@ -25,7 +25,7 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from shoal.kernels import dispatch
-from shoal.kernels.shared_groups import SharedGroups
+from shoal.kernels.attention.groups import SharedGroups
 from shoal.runtime import loader
 from shoal.runtime.block_sampler import BlockSampler
 from shoal.runtime.build_cuda import build_cuda_worker

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shoal.kernels.attention_tiling import AttentionTiling
+from shoal.kernels.attention.tiling import AttentionTiling
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -129,10 +129,10 @@ def test_serving_launches_no_kernel_that_the_warm_up_has_not_compiled(model):
 
 def test_only_triton_files_import_triton():
     """The references, and the choice of a backend, work where Triton is missing."""
-    names = [path.stem for path in (ROOT / "kernels").glob("*.py") if not path.stem.endswith("_triton")]
-    names.remove("__init__")
-    assert "dispatch" in names
-    lines = [f"import shoal.kernels.{name}" for name in names]
+    paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "kernels").rglob("*.py")]
+    names = {".".join(path.parts) for path in paths if not path.stem.endswith("triton") and path.stem != "__init__"}
+    assert "kernels.dispatch" in names
+    lines = [f"import shoal.{name}" for name in sorted(names)]
     code = "\n".join(["import sys, torch", *lines, "from shoal.kernels import dispatch",
                       "dispatch.swiglu(torch.ones(1, 4))", "assert 'triton' not in sys.modules"])  # fmt: skip
     run(["-c", code])

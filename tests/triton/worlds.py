@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from shoal.kernels.attention_batch import AttentionBatch
+from shoal.kernels.attention.batch import AttentionBatch
 
 from .checks import DEVICE, fresh
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .attention_batch import AttentionBatch
+from .batch import AttentionBatch
 
 
 def attention_reference(

@@ -31,8 +31,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .attention_batch import AttentionBatch
-from .attention_triton import LOG2_E, check_attention, slot_rows
+from .batch import AttentionBatch
+from .triton import LOG2_E, check_attention, slot_rows
 
 BLOCK_ROWS = 128
 _REGISTERS = 168

@@ -18,10 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_batch import AttentionBatch
-from .attention_tiling import SM_90_SHARED_MEMORY, AttentionTiling, shared_memory
-from .attention_triton import LOG2_E, attend_to_pages, attention_triton, check_attention, page_rows
-from .shared_groups import BLOCK_ROWS, ITEM_FIELDS, MAX_PARTS, SharedGroups
+from .batch import AttentionBatch
+from .groups import BLOCK_ROWS, ITEM_FIELDS, MAX_PARTS, SharedGroups
+from .tiling import SM_90_SHARED_MEMORY, AttentionTiling, shared_memory
+from .triton import LOG2_E, attend_to_pages, attention_triton, check_attention, page_rows
 
 
 @triton.jit(do_not_specialize=["num_tokens", "band_offset"])

@@ -27,9 +27,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .attention_batch import AttentionBatch
-from .attention_tiling import AttentionTiling, choose_tiling, request_lanes, shared_memory
-from .merge_state_triton import merge_states_triton
+from .batch import AttentionBatch
+from .merge_triton import merge_states_triton
+from .tiling import AttentionTiling, choose_tiling, request_lanes, shared_memory
 
 LOG2_E = 1.4426950408889634
 
