@@ -21,12 +21,12 @@ from .canvas_state import CanvasState
 from .commit import commit_reference
 from .confidence import Confidence, confidence_reference
 from .drift import Drift, drift_reference
-from .embed import embed_reference
-from .kv_write import rope_write_kv_reference
+from .layers.embed import embed_reference
+from .layers.kv_write import rope_write_kv_reference
+from .layers.rms_norm import rms_norm_reference
+from .layers.row_norm import RowNorm
+from .layers.swiglu import swiglu_reference
 from .masked_rows import MaskedRows, masked_rows_reference
-from .rms_norm import rms_norm_reference
-from .row_norm import RowNorm
-from .swiglu import swiglu_reference
 
 VARIABLE = "SHOAL_KERNELS"
 HOPPER_VARIABLE = "SHOAL_HOPPER_ATTENTION"
@@ -73,7 +73,7 @@ def embed(table: Tensor, tokens: Tensor, slots: Tensor, requests: Tensor, positi
     """Contract: `embed_reference`."""
     if not uses_triton(table):
         return embed_reference(table, tokens, slots, requests, positions)
-    from .embed_triton import embed_triton
+    from .layers.embed_triton import embed_triton
 
     return embed_triton(table, tokens, slots, requests, positions)
 
@@ -82,7 +82,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Contract: `rms_norm_reference`."""
     if not uses_triton(x):
         return rms_norm_reference(x, weight, eps)
-    from .rms_norm_triton import rms_norm_triton
+    from .layers.rms_norm_triton import rms_norm_triton
 
     return rms_norm_triton(x, weight, eps)
 
@@ -92,7 +92,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     if not uses_triton(x):
         total = x + residual
         return rms_norm_reference(total, weight, eps), total
-    from .rms_norm_triton import add_rms_norm_triton
+    from .layers.rms_norm_triton import add_rms_norm_triton
 
     return add_rms_norm_triton(x, residual, weight, eps)
 
@@ -101,7 +101,7 @@ def swiglu(gate_up: Tensor, norm: RowNorm | None = None) -> Tensor:
     """Contract: `swiglu_reference`."""
     if not uses_triton(gate_up):
         return swiglu_reference(gate_up, norm)
-    from .swiglu_triton import swiglu_triton
+    from .layers.swiglu_triton import swiglu_triton
 
     return swiglu_triton(gate_up, norm=norm)
 
@@ -115,7 +115,7 @@ def rope_write_kv(
     arguments = (q, k, v, cos_table, sin_table, positions, rows, batch, band, layer_pages)
     if not uses_triton(q):
         return rope_write_kv_reference(*arguments, q_out=q_out, k_out=k_out, norm=norm, bias=bias)
-    from .kv_write_triton import rope_write_kv_triton
+    from .layers.kv_write_triton import rope_write_kv_triton
 
     return rope_write_kv_triton(*arguments, q_out=q_out, k_out=k_out, norm=norm, bias=bias)
 

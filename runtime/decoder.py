@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.rms_norm import rms_norm
-from ..kernels.rope import apply_rope, rope_table
-from ..kernels.swiglu import swiglu
+from ..kernels.layers.rms_norm import rms_norm
+from ..kernels.layers.rope import apply_rope, rope_table
+from ..kernels.layers.swiglu import swiglu
 from .linear import Linear
 from .model_config import ModelConfig
 
@@ -83,8 +83,8 @@ class Decoder:
         """Multiply the layers' norm weights into the projections that follow them, and set them to one.
 
         The function computed stays the same but for rounding: W (g * x / rms(x)) = (W diag(g)) x / rms(x). Products
-        can then run before the norm (kernels/row_norm.py). The final norm is left as it is. Doing it again changes
-        nothing.
+        can then run before the norm (kernels/layers/row_norm.py). The final norm is left as it is. Doing it again
+        changes nothing.
         """
         self.norms_folded = True
         for weights in self.layers:

@@ -3,7 +3,7 @@
 Same weights and the same function as `Decoder.layer`, in fewer passes over memory: residuals are added inside the
 matrix products, RoPE and the write of keys and values are one kernel, attention reads pages where they are. Where norms
 are folded into the weights (`Decoder.fold_norms`) and rows are few, they are put off until after the products, into
-kernels that run anyway (`kernels/row_norm.py`).
+kernels that run anyway (`kernels/layers/row_norm.py`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..kernels import dispatch as kernels
 from ..kernels.attention.groups import SharedGroups
-from ..kernels.rope import rope_table
-from ..kernels.row_norm import RowNorm
+from ..kernels.layers.rope import rope_table
+from ..kernels.layers.row_norm import RowNorm
 from .decoder import Decoder
 from .kv_pool import KVPool
 from .linear import Linear

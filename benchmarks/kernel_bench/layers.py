@@ -10,15 +10,15 @@ from torch import Tensor
 
 from benchmarks.kernel_bench.pool import Pool
 from benchmarks.kernel_bench.variant import BF16, DEVICE, HEAD_DIM, MHA, Variant, random
-from shoal.kernels.rope import rope_table
+from shoal.kernels.layers.rope import rope_table
 
 
 def layers() -> Iterator[Variant]:
     """A whole layer of a block step (LLaDA-8B shape) as the engine runs it, products by cuBLAS."""
     from shoal.kernels.attention.triton import attention_triton
-    from shoal.kernels.kv_write_triton import rope_write_kv_triton
-    from shoal.kernels.rms_norm_triton import rms_norm_triton
-    from shoal.kernels.swiglu_triton import swiglu_triton
+    from shoal.kernels.layers.kv_write_triton import rope_write_kv_triton
+    from shoal.kernels.layers.rms_norm_triton import rms_norm_triton
+    from shoal.kernels.layers.swiglu_triton import swiglu_triton
 
     cos, sin = rope_table(4608, HEAD_DIM, 5e5, DEVICE)
     width, inner, copies = 4096, 12288, 4

@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 from benchmarks.kernel_bench.pool import Pool
 from benchmarks.kernel_bench.variant import DEVICE, GQA, HEAD_DIM, MHA, Call, Variant, random, relative
-from shoal.kernels.rms_norm import rms_norm_reference
-from shoal.kernels.rope import apply_rope_reference, rope_table
-from shoal.kernels.swiglu import swiglu_reference
+from shoal.kernels.layers.rms_norm import rms_norm_reference
+from shoal.kernels.layers.rope import apply_rope_reference, rope_table
+from shoal.kernels.layers.swiglu import swiglu_reference
 
 
 def rows() -> Iterator[Variant]:
-    from shoal.kernels import rms_norm_triton, swiglu_triton
-    from shoal.kernels.kv_write_triton import rope_write_kv_triton
+    from shoal.kernels.layers import rms_norm_triton, swiglu_triton
+    from shoal.kernels.layers.kv_write_triton import rope_write_kv_triton
 
     cos, sin = rope_table(4608, HEAD_DIM, 5e5, DEVICE)
     for requests, queries, heads in ((32, 2256, MHA), (1, 32, MHA), (32, 32, MHA), (32, 32, GQA)):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shoal.kernels.rms_norm import rms_norm, rms_norm_reference
-from shoal.kernels.rope import apply_rope, apply_rope_reference, rope_table
-from shoal.kernels.swiglu import swiglu, swiglu_reference
+from shoal.kernels.layers.rms_norm import rms_norm, rms_norm_reference
+from shoal.kernels.layers.rope import apply_rope, apply_rope_reference, rope_table
+from shoal.kernels.layers.swiglu import swiglu, swiglu_reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 

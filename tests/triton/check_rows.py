@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from shoal.kernels import kv_write_triton, swiglu_triton
 from shoal.kernels.attention.batch import AttentionBatch
-from shoal.kernels.embed import embed_reference
-from shoal.kernels.embed_triton import embed_triton
-from shoal.kernels.kv_write import rope_write_kv_reference
-from shoal.kernels.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
-from shoal.kernels.rope import rope_table
-from shoal.kernels.row_norm import RowNorm
-from shoal.kernels.swiglu import swiglu_reference
+from shoal.kernels.layers import kv_write_triton, swiglu_triton
+from shoal.kernels.layers.embed import embed_reference
+from shoal.kernels.layers.embed_triton import embed_triton
+from shoal.kernels.layers.kv_write import rope_write_kv_reference
+from shoal.kernels.layers.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
+from shoal.kernels.layers.rope import rope_table
+from shoal.kernels.layers.row_norm import RowNorm
+from shoal.kernels.layers.swiglu import swiglu_reference
 
 from .checks import DEVICE, DTYPES, Recorder, close, far, fresh
 

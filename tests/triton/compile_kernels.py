@@ -35,12 +35,12 @@ from shoal.kernels.canvas_state import CanvasState
 from shoal.kernels.commit_triton import commit_triton
 from shoal.kernels.confidence_triton import block_confidence_triton, confidence_triton
 from shoal.kernels.drift_triton import drift_triton
-from shoal.kernels.embed_triton import embed_triton
-from shoal.kernels.kv_write_triton import rope_write_kv_triton
+from shoal.kernels.layers.embed_triton import embed_triton
+from shoal.kernels.layers.kv_write_triton import rope_write_kv_triton
+from shoal.kernels.layers.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
+from shoal.kernels.layers.row_norm import RowNorm
+from shoal.kernels.layers.swiglu_triton import swiglu_triton
 from shoal.kernels.masked_rows_triton import masked_rows_triton
-from shoal.kernels.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
-from shoal.kernels.row_norm import RowNorm
-from shoal.kernels.swiglu_triton import swiglu_triton
 
 ARCHITECTURES = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": SM_90_SHARED_MEMORY}
 """Bytes of shared memory that a program can have there."""

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention.batch import AttentionBatch
+from ..attention.batch import AttentionBatch
 from .row_norm import RowNorm
 from .row_norm_triton import norm_arguments, row_factor
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .attention.batch import AttentionBatch
+from ..attention.batch import AttentionBatch
 from .rope import apply_rope_reference
 from .row_norm import RowNorm
 
