@@ -23,12 +23,12 @@ from .errors import ConfigError, InvalidRequestError, shorten
 from .intake import Intake, is_single
 from .request import CacheMode, Request, RequestOutput
 from .sampling_params import SamplingParams
-from .scoring import ScoreMethod, ScoreOutput, ScorePlan, choice_tokens
+from .score_groups import WARM_UP, score_groups
+from .scoring import ScoreMethod, ScoreOutput
 from .service import Prompt
 
 logger = logging.getLogger(__name__)
 DEFAULT_SCORE_METHOD: ScoreMethod = "pseudo"
-WARM_UP = SamplingParams(max_new_tokens=0)
 _REST_AFTER_S: float | None = 1.0
 """Seconds without work after which an engine's thread ends on a CPU, until there is some again."""
 
@@ -224,9 +224,11 @@ class Engine:
 
         Raises InvalidRequestError for no choices, an empty one, an unknown method, and all that `generate` refuses.
         """
-        plan, warm_up, requests = self._scoring(prompt, choices, method, cache_mode, cache_salt, shared_prefix)
-        warmed = [_raised(output) for output in self._run(warm_up)]
-        return plan.gather([_raised(output) for output in self._run(requests)], warmed)
+        options = cache_mode, cache_salt, shared_prefix
+        plan, groups = score_groups(self._intake, prompt, choices, method, *options)
+        done = [_raised(output) for requests in groups for output in self._run(requests)]
+        warm = len(done) - plan.num_forwards
+        return plan.gather(done[warm:], done[:warm])
 
     async def async_score(
         self,
@@ -239,24 +241,11 @@ class Engine:
         shared_prefix: int = 0,
     ) -> ScoreOutput:
         """As `score`, awaitable."""
-        plan, warm_up, requests = self._scoring(prompt, choices, method, cache_mode, cache_salt, shared_prefix)
-        warmed = [_raised(output) for output in await self._async_run(warm_up)]
-        return plan.gather([_raised(output) for output in await self._async_run(requests)], warmed)
-
-    def _scoring(
-        self, prompt: Prompt, choices: Any, method: str, cache_mode: CacheMode | None, cache_salt: str,
-        shared_prefix: int,
-    ) -> tuple[ScorePlan, list[Request], list[Request]]:  # fmt: skip
-        """The plan, what warms the prompt first (nothing if one request does it all), and the requests that score."""
-        tokens = self._intake.encode(prompt, "prompt")
-        ids = choice_tokens(choices, lambda text: self._intake.encode_text(text, "choices", False))
-        plan = ScorePlan(ids, method, self._parts.facts.block_length)
-        prompts = [tokens] if plan.needs_warm_up else []
-        warm_up = self._intake.requests(prompts, WARM_UP, cache_mode, cache_salt, None, shared_prefix)
-        requests = self._intake.requests(
-            [tokens] * len(plan.canvases), None, cache_mode, cache_salt, plan.canvases, len(tokens), plan.targets
-        )
-        return plan, warm_up, requests
+        options = cache_mode, cache_salt, shared_prefix
+        plan, groups = score_groups(self._intake, prompt, choices, method, *options)
+        done = [_raised(output) for requests in groups for output in await self._async_run(requests)]
+        warm = len(done) - plan.num_forwards
+        return plan.gather(done[warm:], done[:warm])
 
     def abort(self, rid: str) -> None:
         """End a request early; its caller gets an output with finish_reason `abort`.

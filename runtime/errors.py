@@ -48,6 +48,10 @@ class RequestTimeoutError(ShoalError):
     """The request was not done within its time; what it had so far comes with the error."""
 
 
+class RequestAbortedError(ShoalError):
+    """The request was ended by an abort before it had anything to answer with."""
+
+
 class WireError(ShoalError):
     """A message between processes is too large, malformed or of another version."""
 

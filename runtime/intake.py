@@ -68,6 +68,16 @@ class Intake:
         self._tokenizer = tokenizer
         self._ids = itertools.count()
 
+    @property
+    def block_length(self) -> int:
+        """The default of the sampling parameter."""
+        return self._facts.block_length
+
+    @property
+    def max_running_requests(self) -> int:
+        """How many requests run together at most."""
+        return self._config.max_running_requests
+
     def requests(
         self,
         prompts: Any,
@@ -112,7 +122,7 @@ class Intake:
             raise InvalidRequestError(message, field="shared_prefix", value=shared_prefix, limit=0)
         templates = [None] * len(params) if canvas is None else self._templates(canvas, len(params))
         for pairs in targets or ():
-            self._check_targets(pairs)
+            self.check_choices([[token for _, token in pairs]])
         made = [
             self._request(prompt, sampling, template, mode, cache_salt, shared_prefix, index)
             for index, (prompt, sampling, template) in enumerate(zip(prompts, params, templates, strict=True))
@@ -121,13 +131,6 @@ class Intake:
             self._score(request, pairs)
         return made
 
-    def _check_targets(self, pairs: Sequence[tuple[int, int]]) -> None:
-        mask, tokens = self._facts.model.mask_token_id, [token for _, token in pairs]
-        self._check_ids(tokens, "choices", "choices")
-        if mask in tokens:
-            message = f"choices has token id {mask}, the mask: it is no possible answer"
-            raise InvalidRequestError(message, field="choices", value=mask)
-
     def _score(self, request: Request, pairs: Sequence[tuple[int, int]]) -> None:
         template = request.template
         for position, _ in pairs:
@@ -135,6 +138,15 @@ class Intake:
                 message = f"targets has position {position}; it must be one of a mask of the canvas"
                 raise InvalidRequestError(message, field="targets", value=position)
         request.score(np.array(pairs, np.int64).reshape(-1, 2))
+
+    def check_choices(self, choices: Sequence[Sequence[int]]) -> None:
+        """Raise InvalidRequestError for token ids that can't be answers: outside of the vocabulary, or the mask."""
+        mask = self._facts.model.mask_token_id
+        for choice in choices:
+            self._check_ids(choice, "choices", "choices")
+            if mask in choice:
+                message = f"choices has token id {mask}, the mask: it is no possible answer"
+                raise InvalidRequestError(message, field="choices", value=mask)
 
     def encode(self, prompt: Any, name: str) -> list[int]:
         """Token ids of one prompt. Raises InvalidRequestError, naming it `name`."""

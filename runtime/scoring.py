@@ -15,16 +15,22 @@ log-probability of the text.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .errors import InvalidRequestError, shorten
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InvalidRequestError, RequestAbortedError, shorten
 from .request import RequestOutput
 
 ScoreMethod = Literal["pseudo", "one_shot"]
 SCORE_METHODS: tuple[ScoreMethod, ...] = ("pseudo", "one_shot")
 MAX_CHOICES = 256
+MAX_POSITIONS = 1 << 26
+"""Token positions, prompt and canvas over all forwards, that an engine computes for one call: minutes on a fast GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +73,24 @@ class ScoreOutput:
 class ScorePlan:
     """The canvases that score some choices, and how their results come together.
 
+    Canvases are made when they are asked for, so that a plan stays as small as its choices.
+
     Args:
         choices: token ids of each choice.
         method: one of SCORE_METHODS.
         block_length: the canvas's length is a multiple of it.
+        prompt_tokens: length of the prompt.
+        max_forwards: most forwards that the choices may take, shared ones counted for each.
+        max_positions: most token positions (prompt and canvas) of these forwards together.
 
-    Raises InvalidRequestError for an unknown method, no choices, too many, or one without tokens.
+    Raises InvalidRequestError for an unknown method, no choices, one without tokens, and past any limit, before
+    anything of the size of the work is made.
     """
 
-    def __init__(self, choices: Sequence[Sequence[int]], method: str, block_length: int):
+    def __init__(
+        self, choices: Sequence[Sequence[int]], method: str, block_length: int, *, prompt_tokens: int = 0,
+        max_forwards: int | None = None, max_positions: int = MAX_POSITIONS,
+    ):  # fmt: skip
         if method not in SCORE_METHODS:
             limit = ", ".join(SCORE_METHODS)
             raise InvalidRequestError(f"method is {shorten(method)}; it must be one of {limit}", field="method",
@@ -88,35 +103,80 @@ class ScorePlan:
                 message = f"choices[{index}] is empty; it must have at least one token"
                 raise InvalidRequestError(message, field="choices", value=choice, limit=1)
         self.method: ScoreMethod = method
+        self.canvas_length = (max(map(len, choices)) // block_length + 1) * block_length
+        self._check_cost(choices, prompt_tokens, max_forwards, max_positions)
         self._choices = [tuple(int(token) for token in choice) for choice in choices]
-        length = (max(map(len, self._choices)) // block_length + 1) * block_length
-        self.canvases: list[list[int]] = []
         self.targets: list[list[tuple[int, int]]] = []
         self._where: list[list[tuple[int, int]]] = []
-        index_of: dict[tuple[int, ...], int] = {}
-        for choice in self._choices:
+        self._made_of: list[tuple[int, int]] = []  # the choice that a canvas holds, and the position it leaves out
+        index_of: dict[bytes, int] = {}
+        for number, choice in enumerate(self._choices):
             where = []
+            canvas = np.array(choice, np.int64)
             for position, token in enumerate(choice):
-                canvas = [-1] * length
-                if method == "pseudo":
-                    canvas[: len(choice)] = choice
-                    canvas[position] = -1
-                at = index_of.setdefault(tuple(canvas), len(self.canvases))
-                if at == len(self.canvases):
-                    self.canvases.append(canvas)
+                at = index_of.setdefault(self._digest(canvas, position), len(self.targets))
+                if at == len(self.targets):
+                    self._made_of.append((number, position))
                     self.targets.append([])
                 where.append((at, len(self.targets[at])))
                 self.targets[at].append((position, token))
             self._where.append(where)
 
+    def _check_cost(
+        self, choices: Sequence[Sequence[int]], prompt_tokens: int, max_forwards: int | None, max_positions: int
+    ) -> None:
+        forwards = sum(map(len, choices)) if self.method == "pseudo" else 1
+        if max_forwards is not None and forwards > max_forwards:
+            message = (
+                f"choices has {forwards} tokens in {len(choices)} entries, and method 'pseudo' takes a forward pass "
+                f"for each; at most {max_forwards} are taken in one request (max_score_forwards): score fewer at a time"
+            )
+            raise InvalidRequestError(message, field="choices", value=forwards, limit=max_forwards)
+        each = prompt_tokens + self.canvas_length
+        if forwards * each > max_positions:
+            message = (
+                f"choices takes {forwards} forward passes over {each} tokens each, {forwards * each} token positions; "
+                f"at most {max_positions} are taken in one request (max_request_tokens): score fewer at a time"
+            )
+            raise InvalidRequestError(message, field="choices", value=forwards * each, limit=max_positions)
+
+    def _digest(self, choice: npt.NDArray[np.int64], position: int) -> bytes:
+        """Equal for equal canvases: of a choice without the token at `position`, or of masks alone."""
+        if self.method == "one_shot":
+            return b""
+        token, choice[position] = choice[position], -1
+        digest = hashlib.blake2b(choice.tobytes(), digest_size=32).digest()
+        choice[position] = token
+        return digest
+
+    @property
+    def num_forwards(self) -> int:
+        """Scoring requests, of one forward each."""
+        return len(self.targets)
+
+    def canvas(self, index: int) -> list[int]:
+        """The canvas of scoring request `index`: token ids, -1 for masks. Its targets are `targets[index]`."""
+        number, position = self._made_of[index]
+        choice = self._choices[number]
+        canvas = [-1] * self.canvas_length
+        if self.method == "pseudo":
+            canvas[: len(choice)] = choice
+            canvas[position] = -1
+        return canvas
+
     @property
     def needs_warm_up(self) -> bool:
         """Whether the prompt should be computed on its own first: more than one request will share it."""
-        return len(self.canvases) > 1
+        return self.num_forwards > 1
 
     def gather(self, outputs: Sequence[RequestOutput], warm_up: Sequence[RequestOutput]) -> ScoreOutput:
-        """The scores out of the outputs of the scoring requests, in the order of `canvases`."""
+        """The scores out of the outputs of the scoring requests, in their order.
+
+        Raises RequestAbortedError when one of the requests was aborted.
+        """
         every = [*warm_up, *outputs]
+        if any(output.finish_reason == "abort" for output in every):
+            raise RequestAbortedError("the request was aborted before all choices were scored", field="rid")
         return ScoreOutput(
             tuple(
                 ChoiceScore(choice, tuple(outputs[canvas].scores[target] for canvas, target in where))

@@ -25,7 +25,14 @@ class ServerConfig:
         max_body_bytes: largest request body.
         body_timeout_s: seconds that a client may take to send it.
         max_n: most answers per prompt (n).
-        max_batch: most prompts, and most answers (prompts times n), in one request.
+        max_batch: most prompts, most answers (prompts times n) and most choices (of /score, where 256 is the most at
+            all) in one request.
+        max_request_tokens: most token positions that one request may have in all: prompt and canvas of each answer, or
+            of each forward pass of /score.
+        max_request_forwards: most forward passes that the answers of one request may take in all: each one's steps, or
+            its canvas length.
+        max_score_forwards: most forward passes that one /score may take: with method `pseudo` one for each token of
+            each choice.
         max_new_tokens_limit: largest max_new_tokens. None: what the model's length allows.
         default_max_new_tokens: canvas length of requests that give none on /generate and the chat route
             (/v1/completions takes 16, as OpenAI does).
@@ -58,6 +65,9 @@ class ServerConfig:
     body_timeout_s: float = 60.0
     max_n: int = 32
     max_batch: int = 1024
+    max_request_tokens: int = 1 << 22
+    max_request_forwards: int = 1 << 20
+    max_score_forwards: int = 1 << 12
     max_new_tokens_limit: int | None = None
     default_max_new_tokens: int = 128
     default_steps: int | None = None
@@ -87,7 +97,8 @@ class ServerConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value.strip()):
                 _refuse(name, "" if name.endswith("api_key") else value, "a string that is not empty")
-        for name in ("max_body_bytes", "max_n", "max_batch", "keep_alive_s", "default_max_new_tokens"):
+        limits = ("max_batch", "max_request_tokens", "max_request_forwards", "max_score_forwards")
+        for name in ("max_body_bytes", "max_n", *limits, "keep_alive_s", "default_max_new_tokens"):
             _integer(name, getattr(self, name), 1)
         if self.max_new_tokens_limit is not None:
             _integer("max_new_tokens_limit", self.max_new_tokens_limit, 1)

@@ -41,7 +41,7 @@ async def abort_request(body: AbortBody, state: Annotated[ServerState, Depends(s
     An id that is not under way is no error: the request may just have ended.
     """
     if body.abort_all:
-        return JSONReply({"aborted": await state.service.abort(None)})
+        return JSONReply({"aborted": await state.generations.abort_all()})
     if not body.rid:
         raise bad_request("rid", "rid must be the id of a request, unless abort_all is true")
     return JSONReply({"aborted": await state.generations.abort(body.rid)})

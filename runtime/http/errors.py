@@ -12,6 +12,7 @@ from ..errors import (
     ModelLoadError,
     PoolTooSmallError,
     QueueFullError,
+    RequestAbortedError,
     RequestTimeoutError,
     ShoalError,
 )
@@ -21,6 +22,7 @@ _STATUS: tuple[tuple[type[ShoalError], int, str], ...] = (
     (PoolTooSmallError, 400, "BadRequestError"),
     (CacheInUseError, 400, "CacheInUseError"),
     (ModelLoadError, 400, "BadRequestError"),  # what a request can cause of it: no chat template
+    (RequestAbortedError, 400, "RequestAbortedError"),  # no 409: some clients send that again by themselves
     (QueueFullError, 503, "QueueFullError"),
     (EngineClosedError, 503, "ServiceUnavailableError"),
     (RequestTimeoutError, 504, "RequestTimeoutError"),

@@ -1,4 +1,4 @@
-"""Runs the generations of one HTTP request together: merged outputs, one end each, aborted when the client goes."""
+"""The work of HTTP requests: their generations and what comes before, aborted when the client goes or by its id."""
 
 from __future__ import annotations
 
@@ -6,18 +6,29 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from dataclasses import replace
 from types import TracebackType
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.types import Receive
 
-from ..errors import EngineError, InvalidRequestError, ShoalError
+from ..errors import (
+    EngineClosedError,
+    EngineError,
+    InvalidRequestError,
+    RequestAbortedError,
+    RequestTimeoutError,
+    ShoalError,
+)
 from ..request import RequestOutput
 from ..service import GenerateInput, Service
 from .metrics import Metrics
 
 request_logger = logging.getLogger("shoal.requests")
+_T = TypeVar("_T")
 
 
 class ClientGoneError(Exception):
@@ -25,51 +36,88 @@ class ClientGoneError(Exception):
 
 
 class Generations:
-    """All generations under way, by the id that the client knows them by."""
+    """All requests under way, by the id that the client knows them by."""
 
     def __init__(self, service: Service, metrics: Metrics):
         self._service = service
         self._metrics = metrics
         self._groups: dict[str, tuple[str, ...]] = {}
+        self._works: dict[str, asyncio.Future[Any]] = {}
 
     @property
     def num_active(self) -> int:
-        """HTTP requests with generations under way."""
-        return len(self._groups)
+        """HTTP requests under way; one whose work has generations of its own may count for these too."""
+        return len(self._groups.keys() | self._works.keys())
 
     def is_used(self, rid: str) -> bool:
         """Whether a request of that id is under way."""
-        return rid in self._groups
+        return rid in self._groups or rid in self._works
 
     def new_rid(self, wished: str | None = None) -> str:
         """`wished` if no request under way has it, else an id that nobody has."""
-        if wished is not None and wished not in self._groups:
+        if wished is not None and not self.is_used(wished):
             return wished
         return f"{wished}-{secrets.token_hex(4)}" if wished else secrets.token_hex(16)
 
     async def abort(self, rid: str) -> int:
-        """End the generations of a request, or one of them by its own id; how many were told to end."""
+        """End a request, with all that it runs, or one of its generations by its own id; how many were told to end."""
+        if (work := self._works.get(rid)) is not None:
+            return int(work.cancel())
         ends = [await self._service.abort(member) for member in self._groups.get(rid, (rid,))]
         return sum(ends)
 
-    def open(self, rid: str, inputs: Sequence[GenerateInput]) -> Generation:
-        """A context in which `inputs` run; leaving it ends those that still do."""
-        return Generation(self._service, self._metrics, self._groups, rid, inputs)
+    async def abort_all(self) -> int:
+        """End everything, also what the service still holds of requests that are gone; how much was told to end."""
+        works = sum(work.cancel() for work in list(self._works.values()))
+        return works + await self._service.abort(None)
+
+    def open(self, rid: str, inputs: Sequence[GenerateInput], at_a_time: int | None = None) -> Generation:
+        """A context in which `inputs` run, `at_a_time` of them (None: all); leaving it ends those that still do."""
+        return Generation(self._service, self._metrics, self._groups, rid, inputs, at_a_time)
 
     async def collect(self, request: Request, rid: str, inputs: Sequence[GenerateInput]) -> list[RequestOutput]:
         """The terminal outputs, in order. Raises the first ShoalError, or ClientGoneError when the client leaves."""
         async with self.open(rid, inputs) as generation:
-            collecting = asyncio.ensure_future(generation.collect())
-            leaving = asyncio.ensure_future(until_disconnect(request.receive))
-            try:
-                await asyncio.wait((collecting, leaving), return_when=asyncio.FIRST_COMPLETED)
-                if not collecting.done():
-                    raise ClientGoneError
-                return collecting.result()
-            finally:
-                for task in (collecting, leaving):
-                    task.cancel()
-                await asyncio.gather(collecting, leaving, return_exceptions=True)
+            return await _while_connected(request, asyncio.ensure_future(generation.collect()))
+
+    async def run(self, request: Request, rid: str, work: Awaitable[_T]) -> _T:
+        """What `work` returns: all that a request has to do, or what comes before its generations.
+
+        Meanwhile the request counts as under way, and ends when its client leaves or aborts it. Raises what `work`
+        raises, InvalidRequestError when the id is in use, ClientGoneError, RequestAbortedError, or EngineClosedError
+        when it was aborted because the service ends.
+        """
+        task = asyncio.ensure_future(work)
+        if self.is_used(rid):
+            task.cancel()
+            raise InvalidRequestError(f"rid {rid!r} is in use", field="rid", value=rid)
+        self._works[rid] = task
+        try:
+            return await _while_connected(request, task)
+        except RequestAbortedError as error:
+            status = self._service.status
+            if status.state != "up":
+                raise EngineClosedError(f"the server is {status.state}: {status.reason}") from error
+            raise
+        finally:
+            del self._works[rid]
+
+
+async def _while_connected(request: Request, task: asyncio.Future[_T]) -> _T:
+    """The result of a task. Raises ClientGoneError when the client leaves first, RequestAbortedError when it is
+    cancelled; it is over in any case."""
+    leaving = asyncio.ensure_future(until_disconnect(request.receive))
+    try:
+        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        if task.cancelled():
+            raise RequestAbortedError("the request was aborted", field="rid")
+        return task.result()
+    finally:
+        for each in (task, leaving):
+            each.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)
 
 
 class Generation:
@@ -77,7 +125,7 @@ class Generation:
 
     def __init__(
         self, service: Service, metrics: Metrics, groups: dict[str, tuple[str, ...]], rid: str,
-        inputs: Sequence[GenerateInput],
+        inputs: Sequence[GenerateInput], at_a_time: int | None = None,
     ):  # fmt: skip
         self._service = service
         self._metrics = metrics
@@ -86,6 +134,8 @@ class Generation:
         self._inputs = inputs
         self._latest: dict[int, RequestOutput | BaseException] = {}
         self._news = asyncio.Event()
+        self._turns = asyncio.Semaphore(at_a_time or max(1, len(inputs)))
+        self._opened = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Generation:
@@ -134,7 +184,18 @@ class Generation:
         self._news.set()
 
     async def _pump(self, index: int) -> None:
+        async with self._turns:
+            await self._generate(index)
+
+    async def _generate(self, index: int) -> None:
         item = self._inputs[index]
+        if item.timeout_s is not None:  # it counts from when the request was opened
+            waited = time.monotonic() - self._opened
+            if waited >= item.timeout_s:
+                message = f"not done within timeout_s = {item.timeout_s:g} seconds (it was waiting)"
+                self._put(index, RequestTimeoutError(message, field="timeout_s", value=waited, limit=item.timeout_s))
+                return
+            item = replace(item, timeout_s=item.timeout_s - waited)
         watch = self._metrics.watch()
         stream: AsyncGenerator[RequestOutput, None] = self._service.generate(item)
         finished = False

@@ -13,6 +13,7 @@ from ..errors import shorten
 from ..request import CACHE_MODES
 from ..sampling_params import SamplingParams
 from ..service import MAX_PRIORITY, GenerateInput, Prompt
+from .cost import check_answers, check_work
 from .decoding import KNOBS, sampling_params
 from .errors import bad_request
 from .schemas import ChatMessage, Routing, ScoreBody
@@ -48,7 +49,10 @@ def make_batch(
     if len(prompts) * n > config.max_batch:
         words = f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} answers"
         raise bad_request("n", f"{words}; this server gives at most {config.max_batch} in one request")
+    check_answers(len(prompts) * n, f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} answers", "prompt",
+                  state.service.info)  # fmt: skip
     params = [sampling_params(v, config, default_max_new_tokens) for v in values]
+    check_work(config, state.service.info, prompts, params, n, "prompt")
     for p in params:
         _check_seeds(p, n)
     check_unicode("prompt", prompts)

@@ -13,6 +13,7 @@ from ..request import RequestOutput
 from ..service import GenerateInput
 from .errors import bad_request
 from .inputs import Batch, adopt_routing, knobs_of, make_batch, merged
+from .preparation import prepared
 from .replies import JSONReply, meta_info
 from .schemas import GenerateBody
 from .sse import EventStream, event
@@ -41,6 +42,7 @@ async def generate(
         replace(item, canvas=canvases[i // batch.n], shared_prefix=body.shared_prefix or 0)
         for i, item in enumerate(batch.inputs)
     ))  # fmt: skip
+    batch = await prepared(state, request, batch)
     headers = {"x-request-id": batch.rid}
     if body.stream:
         return await EventStream(_events(state, batch), headers).prepare(request)

@@ -13,6 +13,7 @@ from ..errors import shorten
 from ..request import RequestOutput
 from .errors import ApiError
 from .inputs import Batch, adopt_routing, chat_messages, knobs_of, make_batch, merged
+from .preparation import prepared
 from .replies import JSONReply, diffusion_info, usage
 from .schemas import ChatBody, CompletionBody, StreamOptions
 from .sse import EventStream, event
@@ -31,7 +32,11 @@ async def completions(body: CompletionBody, request: Request, state: Ready) -> R
     values = _openai_values(body.fields(), body.max_tokens, drop=("prompt", "rid"))
     echo = bool(values.pop("echo", False))
     batch = make_batch(state, request, body, prompts, [values] * len(prompts), COMPLETION_MAX_TOKENS)
-    heads = [await _as_text(state, p) for p in prompts for _ in range(batch.n)] if echo else [""] * len(batch.inputs)
+    heads = [""] * len(batch.inputs)
+    if echo:
+        texts = await state.generations.run(request, batch.rid, _as_texts(state, prompts))
+        heads = [text for text in texts for _ in range(batch.n)]
+    batch = await prepared(state, request, batch)
     frame = _frame(state, f"cmpl-{batch.rid}", "text_completion")
 
     def choice(index: int, text: str, output: RequestOutput | None) -> dict[str, Any]:
@@ -55,6 +60,7 @@ async def chat_completions(body: ChatBody, request: Request, state: Ready) -> Re
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     values = merged(knobs_of(nested), _openai_values(body.fields(), limit, drop=("messages", "rid")))
     batch = make_batch(state, request, body, [messages], [values], state.config.default_max_new_tokens)
+    batch = await prepared(state, request, batch)
     name = "chat.completion.chunk" if body.stream else "chat.completion"
     frame = _frame(state, f"chatcmpl-{batch.rid}", name)
     if body.stream:
@@ -122,8 +128,9 @@ def _openai_values(fields: dict[str, Any], max_tokens: int | None, drop: Sequenc
     return fields
 
 
-async def _as_text(state: ServerState, prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else await state.service.detokenize(prompt, skip_special_tokens=False)
+async def _as_texts(state: ServerState, prompts: Sequence[Any]) -> list[str]:
+    service = state.service
+    return [p if isinstance(p, str) else await service.detokenize(p, skip_special_tokens=False) for p in prompts]
 
 
 def _headers(batch: Batch) -> dict[str, str]:

@@ -9,16 +9,21 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
+from ..errors import RequestTimeoutError
+from ..request import RequestOutput
 from ..sampling_params import SamplingParams
-from ..scoring import ScorePlan
+from ..scoring import MAX_CHOICES, ScoreOutput, ScorePlan
 from ..service import GenerateInput
 from .errors import bad_request
 from .inputs import check_unicode, routing_of, single_rid
+from .preparation import encode_all
 from .replies import JSONReply
 from .schemas import ScoreBody
 from .state import ServerState, ready_state
 
 router = APIRouter(tags=["native"])
+_AT_A_TIME = 16
+"""Most scoring requests of one call that the scheduler holds, so that other clients get turns."""
 
 
 @router.post("/score", summary="How probable a model finds each of several choices behind a prompt")
@@ -29,30 +34,17 @@ async def score(body: ScoreBody, request: Request, state: Annotated[ServerState,
     """
     if (body.text is None) == (body.input_ids is None):
         raise bad_request("text", "exactly one of text and input_ids must be given")
-    if len(body.choices) > state.config.max_batch:
-        raise bad_request("choices", f"there are {len(body.choices)} choices; at most {state.config.max_batch}")
+    most = min(state.config.max_batch, MAX_CHOICES)
+    if not 1 <= len(body.choices) <= most:
+        raise bad_request("choices", f"choices has {len(body.choices)} entries; it must have from 1 to {most}")
     for field in ("text", "choices", "cache_salt", "extra_key"):
         check_unicode(field, getattr(body, field))
-    service, started = state.service, time.monotonic()
-    prompt = await service.tokenize(body.text) if body.text is not None else list(body.input_ids or ())
-    choices = [await service.tokenize(c, False) if isinstance(c, str) else c for c in body.choices]
-    plan = ScorePlan(choices, body.method, service.info.block_length)
     rid = single_rid(state, request, body.rid)
     base = GenerateInput(
-        rid=f"{rid}-warm", prompt=prompt, sampling=SamplingParams(max_new_tokens=0), stream=False,
+        rid=f"{rid}-warm", prompt=list(body.input_ids or ()), sampling=SamplingParams(max_new_tokens=0), stream=False,
         shared_prefix=body.shared_prefix, **routing_of(body, state),
     )  # fmt: skip
-    warm_up = []
-    if plan.needs_warm_up:
-        warm_up = await state.generations.collect(request, f"{rid}-warm", [base])
-    if base.timeout_s is not None:  # the time is for all of it; what is used up ends the next step at once
-        base = replace(base, timeout_s=max(base.timeout_s - (time.monotonic() - started), 1e-3))
-    inputs = [
-        replace(base, rid=f"{rid}-{i}", sampling=SamplingParams(max_new_tokens=len(canvas)), canvas=canvas,
-                targets=targets, shared_prefix=len(prompt))
-        for i, (canvas, targets) in enumerate(zip(plan.canvases, plan.targets, strict=True))
-    ]  # fmt: skip
-    scored = plan.gather(await state.generations.collect(request, rid, inputs), warm_up)
+    scored = await state.generations.run(request, rid, _scored(state, rid, body, base))
     reply: dict[str, Any] = {
         "choices": [
             {"token_ids": c.token_ids, "token_scores": c.token_scores, "total": c.total, "mean": c.mean}
@@ -70,3 +62,39 @@ async def score(body: ScoreBody, request: Request, state: Annotated[ServerState,
         },
     }
     return JSONReply(reply, headers={"x-request-id": rid})
+
+
+async def _scored(state: ServerState, rid: str, body: ScoreBody, base: GenerateInput) -> ScoreOutput:
+    """Tokenize, compute the prompt once where several forwards share it, then score a few canvases at a time."""
+    start = time.monotonic()
+    service, config = state.service, state.config
+    if body.text is not None:
+        (prompt,) = await encode_all(service, [body.text])
+        base = replace(base, prompt=prompt)
+    tokens = len(base.prompt)
+    plan = ScorePlan(
+        await encode_all(service, body.choices, add_special_tokens=False), body.method, service.info.block_length,
+        prompt_tokens=tokens, max_forwards=config.max_score_forwards, max_positions=config.max_request_tokens,
+    )  # fmt: skip
+    warm_up: list[RequestOutput] = []
+    if plan.needs_warm_up:
+        async with state.generations.open(base.rid, [_on_time(base, start)]) as generation:
+            warm_up = await generation.collect()
+    inputs = [
+        replace(_on_time(base, start), rid=f"{rid}-{i}", sampling=SamplingParams(max_new_tokens=plan.canvas_length),
+                canvas=plan.canvas(i), targets=plan.targets[i], shared_prefix=tokens)
+        for i in range(plan.num_forwards)
+    ]  # fmt: skip
+    async with state.generations.open(f"{rid}-scores", inputs, _AT_A_TIME) as generation:
+        return plan.gather(await generation.collect(), warm_up)
+
+
+def _on_time(item: GenerateInput, start: float) -> GenerateInput:
+    """With what is left of its time, of which everything since `start` is a part. Raises RequestTimeoutError."""
+    if item.timeout_s is None:
+        return item
+    spent = time.monotonic() - start
+    if spent >= item.timeout_s:
+        message = f"not done within timeout_s = {item.timeout_s:g} seconds (its prompt was computed)"
+        raise RequestTimeoutError(message, field="timeout_s", value=spent, limit=item.timeout_s)
+    return replace(item, timeout_s=item.timeout_s - spent)

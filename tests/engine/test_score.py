@@ -117,9 +117,51 @@ def test_bad_choices(engine, choices, method, words):
 
 def test_plan_needs_no_engine():
     plan = ScorePlan([[5, 6], [5, 7]], "pseudo", 4)
-    assert plan.canvases == [[-1, 6, -1, -1], [5, -1, -1, -1], [-1, 7, -1, -1]]
+    assert [plan.canvas(i) for i in range(plan.num_forwards)] == [[-1, 6, -1, -1], [5, -1, -1, -1], [-1, 7, -1, -1]]
     assert plan.targets == [[(0, 5)], [(1, 6), (1, 7)], [(0, 5)]]
-    assert len(ScorePlan([[1, 2, 3, 4]], "one_shot", 4).canvases[0]) == 8
+    one_shot = ScorePlan([[1, 2, 3, 4], [5]], "one_shot", 4)
+    assert (one_shot.num_forwards, one_shot.canvas(0)) == (1, [-1] * 8)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"max_forwards": 5}, "choices has 6 tokens in 2 entries.*at most 5.*max_score_forwards"),
+        ({"prompt_tokens": 10, "max_positions": 6 * 14 - 1}, "6 forward passes over 14 tokens each.*at most 83"),
+    ],
+)
+def test_a_plan_is_refused_by_its_cost(limits, words):
+    """The last case that fits passes: a limit of one more, and one forward whatever the choices with `one_shot`."""
+    choices = [[5, 6, 7], [5, 6, 8]]
+    with pytest.raises(InvalidRequestError, match=words) as caught:
+        ScorePlan(choices, "pseudo", 4, **limits)
+    assert caught.value.field == "choices"
+    name = next(name for name in limits if name.startswith("max_"))
+    ScorePlan(choices, "pseudo", 4, **{**limits, name: limits[name] + 1})
+    ScorePlan(choices, "one_shot", 4, **limits)
+
+
+def test_a_call_of_the_engine_is_refused_before_anything_of_its_size_is_made(engine):
+    """67,108,864 positions are the most: 256 choices of 600 tokens would be 153,600 forwards over 609 each."""
+    with pytest.raises(InvalidRequestError, match=r"153600 forward passes over 609 tokens each.*at most 67108864"):
+        engine.score([5], [[7] * 600] * 256)
+
+
+def test_scoring_keeps_few_requests_with_the_scheduler(engine, monkeypatch):
+    """As many as may run; what is left of the plan waits outside."""
+    most = engine.config.max_running_requests
+    held = []
+    submit = engine._loop.submit
+
+    def watched(requests, listener):
+        held.append(len(requests))
+        submit(requests, listener)
+
+    monkeypatch.setattr(engine._loop, "submit", watched)
+    choices = [tokens(40, seed) for seed in range(2)]
+    engine.score(tokens(6), choices, cache_mode="none")
+    assert sum(held) == 1 + 80
+    assert max(held) == most < 80
 
 
 # --- pins and shared_prefix --------------------------------------------------------------------------------------

@@ -1,0 +1,63 @@
+"""What one HTTP request may cost, found out before anything of it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..sampling_params import SamplingParams
+from ..server_config import ServerConfig
+from ..service import Prompt, ServiceInfo
+from .errors import bad_request
+
+
+def check_answers(count: int, words: str, field: str, info: ServiceInfo) -> None:
+    """Raise ApiError for more answers in one request than the scheduler would ever hold: trying again is no help."""
+    queued, running = info.engine["max_queued_requests"], info.engine["max_running_requests"]
+    if queued is not None and count > queued + running:
+        message = (
+            f"{words}; this server never holds more than {queued + running} at a time "
+            f"({running} running and max_queued_requests = {queued})"
+        )
+        raise bad_request(field, message)
+
+
+def is_within_model(config: ServerConfig, info: ServiceInfo, answers: int) -> bool:
+    """Whether the model's maximum alone keeps so many answers within max_request_tokens."""
+    return answers * info.max_tokens <= config.max_request_tokens
+
+
+def check_work(
+    config: ServerConfig, info: ServiceInfo, prompts: Sequence[Prompt], params: Sequence[SamplingParams], n: int,
+    field: str,
+) -> None:  # fmt: skip
+    """Raise ApiError for prompts and canvases, with `n` answers each, past max_request_tokens or max_request_forwards.
+
+    Prompts that are not tokens yet count with their canvases alone. Where the model's maximum is the stricter limit,
+    lengths are left to the check of each answer.
+    """
+    prompt_tokens = canvas_tokens = forwards = 0
+    for prompt, sampling in zip(prompts, params, strict=True):
+        prompt_tokens += len(prompt) if _is_tokens(prompt) else 0
+        canvas_tokens += sampling.max_new_tokens
+        forwards += max(1, sampling.steps or sampling.max_new_tokens)
+    positions, limit = n * (prompt_tokens + canvas_tokens), config.max_request_tokens
+    if positions > limit and not is_within_model(config, info, n * len(prompts)):
+        if n * prompt_tokens <= limit:
+            field = "max_new_tokens"
+        message = (
+            f"{field}: the answers have {n * prompt_tokens} prompt tokens and {n * canvas_tokens} canvas tokens "
+            f"(max_new_tokens) in all, {positions}; at most {limit} are taken in one request (max_request_tokens)"
+        )
+        raise bad_request(field, message)
+    if n * forwards > config.max_request_forwards and n * len(prompts) * info.max_tokens > config.max_request_forwards:
+        field = "steps" if any(sampling.steps for sampling in params) else "max_new_tokens"
+        message = (
+            f"{field}: the answers may take {n * forwards} forward passes in all (steps, or max_new_tokens, of each); "
+            f"at most {config.max_request_forwards} are taken in one request (max_request_forwards)"
+        )
+        raise bad_request(field, message)
+
+
+def _is_tokens(prompt: Any) -> bool:
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], int)

@@ -1,0 +1,53 @@
+"""Prompts become tokens before any generation of a request is made, where its cost depends on that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from starlette.requests import Request
+
+from ..service import Prompt, Service
+from .cost import check_work, is_within_model
+from .inputs import Batch
+from .state import ServerState
+
+_AT_A_TIME = 8
+
+
+async def prepared(state: ServerState, request: Request, batch: Batch) -> Batch:
+    """The batch with tokens for prompts.
+
+    So a prompt of several answers is tokenized once, and the limit on all token positions holds before the first
+    generation is made. A single prompt stays as it is where the model's own maximum is the stricter limit.
+    Raises ApiError, InvalidRequestError, and what `Generations.run` raises.
+    """
+    info = state.service.info
+    if len(batch.inputs) == 1 and is_within_model(state.config, info, 1):
+        return batch
+    firsts = batch.inputs[:: batch.n]
+    prompts = [item.prompt for item in firsts]
+    tokens = await state.generations.run(request, batch.rid, encode_all(state.service, prompts))
+    check_work(state.config, info, tokens, [item.sampling for item in firsts], batch.n, "prompt")
+    return replace(
+        batch, inputs=tuple(replace(item, prompt=tokens[i // batch.n]) for i, item in enumerate(batch.inputs))
+    )
+
+
+async def encode_all(service: Service, prompts: Sequence[Prompt], add_special_tokens: bool = True) -> list[list[int]]:
+    """Token ids of prompts, in order; those that are token ids stay as they are.
+
+    Few at a time are with the tokenizer, so that other requests get turns.
+    """
+
+    async def encode(prompt: Any) -> list[int]:
+        if isinstance(prompt, str) or (len(prompt) and not isinstance(prompt[0], int)):
+            return await service.tokenize(prompt, add_special_tokens)
+        return prompt
+
+    done: list[list[int]] = []
+    for start in range(0, len(prompts), _AT_A_TIME):
+        done += await asyncio.gather(*map(encode, prompts[start : start + _AT_A_TIME]))
+    return done
