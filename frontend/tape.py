@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 from weakref import WeakSet
 
+from ..runtime.birthplace import Birthplace
 from . import driver
 from .backend import Backend
 from .errors import (
@@ -61,6 +62,8 @@ class Tape:
     """Operations, variables and the transcript of one state. Any thread may add operations and read variables.
 
     An operation that fails ends the tape: the variables behind it raise its error, those before it keep their values.
+    A forked child can read what was done before the fork; what was under way is carried out in the parent alone, and
+    raises ProgramEndedError in the child.
 
     Attributes:
         live: the function runs somewhere else while others read: they wait for what it has not declared yet.
@@ -84,6 +87,7 @@ class Tape:
         self.live = False
         self._promised: dict[str, Future[Any]] = {}  # what operations set; `assign` may put another value before it
         self._queue: deque[Operation] = deque()
+        self._birthplace = Birthplace("state")
         self._lock = threading.Condition()
         self._wakers: list[Callable[[], object]] = []
         self._branches: WeakSet[Tape] = WeakSet()
@@ -99,6 +103,7 @@ class Tape:
 
         Raises DuplicateNameError for a name that the state has already, ProgramEndedError after `end`.
         """
+        self._check_process(done=not self._busy)
         with self._lock:
             self._check_open(operation)
             names = list(operation.names)
@@ -120,12 +125,18 @@ class Tape:
 
     def read(self, operation: Operation) -> None:
         """Queue an operation that changes nothing: also after `end`."""
+        self._check_process(done=not self._busy)
         with self._lock:
             self._queue.append(operation)
             if self._busy:
                 return
             self._busy = True
         driver.submit(self._run())
+
+    def _check_process(self, done: bool) -> None:
+        """Refuse, in a forked child, what is not done: nobody will do it there. Takes no lock: it may stay locked."""
+        if not done and not self._birthplace.is_here:
+            raise ProgramEndedError(self._birthplace.refusal, field="state")
 
     def _check_open(self, operation: Operation) -> None:
         if self._ended:
@@ -185,6 +196,8 @@ class Tape:
 
         While the function of a `live` tape runs elsewhere, it waits for the declaration.
         """
+        future = self.variables.get(name)
+        self._check_process(done=not self._undeclared(name) if future is None else future.done())
         with self._lock:
             self._lock.wait_for(lambda: not self._undeclared(name))
             if name not in self.variables:
@@ -205,6 +218,7 @@ class Tape:
         """Wait, in any event loop, until `variable` would not."""
         loop = asyncio.get_running_loop()
         while True:
+            self._check_process(done=not self._undeclared(name))
             woken = asyncio.Event()
             with self._lock:
                 if not self._undeclared(name):

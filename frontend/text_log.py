@@ -8,7 +8,9 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..runtime.birthplace import Birthplace
 from . import driver
+from .errors import ProgramEndedError
 
 
 @dataclass(slots=True)
@@ -26,6 +28,7 @@ class TextLog:
     def __init__(self) -> None:
         self._pieces: list[Piece] = []
         self._finished: set[str] = set()
+        self._birthplace = Birthplace("state")
         self._changed = threading.Condition()
         self._wakers: list[Callable[[], object]] = []
         self._closed = False
@@ -73,6 +76,7 @@ class TextLog:
             with self._changed:
                 pieces, last = self._after(seen, name)
                 while not pieces and not last:
+                    self._check_process()
                     self._changed.wait()
                     pieces, last = self._after(seen, name)
             seen += len(pieces)
@@ -91,6 +95,7 @@ class TextLog:
                 if not pieces and not last:
                     self._wakers.append(lambda event=woken: driver.wake(loop, event))  # type: ignore[misc]
             if not pieces and not last:
+                self._check_process()
                 await woken.wait()
                 continue
             seen += len(pieces)
@@ -100,6 +105,10 @@ class TextLog:
             if last:
                 self._raise(name)
                 return
+
+    def _check_process(self) -> None:
+        if not self._birthplace.is_here:
+            raise ProgramEndedError(self._birthplace.refusal, field="state")
 
     def _raise(self, name: str | None) -> None:
         if name is None and self._error is not None:

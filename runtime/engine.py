@@ -53,6 +53,10 @@ class Engine:
     A thread of the engine's own drives the scheduler; every method may be called from any thread. Outputs of a list of
     prompts come in its order. Use it as a context manager, or call `shutdown`.
 
+    A child made by `fork` (`os.fork`, a `multiprocessing` pool) inherits the engine without its thread. There, whatever
+    needs the thread raises EngineClosedError and `shutdown` does nothing; the parent's engine goes on. On a CPU the
+    child can make an engine of its own.
+
     Args:
         model: `shop` (the bundled model), a model folder, or a hub id; or give an EngineConfig as `config`.
         options: any other field of EngineConfig.
@@ -153,6 +157,7 @@ class Engine:
         finished = False
         try:
             while not finished:
+                self._loop.check_process()
                 output = _raised(outputs.get())
                 finished = output.finished
                 yield output
@@ -203,6 +208,7 @@ class Engine:
         finished = False
         try:
             while not finished:
+                self._loop.check_process()
                 output = _raised(await outputs.get())
                 finished = output.finished
                 yield output

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .birthplace import Birthplace
 from .errors import EngineClosedError, EngineError, InvalidRequestError, ShoalError
 from .request import Request, RequestOutput
 from .scheduler import Scheduler
@@ -26,7 +27,8 @@ class EngineLoop:
 
     A listener is called in the engine's thread; what it raises is logged and harms nobody. Every request that
     `submit` took gets exactly one terminal output, whatever happens. Holds no reference to the Engine: so an engine
-    that nobody uses any more can be collected.
+    that nobody uses any more can be collected. A forked child lacks the thread: there it takes nothing, and closing
+    does nothing.
 
     Args:
         scheduler: what the thread drives; nobody else may touch it from now on.
@@ -38,6 +40,7 @@ class EngineLoop:
     def __init__(self, scheduler: Scheduler, idle_s: float | None = None):
         self._scheduler = scheduler
         self._idle_s = idle_s
+        self._birthplace = Birthplace("engine")
         self._torch_threads = torch.get_num_threads()
         self._listeners: dict[str, tuple[Request, Listener]] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -48,8 +51,19 @@ class EngineLoop:
 
     # From any thread
 
+    @property
+    def closed(self) -> ShoalError | None:
+        """Why it takes nothing any more; None while it does."""
+        if not self._birthplace.is_here:
+            return EngineClosedError(self._birthplace.refusal)
+        return self._closed
+
+    def check_process(self) -> None:
+        """Raise EngineClosedError in a process forked from the engine's: nothing would ever come from its thread."""
+        self._birthplace.check()
+
     def submit(self, requests: Sequence[Request], listener: Listener) -> None:
-        """Queue requests. Raises EngineClosedError when the engine is closed."""
+        """Queue requests. Raises EngineClosedError when the engine is closed, or was made in another process."""
 
         def submit() -> None:
             fresh = []
@@ -86,7 +100,8 @@ class EngineLoop:
             logger.debug("closing has ended the requests already")
 
     def call(self, task: Callable[[], None]) -> None:
-        """Run `task` in the engine's thread, soon. Raises EngineClosedError when the engine is closed."""
+        """Run `task` in the engine's thread, soon. Raises EngineClosedError as `submit` does."""
+        self.check_process()
         with self._state:
             self._refuse_if_closed()
             if self._thread is None:
@@ -113,6 +128,8 @@ class EngineLoop:
 
     def close(self, wait: bool) -> None:
         """Stop; requests that still run end with EngineClosedError. May be called twice."""
+        if not self._birthplace.is_here:
+            return
         with self._state:
             if self._closed is None:
                 self._closed = EngineClosedError("the engine was shut down")
@@ -140,8 +157,12 @@ class EngineLoop:
                         return
                     task()
                     del task  # it may hold what a caller wants to see collected
+                    if not self._birthplace.is_here:  # a callback forked: the parent goes on
+                        return
                 for output in scheduler.step():
                     self._deliver(output)
+                if not self._birthplace.is_here:
+                    return
         except Exception as error:
             logger.exception("the engine's loop failed")
             words = f"the engine's loop failed: {type(error).__name__}: {error}"
@@ -168,7 +189,7 @@ class EngineLoop:
                 self._guard(task)
 
     def _deliver(self, output: RequestOutput) -> None:
-        if output.rid not in self._listeners:
+        if output.rid not in self._listeners or not self._birthplace.is_here:
             return
         _, listener = self._listeners[output.rid]
         if output.finished:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .birthplace import Birthplace
 from .daemon_call import in_a_daemon
 from .engine import Engine
 from .engine_config import EngineConfig
@@ -23,11 +24,12 @@ _POLL_S = 0.02
 class LocalService:
     """Runs the scheduler and the worker in a thread of this process: see `Service` for what the methods promise.
 
-    For tests, and for machines where the processes of the pipeline are unwanted.
+    For tests, and for machines where the processes of the pipeline are unwanted. In a forked child it is dead.
     """
 
     def __init__(self, config: EngineConfig):
         self._config = config
+        self._birthplace = Birthplace("service")
         self._engine: Engine | None = None
         self._state: State = "starting"
         self._reason = "the model is loading"
@@ -36,6 +38,7 @@ class LocalService:
 
     async def start(self) -> None:
         """Load the model. Raises ModelLoadError or ConfigError; the service is dead then."""
+        self._birthplace.check()
         try:
             engine = await in_a_daemon(lambda: Engine(config=self._config))
         except BaseException as error:
@@ -50,8 +53,12 @@ class LocalService:
     @property
     def status(self) -> ServiceStatus:
         """See Service."""
-        if self._state == "up" and self._engine is not None and self._engine._loop._closed is not None:
-            self._die(self._engine._loop._closed.message)
+        if not self._birthplace.is_here:
+            return ServiceStatus("dead", self._birthplace.refusal)
+        if self._state == "up" and self._engine is not None:
+            closed = self._engine._loop.closed
+            if closed is not None:
+                self._die(closed.message)
         return ServiceStatus(self._state, self._reason)
 
     @property
@@ -66,6 +73,7 @@ class LocalService:
 
     async def generate(self, request: GenerateInput) -> AsyncGenerator[RequestOutput, None]:
         """See Service."""
+        self._birthplace.check()
         if self._state != "up":
             raise EngineClosedError(self._reason or "the service takes no requests")
         engine = self._need_engine()
@@ -89,6 +97,7 @@ class LocalService:
         try:
             engine._loop.submit([inner], deliver)
             while not finished:
+                self._birthplace.check()
                 output = await queue.get()
                 finished = output.finished
                 yield replace(output, rid=request.rid)
@@ -99,6 +108,7 @@ class LocalService:
 
     async def abort(self, rid: str | None = None) -> int:
         """See Service."""
+        self._birthplace.check()
         rids = list(self._active) if rid is None else [rid]
         found = [self._active[rid] for rid in rids if rid in self._active]
         if found:
@@ -123,6 +133,7 @@ class LocalService:
 
     async def flush_cache(self, timeout_s: float = 0.0) -> None:
         """See Service."""
+        self._birthplace.check()
         deadline = time.monotonic() + timeout_s
         while self._active and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_S)
@@ -159,7 +170,7 @@ class LocalService:
 
     async def shutdown(self, drain_timeout_s: float = 0.0) -> None:
         """See Service."""
-        if self._state == "dead":
+        if self.status.state == "dead":
             return
         self._state, self._reason = "draining", "the service is shutting down"
         deadline = time.monotonic() + drain_timeout_s
@@ -174,6 +185,7 @@ class LocalService:
         self._closed.set()
 
     def _need_engine(self) -> Engine:
+        self._birthplace.check()
         if self._engine is None:
             raise EngineClosedError(self._reason)
         return self._engine

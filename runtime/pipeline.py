@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from .birthplace import Birthplace
 from .child import SPARED_SIGNALS, Spec
 from .endpoints import Endpoints
 from .engine_config import EngineConfig
@@ -26,13 +28,14 @@ from .wire import ROLES, Role
 logger = logging.getLogger(__name__)
 _STOP_SECONDS = 2.0
 _POLL_SECONDS = 0.1
+_made: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
 
 class Pipeline:
     """Four child processes that talk over sockets in `endpoints`.
 
     Start and stop it from the same thread, one that lives as long as it does: on Linux the children are killed when
-    the thread that started them ends.
+    the thread that started them ends. A process forked from its own can neither stop nor keep them.
 
     Args:
         config, options: of the engine and of the pipeline; the model folder is resolved already.
@@ -42,9 +45,11 @@ class Pipeline:
     def __init__(self, config: EngineConfig, options: PipelineConfig, log_level: str = "info", log_json: bool = False):
         self.endpoints = Endpoints.create()
         self._processes: dict[Role, subprocess.Popen[bytes]] = {}
+        self._birthplace = Birthplace("pipeline")
         self._config = config
         self._options = options
         self._log = log_level, log_json
+        _made.add(self)
 
     @property
     def pids(self) -> dict[Role, int]:
@@ -77,6 +82,8 @@ class Pipeline:
 
         When it is cancelled it ends them at once.
         """
+        if not self._birthplace.is_here:
+            return
         for process in self._processes.values():
             if process.stdin is not None:
                 process.stdin.close()
@@ -89,6 +96,8 @@ class Pipeline:
 
     def kill(self) -> None:
         """End all processes at once, and remove the sockets."""
+        if not self._birthplace.is_here:
+            return
         for process in self._processes.values():
             if process.poll() is None:
                 process.kill()
@@ -97,6 +106,20 @@ class Pipeline:
             if process.stdin is not None:
                 process.stdin.close()
         self.endpoints.remove()
+
+    def let_go(self) -> None:
+        """In a forked child: close the standard inputs that it inherited. Open, they would keep the processes alive."""
+        for process in self._processes.values():
+            if process.stdin is not None:
+                process.stdin.close()
+
+
+def _let_go() -> None:
+    for pipeline in list(_made):
+        pipeline.let_go()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def child_config(config: EngineConfig, folder: Path) -> EngineConfig:

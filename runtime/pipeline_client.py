@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import zmq
 
+from .birthplace import Birthplace
 from .chat_markers import PLAIN
 from .child import FAILED
 from .daemon_call import in_a_daemon
@@ -64,7 +65,7 @@ class PipelineClient:
     """Serves requests through a Pipeline that it starts and stops. See `Service` for the calls.
 
     When a process dies, every request under way ends with an EngineError within a second, the rest of the processes
-    is stopped, the sockets are removed, and `closed` returns.
+    is stopped, the sockets are removed, and `closed` returns. A forked child sees it dead and can't harm the processes.
 
     Args:
         config: of the engine.
@@ -79,6 +80,7 @@ class PipelineClient:
         self.config = config
         self.options = options or PipelineConfig()
         self._log = log_level, log_json
+        self._birthplace = Birthplace("pipeline")
         self._status = ServiceStatus("starting", "the processes start")
         self._info: ServiceInfo | None = None
         self._pipeline: Pipeline | None = None
@@ -104,6 +106,7 @@ class PipelineClient:
 
         Raises ModelLoadError, ConfigError or EngineError, with everything stopped again, when that fails.
         """
+        self._birthplace.check()
         try:
             folder = await in_a_daemon(lambda: resolve_model_folder(self.config.model_path))
             if self._status.state != "starting":
@@ -145,7 +148,7 @@ class PipelineClient:
     @property
     def status(self) -> ServiceStatus:
         """The state at the moment."""
-        return self._status
+        return self._status if self._birthplace.is_here else ServiceStatus("dead", self._birthplace.refusal)
 
     @property
     def info(self) -> ServiceInfo:
@@ -161,11 +164,14 @@ class PipelineClient:
 
     async def closed(self) -> ServiceStatus:
         """Wait until the service is dead, by failure or by shutdown; its last status."""
-        await self._dead.wait()
-        return self._status
+        if self._birthplace.is_here:
+            await self._dead.wait()
+        return self.status
 
     async def shutdown(self, drain_timeout_s: float = 0.0) -> None:
         """Take no more requests, wait for those under way for at most `drain_timeout_s` seconds, end the rest, stop."""
+        if not self._birthplace.is_here:
+            return
         if self._status.state == "dead":
             await self._dead.wait()
             return
@@ -260,6 +266,7 @@ class PipelineClient:
             self._send(generate_message(number, request))
             sent = True
             while not finished:
+                self._birthplace.check()
                 output = await stream.next()
                 finished = output.finished
                 yield output
@@ -268,7 +275,7 @@ class PipelineClient:
             raise
         finally:
             del self._streams[number], self._by_rid[request.rid]
-            if sent and not finished and self._status.state != "dead":
+            if sent and not finished and self.status.state != "dead":
                 self._send(Abort(number))
 
     async def abort(self, rid: str | None = None) -> int:
@@ -291,6 +298,7 @@ class PipelineClient:
 
     async def flush_cache(self, timeout_s: float = 0.0) -> None:
         """Drop every cached prefix. Raises CacheInUseError when requests are under way after `timeout_s` seconds."""
+        self._birthplace.check()
         await self._until_idle(timeout_s)
         if self._streams:
             message = f"flush refused: {len(self._streams)} requests are under way"
@@ -321,10 +329,12 @@ class PipelineClient:
         return await self._questions.ask(lambda number: self._send(question(number)))
 
     def _require_alive(self) -> None:
+        self._birthplace.check()
         if self._status.state == "dead" or self._info is None:
             raise EngineClosedError(f"the server is {self._status.state}: {self._status.reason}")
 
     def _require_up(self) -> None:
+        self._birthplace.check()
         if self._status.state != "up":
             raise EngineClosedError(f"the server is {self._status.state}: {self._status.reason}")
 

@@ -1,0 +1,75 @@
+"""Children made by fork of the process that has a pipeline: they can neither use it, nor stop it, nor keep it alive."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from shoal.runtime.worker_trace import TraceOptions
+
+from ..engine.forking import in_child
+from .running import PROMPT, last, request, running
+
+
+def _run(call: Callable[[], Any]) -> str:
+    """In a thread and event loop of the child's own: its main thread is inside the parent's loop."""
+    done: list[str] = []
+
+    def work() -> None:
+        try:
+            done.append(str(asyncio.run(call())))
+        except Exception as error:
+            done.append(f"{type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return done[0]
+
+
+async def test_a_child_is_refused_and_its_end_stops_nothing():
+    async with running() as client:
+        assert (await last(client, request("a"))).finish_reason == "length"
+        pipeline = client._pipeline
+        assert pipeline is not None
+        calls: list[Callable[[], Any]] = [
+            lambda: last(client, request("b")), client.abort, client.flush_cache, client.cache_snapshot, client.stats,
+            lambda: client.tokenize("abc"), lambda: client.detokenize(PROMPT), client.stop_profile,
+            lambda: client.start_profile(TraceOptions(output_dir="/tmp")), client.start,
+        ]  # fmt: skip
+        words = in_child(lambda: "\n".join(_run(call) for call in calls)).splitlines()
+        assert len(words) == len(calls)
+        for word in words:
+            assert word.startswith("EngineClosedError: the pipeline was made in another process"), word
+
+        def end() -> str:
+            assert client.status.state == "dead"
+            states = [_run(call) for call in (client.closed, client.shutdown, pipeline.stop)]
+            pipeline.kill()
+            return " ".join(states)
+
+        assert "was made in another process" in in_child(end, ends=True)
+        assert client.status.state == "up"
+        assert (await last(client, request("c"))).finish_reason == "length"
+
+
+async def test_a_child_that_lives_on_does_not_keep_the_processes():
+    """They end when their standard input does: a child must not hold the other end of it."""
+    reader, writer = os.pipe()
+    async with running() as client:
+        child = os.fork()
+        if not child:
+            os.close(writer)
+            os.read(reader, 1)  # until the parent has closed its end
+            os._exit(0)
+        os.close(reader)
+        pipeline = client._pipeline
+        assert pipeline is not None
+        processes = list(pipeline._processes.values())
+        await client.shutdown()
+    assert [process.returncode for process in processes] == [0] * 4
+    os.close(writer)
+    os.waitpid(child, 0)
