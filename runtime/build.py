@@ -79,7 +79,7 @@ def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> t
     block_length = config.block_length or default_block_length(folder)
     if device.type == "cuda":
         config = with_cuda_budget(config, model, block_length, dtype)
-    kv_pages, boundary_pages = pool_sizes(config, tree)
+    kv_pages, boundary_pages = pool_sizes(config, tree, profile)
     with _limits_of_memory(config, str(device)):
         kv = KVPool(model, kv_pages, page_size, config.layers_per_band, dtype, device)
         boundary = BoundaryPool(model, boundary_pages, page_size, dtype, device)

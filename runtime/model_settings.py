@@ -74,23 +74,37 @@ def boundary_depths(config: EngineConfig, profile: DepthProfile) -> tuple[int, .
     return fallback_depths(profile.depths, profile.max_depth, config.layers_per_band)
 
 
-def pool_sizes(config: EngineConfig, tree: TreeConfig) -> tuple[int, int]:
-    """Pages of the KV pool and of the boundary pool.
+def pool_sizes(config: EngineConfig, tree: TreeConfig, profile: DepthProfile) -> tuple[int, int]:
+    """Pages of the KV pool and of the boundary pool, in the proportion in which captures take them.
 
-    Boundary pages hold a state for every token and stored depth, so the two pools are sized for the same tokens.
+    So captures fill both at the same time, and neither has to evict for the other's sake. A KV pool of given size
+    (`kv_cache_tokens`) gets the boundary pool that goes with it. Raises ConfigError for less than a page of all layers.
     """
-    bands, depths = tree.num_bands, max(1, len(tree.boundary_depths))
-    per_page = bands * tree.kv_page_bytes + depths * tree.boundary_page_bytes
+    bands, states = _capture_pages(config, tree, profile)
     if config.kv_cache_tokens is not None:
         assert config.page_size is not None
-        pages = -(-config.kv_cache_tokens // config.page_size)
-    else:
-        assert config.kv_cache_bytes is not None
-        pages = config.kv_cache_bytes // per_page
-    if pages < 1:
-        message = f"kv_cache_bytes is {config.kv_cache_bytes}; one page of all layers takes {per_page} bytes"
-        raise ConfigError(message, field="kv_cache_bytes", value=config.kv_cache_bytes, limit=per_page)
-    return pages * bands, pages * depths
+        kv_pages = -(-config.kv_cache_tokens // config.page_size) * tree.num_bands
+        return kv_pages, max(1, -(-kv_pages // bands) * states)
+    assert config.kv_cache_bytes is not None
+    captured = bands * tree.kv_page_bytes + states * tree.boundary_page_bytes
+    captures = config.kv_cache_bytes // captured
+    if captures * bands < tree.num_bands:
+        least = -(-tree.num_bands // bands) * captured
+        message = f"kv_cache_bytes is {config.kv_cache_bytes}; one page of all layers takes {least} bytes"
+        raise ConfigError(message, field="kv_cache_bytes", value=config.kv_cache_bytes, limit=least)
+    return captures * bands, max(1, captures * states)
+
+
+def _capture_pages(config: EngineConfig, tree: TreeConfig, profile: DepthProfile) -> tuple[int, int]:
+    """KV pages and boundary pages that a capture takes for one page of tokens.
+
+    One of each band, and of each stored depth, up to the depth of the capture: the profile's deepest, or with prefix
+    refreshes (see `ReusePlanner`) any of the profile's; of those the one with the most boundary pages for its KV pages.
+    """
+    refreshes = profile.refreshes if config.refresh_interval is None else config.refresh_interval > 0
+    depths = {depth for _, depth in profile.table} if refreshes else {profile.max_depth}
+    needs = [(tree.bands(depth), sum(at <= depth for at in tree.boundary_depths)) for depth in depths if depth]
+    return max(needs, key=lambda need: need[1] / need[0], default=(tree.num_bands, 0))
 
 
 def default_block_length(folder: Path) -> int:

@@ -13,7 +13,7 @@ from .facts import Facts
 from .hub import resolve_model_folder
 from .messages import AddRequest, Forward, ForwardItem, Release, StepResult
 from .model_config import ModelConfig
-from .model_settings import check_bands, default_block_length, load_profile, pool_sizes
+from .model_settings import boundary_depths, check_bands, default_block_length, load_profile, pool_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +96,11 @@ def build_null_worker(config: EngineConfig, tokens: int, delay_s: float = 0.0) -
     profile = load_profile(config, folder, model.architecture, model.num_layers, check_model=False)
     profile = profile.floor_to(config.layers_per_band)
     tree = TreeConfig(
-        config.page_size, model.num_layers, config.layers_per_band, profile.depths,
+        config.page_size, model.num_layers, config.layers_per_band, boundary_depths(config, profile),
         kv_page_bytes=config.layers_per_band * 2 * config.page_size * model.kv_size * 4,
         boundary_page_bytes=config.page_size * model.hidden_size * 4,
     )  # fmt: skip
-    kv_pages, boundary_pages = pool_sizes(config, tree)
+    kv_pages, boundary_pages = pool_sizes(config, tree, profile)
     facts = Facts(
         folder=str(folder), model=model, block_length=config.block_length or default_block_length(folder),
         kv_pages=kv_pages, boundary_pages=boundary_pages, kv_page_bytes=tree.kv_page_bytes,

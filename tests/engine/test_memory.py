@@ -94,7 +94,7 @@ def test_many_prefixes_evict_one_another(folder, policy, tmp_path, name):
 
 def shrink_boundary_pool(monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
     sizes = build.pool_sizes
-    monkeypatch.setattr(build, "pool_sizes", lambda config, tree: (sizes(config, tree)[0], pages))
+    monkeypatch.setattr(build, "pool_sizes", lambda *given: (sizes(*given)[0], pages))
 
 
 @pytest.mark.parametrize("pages", [0, 1, 5, 7])
