@@ -10,6 +10,9 @@ from torch import Tensor
 STRATEGIES = ("low_confidence", "margin", "entropy", "random")
 """Index into this: what `CanvasState.strategies` holds."""
 
+STOPPED, NOT_FINITE = 1, 2
+"""Values of `CanvasState.stopped`."""
+
 
 @dataclass(frozen=True, slots=True)
 class CanvasState:
@@ -21,15 +24,17 @@ class CanvasState:
         block_starts, block_stops: int32 [slots], current block [start, stop) in positions of the whole sequence.
         block_masks: int32 [slots], masks in the block when it was entered.
         block_step: int32 [slots], commits made in the block so far.
-        nfe: int32 [slots], commits made in all.
+        nfe: int32 [slots], commits made in all; ~nfe once logits were not finite.
         steps_per_block: int32 [slots], fixed quota: forwards of a block; 0 without.
         bounds: fp32 [slots, width], without a quota: the n most confident masks are committed as long as the n-th has
             confidence >= bounds[n - 1]; see `acceptance_bounds`. width is the longest block.
+        takes_last: int32 [slots], 1 with `factor`: where all masks of the block but one are committed, that one is too.
         strategies: int32 [slots], what confidence is, as index into STRATEGIES.
         temperatures: fp32 [slots], 0 takes the most probable token.
         seeds: int64 [slots], of the draws.
         stop_ids: int32 [slots, ids], tokens that end the text; unused entries -1.
-        stopped: uint8 [slots], 1 once such a token stands before the first mask of the block.
+        stopped: uint8 [slots], STOPPED once such a token stands before the first mask of the block; NOT_FINITE once a
+            mask's probability was no number (its logits hold NaN or +inf, or -inf alone): nothing is committed then.
     """
 
     tokens: Tensor
@@ -41,6 +46,7 @@ class CanvasState:
     nfe: Tensor
     steps_per_block: Tensor
     bounds: Tensor
+    takes_last: Tensor
     strategies: Tensor
     temperatures: Tensor
     seeds: Tensor
@@ -64,6 +70,7 @@ class CanvasState:
             nfe=zeros(slots),
             steps_per_block=zeros(slots),
             bounds=zeros(slots, width, dtype=torch.float32),
+            takes_last=zeros(slots),
             strategies=zeros(slots),
             temperatures=zeros(slots, dtype=torch.float32),
             seeds=zeros(slots, dtype=torch.int64),

@@ -1,7 +1,8 @@
 """Which masks of each block become tokens after a block step (torch reference).
 
 The rules: with a quota, masks are spread evenly over the steps of a block, early steps first, at least one a step;
-else the most confident masks as long as the n-th reaches its bound, at least one. Ties go to the earlier position.
+else the most confident masks as long as the n-th reaches its bound, at least one; with `takes_last` also the only mask
+that would be left. Ties go to the earlier position.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import torch
 
 from .attention.batch import AttentionBatch
-from .canvas_state import CanvasState
+from .canvas_state import NOT_FINITE, STOPPED, CanvasState
 from .confidence import Confidence
 from .masked_rows import MaskedRows
 from .philox import RANDOM_STREAM, uniform_reference
@@ -22,7 +23,9 @@ def commit_reference(
 ) -> None:
     """Commit masks of every request of the batch that has any, and count the step for it; changes `state`.
 
-    A request that is padding, has stopped or has no masks in its block is left as it is.
+    A request that is padding, has stopped or has no masks in its block is left as it is. One with a mask whose
+    probability is not finite commits nothing, then or later: stopped becomes NOT_FINITE and nfe ~(its steps), this one
+    included, so that who reads nfe sees it.
 
     Args:
         masked: where the masks of the blocks stand in `confidence`; a mask that is not there stays one.
@@ -34,6 +37,11 @@ def commit_reference(
         if not len(open_) or int(batch.key_lengths[number]) == 0:
             continue
         at = masked.places[number, open_].long()
+        if not confidence.probability[at].isfinite().all():
+            state.block_step[slot] += 1
+            state.nfe[slot] = ~(state.nfe[slot] + 1)
+            state.stopped[slot] = NOT_FINITE
+            continue
         positions = int(state.block_starts[slot]) + open_
         scores = _scores(state, slot, positions, Confidence(*(column[at] for column in confidence)), vocabulary)
         order = torch.sort(scores, descending=True, stable=True).indices
@@ -44,6 +52,8 @@ def commit_reference(
         else:
             passes = scores[order] >= state.bounds[slot, : len(order)]
             chosen = max(1, int(passes.long().cumprod(0).sum()))
+            if int(state.takes_last[slot]) and chosen == len(order) - 1:
+                chosen += 1
         taken = order[:chosen]
         state.tokens[slot, positions[taken]] = confidence.token[at[taken]]
         state.masked[slot, positions[taken]] = 0
@@ -52,7 +62,7 @@ def commit_reference(
         block = slice(int(state.block_starts[slot]), int(state.block_stops[slot]))
         contiguous = state.masked[slot, block].eq(0).long().cumprod(0).bool()
         stops = torch.isin(state.tokens[slot, block][contiguous], state.stop_ids[slot].long())
-        state.stopped[slot] |= int(stops.any())
+        state.stopped[slot] |= STOPPED * int(stops.any())
 
 
 def _scores(

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .attention.batch import AttentionBatch
-from .canvas_state import CanvasState
+from .canvas_state import NOT_FINITE, STOPPED, CanvasState
 from .confidence import Confidence
 from .masked_rows import MaskedRows
 from .philox import RANDOM_STREAM
@@ -18,10 +18,11 @@ from .philox_triton import uniform
 @triton.jit
 def _commit_kernel(
     tokens_ptr, masked_ptr, block_starts_ptr, block_stops_ptr, block_masks_ptr, block_step_ptr, nfe_ptr,
-    steps_per_block_ptr, bounds_ptr, strategies_ptr, seeds_ptr, stop_ids_ptr, stopped_ptr,
+    steps_per_block_ptr, bounds_ptr, takes_last_ptr, strategies_ptr, seeds_ptr, stop_ids_ptr, stopped_ptr,
     slots_ptr, key_lengths_ptr, places_ptr, token_ptr, probability_ptr, margin_ptr, entropy_ptr,
     length, num_stop_ids, log_vocabulary,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, RANDOM_STREAM: tl.constexpr,
+    STOPPED: tl.constexpr, NOT_FINITE: tl.constexpr,
 ):  # fmt: skip
     request = tl.program_id(0)
     lanes = tl.arange(0, BLOCK)
@@ -39,8 +40,10 @@ def _commit_kernel(
     positions = start + lanes
     inside = positions < stop
 
+    probability = tl.load(probability_ptr + place, mask=is_open, other=0.0)
+    finite = tl.min((probability < float("inf")).to(tl.int32), 0) != 0  # NaN is not less either
     if strategy == 0:
-        score = tl.load(probability_ptr + place, mask=is_open, other=0.0)
+        score = probability
     elif strategy == 1:
         score = tl.load(margin_ptr + place, mask=is_open, other=0.0)
     elif strategy == 2:
@@ -58,8 +61,9 @@ def _commit_kernel(
     else:
         bound = tl.load(bounds_ptr + slot * WIDTH + rank, mask=is_open, other=0.0)
         chosen = tl.min(tl.where(is_open & (score < bound), rank, BLOCK), 0)
-        chosen = tl.minimum(chosen, tl.min(tl.where(is_open & (score != score), rank, BLOCK), 0))
-    taken = is_open & (rank < tl.maximum(chosen, 1))
+        chosen = tl.maximum(tl.minimum(chosen, tl.min(tl.where(is_open & (score != score), rank, BLOCK), 0)), 1)
+        chosen += ((tl.load(takes_last_ptr + slot) != 0) & (chosen == num_open - 1)).to(tl.int32)
+    taken = is_open & (rank < tl.maximum(chosen, 1)) & finite
 
     at = slot * length + positions
     new = tl.load(token_ptr + place, mask=taken, other=-1)
@@ -76,9 +80,9 @@ def _commit_kernel(
     tl.store(tokens_ptr + at, new, mask=taken)
     tl.store(masked_ptr + at, tl.zeros([BLOCK], tl.uint8), mask=taken)
     tl.store(block_step_ptr + slot, step + 1)
-    tl.store(nfe_ptr + slot, nfe + 1)
-    if stops > 0:
-        tl.store(stopped_ptr + slot, 1)
+    tl.store(nfe_ptr + slot, tl.where(finite, nfe + 1, ~(nfe + 1)))
+    if (stops > 0) | (finite == 0):
+        tl.store(stopped_ptr + slot, tl.where(finite, STOPPED, NOT_FINITE))
 
 
 def commit_triton(
@@ -90,8 +94,10 @@ def commit_triton(
             raise ValueError(f"confidence {tuple(column.shape)} must be contiguous, of {masked.rows.shape[0]} rows")
     _commit_kernel[(batch.num_requests,)](
         state.tokens, state.masked, state.block_starts, state.block_stops, state.block_masks, state.block_step,
-        state.nfe, state.steps_per_block, state.bounds, state.strategies, state.seeds, state.stop_ids, state.stopped,
+        state.nfe, state.steps_per_block, state.bounds, state.takes_last, state.strategies, state.seeds, state.stop_ids,
+        state.stopped,
         batch.slots, batch.key_lengths, masked.places, *confidence,
         state.tokens.shape[1], state.stop_ids.shape[1], math.log(vocabulary),
-        WIDTH=state.width, BLOCK=triton.next_power_of_2(state.width), RANDOM_STREAM=RANDOM_STREAM, num_warps=4,
+        WIDTH=state.width, BLOCK=triton.next_power_of_2(state.width), RANDOM_STREAM=RANDOM_STREAM,
+        STOPPED=STOPPED, NOT_FINITE=NOT_FINITE, num_warps=4,
     )  # fmt: skip

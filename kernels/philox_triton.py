@@ -20,8 +20,15 @@ def gumbel(seed, first, position, step, LANES: tl.constexpr):
     quads = first // 4 + tl.arange(0, LANES)[:, None] * 2 + tl.arange(0, 2)[None, :]
     zero = quads * 0
     a, b, c, d = tl.philox(seed, quads, zero + position, zero + step, zero)
-    words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [LANES, 8])
-    v = (words.to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    high = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [LANES, 8])
+    low = tl.reshape(tl.join(tl.join(b, d), tl.join(c, a)), [LANES, 8])
+    return gumbel_of_words(high, low)
+
+
+@triton.jit
+def gumbel_of_words(high, low):
+    """`gumbel_of_words` of tensors of uint32."""
+    v = high.to(tl.float32) * 2.3283064365386963e-10 + (low.to(tl.float32) + 0.5) * 5.421010862427522e-20
+    rest = ((high ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10
     series = v * (1 + v * (0.5 + v * (0.3333333333333333 + v * (0.25 + v * 0.2))))
-    exponential = tl.where(v < 0.0078125, series, -tl.log(1 - tl.minimum(v, 0.999999940395355)))
-    return -tl.log(exponential)
+    return -tl.log(tl.where(v < 0.0078125, series, -tl.log(rest)))

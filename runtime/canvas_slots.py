@@ -86,6 +86,7 @@ class CanvasSlots:
         values = (
             (state.block_starts, 0), (state.block_stops, 0), (state.block_masks, 0), (state.block_step, 0),
             (state.nfe, 0), (state.stopped, 0), (state.steps_per_block, steps_per_block or 0),
+            (state.takes_last, int(factor is not None)),
             (state.strategies, STRATEGIES.index(sampling.strategy)), (state.temperatures, sampling.temperature),
             (state.seeds, seed),
         )  # fmt: skip
@@ -109,7 +110,7 @@ class CanvasSlots:
         state.block_step[at] = 0
 
     def read(self, slots: Tensor, width: int) -> Tensor:
-        """int64 [requests, width + 1]: tokens of each current block, -1 for masks, and the commits so far."""
+        """int64 [requests, width + 1]: tokens of each current block, -1 for masks, and `CanvasState.nfe`."""
         state, at = self.state, slots.long()
         places = state.block_starts.index_select(0, at)[:, None] + torch.arange(width, device=slots.device)[None]
         flat = (at[:, None] * self.max_tokens + places.clamp(max=self.max_tokens - 1)).view(-1)

@@ -15,10 +15,12 @@ from .audit_pass import AuditPass
 from .block_sampler import BlockSampler
 from .cuda_runner import CudaRunner
 from .device_arrays import on_device
+from .errors import EngineError
 from .forward_graphs import ForwardGraphs
 from .host_canvas import HostCanvas
 from .messages import AddRequest, Forward, ForwardItem, Release, StepResult
 from .refresh_plan import plan_refresh
+from .sampler import NOT_FINITE, finite_scores
 from .warm_up_sizes import warm_up_sizes
 
 logger = logging.getLogger(__name__)
@@ -182,7 +184,10 @@ class CudaWorker:
         for item, start, low in zip(items, plan.last_starts, plan.last_lows, strict=True):
             if item.targets is not None:
                 places = item.targets[:, 0] - self._shift - low + start
-                results[item.rid].scores += self._sampler.scores(hidden, places, item.targets[:, 1])
+                try:
+                    results[item.rid].scores += finite_scores(self._sampler.scores(hidden, places, item.targets[:, 1]))
+                except EngineError as error:
+                    results[item.rid].error = error.message
         sizes = [item.block_stop - item.block_start for item in items]
         if not any(sizes):
             return np.empty((len(items), 1), np.int64)
@@ -203,7 +208,11 @@ class CudaWorker:
             result, forwards = results[item.rid], count
             size = item.block_stop - item.block_start
             if size and len(canvas.open_positions(item.block_start, item.block_stop)):
-                forwards = int(block[-1]) - canvas.nfe
+                commits = int(block[-1])
+                if commits < 0:  # the device's word for it, see CanvasState
+                    logger.error("request %s: %s", item.rid, NOT_FINITE)
+                    result.error, canvas.stopped, commits = NOT_FINITE, True, ~commits
+                forwards = commits - canvas.nfe
                 canvas.nfe += forwards
                 canvas.block_step += forwards
                 positions, tokens = canvas.take(block[:size])

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from ..kernels.confidence import confidence_reference
+from .errors import EngineError
 from .sampling_params import DEFAULT_THRESHOLD, SamplingParams
+
+NOT_FINITE = "the model's logits are not finite (NaN or infinity): its weights are broken, or its activations overflow"
+"""What a request fails with whose logits at a mask give no probabilities."""
+_ROWS_AT_ONCE = 8
 
 
 def choose_tokens(logits: Tensor, params: SamplingParams, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -17,13 +22,15 @@ def choose_tokens(logits: Tensor, params: SamplingParams, generator: torch.Gener
     With a temperature T, tokens are the argmax of logits + T * Gumbel noise, that is, draws from softmax(logits / T);
     confidence is what the undisturbed logits say of them. `generator` (on the CPU) is needed for a temperature and
     for the strategy `random`; its draws depend on the number of masks alone.
+
+    Raises EngineError for a row with NaN or +inf, or without a possible token.
     """
     best = confidence_reference(logits)
+    if not best.probability.isfinite().all():
+        raise EngineError(NOT_FINITE, field="logits")
     token, probability = best.token, best.probability
     if params.temperature > 0:
-        uniform = torch.rand(logits.shape, generator=generator).to(logits.device).clamp_(1e-20, 1 - 1e-7)
-        noisy = logits.float() - params.temperature * torch.log(-torch.log(uniform))
-        token = noisy.argmax(-1)
+        token = _draw(logits, params.temperature, generator)
         probability = logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0].exp()
     if params.strategy == "low_confidence":
         return token, probability
@@ -32,6 +39,32 @@ def choose_tokens(logits: Tensor, params: SamplingParams, generator: torch.Gener
     if params.strategy == "entropy":
         return token, 1 - best.entropy / math.log(logits.shape[-1])
     return token, torch.rand(token.shape, generator=generator).to(logits.device)
+
+
+def finite_scores(scores: list[float]) -> list[float]:
+    """`scores`; raises EngineError when one of them is NaN, as `choose_tokens` does."""
+    if any(map(math.isnan, scores)):
+        raise EngineError(NOT_FINITE, field="logits")
+    return scores
+
+
+def _draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """Argmax of each row of logits with noise; slices bound what the noise takes, and draw what the whole would."""
+    parts = []
+    for some in logits.split(_ROWS_AT_ONCE):
+        uniform = torch.rand(some.shape, dtype=torch.float64, generator=generator)
+        noise = gumbel(uniform).float().to(some.device)
+        parts.append(noise.mul_(temperature).add_(some).argmax(-1))
+    return torch.cat(parts)
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Gumbel noise -log E with E = -log(1 - u) from uniform u in [0, 1), float64 of any shape; overwrites `uniform`.
+
+    The large noises, which decide, come of the smallest u: the 53 bits of a float64 uniform let them go on to 37. The
+    24 bits of an fp32 uniform would end them at 16.6, and a token further behind the best one would never be drawn.
+    """
+    return uniform.clamp_(min=2.0**-54).neg_().log1p_().neg_().log_().neg_()
 
 
 def quota(masks_in_block: int, steps_in_block: int, step: int) -> int:
@@ -44,7 +77,8 @@ def choose_commits(confidence: Tensor, params: SamplingParams, count: int | None
     """Indices (int64, in order of position) of the masks to commit; confidence [masks], at least one mask.
 
     `count` is the quota when the request has one (`steps`); it commits at least one. Else the threshold or factor
-    decides. Ties go to the earlier position.
+    decides; with a factor a mask that would be left alone is committed with the others, as Fast-dLLM does. Ties go to
+    the earlier position.
     """
     order = torch.sort(confidence, descending=True, stable=True).indices
     if count is not None:
@@ -54,6 +88,7 @@ def choose_commits(confidence: Tensor, params: SamplingParams, count: int | None
         number = torch.arange(1, len(ranked) + 1, device=ranked.device)
         passes = ranked >= 1 - params.factor / (number + 1)
         chosen = max(1, int(passes.long().cumprod(0).sum()))
+        chosen += chosen == len(ranked) - 1
     else:
         threshold = DEFAULT_THRESHOLD if params.threshold is None else params.threshold
         chosen = max(1, int((confidence >= threshold).sum()))

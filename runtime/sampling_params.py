@@ -27,7 +27,7 @@ class SamplingParams:
             the number of blocks); each commits its share of the block's masks.
         threshold: commit every mask whose confidence is at least this, at least one a pass (Fast-dLLM).
         factor: commit the n most confident masks as long as the n-th has confidence >= 1 - factor / (n + 1)
-            (Fast-dLLM), at least one a pass.
+            (Fast-dLLM), at least one a pass. Where one mask of the block would be left, it is committed too.
             At most one of steps, threshold and factor; without any, threshold = 0.9.
         strategy: what confidence is: `low_confidence` (probability of the chosen token), `margin` (probability of
             the best token less that of the second), `entropy` (1 - entropy / log vocabulary) or `random`.

@@ -320,7 +320,7 @@ class Scheduler:
         audited = []
         for item, result in zip(items, results, strict=True):
             request = self._running[item.rid]
-            if result.audit is not None and request.match is not None:
+            if result.audit is not None and result.error is None and request.match is not None:
                 audited.append((request, request.match, result.audit))
             if result.error is not None:
                 request.fail(EngineError(f"the forward failed: {result.error}", field="rid", value=request.rid))

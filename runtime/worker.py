@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from .audit_pass import AuditPass
+from .errors import EngineError
 from .messages import AddRequest, Forward, ForwardItem, Release, StepResult
 from .model_runner import Entry, ModelRunner
-from .sampler import choose_commits, choose_tokens, quota
+from .sampler import choose_commits, choose_tokens, finite_scores, quota
 from .sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -161,11 +162,16 @@ class Worker:
             result.token_layers += (item.stop - item.start) * layers + (item.start - item.join) * (layers - item.depth)
             own = logits[begin : begin + len(wanted)]
             begin += len(wanted)
-            if item.targets is not None:
-                tokens = torch.from_numpy(item.targets[:, 1].copy()).to(logits.device)
-                result.scores += own.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0].tolist()
-            elif len(wanted):
-                self._commit(canvas, wanted, own, result)
+            try:
+                if item.targets is not None:
+                    tokens = torch.from_numpy(item.targets[:, 1].copy()).to(logits.device)
+                    scores = own.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+                    result.scores += finite_scores(scores.tolist())
+                elif len(wanted):
+                    self._commit(canvas, wanted, own, result)
+            except EngineError as error:  # this request's alone
+                logger.error("request %s: %s", item.rid, error.message)
+                result.error, canvas.stopped = error.message, True
 
     @staticmethod
     def _positions(item: ForwardItem, canvas: Canvas) -> npt.NDArray[np.int64]:

@@ -35,6 +35,8 @@ def brute_force(values: list[float], rule: dict[str, Any], count: int | None) ->
         left.remove(best)
         if not go_on:
             break
+    if "factor" in rule and count is None and len(left) == 1:
+        chosen += left
     return sorted(chosen)
 
 
@@ -50,6 +52,15 @@ def test_threshold_commits_all_that_reach_it_and_at_least_one(values, threshold)
 def test_factor_commits_while_the_nth_is_sure_enough(values, factor):
     found = choose_commits(torch.tensor(values, dtype=torch.float64), SamplingParams(factor=factor), None)
     assert found.tolist() == brute_force(values, {"factor": factor}, None)
+
+
+@pytest.mark.parametrize(("values", "chosen"), [
+    ([0.6, 0.3], [0, 1]), ([0.3], [0]), ([0.99, 0.2, 0.95], [0, 1, 2]), ([0.99, 0.2, 0.1], [0]), ([0.1, 0.2, 0.3], [2]),
+])  # fmt: skip
+def test_factor_leaves_no_mask_alone(values, chosen):
+    """Fast-dLLM's loop over the ranks stops in front of the first mask that is not sure enough, or at the last one,
+    which it commits in either case."""
+    assert choose_commits(torch.tensor(values), SamplingParams(factor=1), None).tolist() == chosen
 
 
 @given(values=confidences, count=st.integers(0, 14))

@@ -50,6 +50,7 @@ def test_commits_are_the_samplers(data):
     else:
         params = SamplingParams(factor=data.draw(st.sampled_from([0.1, 0.3, 1.0, 1.5])))
         state.bounds[0] = acceptance_bounds(None, params.factor, WIDTH)
+        state.takes_last[0] = 1
     rows = masked_rows_reference(state, batch, torch.tensor([4], dtype=torch.int32), WIDTH)
     assert int(rows.total) == sum(masked)
     padded = torch.zeros(WIDTH)

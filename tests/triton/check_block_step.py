@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 
 import pytest
@@ -11,7 +12,7 @@ import triton.language as tl
 
 from shoal.kernels.attention.batch import AttentionBatch
 from shoal.kernels.block_confidence import block_confidence_reference
-from shoal.kernels.canvas_state import STRATEGIES, CanvasState, acceptance_bounds
+from shoal.kernels.canvas_state import NOT_FINITE, STRATEGIES, CanvasState, acceptance_bounds
 from shoal.kernels.commit import commit_reference
 from shoal.kernels.commit_triton import commit_triton
 from shoal.kernels.confidence import Confidence
@@ -20,8 +21,9 @@ from shoal.kernels.drift import drift_reference
 from shoal.kernels.drift_triton import drift_triton
 from shoal.kernels.masked_rows import MaskedRows, masked_rows_reference
 from shoal.kernels.masked_rows_triton import masked_rows_triton
-from shoal.kernels.philox import RANDOM_STREAM, gumbel_reference, uniform_reference
-from shoal.kernels.philox_triton import gumbel, uniform
+from shoal.kernels.philox import RANDOM_STREAM, gumbel_reference, philox_reference, uniform_reference
+from shoal.kernels.philox import gumbel_of_words as gumbel_of_words_reference
+from shoal.kernels.philox_triton import gumbel, gumbel_of_words, uniform
 
 from .checks import DEVICE, DTYPES, close, fresh
 
@@ -96,6 +98,7 @@ def test_commits_are_the_references(mode, strategy, kind):
             state.steps_per_block[:] = torch.randint(1, 12, state.steps_per_block.shape)
         elif mode == "factor":
             state.bounds[:] = acceptance_bounds(None, 0.9, width)
+            state.takes_last[:] = 1
         elif mode == "none pass":
             state.bounds[:] = 2.0
         masked = masked_rows_triton(state, batch, first, requests * block - 25)
@@ -111,6 +114,60 @@ def test_commits_are_the_references(mode, strategy, kind):
         assert ran[batch.slots[[1, 2, 3]].long()].sum() == 0
         if mode == "none pass":
             assert changed.max() == 1
+
+
+@pytest.mark.parametrize(("probabilities", "by_factor", "by_bounds"), [
+    ([0.6, 0.3], [0, 1], [0]), ([0.3], [0], [0]), ([0.99, 0.2, 0.95], [0, 1, 2], [0, 2]), ([0.99, 0.2, 0.1], [0], [0]),
+    ([0.1, 0.2, 0.3], [2], [2]),
+])  # fmt: skip
+def test_a_factor_leaves_no_mask_alone(probabilities, by_factor, by_bounds):
+    state, batch, first = world(1, 4, 4)
+    slot, size = int(batch.slots[0]), len(probabilities)
+    start = int(state.block_starts[slot])
+    state.block_stops[slot] = start + 4
+    state.masked[slot, start : start + 4] = torch.tensor([1] * size + [0] * (4 - size), dtype=torch.uint8)
+    state.bounds[slot] = acceptance_bounds(None, 1.0, 4)
+    masked = masked_rows_triton(state, batch, first, 4)
+    column = torch.tensor(probabilities + [0.0] * (4 - size), device=DEVICE)
+    confidence = Confidence(torch.full((4,), 5, device=DEVICE), column, column, column)
+    for takes_last, expected in ((1, by_factor), (0, by_bounds)):
+        state.takes_last[slot] = takes_last
+        for commit in (commit_triton, commit_reference):
+            there = state.clone()
+            commit(there, batch, masked, confidence, 500)
+            assert torch.nonzero(there.masked[slot, start : start + size] == 0)[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("bad", ["nan", "inf", "all impossible"])
+def test_logits_that_are_not_finite_commit_nothing_and_are_reported(bad, strategy):
+    """One logit of one mask is enough; the other requests of the batch commit what they would have."""
+    state, batch, first = world(7, 8, 8)
+    state.strategies[:] = STRATEGIES.index(strategy)
+    state.temperatures[:] = 0.7
+    victim, other = int(batch.slots[4]), int(batch.slots[5])
+    for slot in (victim, other):
+        state.masked[slot, int(state.block_starts[slot])] = 1
+    masked = masked_rows_triton(state, batch, first, 56)
+    logits = fresh(56, 300)
+    row = torch.nonzero(masked.slots == victim)[-1, 0]
+    columns = slice(None) if bad == "all impossible" else 123
+    logits[row, columns] = {"nan": torch.nan, "inf": torch.inf}.get(bad, -torch.inf)
+    clean = state.clone()
+    commit_reference(clean, batch, masked, block_confidence_reference(fresh(56, 300), state, masked), 300)
+    for draw in (False, True):
+        there, expected = state.clone(), state.clone()
+        commit_triton(there, batch, masked, block_confidence_triton(logits, state, masked, draw=draw), 300)
+        commit_reference(expected, batch, masked, block_confidence_reference(logits, state, masked, draw=draw), 300)
+        same(there, expected)
+        assert int(there.stopped[victim]) == NOT_FINITE
+        assert int(there.nfe[victim]) == ~(int(state.nfe[victim]) + 1)
+        assert torch.equal(there.masked[victim], state.masked[victim])
+        assert torch.equal(there.tokens[victim], state.tokens[victim])
+        assert int(there.nfe[other]) == int(clean.nfe[other]) == int(state.nfe[other]) + 1
+        assert (there.stopped != NOT_FINITE).sum() == len(there.stopped) - 1
+        left = masked_rows_triton(there, batch, first, 56)
+        assert victim not in left.slots.tolist()
 
 
 def test_a_stop_token_counts_once_all_before_it_are_committed():
@@ -133,20 +190,65 @@ def test_a_stop_token_counts_once_all_before_it_are_committed():
 
 
 @triton.jit
-def _draw_kernel(uniform_ptr, gumbel_ptr, seed, position, step, LANES: tl.constexpr):
+def _draw_kernel(uniform_ptr, gumbel_ptr, seed, first, position, step, LANES: tl.constexpr):
     lanes = tl.arange(0, LANES)
     tl.store(uniform_ptr + lanes, uniform(seed, lanes, step, 1))
     at = lanes[:, None] * 8 + tl.arange(0, 8)[None, :]
-    tl.store(gumbel_ptr + at, gumbel(seed, LANES * 8, position, step, LANES))
+    tl.store(gumbel_ptr + at, gumbel(seed, first, position, step, LANES))
 
 
 def test_draws_are_the_references():
     assert RANDOM_STREAM == 1
     for seed, position, step in ((0, 0, 0), (2**62 - 12345, 4511, 77), (2**33 + 5, 3, 2)):
         flat, noise = torch.empty(64, device=DEVICE), torch.empty(512, device=DEVICE)
-        _draw_kernel[(1,)](flat, noise, seed, position, step, LANES=64)
+        _draw_kernel[(1,)](flat, noise, seed, 512, position, step, LANES=64)
         assert torch.equal(flat.cpu(), uniform_reference(seed, torch.arange(64), step, RANDOM_STREAM))
         close(noise, gumbel_reference(seed, 1024, position, step)[512:])
+
+
+@triton.jit
+def _gumbel_kernel(high_ptr, low_ptr, noise_ptr, COUNT: tl.constexpr):
+    at = tl.arange(0, COUNT)
+    high, low = (tl.load(high_ptr + at).to(tl.uint32), tl.load(low_ptr + at).to(tl.uint32))
+    tl.store(noise_ptr + at, gumbel_of_words(high, low))
+
+
+def test_large_and_small_noises_are_the_references():
+    """Words of every size, from both ends; the reference's distribution is tested by itself."""
+    count = 1 << 14
+    words = torch.randint(0, 1 << 32, (2, count)) >> torch.randint(0, 33, (2, count))
+    words[0, count // 2 :] = 0xFFFFFFFF - words[0, count // 2 :]
+    words[:, :2] = torch.tensor([0, 0xFFFFFFFF])
+    noise = torch.empty(count, device=DEVICE)
+    _gumbel_kernel[(1,)](*words.to(DEVICE), noise, COUNT=count)
+    close(noise, gumbel_of_words_reference(*words))
+    assert float(noise.max()) > 40
+
+
+def test_a_word_has_the_next_of_its_counter_as_its_low_half():
+    """Only small words show it. This one was found by trying 16 million counters."""
+    noise = torch.empty(64, device=DEVICE)
+    column = 12725972 * 4 + 2
+    _draw_kernel[(1,)](torch.empty(8, device=DEVICE), noise, 0, column // 8 * 8, 7, 0, LANES=8)
+    counter, zero = torch.tensor([column // 4]), torch.zeros(1, dtype=torch.int64)
+    words = [int(word) for word in philox_reference(0, counter, zero + 7, zero, zero)]
+    assert words == [1625191688, 2891003240, 141, 3165728499]
+    close(noise[column % 8], torch.tensor(-math.log((141 + 3165728499 / 2**32) / 2**32)))
+
+
+def test_tokens_far_behind_the_best_are_drawn_as_often_as_the_softmax_says():
+    """20 draws of 126,464 tokens, one of them 12 above the rest: 0.437 of them are others."""
+    draws, vocabulary, best = 20, 126_464, 77_777
+    state = CanvasState.empty(1, draws, draws, 1, DEVICE)
+    state.temperatures[0] = 1
+    positions = torch.arange(draws, dtype=torch.int32, device=DEVICE)
+    masked = MaskedRows(positions.long(), positions * 0, positions, positions[None], positions[:1] + draws)
+    logits = torch.zeros(1, vocabulary, device=DEVICE)
+    logits[0, best] = 12
+    logits = logits.repeat(draws, 1)
+    found = block_confidence_triton(logits, state, masked, splits=1, lanes=16384 if DEVICE.type == "cpu" else 256)
+    assert torch.equal(found.token, block_confidence_reference(logits, state, masked).token)
+    assert 2 <= int((found.token != best).sum()) <= 16  # binomial, all but 4 in 10,000
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
