@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ import orjson
 
 _TEXT = "[%(asctime)s] %(levelname)s %(name)s: %(message)s"
 _EXTRAS = ("http", "request")
+_LIBRARIES = ("transformers", "huggingface_hub")
 
 
 class JSONFormatter(logging.Formatter):
@@ -29,13 +31,49 @@ class JSONFormatter(logging.Formatter):
         return orjson.dumps(data, default=str).decode()
 
 
+class _LibraryLogger(logging.Logger):
+    """The top logger of a library that gives it a handler, and so a format, of its own when it is imported."""
+
+    @property
+    def propagate(self) -> bool:
+        """Always: its records go to the root's handler."""
+        return True
+
+    @propagate.setter
+    def propagate(self, value: bool) -> None:
+        pass
+
+    def addHandler(self, hdlr: logging.Handler) -> None:  # noqa: N802
+        """Ignored."""
+
+
 def configure_logging(level: str, as_json: bool, log_requests: bool) -> None:
-    """Send every log of this process to stderr, at `level` and above; replaces what was configured before."""
+    """Send every log of this process to stderr, at `level` and above; replaces what was configured before.
+
+    Warnings of Python and of libraries among them, whenever these are imported.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if as_json else logging.Formatter(_TEXT))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("shoal.requests").setLevel(logging.INFO if log_requests else logging.WARNING)
+    logging.captureWarnings(True)
+    for library in _LIBRARIES:
+        _adopt(library)
+    if as_json:  # a bar is no line of a log
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for noisy in ("httpx", "httpcore", "asyncio", "transformers", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+def _adopt(name: str) -> None:
+    """Let the records of a library go to the root's handler alone."""
+    logging.setLoggerClass(_LibraryLogger)
+    try:
+        library = logging.getLogger(name)
+    finally:
+        logging.setLoggerClass(logging.Logger)
+    if not isinstance(library, _LibraryLogger):  # it was imported before
+        library.handlers.clear()
+        library.propagate = True

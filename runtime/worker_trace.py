@@ -44,6 +44,15 @@ class TraceOptions:
             _refuse("activities", list(self.activities), f"a list of {' and '.join(ACTIVITIES)}")
 
 
+def why_not_writable(folder: Path) -> str | None:
+    """None when the folder, which is made where it is missing, can be written to; else the reason in words."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        return getattr(error, "strerror", None) or str(error)
+    return None if os.access(folder, os.W_OK | os.X_OK) else "no permission"
+
+
 class WorkerTrace:
     """At most one trace at a time. Everything happens in the thread that runs the forwards.
 
@@ -73,12 +82,8 @@ class WorkerTrace:
         if not chosen:
             _refuse("activities", list(options.activities), "CPU: this machine has no GPU")
         folder = Path(options.output_dir)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            _refuse("output_dir", str(folder), f"a folder that the server can write to ({error.strerror})")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            _refuse("output_dir", str(folder), "a folder that the server can write to")
+        if (reason := why_not_writable(folder)) is not None:
+            _refuse("output_dir", str(folder), f"a folder that the server can write to ({reason})")
         self._count += 1
         self._path = folder / f"shoal-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{self._count}.trace.json.gz"
         made = profile(activities=chosen, with_stack=options.with_stack, record_shapes=options.record_shapes)
