@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from .errors import ConfigError, InvalidRequestError, shorten
 from .sampling_params import SamplingParams
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +23,10 @@ class ServerConfig:
         port: TCP port to listen on; 0 takes a free one, which the log names.
         api_key: key that clients must send as `Authorization: Bearer KEY`. None: anybody may use the server.
         admin_api_key: key for flush, abort, the cache's snapshot and profiling. None: api_key is enough for them.
+        allowed_hosts: names that a request's Host header may have, separated by commas (`*.example.com`: any below it;
+            `*`: any). None: on a loopback address localhost, 127.0.0.1, [::1] and `host`, on other addresses any.
+        allowed_origins: other sites whose pages may call this server, as `https://example.com`, separated by commas
+            (`*`: any). None: no page of another site may.
         served_model_name: name of the model in the OpenAI routes. None: the model path.
         max_body_bytes: largest request body.
         body_timeout_s: seconds that a client may take to send it.
@@ -60,6 +66,8 @@ class ServerConfig:
     port: int = 30000
     api_key: str | None = None
     admin_api_key: str | None = None
+    allowed_hosts: str | None = None
+    allowed_origins: str | None = None
     served_model_name: str | None = None
     max_body_bytes: int = 8 << 20
     body_timeout_s: float = 60.0
@@ -93,10 +101,19 @@ class ServerConfig:
         if not isinstance(self.host, str) or not self.host:
             _refuse("host", self.host, "a host name or address")
         _integer("port", self.port, 0, 65535)
-        for name in ("api_key", "admin_api_key", "served_model_name", "profile_dir"):
+        for name in ("served_model_name", "profile_dir", "allowed_hosts", "allowed_origins"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value.strip()):
-                _refuse(name, "" if name.endswith("api_key") else value, "a string that is not empty")
+                _refuse(name, value, "a string that is not empty")
+        for name in ("api_key", "admin_api_key"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _key(name, getattr(self, name)))
+        for host in names(self.allowed_hosts):
+            if "/" in host or ("*" in host.removeprefix("*.") and host != "*"):
+                _refuse("allowed_hosts", host, "host names without scheme or path, *.NAME, or *")
+        for origin in names(self.allowed_origins):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                _refuse("allowed_origins", origin, "SCHEME://HOST or SCHEME://HOST:PORT without a path, or *")
         limits = ("max_batch", "max_request_tokens", "max_request_forwards", "max_score_forwards")
         for name in ("max_body_bytes", "max_n", *limits, "keep_alive_s", "default_max_new_tokens"):
             _integer(name, getattr(self, name), 1)
@@ -120,6 +137,20 @@ class ServerConfig:
         """Sampling parameters of requests that say nothing about them (max_new_tokens is not among them)."""
         names = ("steps", "threshold", "factor", "strategy", "temperature")
         return {name: getattr(self, f"default_{name}") for name in names}
+
+
+def names(value: str | None) -> tuple[str, ...]:
+    """The parts of a list that is separated by commas, in lower case."""
+    return tuple(part.strip().lower() for part in (value or "").split(",") if part.strip())
+
+
+def _key(name: str, value: Any) -> str:
+    """A key without the white space around it, which no HTTP header can carry."""
+    key = value.strip() if isinstance(value, str) else ""
+    if not key or not key.isprintable():
+        message = f"{name} must be a string of printable characters that is not empty; leave it out for no key"
+        raise ConfigError(message, field=name, value="", limit="printable characters")
+    return key
 
 
 def _is_number(value: Any) -> bool:

@@ -6,16 +6,18 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .runtime.engine_config import EngineConfig
-from .runtime.errors import ShoalError
+from .runtime.errors import ConfigError, ShoalError
 from .runtime.flags import add_flags, given
 from .runtime.hub import local_model_folder
 from .runtime.model_config import ModelConfig
 from .runtime.pipeline_config import PipelineConfig
 from .runtime.server_config import ServerConfig
 from .runtime.tokenizer import check_tokenizer_files
+from .runtime.worker_trace import why_not_writable
 
 if TYPE_CHECKING:
     from .runtime.http.server import StartableService
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         server = ServerConfig(**{**_keys_from_environment(), **given(namespace, ServerConfig)})
         pipeline = PipelineConfig(**given(namespace, PipelineConfig))
         _check_folder(engine)
+        _check_profile_dir(server)
         from .runtime.daemon_call import end_without_waiting
         from .runtime.http.server import run_server
         from .runtime.logs import configure_logging
@@ -93,6 +96,14 @@ def _check_folder(config: EngineConfig) -> None:
             check_tokenizer_files(folder)
 
 
+def _check_profile_dir(config: ServerConfig) -> None:
+    """Raise ConfigError when no trace can be written there: better now than at the first /start_profile."""
+    if config.profile_dir is not None and (reason := why_not_writable(Path(config.profile_dir))) is not None:
+        limit = "a folder that the server can write to"
+        message = f"profile_dir is {config.profile_dir!r}; it must be {limit} ({reason})"
+        raise ConfigError(message, field="profile_dir", value=config.profile_dir, limit=limit)
+
+
 def _open_standard_files() -> None:
     """Put the null device where standard input, output or error are closed: else sockets would take their numbers,
     which event loops and child processes do not expect."""
@@ -104,9 +115,14 @@ def _open_standard_files() -> None:
 
 
 def _keys_from_environment() -> dict[str, str]:
-    """Keys that do not show in the list of processes."""
+    """Keys that do not show in the list of processes. Raises ConfigError for an empty one."""
     names = {"api_key": "SHOAL_API_KEY", "admin_api_key": "SHOAL_ADMIN_API_KEY"}
-    return {field: os.environ[name] for field, name in names.items() if os.environ.get(name)}
+    keys = {field: os.environ[name] for field, name in names.items() if name in os.environ}
+    for field, key in keys.items():
+        if not key.strip():  # most likely a secret that is missing: never an open server
+            message = f"{names[field]} is set but empty; unset it for a server without this key"
+            raise ConfigError(message, field=field, value="", limit="a key")
+    return keys
 
 
 if __name__ == "__main__":

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hmac
 import math
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 
 from ..errors import shorten
 from ..worker_trace import TraceOptions
 from .errors import ApiError, bad_request
 from .inputs import check_unicode
+from .keys import is_admin
 from .replies import JSONReply
 from .schemas import AbortBody, ProfileBody
 from .state import ServerState, ready_state, server_state
@@ -22,7 +24,6 @@ _MAX_WAIT_S = 600.0
 
 
 @router.post("/flush_cache", summary="Drop every cached prefix", response_class=PlainTextResponse)
-@router.get("/flush_cache", include_in_schema=False)
 async def flush_cache(
     state: Annotated[ServerState, Depends(ready_state)],
     timeout: Annotated[float, Query(description="Seconds to wait for requests under way to end.")] = 0.0,
@@ -48,13 +49,17 @@ async def abort_request(body: AbortBody, state: Annotated[ServerState, Depends(s
 
 
 @router.get("/cache", summary="The radix tree")
-async def cache(state: Annotated[ServerState, Depends(ready_state)]) -> Response:
-    """Its nodes with their first tokens, depth, ratio, pages and hits, and its totals."""
-    return JSONReply(await state.service.cache_snapshot())
+async def cache(request: Request, state: Annotated[ServerState, Depends(ready_state)]) -> Response:
+    """Its nodes with their depth, ratio, pages and hits, and its totals.
+
+    Salts show as digests that mean the same for as long as this server runs. The nodes' first tokens are there only on
+    a server with an admin key, since they are what others have sent.
+    """
+    snapshot = await state.service.cache_snapshot()
+    return JSONReply(_without_secrets(snapshot, state.digest_key, tokens=is_admin(request.scope)))
 
 
 @router.post("/start_profile", summary="Record what the worker does")
-@router.get("/start_profile", include_in_schema=False)
 async def start_profile(
     state: Annotated[ServerState, Depends(ready_state)], body: ProfileBody | None = None
 ) -> Response:
@@ -76,10 +81,22 @@ async def start_profile(
 
 
 @router.post("/stop_profile", summary="End the recording and write it")
-@router.get("/stop_profile", include_in_schema=False)
 async def stop_profile(state: Annotated[ServerState, Depends(server_state)]) -> Response:
     """`path` is the trace's. Takes seconds; 400 when none is being recorded (it may have ended by itself)."""
     return JSONReply({"profiling": False, "path": await state.service.stop_profile()})
+
+
+def _without_secrets(snapshot: dict[str, Any], key: bytes, *, tokens: bool) -> dict[str, Any]:
+    """The snapshot, changed in place: digests under `key` for salts; the nodes' tokens stay only with `tokens`."""
+    for namespace in snapshot["namespaces"]:
+        salt = namespace["salt"].encode("utf-8", "surrogatepass")
+        namespace["salt"] = hmac.new(key, salt, "sha256").hexdigest()[:16] if salt else ""
+        left = [] if tokens else list(namespace["nodes"])
+        while left:
+            node = left.pop()
+            del node["first_tokens"]
+            left += node["children"]
+    return snapshot
 
 
 def _trace_folder(state: ServerState, asked: str | None) -> str:

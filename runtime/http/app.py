@@ -9,16 +9,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
 
 from ..errors import ShoalError, shorten
-from ..server_config import ServerConfig
+from ..server_config import ServerConfig, names
 from ..service import Service
 from . import administration, health, information, native, openai, score, tokenization
 from .errors import ApiError
 from .generation import ClientGoneError, Generations
+from .keys import KeyCheck
 from .metrics import Metrics
-from .middleware import AccessLog, BodyLimit, KeyCheck
+from .middleware import AccessLog, BodyLimit
+from .origins import HostCheck, JSONBodies, OriginCheck
 from .replies import JSONReply
 from .state import ServerState
 
@@ -41,8 +44,12 @@ def create_app(service: Service, config: ServerConfig, model_name: str = "") -> 
         openapi_url=None if config.disable_docs else "/openapi.json",
         middleware=[
             Middleware(AccessLog, metrics=metrics, routes=routes),
+            Middleware(HostCheck, config=config),
+            *_cors(config),
+            Middleware(OriginCheck, config=config),
             Middleware(KeyCheck, config=config),
             Middleware(BodyLimit, max_bytes=config.max_body_bytes, seconds=config.body_timeout_s),
+            Middleware(JSONBodies),
         ],
     )
     app.state.server = ServerState(service, config, metrics, Generations(service, metrics))
@@ -54,6 +61,14 @@ def create_app(service: Service, config: ServerConfig, model_name: str = "") -> 
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGoneError, _client_gone)
     return app
+
+
+def _cors(config: ServerConfig) -> list[Middleware]:
+    """Browsers ask which other origins may call this server, and show pages its replies only when it says so."""
+    origins = names(config.allowed_origins)
+    if not origins:
+        return []
+    return [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])]
 
 
 def _reply(error: ApiError, headers: Any = None) -> Response:

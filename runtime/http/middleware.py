@@ -1,29 +1,36 @@
-"""What stands before the routes: size limit, authentication, request ids, access log. Plain ASGI, so streams pass."""
+"""What stands before the routes: size and time of bodies, access log. Plain ASGI, so streams pass."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
+import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..server_config import ServerConfig
 from .errors import ApiError
+from .generation import ClientGoneError
 from .metrics import Metrics
 from .replies import JSONReply
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("shoal.access")
-OPEN_PATHS = frozenset({"/health", "/health_generate", "/ready", "/ping", "/metrics"})
-ADMIN_PATHS = frozenset({"/flush_cache", "/abort_request", "/cache", "/start_profile", "/stop_profile"})
+QUIET_PATHS = frozenset({"/health", "/health_generate", "/ready", "/ping", "/metrics"})
+"""Probes ask again and again: their replies are logged at level debug."""
+REST_BYTES, REST_SECONDS = 64 << 20, 5.0
+"""How much of a refused body is read and dropped before the reply, and for how long."""
 _CLIENT_CLOSED_REQUEST = 499
+_CLOSE: Mapping[str, str] = {"connection": "close"}
 
 
 class BodyLimit:
-    """Answers 413 to bodies over `max_bytes`, without reading them to their end, and 408 to those that take long."""
+    """Answers 413 to bodies over `max_bytes`, and 408 to those that take long.
+
+    Of a body that is too large a bounded rest is read and dropped first: most clients look for a reply only when they
+    have sent everything, and a connection that closes before that hides it from them.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float):
         self._app = app
@@ -37,15 +44,17 @@ class BodyLimit:
             return
         try:
             async with asyncio.timeout(self._seconds):
-                body = await self._read(scope, receive)
+                body, is_complete = await self._read(scope, receive)
         except TimeoutError:
             message = f"the body was not complete after {self._seconds} seconds"
-            await _refuse(ApiError(408, message, kind="RequestTimeoutError", param="body"), scope, receive, send)
+            await _answer(ApiError(408, message, kind="RequestTimeoutError", param="body"), scope, receive, send)
             return
-        except ApiError as error:
-            await _refuse(error, scope, receive, send)
+        except ClientGoneError:
             return
         if body is None:
+            error = ApiError(413, f"the body is larger than {self._max_bytes} bytes", kind="PayloadTooLargeError",
+                             param="body")  # fmt: skip
+            await _answer(error, scope, receive, send, {} if is_complete else _CLOSE)
             return
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -54,69 +63,67 @@ class BodyLimit:
 
         await self._app(scope, replay, send)
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body; None when the client has left. Raises ApiError (413)."""
-        message = f"the body is larger than {self._max_bytes} bytes"
-        too_large = ApiError(413, message, kind="PayloadTooLargeError", param="body")
-        declared = _header(scope, b"content-length")
-        if declared is not None and (not declared.isdigit() or int(declared) > self._max_bytes):
-            raise too_large
+    async def _read(self, scope: Scope, receive: Receive) -> tuple[bytes | None, bool]:
+        """The body (None when it is too large), and whether it was read to its end. Raises ClientGoneError."""
+        limit = self._max_bytes
+        if _declared(scope) > limit and not _will_end(scope, limit + REST_BYTES):
+            return None, False
         parts, size = [], 0
-        while True:
-            part = await receive()
-            if part["type"] == "http.disconnect":
-                return None
-            parts.append(part.get("body", b""))
-            size += len(parts[-1])
-            if size > self._max_bytes:
-                raise too_large
-            if not part.get("more_body", False):
-                return b"".join(parts)
+        async for part in _parts(receive):
+            size += len(part)
+            if size <= limit:
+                parts.append(part)
+            else:
+                parts.clear()
+                if size > limit + REST_BYTES:
+                    return None, False
+        return (b"".join(parts) if size <= limit else None), True
 
 
-async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    await JSONReply(error.body(), error.status, headers={"connection": "close"})(scope, receive, send)
+async def refuse(
+    error: ApiError, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str] | None = None
+) -> None:
+    """Answer instead of the routes, after a bounded rest of the body was read and dropped (see BodyLimit)."""
+    is_complete = False
+    if _will_end(scope, REST_BYTES):
+        size = 0
+        with contextlib.suppress(TimeoutError, ClientGoneError):
+            async with asyncio.timeout(REST_SECONDS):
+                async for part in _parts(receive):
+                    size += len(part)
+                    if size > REST_BYTES:
+                        break
+                else:
+                    is_complete = True
+    await _answer(error, scope, receive, send, {**(headers or {}), **({} if is_complete else _CLOSE)})
 
 
-class KeyCheck:
-    """Answers 401 to requests without the key that their path needs.
+async def _answer(
+    error: ApiError, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str] = _CLOSE
+) -> None:
+    await JSONReply(error.body(), error.status, headers=headers)(scope, receive, send)
 
-    Health and metrics need none. Admin paths need the admin key; without one configured, the ordinary key. The admin
-    key opens everything.
-    """
 
-    def __init__(self, app: ASGIApp, config: ServerConfig):
-        self._app = app
-        self._key = config.api_key
-        self._admin_key = config.admin_api_key
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request through, or answer it."""
-        if scope["type"] == "http" and not self._allowed(scope):
-            error = ApiError(401, "a valid key is needed: Authorization: Bearer KEY", kind="AuthenticationError",
-                             code="invalid_api_key")  # fmt: skip
-            await JSONReply(error.body(), 401, headers={"www-authenticate": "Bearer"})(scope, receive, send)
+async def _parts(receive: Receive) -> AsyncIterator[bytes]:
+    """What is left of a body. Raises ClientGoneError."""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        yield message.get("body", b"")
+        if not message.get("more_body", False):
             return
-        await self._app(scope, receive, send)
 
-    def _allowed(self, scope: Scope) -> bool:
-        path = scope["path"].rstrip("/") or "/"
-        if path in OPEN_PATHS or scope["method"] == "OPTIONS":
-            return True
-        if path in ADMIN_PATHS:
-            needed: Iterable[str | None] = (self._admin_key or self._key,)
-        elif self._key is not None:
-            needed = (self._key, self._admin_key)
-        else:
-            return True
-        keys = [key for key in needed if key is not None]
-        if not keys:
-            return True
-        kind, _, sent = (_header(scope, b"authorization") or b"").partition(b" ")
-        if kind.lower() != b"bearer":
-            return False
-        matches = [hmac.compare_digest(sent.strip(), key.encode()) for key in keys]  # all of them: no timing leak
-        return any(matches)
+
+def _declared(scope: Scope) -> int:
+    """Content-Length; 0 without one (the HTTP parser has refused what is no number)."""
+    value = header(scope, b"content-length") or b"0"
+    return int(value) if value.isdigit() else 0
+
+
+def _will_end(scope: Scope, most: int) -> bool:
+    """Whether the client says that it sends at most so many bytes, or not how many, and sends them without a reply."""
+    return _declared(scope) <= most and header(scope, b"expect") is None
 
 
 class AccessLog:
@@ -156,7 +163,7 @@ class AccessLog:
             client = scope.get("client") or ("", 0)
             seconds = time.monotonic() - start
             access_logger.log(
-                logging.DEBUG if path in OPEN_PATHS and status == 200 else logging.INFO,
+                logging.DEBUG if path in QUIET_PATHS and status == 200 else logging.INFO,
                 '%s:%s - "%s %s" %d %.3fs%s', client[0], client[1], scope["method"], _shown(path), status, seconds,
                 f" rid={rid}" if rid else "",
                 extra={"http": {"client": client[0], "method": scope["method"], "path": path, "status": status,
@@ -169,5 +176,6 @@ def _shown(path: str) -> str:
     return path[:200].encode("unicode_escape").decode("ascii")
 
 
-def _header(scope: Scope, name: bytes) -> bytes | None:
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The first value of a header; the name in lower case."""
     return next((value for key, value in scope["headers"] if key == name), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import time
 from dataclasses import dataclass, field
 
@@ -27,6 +28,7 @@ class ServerState:
         warm: the warm-up request is done.
         draining: the server was told to end; requests under way go on.
         started: wall-clock seconds since the epoch, for `created` fields.
+        digest_key: of the digests that stand for salts; a plain hash of a tenant's name could be guessed.
     """
 
     service: Service
@@ -36,6 +38,7 @@ class ServerState:
     warm: bool = False
     draining: bool = False
     started: float = field(default_factory=time.time)
+    digest_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
 
     @property
     def status(self) -> ServiceStatus:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from shoal.launch_server import parse
+from shoal.launch_server import main, parse
 
 from .process import SLOW, ServerProcess, wait_for, wait_load
 
@@ -110,6 +110,11 @@ def test_a_signal_while_it_starts(tmp_path):
         (("--host", "256.1.1.1"), 2, "host is"),
         (("--default-steps", "4", "--default-threshold", "0.5"), 2, "at most one of"),
         (("--page-size", "0"), 2, "page_size"),
+        (("--profile-dir", "/dev/null/traces"), 2, "profile_dir is '/dev/null/traces'"),
+        (("--api-key", " "), 2, "api_key must be"),
+        (("--admin-api-key", "a\nb"), 2, "admin_api_key must be"),
+        (("--allowed-hosts", "http://a.example"), 2, "allowed_hosts is 'http://a.example'"),
+        (("--allowed-origins", "a.example"), 2, "allowed_origins is 'a.example'"),
         (("--no-such-flag",), 2, "--no-such-flag"),
         (("--model-path", "no/such/model"), 2, "no/such/model"),
         (("shop",), 2, "the model is given twice: shop and --model-path shop"),
@@ -125,6 +130,15 @@ def test_options_that_cannot_be_end_it_in_words(tmp_path, flags, code, words):
     assert server.process.wait(120) == code
     assert server.log_text().count(words) == 1
     assert "Traceback" not in server.log_text()
+
+
+@pytest.mark.parametrize("name", ["SHOAL_API_KEY", "SHOAL_ADMIN_API_KEY"])
+@pytest.mark.parametrize("key", ["", " \n"])
+def test_an_empty_key_in_the_environment_is_no_open_server(monkeypatch, capsys, name, key):
+    """A secret that is missing, most likely."""
+    monkeypatch.setenv(name, key)
+    assert main(["--model-path", "shop", "--port", "0"]) == 2
+    assert f"{name} is set but empty" in capsys.readouterr().err
 
 
 def test_the_model_may_be_given_as_shoal_generate_takes_it():

@@ -29,7 +29,7 @@ def locked(tmp_path_factory):
              "--default-steps", "16", "--default-max-new-tokens", "16", "--request-timeout-s", "30",
              "--no-enable-cache-report", "--body-timeout-s", "3")  # fmt: skip
     log = tmp_path_factory.mktemp("locked") / "server.log"
-    with ServerProcess(log, *flags, environment={"SHOAL_ADMIN_API_KEY": ADMIN_KEY}) as server:
+    with ServerProcess(log, *flags, environment={"SHOAL_ADMIN_API_KEY": f"{ADMIN_KEY}\n"}) as server:
         yield server
 
 
@@ -61,7 +61,11 @@ class TestKeys:
                                                   ("POST", "/abort_request"), ("POST", "/start_profile")])  # fmt: skip
     def test_admin_routes_need_the_admin_key(self, locked, method, path):
         asked, url = functools.partial(httpx.request, timeout=60), locked.url + path
-        assert asked(method, url, headers=bearer(KEY), json={}).status_code == 401
+        ordinary = asked(method, url, headers=bearer(KEY), json={})
+        assert ordinary.status_code == 401
+        assert "needs the admin key" in ordinary.json()["message"]
+        assert "the key that was sent is the ordinary one" in ordinary.json()["message"]
+        assert "ordinary" not in asked(method, url, headers=bearer("wrong"), json={}).json()["message"]
         reply = asked(method, url, headers=bearer(ADMIN_KEY), json={"rid": "none"})
         assert reply.status_code == {"/cache/": 307, "/start_profile": 400}.get(path, 200)
 
@@ -167,8 +171,8 @@ def test_a_time_out_is_a_504_also_while_it_waits(locked):
 
 def test_a_body_that_does_not_come_is_a_408(locked):
     with socket.create_connection(("127.0.0.1", locked.port), timeout=60) as raw:
-        head = f"POST /generate HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: 100\r\n\r\n{{"
-        raw.sendall(head.encode())
+        head = f"POST /generate HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
+        raw.sendall(f"{head}content-length: 100\r\n\r\n{{".encode())
         assert raw.recv(4096).startswith(b"HTTP/1.1 408")
 
 
@@ -194,7 +198,7 @@ class TestProfiles:
         assert stopped == {"profiling": False, "path": started["path"]}
         names = traced(stopped["path"])
         assert sum(str(name).startswith("aten::") for name in names) > 16
-        none = admin.get("/stop_profile")
+        none = admin.post("/stop_profile")
         assert none.status_code == 400
         assert f"the last one went to {started['path']}" in none.json()["message"]
         assert admin.post("/generate", json=PROFILED).json()["output_ids"] == reply.json()["output_ids"]
@@ -300,7 +304,7 @@ def test_flush_refuses_while_requests_run_and_waits_when_asked(client, prices):
     assert client.post("/flush_cache?timeout=60").status_code == 200
     thread.join(60)
     assert client.get("/cache").json()["num_nodes"] == 0
-    assert client.get("/flush_cache").text == "Cache flushed.\n"
+    assert client.post("/flush_cache").text == "Cache flushed.\n"
     assert client.post("/flush_cache?timeout=-1").status_code == 400
     assert client.post("/flush_cache?timeout=soon").status_code == 400
 

@@ -65,7 +65,7 @@ async def test_200_clients_that_leave_at_random_moments(server, client, prices):
         body = json.dumps(work(prices, rng, rid=f"leaver-{index}")).encode()
         await asyncio.sleep(rng.random() * 4)
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        head = "POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head = "POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         sent = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
         at_once = index % 4 == 0
         cut = len(sent) if at_once or rng.random() < 2 / 3 else rng.randrange(len(sent))  # a quarter while it sends
@@ -210,17 +210,17 @@ def test_bodies_over_the_limit_are_answered_with_413(server, client):
         assert reply.status_code == 413
         assert "1000000 bytes" in reply.json()["message"]
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as raw:
-        raw.sendall(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
+        raw.sendall(b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999\r\n\r\n")
         assert raw.recv(4096).startswith(b"HTTP/1.1 413")
 
 
 @pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize("head", [
     b"garbage\r\n\r\n", b"\x00\x01\x02\x03\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00",
-    b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
-    b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: x\r\n\r\n",
-    b"POST /generate HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n",
-    b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: -5\r\n\r\n",
+    b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: x\r\n\r\n",
+    b"POST /generate HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n",
+    b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
     b"GET /health HTTP/1.1\r\n" + b"x: " + b"y" * 200_000 + b"\r\n\r\n",
 ])  # fmt: skip
 def test_what_is_no_http(server, head):

@@ -1,0 +1,68 @@
+"""Authentication: which key a path needs, and whether a request has it."""
+
+from __future__ import annotations
+
+import hmac
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..server_config import ServerConfig
+from .errors import ApiError
+from .middleware import header, refuse
+
+OPEN_PATHS = frozenset({"/health", "/health_generate", "/ready", "/ping", "/metrics"})
+ADMIN_PATHS = frozenset({"/flush_cache", "/abort_request", "/cache", "/start_profile", "/stop_profile"})
+_IS_ADMIN = "shoal.is_admin"
+
+
+class KeyCheck:
+    """Answers 401 to requests without the key that their path needs.
+
+    Health and metrics need none. Admin paths need the admin key; without one configured, the ordinary key. The admin
+    key opens everything.
+    """
+
+    def __init__(self, app: ASGIApp, config: ServerConfig):
+        self._app = app
+        self._key = config.api_key
+        self._admin_key = config.admin_api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request through, or answer it."""
+        if scope["type"] == "http":
+            sent = _sent_key(scope)
+            ordinary, admin = _equal(sent, self._key), _equal(sent, self._admin_key)  # both: no timing leak
+            scope[_IS_ADMIN] = admin
+            error = self._refusal(scope, ordinary, admin)
+            if error is not None:
+                await refuse(error, scope, receive, send, {"www-authenticate": "Bearer"})
+                return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope, ordinary: bool, admin: bool) -> ApiError | None:
+        path = scope["path"].rstrip("/") or "/"
+        if admin or path in OPEN_PATHS or scope["method"] == "OPTIONS":
+            return None
+        if path in ADMIN_PATHS and self._admin_key is not None:
+            message = f"{path} needs the admin key: Authorization: Bearer ADMIN_KEY"
+            if ordinary:
+                message += "; the key that was sent is the ordinary one"
+            return ApiError(401, message, kind="AuthenticationError", code="admin_key_needed")
+        if self._key is None or ordinary:
+            return None
+        message = "a valid key is needed: Authorization: Bearer KEY"
+        return ApiError(401, message, kind="AuthenticationError", code="invalid_api_key")
+
+
+def is_admin(scope: Scope) -> bool:
+    """Whether the request has the admin key; never on a server without one."""
+    return bool(scope.get(_IS_ADMIN))
+
+
+def _sent_key(scope: Scope) -> bytes:
+    kind, _, key = (header(scope, b"authorization") or b"").partition(b" ")
+    return key.strip() if kind.lower() == b"bearer" else b""
+
+
+def _equal(sent: bytes, key: str | None) -> bool:
+    return key is not None and hmac.compare_digest(sent, key.encode())
