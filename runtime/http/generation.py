@@ -41,7 +41,8 @@ class Generations:
     def __init__(self, service: Service, metrics: Metrics):
         self._service = service
         self._metrics = metrics
-        self._groups: dict[str, tuple[str, ...]] = {}
+        self._groups: dict[str, Generation] = {}
+        self._end: ShoalError | None = None
         self._works: dict[str, asyncio.Future[Any]] = {}
 
     @property
@@ -63,8 +64,20 @@ class Generations:
         """End a request, with all that it runs, or one of its generations by its own id; how many were told to end."""
         if (work := self._works.get(rid)) is not None:
             return int(work.cancel())
-        ends = [await self._service.abort(member) for member in self._groups.get(rid, (rid,))]
+        group = self._groups.get(rid)
+        ends = [await self._service.abort(member) for member in (group.rids if group is not None else (rid,))]
         return sum(ends)
+
+    def end(self, error: ShoalError) -> None:
+        """End all requests under way with an error, and with the same error all that are opened from now on.
+
+        What the service still says of them is dropped: an answer that was cut short must not look complete.
+        """
+        self._end = error
+        for generation in self._groups.values():
+            generation.fail(error)
+        for work in list(self._works.values()):
+            work.cancel()
 
     async def abort_all(self) -> int:
         """End everything, also what the service still holds of requests that are gone; how much was told to end."""
@@ -72,7 +85,12 @@ class Generations:
         return works + await self._service.abort(None)
 
     def open(self, rid: str, inputs: Sequence[GenerateInput], at_a_time: int | None = None) -> Generation:
-        """A context in which `inputs` run, `at_a_time` of them (None: all); leaving it ends those that still do."""
+        """A context in which `inputs` run, `at_a_time` of them (None: all); leaving it ends those that still do.
+
+        Raises the error of `end`.
+        """
+        if self._end is not None:
+            raise self._end
         return Generation(self._service, self._metrics, self._groups, rid, inputs, at_a_time)
 
     async def collect(self, request: Request, rid: str, inputs: Sequence[GenerateInput]) -> list[RequestOutput]:
@@ -95,6 +113,8 @@ class Generations:
         try:
             return await _while_connected(request, task)
         except RequestAbortedError as error:
+            if self._end is not None:
+                raise self._end from error
             status = self._service.status
             if status.state != "up":
                 raise EngineClosedError(f"the server is {status.state}: {status.reason}") from error
@@ -124,7 +144,7 @@ class Generation:
     """The generations of one HTTP request. Use it as an asynchronous context manager, then iterate once."""
 
     def __init__(
-        self, service: Service, metrics: Metrics, groups: dict[str, tuple[str, ...]], rid: str,
+        self, service: Service, metrics: Metrics, groups: dict[str, Generation], rid: str,
         inputs: Sequence[GenerateInput], at_a_time: int | None = None,
     ):  # fmt: skip
         self._service = service
@@ -133,6 +153,7 @@ class Generation:
         self._rid = rid
         self._inputs = inputs
         self._latest: dict[int, RequestOutput | BaseException] = {}
+        self._failure: ShoalError | None = None
         self._news = asyncio.Event()
         self._turns = asyncio.Semaphore(at_a_time or max(1, len(inputs)))
         self._opened = time.monotonic()
@@ -141,7 +162,7 @@ class Generation:
     async def __aenter__(self) -> Generation:
         if self._rid in self._groups:
             raise InvalidRequestError(f"rid {self._rid!r} is in use", field="rid", value=self._rid)
-        self._groups[self._rid] = tuple(item.rid for item in self._inputs)
+        self._groups[self._rid] = self
         self._tasks = [asyncio.create_task(self._pump(index)) for index in range(len(self._inputs))]
         return self
 
@@ -155,6 +176,16 @@ class Generation:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         finally:
             self._groups.pop(self._rid, None)
+
+    @property
+    def rids(self) -> tuple[str, ...]:
+        """The ids of its generations."""
+        return tuple(item.rid for item in self._inputs)
+
+    def fail(self, error: ShoalError) -> None:
+        """End it with an error, behind the outputs that are there already."""
+        self._failure = error
+        self._news.set()
 
     async def outputs(self) -> AsyncIterator[tuple[int, RequestOutput]]:
         """(which input, output) as they come, until each has had its terminal one. Raises the first ShoalError.
@@ -173,6 +204,8 @@ class Generation:
                     raise output.error
                 left -= output.finished
                 yield index, output
+            if left and self._failure is not None:
+                raise self._failure
 
     async def collect(self) -> list[RequestOutput]:
         """The terminal outputs, in the order of the inputs."""
@@ -180,8 +213,9 @@ class Generation:
         return [done[index] for index in range(len(self._inputs))]
 
     def _put(self, index: int, output: RequestOutput | BaseException) -> None:
-        self._latest[index] = output
-        self._news.set()
+        if self._failure is None:
+            self._latest[index] = output
+            self._news.set()
 
     async def _pump(self, index: int) -> None:
         async with self._turns:

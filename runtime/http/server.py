@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import uvicorn
 
-from ..errors import ConfigError, ModelLoadError, ShoalError
+from ..errors import ConfigError, EngineClosedError, ModelLoadError, ShoalError
 from ..server_config import ServerConfig
 from ..service import Service
 from .app import create_app
@@ -147,6 +147,9 @@ async def _drain(state: ServerState, signals: _Signals, starting: asyncio.Task[S
     left = state.generations.num_active
     if left:
         logger.warning("Ending %d requests that are still under way", left)
+    state.generations.end(
+        EngineClosedError("the server is shutting down; send the request again, or to another server")
+    )
 
 
 class _Server(uvicorn.Server):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -15,12 +16,14 @@ from shoal.launch_server import main, parse
 from .process import SLOW, ServerProcess, wait_for, wait_load
 
 
-def asking(server: ServerProcess, body: dict[str, Any]) -> tuple[threading.Thread, list[httpx.Response]]:
-    """A thread, not started, that sends `body` to /generate, and the list that its reply goes to."""
+def asking(
+    server: ServerProcess, body: dict[str, Any], path: str = "/generate"
+) -> tuple[threading.Thread, list[httpx.Response]]:
+    """A thread, not started, that sends `body`, and the list that its reply goes to."""
     replies: list[httpx.Response] = []
 
     def ask() -> None:
-        replies.append(httpx.post(f"{server.url}/generate", json=body, timeout=120))
+        replies.append(httpx.post(f"{server.url}{path}", json=body, timeout=120))
 
     return threading.Thread(target=ask), replies
 
@@ -54,16 +57,34 @@ def test_503_until_warm_then_drains_on_sigterm(tmp_path):
 def test_what_does_not_end_in_time_is_ended(tmp_path):
     flags = ("--null-worker", "--null-tokens", "1", "--null-delay-s", "0.05", "--drain-timeout", "0.5")
     with ServerProcess(tmp_path / "log", *flags) as server:
-        thread, replies = asking(server, SLOW)
-        thread.start()
+        choices = {"text": "red", "choices": [[5] * 200] * 8}
+        askers = [asking(server, {**SLOW, "n": 2}), asking(server, {**SLOW, "stream": True}),
+                  asking(server, choices, "/score"), asking(server, SLOW)]  # fmt: skip
+        for thread, _ in askers[:3]:
+            thread.start()
         with server.client() as client:
-            wait_load(client, 1)
-        begin = time.monotonic()
-        server.process.send_signal(signal.SIGTERM)
+            wait_load(client, 4)
+            server.process.send_signal(signal.SIGSTOP)  # what it finds when it goes on: a request and the signal
+            askers[3][0].start()
+            begin = time.monotonic()
+            server.process.send_signal(signal.SIGINT)
+            server.process.send_signal(signal.SIGCONT)
         assert server.process.wait(60) == 0
         assert time.monotonic() - begin < 8
-        thread.join(60)
-        assert replies[0].status_code == 503 or replies[0].json()["meta_info"]["finish_reason"]["type"] == "abort"
+        for thread, _ in askers:
+            thread.join(60)
+        (whole,), (stream,), (scores,), (late,) = (replies for _, replies in askers)
+    for reply in (whole, scores, late):
+        assert reply.status_code == 503, reply.text
+        assert reply.headers["retry-after"]
+        assert reply.json()["error"]["retryable"] is True
+    assert "shutting down" in whole.json()["message"]
+    data = [line.removeprefix("data: ") for line in stream.text.splitlines() if line]
+    assert stream.status_code == 200
+    assert data[-1] == "[DONE]"
+    end = json.loads(data[-2])["error"]
+    assert (end["type"], end["code"], end["retryable"]) == ("ServiceUnavailableError", 503, True)
+    assert not any("abort" in line for line in data[:-2])
 
 
 def test_a_second_signal_cuts_the_waiting_short(tmp_path):
@@ -80,7 +101,8 @@ def test_a_second_signal_cuts_the_waiting_short(tmp_path):
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(60) == 0
         thread.join(60)
-        assert replies[0].json()["meta_info"]["finish_reason"]["type"] == "abort"
+        assert replies[0].status_code == 503
+        assert replies[0].headers["retry-after"]
 
 
 def test_signals_that_come_late_do_not_change_how_it_ends(tmp_path):
