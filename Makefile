@@ -1,10 +1,13 @@
-# Every target sets up .venv by itself when it is missing or older than pyproject.toml or constraints.txt.
+# Every target sets up .venv by itself when it is missing or older than pyproject.toml or constraints.txt: what runs the
+# package gets its dependencies alone, what tests it the extras too.
 # Needs make and Python 3.11 or later (PYTHON=python3.12 chooses one). ARGS is passed on: make demo ARGS=--quick
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUN := $(VENV)/set-up-run
 STAMP := $(VENV)/set-up
+PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 ARGS ?=
 
 .PHONY: help demo serve bench test test-all lint format clean
@@ -13,10 +16,10 @@ ARGS ?=
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
-demo: $(STAMP) ## answers, speed and reuse of every cache mode with the bundled model
+demo: $(RUN) ## answers, speed and reuse of every cache mode with the bundled model
 	$(BIN)/shoal demo $(ARGS)
 
-serve: $(STAMP) ## serve the bundled model over HTTP
+serve: $(RUN) ## serve the bundled model over HTTP
 	$(BIN)/shoal serve --model-path shop $(ARGS)
 
 bench: $(STAMP) ## every benchmark that runs on this machine; tables to out/benchmarks
@@ -47,11 +50,15 @@ clean: ## remove .venv, builds and caches (not out, where trainings live)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch is named in the same command as all else: so the pinned release is the one that is resolved, once.
-$(STAMP): pyproject.toml constraints.txt
+$(RUN): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "shoal needs Python 3.11 or later; make PYTHON=... chooses one" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	@echo "Setting up $(VENV): about 2 GB, a minute or two on a fast network"
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-		"$$(grep '^torch==' constraints.txt)" -e '.[test,clients,lint]'
+	@echo "Setting up $(VENV): about 2 GB, a minute on a fast network"
+	$(PIP) "$$(grep '^torch==' constraints.txt)" -e .
+	@touch $@
+
+$(STAMP): $(RUN)
+	@echo "Adding what the tests need to $(VENV): clients, linters"
+	$(PIP) "$$(grep '^torch==' constraints.txt)" -e '.[test,clients,lint]'
 	@touch $@
