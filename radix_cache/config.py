@@ -19,6 +19,9 @@ class Levels(NamedTuple):
     level_at: tuple[int, ...]
 
 
+DEFAULT_LAYERS_PER_BAND = 4
+
+
 @lru_cache(maxsize=64)
 def _levels(num_layers: int, layers_per_band: int, boundary_depths: tuple[int, ...]) -> Levels:
     levels = (0, *boundary_depths, num_layers)
@@ -51,7 +54,7 @@ class TreeConfig:
 
     page_size: int
     num_layers: int
-    layers_per_band: int = 4
+    layers_per_band: int = DEFAULT_LAYERS_PER_BAND
     boundary_depths: tuple[int, ...] = ()
     policy: str = "lru"
     kv_page_bytes: int = 8

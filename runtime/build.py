@@ -23,7 +23,14 @@ from .hub import resolve_model_folder
 from .kv_pool import BoundaryPool, KVPool
 from .loader import load_model
 from .model_runner import ModelRunner
-from .model_settings import boundary_depths, check_bands, default_block_length, load_profile, load_tokenizer, pool_sizes
+from .model_settings import (
+    boundary_depths,
+    default_block_length,
+    layers_of_band,
+    load_profile,
+    load_tokenizer,
+    pool_sizes,
+)
 from .reuse import ReusePlanner
 from .scheduler import Scheduler
 from .tokenizer import Tokenizer
@@ -67,13 +74,13 @@ def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> t
     dtype = choose_dtype(config.dtype, device)
     decoder = load_model(folder, dtype=dtype, device=device, load_format=config.load_format, seed=config.seed)
     model = decoder.config
-    check_bands(config, model.num_layers)
+    band = layers_of_band(config.layers_per_band, model.num_layers)
     profile = profile or load_profile(config, folder, model.architecture, model.num_layers)
-    profile = profile.floor_to(config.layers_per_band)
+    profile = profile.floor_to(band)
     tree = TreeConfig(
-        page_size, model.num_layers, config.layers_per_band, boundary_depths(config, profile),
+        page_size, model.num_layers, band, boundary_depths(config, profile, band),
         config.eviction_policy,
-        kv_page_bytes=KVPool.page_bytes(model, page_size, config.layers_per_band, dtype),
+        kv_page_bytes=KVPool.page_bytes(model, page_size, band, dtype),
         boundary_page_bytes=BoundaryPool.page_bytes(model, page_size, dtype),
     )  # fmt: skip
     block_length = config.block_length or default_block_length(folder)
@@ -81,13 +88,13 @@ def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> t
         config = with_cuda_budget(config, model, block_length, dtype)
     kv_pages, boundary_pages = pool_sizes(config, tree, profile)
     with _limits_of_memory(config, str(device)):
-        kv = KVPool(model, kv_pages, page_size, config.layers_per_band, dtype, device)
+        kv = KVPool(model, kv_pages, page_size, band, dtype, device)
         boundary = BoundaryPool(model, boundary_pages, page_size, dtype, device)
     facts = Facts(
         folder=str(folder), model=model, block_length=block_length,
         kv_pages=kv_pages, boundary_pages=boundary_pages, kv_page_bytes=tree.kv_page_bytes,
         boundary_page_bytes=tree.boundary_page_bytes, depth_profile=profile.to_json(), device=str(device),
-        dtype=str(dtype).removeprefix("torch."), page_size=page_size,
+        dtype=str(dtype).removeprefix("torch."), page_size=page_size, layers_per_band=band,
         max_block_length=max_block_length(model, block_length) if device.type == "cuda" else None,
         max_stop_ids=MAX_STOP_IDS if device.type == "cuda" else None,
     )  # fmt: skip

@@ -35,7 +35,7 @@ class EngineConfig:
         audit_tolerance: relative error of a band's keys and values over a page that an audit calls drift; None: 1.5
             times what the depth profile saw where reuse was safe, or 0.25 when it does not say.
         page_size: token positions of a page; None: 16 on a CPU, 64 on a GPU.
-        layers_per_band: layers that are paged together.
+        layers_per_band: layers that are paged together; None: 4, or all of a model that has fewer.
         kv_cache_tokens: token positions that the KV pool holds; None: as many as fit `kv_cache_bytes`.
         kv_cache_bytes: memory for KV pages and boundary pages together; None: 1 GiB on a CPU, on a GPU what
             `mem_fraction_static` leaves.
@@ -69,7 +69,7 @@ class EngineConfig:
     audit_rate: float = 0.0
     audit_tolerance: float | None = None
     page_size: int | None = None
-    layers_per_band: int = 4
+    layers_per_band: int | None = None
     kv_cache_tokens: int | None = None
     kv_cache_bytes: int | None = None
     mem_fraction_static: float = 0.88
@@ -87,10 +87,10 @@ class EngineConfig:
     check_invariants: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("layers_per_band", "max_running_requests", "log_interval"):
+        for name in ("max_running_requests", "log_interval"):
             self._at_least(name, 1)
-        for name in ("page_size", "kv_cache_tokens", "kv_cache_bytes", "max_refresh_tokens", "max_steps_per_message",
-                     "block_length", "max_queued_requests"):  # fmt: skip
+        for name in ("page_size", "layers_per_band", "kv_cache_tokens", "kv_cache_bytes", "max_refresh_tokens",
+                     "max_steps_per_message", "block_length", "max_queued_requests"):  # fmt: skip
             if getattr(self, name) is not None:
                 self._at_least(name, 1)
         for name in ("refresh_interval", "depth", "reuse_margin", "seed"):

@@ -29,7 +29,7 @@ class Facts:
         kv_pages, boundary_pages: sizes of the pools, in pages.
         kv_page_bytes, boundary_page_bytes: bytes of a page of each.
         depth_profile: in use, rounded to whole bands, as `DepthProfile.to_json` gives it.
-        device, dtype, page_size: in use.
+        device, dtype, page_size, layers_per_band: in use.
         max_block_length, max_stop_ids: longest block, and most tokens that can end a text (EOS included), that the
             worker takes; None: any.
     """
@@ -45,18 +45,23 @@ class Facts:
     device: str
     dtype: str
     page_size: int
+    layers_per_band: int
     max_block_length: int | None = None
     max_stop_ids: int | None = None
 
-    def check_size(self, config: EngineConfig, prompt_tokens: int, canvas_tokens: int) -> None:
-        """Raise PoolTooSmallError for a request that could not run even alone."""
-        bands = -(-self.model.num_layers // config.layers_per_band)
-        check_fits(prompt_tokens, canvas_tokens, self.kv_pages, bands, self.page_size)
+    @property
+    def num_bands(self) -> int:
+        """Bands that the whole model needs."""
+        return -(-self.model.num_layers // self.layers_per_band)
 
-    def max_tokens(self, config: EngineConfig) -> int:
+    def check_size(self, prompt_tokens: int, canvas_tokens: int) -> None:
+        """Raise PoolTooSmallError for a request that could not run even alone."""
+        check_fits(prompt_tokens, canvas_tokens, self.kv_pages, self.num_bands, self.page_size)
+
+    @property
+    def max_tokens(self) -> int:
         """Most tokens, prompt and canvas, that a request may have."""
-        bands = -(-self.model.num_layers // config.layers_per_band)
-        return min(self.model.max_position_embeddings, self.kv_pages // bands * self.page_size)
+        return min(self.model.max_position_embeddings, self.kv_pages // self.num_bands * self.page_size)
 
     def service_info(
         self, config: EngineConfig, *, has_tokenizer: bool, has_chat_template: bool, chat_markers: dict[str, Any]
@@ -64,7 +69,12 @@ class Facts:
         """The same for clients."""
         from .. import __version__
 
-        in_use = {"page_size": self.page_size, "device_in_use": self.device, "dtype_in_use": self.dtype}
+        in_use = {
+            "page_size": self.page_size,
+            "layers_per_band": self.layers_per_band,
+            "device_in_use": self.device,
+            "dtype_in_use": self.dtype,
+        }
         engine = dataclasses.asdict(config) | in_use
         return ServiceInfo(
             model_path=config.model_path,
@@ -72,7 +82,7 @@ class Facts:
             architecture=self.model.architecture,
             model=dataclasses.asdict(self.model),
             engine=engine,
-            max_tokens=self.max_tokens(config),
+            max_tokens=self.max_tokens,
             block_length=self.block_length,
             vocab_size=self.model.vocab_size,
             mask_token_id=self.model.mask_token_id,
@@ -94,8 +104,8 @@ def build_scheduler(
     assert config.max_steps_per_message is not None
     model, profile = facts.model, DepthProfile.from_json(facts.depth_profile)
     tree = TreeConfig(
-        facts.page_size, model.num_layers, config.layers_per_band, boundary_depths(config, profile),
-        config.eviction_policy,
+        facts.page_size, model.num_layers, facts.layers_per_band,
+        boundary_depths(config, profile, facts.layers_per_band), config.eviction_policy,
         kv_page_bytes=facts.kv_page_bytes, boundary_page_bytes=facts.boundary_page_bytes,
     )  # fmt: skip
     memory = Memory(tree, profile, facts.kv_pages, facts.boundary_pages)

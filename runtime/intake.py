@@ -248,7 +248,7 @@ class Intake:
                 f"{prompt + canvas}, over the model's maximum of {limit}"
             )
             raise InvalidRequestError(message, field="max_new_tokens", value=prompt + canvas, limit=limit)
-        self._facts.check_size(self._config, prompt, canvas)
+        self._facts.check_size(prompt, canvas)
 
     def _encode(self, prompt: Any, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         if isinstance(prompt, str) or (_is_list(prompt) and len(prompt) and all(isinstance(p, dict) for p in prompt)):

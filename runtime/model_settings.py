@@ -6,7 +6,7 @@ import json
 import logging
 from pathlib import Path
 
-from ..radix_cache.config import TreeConfig
+from ..radix_cache.config import DEFAULT_LAYERS_PER_BAND, TreeConfig
 from ..radix_cache.depth_profile import DepthProfile
 from ..radix_cache.errors import ProfileError
 from .audit import fallback_depths
@@ -24,11 +24,17 @@ def load_tokenizer(config: EngineConfig, folder: str | Path) -> Tokenizer | None
     return Tokenizer.load(folder) if config.load_format == "auto" else None
 
 
-def check_bands(config: EngineConfig, num_layers: int) -> None:
-    """Raise ConfigError when a band has more layers than the model."""
-    if config.layers_per_band > num_layers:
-        message = f"layers_per_band is {config.layers_per_band}; the model has {num_layers} layers"
-        raise ConfigError(message, field="layers_per_band", value=config.layers_per_band, limit=num_layers)
+def layers_of_band(asked: int | None, num_layers: int) -> int:
+    """Layers that are paged together, from the option `layers_per_band` and the model's layers.
+
+    Raises ConfigError when it asks for more than the model has.
+    """
+    if asked is None:
+        return min(DEFAULT_LAYERS_PER_BAND, num_layers)
+    if asked > num_layers:
+        message = f"layers_per_band is {asked}; the model has {num_layers} layers"
+        raise ConfigError(message, field="layers_per_band", value=asked, limit=num_layers)
+    return asked
 
 
 def load_profile(
@@ -40,7 +46,7 @@ def load_profile(
     `check_model`).
     """
     if config.depth is not None:
-        band = config.layers_per_band
+        band = layers_of_band(config.layers_per_band, num_layers)
         if config.depth > num_layers or (config.depth % band and config.depth != num_layers):
             limit = f"whole bands of {band} layers up to {num_layers}"
             raise ConfigError(f"depth is {config.depth}; it must be {limit}", field="depth", value=config.depth,
@@ -67,11 +73,11 @@ def load_profile(
     return profile
 
 
-def boundary_depths(config: EngineConfig, profile: DepthProfile) -> tuple[int, ...]:
+def boundary_depths(config: EngineConfig, profile: DepthProfile, layers_per_band: int) -> tuple[int, ...]:
     """Depths at which boundary states are kept: those of the profile, and with audits some to fall back to."""
     if not config.audit_rate:
         return profile.depths
-    return fallback_depths(profile.depths, profile.max_depth, config.layers_per_band)
+    return fallback_depths(profile.depths, profile.max_depth, layers_per_band)
 
 
 def pool_sizes(config: EngineConfig, tree: TreeConfig, profile: DepthProfile) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from .facts import Facts
 from .hub import resolve_model_folder
 from .messages import AddRequest, Forward, ForwardItem, Release, StepResult
 from .model_config import ModelConfig
-from .model_settings import boundary_depths, check_bands, default_block_length, load_profile, pool_sizes
+from .model_settings import boundary_depths, default_block_length, layers_of_band, load_profile, pool_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +92,12 @@ def build_null_worker(config: EngineConfig, tokens: int, delay_s: float = 0.0) -
     assert config.page_size is not None
     folder = resolve_model_folder(config.model_path)
     model = ModelConfig.from_folder(folder)
-    check_bands(config, model.num_layers)
+    band = layers_of_band(config.layers_per_band, model.num_layers)
     profile = load_profile(config, folder, model.architecture, model.num_layers, check_model=False)
-    profile = profile.floor_to(config.layers_per_band)
+    profile = profile.floor_to(band)
     tree = TreeConfig(
-        config.page_size, model.num_layers, config.layers_per_band, boundary_depths(config, profile),
-        kv_page_bytes=config.layers_per_band * 2 * config.page_size * model.kv_size * 4,
+        config.page_size, model.num_layers, band, boundary_depths(config, profile, band),
+        kv_page_bytes=band * 2 * config.page_size * model.kv_size * 4,
         boundary_page_bytes=config.page_size * model.hidden_size * 4,
     )  # fmt: skip
     kv_pages, boundary_pages = pool_sizes(config, tree, profile)
@@ -105,6 +105,6 @@ def build_null_worker(config: EngineConfig, tokens: int, delay_s: float = 0.0) -
         folder=str(folder), model=model, block_length=config.block_length or default_block_length(folder),
         kv_pages=kv_pages, boundary_pages=boundary_pages, kv_page_bytes=tree.kv_page_bytes,
         boundary_page_bytes=tree.boundary_page_bytes, depth_profile=profile.to_json(), device="none", dtype="float32",
-        page_size=config.page_size,
+        page_size=config.page_size, layers_per_band=band,
     )  # fmt: skip
     return NullWorker(facts, tokens, delay_s), facts

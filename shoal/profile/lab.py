@@ -81,7 +81,7 @@ class Lab:
         self.memory = self.scheduler.memory
         self._worker = self.parts.worker
         self._ids = itertools.count()
-        self.max_tokens = self.parts.facts.max_tokens(config)
+        self.max_tokens = self.parts.facts.max_tokens
 
     @property
     def num_layers(self) -> int:

@@ -20,7 +20,7 @@ from ..runtime.engine_config import EngineConfig
 from ..runtime.hub import resolve_model_folder
 from ..runtime.model_config import ModelConfig
 from ..runtime.model_digest import model_digest
-from ..runtime.model_settings import default_block_length, load_tokenizer
+from ..runtime.model_settings import default_block_length, layers_of_band, load_tokenizer
 from ..runtime.sampling_params import SamplingParams
 from .choice import Cell, Limits, choose, has_answers, make_cells
 from .data import data_digest, load_groups
@@ -44,6 +44,7 @@ def run_profile(options: ProfileOptions, console: Console) -> DepthProfile:
     """
     folder = resolve_model_folder(options.model)
     model = ModelConfig.from_folder(folder)
+    options = replace(options, layers_per_band=layers_of_band(options.layers_per_band, model.num_layers))
     depths = _depths(options, model.num_layers)
     sampling = _sampling(options, folder)
     config = EngineConfig(
@@ -88,7 +89,7 @@ def run_profile(options: ProfileOptions, console: Console) -> DepthProfile:
 
 
 def _depths(options: ProfileOptions, layers: int) -> tuple[int, ...]:
-    band = options.layers_per_band
+    band = layers_of_band(options.layers_per_band, layers)
     if options.depths is None:
         return (*range(band, layers, band), layers)
     depths = sorted(set(options.depths))

@@ -41,7 +41,7 @@ class ProfileOptions:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `float32` or `bfloat16`.
         page_size: token positions of a page.
-        layers_per_band: layers that are paged together; depths are whole bands.
+        layers_per_band: layers that are paged together; depths are whole bands. None: as the engine's default.
         kv_cache_tokens: token positions that the KV pool holds; none: as many as a batch of these rows needs.
         restart: forget earlier measurements in the folder.
     """
@@ -67,14 +67,14 @@ class ProfileOptions:
     device: str = "auto"
     dtype: str = "auto"
     page_size: int = 16
-    layers_per_band: int = 4
+    layers_per_band: int | None = None
     kv_cache_tokens: int | None = None
     restart: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("groups", "questions", "page_size", "layers_per_band"):
+        for name in ("groups", "questions", "page_size"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("max_new_tokens", "kv_cache_tokens"):
+        for name in ("max_new_tokens", "kv_cache_tokens", "layers_per_band"):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         self._check("ratios", bool(self.ratios) and all(0 < r <= 1 for r in self.ratios), "above 0 and at most 1")
         known = ", ".join(CAPTURES)

@@ -46,7 +46,7 @@ def test_captures_fill_both_pools_before_any_is_evicted(llada, tmp_path, options
 def _sizes(table: list[tuple[float, int]], **options: Any) -> tuple[int, int]:
     profile = DepthProfile(num_layers=32, table=tuple(table))
     config = EngineConfig(**{"kv_cache_bytes": 100 * MIB, **options}).for_device("cuda")
-    tree = TreeConfig(64, 32, 4, boundary_depths(config, profile), kv_page_bytes=65536, boundary_page_bytes=8192)
+    tree = TreeConfig(64, 32, 4, boundary_depths(config, profile, 4), kv_page_bytes=65536, boundary_page_bytes=8192)
     kv, boundary = pool_sizes(config, tree, profile)
     if config.kv_cache_bytes == 100 * MIB and config.kv_cache_tokens is None:
         spare = 100 * MIB - kv * 65536 - (boundary if boundary > 1 else 0) * 8192

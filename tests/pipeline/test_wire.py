@@ -26,6 +26,7 @@ MODEL = ModelConfig("llada", 6, 32, 2, 2, 16, 48, 64, 64, 160, 1e4, 1e-5, False,
 FACTS = Facts(
     folder="models/m", model=MODEL, block_length=8, kv_pages=9, boundary_pages=3, kv_page_bytes=8,
     boundary_page_bytes=4, depth_profile={"table": [[0.5, 4]]}, device="cpu", dtype="float32", page_size=16,
+    layers_per_band=4,
 )  # fmt: skip
 SAMPLING = SamplingParams(max_new_tokens=8, stop=("ab", "c"), stop_token_ids=(5,), threshold=0.5, seed=7)
 PAGES = np.arange(6, dtype=np.int32).reshape(2, 3)
