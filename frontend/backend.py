@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from ..runtime.chat_markers import ChatMarkers
 from ..runtime.sampling_params import SamplingParams
+from ..runtime.text_parts import TextPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,8 @@ class Scored:
 class Backend(Protocol):
     """Everything is awaited in the driver's thread. Failures raise ShoalError (a server's: ServerError)."""
 
-    async def encode(self, text: str, first: bool) -> list[int]:
-        """Token ids of text; `first`: it begins the prompt (a tokenizer may add a BOS token there)."""
+    async def encode(self, parts: Sequence[TextPart], first: bool) -> list[int]:
+        """Token ids of parts as one text; `first`: it begins the prompt (a tokenizer may add a BOS token there)."""
         ...
 
     async def markers(self) -> ChatMarkers:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..runtime.chat_markers import ChatMarkers
 from ..runtime.errors import shorten
+from ..runtime.text_parts import TextPart
 from .backend import Backend, Call, Reply
 from .errors import ExpressionError
 from .expressions import Expression, Fill, Gen, RoleBegin, RoleEnd, Text
@@ -78,12 +79,16 @@ class Canvas:
         own = {"block_length": length, **self._settings, "max_new_tokens": length}
         return sampling_params({}, own)
 
-    async def encode(self, backend: Backend, markers: ChatMarkers | None) -> None:
-        """Find the tokens of the fixed runs."""
+    async def encode(self, backend: Backend, markers: ChatMarkers | None, in_message: bool) -> None:
+        """Find the tokens of the fixed runs; `in_message`: the canvas begins inside a message."""
         for run in self.runs:
-            text = "".join(_literal(part, markers) for part in run)
-            self._texts.append(text)
-            self._tokens.append(await backend.encode(text, False) if text else [])
+            parts = []
+            for part in run:
+                in_message = isinstance(part, RoleBegin) or (in_message and isinstance(part, Text))
+                parts.append(TextPart(_literal(part, markers), in_message and isinstance(part, Text)))
+            parts = [part for part in parts if part.text]
+            self._texts.append("".join(part.text for part in parts))
+            self._tokens.append(await backend.encode(parts, False) if parts else [])
 
     def call(self, tokens: tuple[int, ...], shared_prefix: int, defaults: Settings) -> Call:
         """The request. Its blocks are as long as the canvas unless the settings say otherwise."""
@@ -104,7 +109,7 @@ class Canvas:
             else:
                 text, _ = trim(raw, hole.dtype)
                 value = text
-            ids = filled.token_ids if text == filled.text else await tape.backend.encode(text, False)
+            ids = filled.token_ids if text == filled.text else await tape.backend.encode([TextPart(text, True)], False)
             tape.transcript.append(Segment(text, tuple(ids)))
             tape.log.add(text, hole.name, reply.meta)
             tape.settle(hole.name, value, reply.meta)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..runtime.chat_markers import ChatMarkers
 from ..runtime.sampling_params import SamplingParams
+from ..runtime.text_parts import TextPart
 from .backend import Call, Filled, Reply, Scored
 from .meta import figures_of
 
@@ -32,12 +33,12 @@ class EngineBackend:
         self._markers: ChatMarkers | None = None
         self._encode = lru_cache(_REMEMBERED)(self._encode_now)
 
-    def _encode_now(self, text: str, first: bool) -> tuple[int, ...]:
-        return tuple(self.engine.encode(text, add_special_tokens=first))
+    def _encode_now(self, parts: tuple[TextPart, ...], first: bool) -> tuple[int, ...]:
+        return tuple(self.engine.encode_parts(parts, add_special_tokens=first))
 
-    async def encode(self, text: str, first: bool) -> list[int]:
+    async def encode(self, parts: Sequence[TextPart], first: bool) -> list[int]:
         """See Backend."""
-        return list(self._encode(text, first))
+        return list(self._encode(tuple(parts), first))
 
     async def markers(self) -> ChatMarkers:
         """See Backend."""

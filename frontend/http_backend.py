@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.chat_markers import ChatMarkers
+from ..runtime.text_parts import TextPart
 from . import driver
 from .backend import Call, Filled, Reply, Scored
 from .errors import ServerError
@@ -42,7 +43,7 @@ class HTTPBackend:
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._limit: asyncio.Semaphore | None = None
-        self._encoded: dict[tuple[str, bool], asyncio.Task[list[int]]] = {}
+        self._encoded: dict[tuple[tuple[TextPart, ...], bool], asyncio.Task[list[int]]] = {}
         self._info: asyncio.Task[dict[str, Any]] | None = None
         self._markers: ChatMarkers | None = None
 
@@ -91,15 +92,15 @@ class HTTPBackend:
 
     # What Backend says
 
-    async def encode(self, text: str, first: bool) -> list[int]:
+    async def encode(self, parts: Sequence[TextPart], first: bool) -> list[int]:
         """See Backend. Texts are encoded by the server and remembered."""
         self._open()
-        key = (text, first)
+        key = (tuple(parts), first)
         task = self._encoded.get(key)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
             if len(self._encoded) >= _REMEMBERED:
                 self._encoded.pop(next(iter(self._encoded)))
-            body = {"prompt": text, "add_special_tokens": first}
+            body = {"parts": [part._asdict() for part in parts], "add_special_tokens": first}
             task = self._encoded[key] = asyncio.ensure_future(self._tokens(body))
         return list(await asyncio.shield(task))
 

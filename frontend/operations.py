@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..runtime.sampling_params import SamplingParams
+from ..runtime.text_parts import TextPart
 from .backend import Call, Reply
 from .canvas import Canvas
 from .errors import ExpressionError, Location, ProgramError
@@ -104,7 +105,7 @@ class Append(Nothing):
             texts.append(text)
             if index == 0:
                 matched = isinstance(reply.meta["finish_reason"].get("matched"), str)
-                ids = reply.token_ids if whole and not matched else await tape.backend.encode(text, False)
+                ids = reply.token_ids if whole and not matched else await _data(tape, text)
                 tape.transcript.append(Segment(text, tuple(ids)))
                 if not tape.stream:
                     tape.log.add(text, gen.name, reply.meta)
@@ -113,7 +114,7 @@ class Append(Nothing):
 
     async def _select(self, tape: Tape, select: Select) -> None:
         tokens, shared = await self._prompt(tape)
-        choices = [await tape.backend.encode(choice, False) for choice in select.choices]
+        choices = [await _data(tape, choice) for choice in select.choices]
         decision = await select.method.decide(tape.backend, tokens, choices, shared)
         tape.usage.add(decision.usage, calls=1)
         text = select.choices[decision.index]
@@ -125,13 +126,18 @@ class Append(Nothing):
     async def _fill(self, tape: Tape, canvas: Canvas) -> None:
         tokens, shared = await self._prompt(tape)
         markers = await tape.backend.markers() if canvas.has_roles else None
-        await canvas.encode(tape.backend, markers)
+        await canvas.encode(tape.backend, markers, tape.transcript.role is not None)
         reply = await tape.backend.generate(canvas.call(tokens, shared, tape.defaults))
         tape.usage.add(reply.meta, calls=1)
         await canvas.write(tape, reply)
 
     def fail(self, tape: Tape, error: ProgramError) -> None:
         """See Operation."""
+
+
+async def _data(tape: Tape, text: str) -> list[int]:
+    """Token ids of an answer: it holds no special token, whatever it spells."""
+    return await tape.backend.encode([TextPart(text, True)], False)
 
 
 def _seeded(call: Call, index: int) -> Call:

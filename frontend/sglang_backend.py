@@ -12,12 +12,14 @@ steps, block_length ...) hold for all calls; sglang's temperature of 1 is taken 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sglang.lang.backend.base_backend import BaseBackend
 from sglang.lang.chat_template import ChatTemplate
 from sglang.lang.choices import ChoicesDecision
 
+from ..runtime.text_parts import TextPart
 from . import choices as own_choices
 from . import driver
 from .backend import Backend, Call, Reply
@@ -40,8 +42,22 @@ _CHECKED = (
 Result = TypeVar("Result")
 
 
+@dataclass
+class _ModelTemplate(ChatTemplate):
+    """What the model's own template puts around messages; asked for when a message begins."""
+
+    backend: Backend = field(kw_only=True)
+
+    def get_prefix_and_suffix(self, role: str, hist_messages: list[dict[str, Any]]) -> tuple[str, str]:
+        """Raises ShoalError for a role, or a template, that can't be had."""
+        return _wait(self.backend.markers()).of(role, False)
+
+
 class ShoalBackend(BaseBackend):
     """sglang's backend over shoal. sglang keeps text, so every call is encoded anew, prefix and all.
+
+    Nor does it say which text is a message's: special tokens are recognised wherever they are spelled, as by SGLang.
+    A program that puts strangers' text into messages is safe with shoal's own frontend.
 
     Args:
         backend: an Engine, a server's URL, or a backend of `shoal.frontend`; None: shoal's default one.
@@ -52,12 +68,7 @@ class ShoalBackend(BaseBackend):
         super().__init__()
         self._backend: Backend = as_backend(backend)
         self._defaults = settings(defaults)
-        markers = _wait(self._backend.markers())
-        self.chat_template = ChatTemplate(
-            name="shoal",
-            default_system_prompt=None,
-            role_prefix_and_suffix={role: markers.of(role, False) for role in ("system", "user", "assistant")},
-        )
+        self.chat_template = _ModelTemplate("shoal", None, {}, backend=self._backend)
 
     def get_model_name(self) -> str:
         """The model's path."""
@@ -81,7 +92,10 @@ class ShoalBackend(BaseBackend):
 
     async def _warm(self, text: str) -> None:
         if text:
-            await self._backend.warm(await self._backend.encode(text, True))
+            await self._backend.warm(await self._encode(text, True))
+
+    async def _encode(self, text: str, first: bool) -> list[int]:
+        return await self._backend.encode([TextPart(text, False)], first)
 
     def generate(self, s: Any, sampling_params: Any) -> tuple[Any, Any]:
         """Text and meta info; lists of both with n > 1."""
@@ -115,14 +129,14 @@ class ShoalBackend(BaseBackend):
     async def _decide(
         self, text: str, choices: Sequence[str], method: own_choices.ChoicesMethod
     ) -> own_choices.Decision:
-        tokens = await self._backend.encode(text, True)
-        encoded = [await self._backend.encode(choice, False) for choice in choices]
+        tokens = await self._encode(text, True)
+        encoded = [await self._encode(choice, False) for choice in choices]
         return await method.decide(self._backend, tokens, encoded, 0)
 
     def _calls(self, text: str, params: Any) -> list[Call]:
         given = {name: getattr(params, name) for name in _PASSED if getattr(params, name) not in (None, (), [])}
         own = {**self._defaults, **settings({**given, **{name: _plain(getattr(params, name)) for name in _CHECKED}})}
-        tokens = tuple(_wait(self._backend.encode(text, True)))
+        tokens = tuple(_wait(self._encode(text, True)))
         seed = own.get("seed")
         seeds = [{} if seed is None else {"seed": seed + index} for index in range(params.n)]
         return [Call(tokens, make_params({}, {**own, **one}), tuple(own)) for one in seeds]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..runtime.text_parts import TextPart
 from .backend import Backend
 
 
@@ -20,12 +21,13 @@ class Transcript:
     """Segments, the messages so far, and literal text that waits to be encoded with what follows it.
 
     Literal pieces in a row are encoded together, when a call or a fork needs their tokens: so a conversation has the
-    tokens that the chat template gives it. Used in the driver's thread only.
+    tokens that the chat template gives it. Text inside a message is data: it gives no special token. Used in the
+    driver's thread only.
     """
 
     segments: list[Segment] = field(default_factory=list)
     messages: list[dict[str, str]] = field(default_factory=list)
-    pending: str = ""
+    pending: list[TextPart] = field(default_factory=list)
     plain_start: bool = True
     role: str | None = None
     role_text: str = ""
@@ -33,7 +35,7 @@ class Transcript:
     @property
     def text(self) -> str:
         """All text, role markers included."""
-        return "".join(segment.text for segment in self.segments) + self.pending
+        return "".join(segment.text for segment in self.segments) + "".join(part.text for part in self.pending)
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -47,14 +49,18 @@ class Transcript:
 
     def literal(self, text: str) -> None:
         """Add literal text."""
-        self.pending += text
+        self._wait(text, self.role is not None)
         self.role_text += text
 
     def marker(self, text: str) -> None:
         """Add what stands around a message; at the very start it brings its own BOS, if any."""
         if self.empty:
             self.plain_start = False
-        self.pending += text
+        self._wait(text, False)
+
+    def _wait(self, text: str, is_data: bool) -> None:
+        if text:
+            self.pending.append(TextPart(text, is_data))
 
     def begin(self, role: str, before: str) -> None:
         """Begin a message."""
@@ -72,8 +78,8 @@ class Transcript:
         if self.pending:
             first = self.plain_start and not self.segments
             tokens = await backend.encode(self.pending, first)
-            self.segments.append(Segment(self.pending, tuple(tokens)))
-            self.pending = ""
+            self.segments.append(Segment("".join(part.text for part in self.pending), tuple(tokens)))
+            self.pending = []
 
     def append(self, segment: Segment) -> None:
         """Add a segment behind everything (`flush` first)."""
@@ -83,5 +89,5 @@ class Transcript:
 
     def copy(self) -> Transcript:
         """For a fork: segments are shared, the lists are not."""
-        return Transcript(list(self.segments), [dict(m) for m in self.messages], self.pending, self.plain_start,
+        return Transcript(list(self.segments), [dict(m) for m in self.messages], list(self.pending), self.plain_start,
                           self.role, self.role_text)  # fmt: skip

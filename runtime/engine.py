@@ -26,6 +26,7 @@ from .sampling_params import SamplingParams
 from .score_groups import WARM_UP, score_groups
 from .scoring import ScoreMethod, ScoreOutput
 from .service import Prompt
+from .text_parts import TextPart
 
 logger = logging.getLogger(__name__)
 DEFAULT_SCORE_METHOD: ScoreMethod = "pseudo"
@@ -348,8 +349,12 @@ class Engine:
             return self._intake.encode(prompt, "prompt")
         return self._intake.encode_text(prompt, "prompt", False)
 
+    def encode_parts(self, parts: Sequence[TextPart], *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of parts as one text: those that are data give no special token. Raises InvalidRequestError."""
+        return self._intake.encode_text(parts, "parts", add_special_tokens)
+
     def chat_markers(self) -> ChatMarkers:
-        """What the chat template puts around each message."""
+        """What the chat template puts around each message. Raises ModelLoadError, naming it, when it is broken."""
         return PLAIN if self._parts.tokenizer is None else self._parts.tokenizer.chat_markers()
 
     # Life

@@ -53,6 +53,8 @@ class EngineConfig:
         schedule_policy: order of waiting requests: `lpm` (longest prefix match first), `fcfs`, `dfs-weight`.
         eviction_policy: of the radix tree.
         block_length: default of the sampling parameter; None: what generation_config.json says, else 32.
+        split_special_tokens: of prompts that are text: encode what spells a special token as ordinary text, unless the
+            request says otherwise. Contents of chat messages are always ordinary text.
         seed: of random weights (load_format `dummy`).
         check_invariants: check page accounting and tree after every step (slow; for tests).
     """
@@ -83,6 +85,7 @@ class EngineConfig:
     schedule_policy: str = "lpm"
     eviction_policy: str = "lru"
     block_length: int | None = None
+    split_special_tokens: bool = False
     seed: int = 0
     check_invariants: bool = False
 

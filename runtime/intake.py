@@ -6,7 +6,7 @@ import itertools
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from .facts import Facts
 from .request import CACHE_MODES, CacheMode, Request
 from .sampling_params import SamplingParams
 from .service import Message, Prompt
+from .text_parts import TextPart
 from .text_stream import TextStream
 from .tokenizer import Tokenizer
 
@@ -66,6 +67,8 @@ class Intake:
         self._config = config
         self._facts = facts
         self._tokenizer = tokenizer
+        if tokenizer is not None:
+            tokenizer.protect((facts.model.mask_token_id, facts.model.eos_token_id))
         self._ids = itertools.count()
 
     @property
@@ -152,9 +155,12 @@ class Intake:
         """Token ids of one prompt. Raises InvalidRequestError, naming it `name`."""
         return self._encode(prompt, name).tolist()
 
-    def encode_text(self, prompt: str | Sequence[Message], name: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of text or chat messages, called `name` in errors. Raises InvalidRequestError, ModelLoadError.
+    def encode_text(
+        self, prompt: str | Sequence[TextPart] | Sequence[Message], name: str, add_special_tokens: bool = True
+    ) -> list[int]:
+        """Token ids of text, of text in parts, or of chat messages, called `name` in errors.
 
+        Raises InvalidRequestError, ModelLoadError. Special tokens in text are recognised as the engine's default says.
         Without `add_special_tokens` it is text inside a prompt: no BOS is added.
         """
         return self._encode_text(prompt, name, add_special_tokens)
@@ -209,7 +215,7 @@ class Intake:
             params = replace(params, max_new_tokens=len(template))
         params.check_for(self._facts.block_length)
         self._check_device_limits(params)
-        tokens = self._encode(prompt, f"prompts[{index}]")
+        tokens = self._encode(prompt, f"prompts[{index}]", params.split_special_tokens)
         block_length = params.block_length or self._facts.block_length
         # Before anything of the canvas's size is made.
         self._check_size(len(tokens), params.max_new_tokens or block_length, index)
@@ -250,9 +256,9 @@ class Intake:
             raise InvalidRequestError(message, field="max_new_tokens", value=prompt + canvas, limit=limit)
         self._facts.check_size(prompt, canvas)
 
-    def _encode(self, prompt: Any, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _encode(self, prompt: Any, name: str, split: bool | None = None) -> np.ndarray[Any, np.dtype[np.int64]]:
         if isinstance(prompt, str) or (_is_list(prompt) and len(prompt) and all(isinstance(p, dict) for p in prompt)):
-            ids = self._encode_text(prompt, name)
+            ids = self._encode_text(prompt, name, split=split)
         elif _is_list(prompt) and all(_is_integer(kind) for kind in set(map(type, prompt))):
             ids = list(map(int, prompt))
         else:
@@ -270,18 +276,28 @@ class Intake:
             message = f"{name} has token id {bad}; ids must be at least 0 and below {vocabulary}"
             raise InvalidRequestError(message, field=field, value=bad, limit=vocabulary)
 
-    def _encode_text(self, prompt: str | Sequence[Message], name: str, add_special_tokens: bool = True) -> list[int]:
+    def _encode_text(
+        self, prompt: str | Sequence[TextPart] | Sequence[Message], name: str, add_special_tokens: bool = True,
+        split: bool | None = None,
+    ) -> list[int]:  # fmt: skip
         tokenizer = self._tokenizer
         if tokenizer is None:
             raise InvalidRequestError(f"{name}: without a tokenizer, prompts must be token ids", field="prompts")
         try:
             if isinstance(prompt, str):
-                return tokenizer.encode(prompt, add_special_tokens)
-            _check_messages(prompt, name)
-            return tokenizer.apply_chat_template(prompt)
+                split = self._config.split_special_tokens if split is None else split
+                return tokenizer.encode(prompt, add_special_tokens, split)
+            if all(isinstance(part, TextPart) for part in prompt):
+                return tokenizer.encode_parts(cast(Sequence[TextPart], prompt), add_special_tokens)
+            messages = cast(Sequence[Message], prompt)
+            _check_messages(messages, name)
+            if split is False:
+                message = "split_special_tokens is false; contents of messages are always taken as ordinary text"
+                raise InvalidRequestError(message, field="split_special_tokens", value=split, limit="true or null")
+            return tokenizer.apply_chat_template(messages)
         except ShoalError:
             raise
-        # Tokenizers raise anything for text that is no valid Unicode, templates for messages that they don't expect.
+        # Tokenizers raise anything for text that is no valid Unicode.
         except Exception as error:
             message = f"{name} is {shorten(prompt)}, which can't be tokenized: {type(error).__name__}: {error}"
             raise InvalidRequestError(message, field="prompts", value=prompt) from error

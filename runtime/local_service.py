@@ -9,13 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 from .birthplace import Birthplace
+from .chat_markers import markers_error
 from .daemon_call import in_a_daemon
 from .engine import Engine
 from .engine_config import EngineConfig
-from .errors import CacheInUseError, EngineClosedError, InvalidRequestError, shorten
+from .errors import CacheInUseError, EngineClosedError, InvalidRequestError, ShoalError, shorten
 from .request import RequestOutput
 from .service import GenerateInput, Message, ServiceInfo, ServiceStatus, State
 from .stats import SchedulerStats
+from .text_parts import TextPart
 from .worker_trace import TraceOptions
 
 _POLL_S = 0.02
@@ -66,9 +68,13 @@ class LocalService:
         """See Service."""
         engine = self._need_engine()
         template = engine.tokenizer is not None and engine.tokenizer.has_chat_template
+        try:
+            markers = engine.chat_markers().to_json()
+        except ShoalError as error:
+            markers = markers_error(error)
         return engine._parts.facts.service_info(
             self._config, has_tokenizer=engine.tokenizer is not None, has_chat_template=template,
-            chat_markers=engine.chat_markers().to_json(),
+            chat_markers=markers,
         )  # fmt: skip
 
     async def generate(self, request: GenerateInput) -> AsyncGenerator[RequestOutput, None]:
@@ -115,7 +121,9 @@ class LocalService:
             self._need_engine()._loop.abort(found)
         return len(found)
 
-    async def tokenize(self, prompt: str | Sequence[Message], add_special_tokens: bool = True) -> list[int]:
+    async def tokenize(
+        self, prompt: str | Sequence[TextPart] | Sequence[Message], add_special_tokens: bool = True
+    ) -> list[int]:
         """See Service."""
         return self._need_engine()._intake.encode_text(prompt, "prompt", add_special_tokens)
 

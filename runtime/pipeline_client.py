@@ -35,6 +35,7 @@ from .questions import Questions
 from .request import RequestOutput
 from .service import GenerateInput, Message, ServiceInfo, ServiceStatus
 from .stats import SchedulerStats
+from .text_parts import TextPart
 from .wire import (
     ROLES,
     Abort,
@@ -49,11 +50,10 @@ from .wire import (
     StartTrace,
     StopTrace,
     ToClient,
-    Tokenize,
     ToTokenizer,
 )
 from .wire_errors import unpack_error
-from .wire_requests import generate_message
+from .wire_requests import generate_message, tokenize_message
 from .worker_trace import TraceOptions
 
 logger = logging.getLogger(__name__)
@@ -286,10 +286,12 @@ class PipelineClient:
             self._send(Abort(number))
         return len(numbers)
 
-    async def tokenize(self, prompt: str | Sequence[Message], add_special_tokens: bool = True) -> list[int]:
-        """Token ids of text or of chat messages; no BOS without `add_special_tokens`. Raises InvalidRequestError."""
-        text, messages = (prompt, None) if isinstance(prompt, str) else (None, [dict(m) for m in prompt])
-        return await self._reply(lambda number: Tokenize(number, text, messages, add_special_tokens))
+    async def tokenize(
+        self, prompt: str | Sequence[TextPart] | Sequence[Message], add_special_tokens: bool = True
+    ) -> list[int]:
+        """Token ids of text (in parts), or of chat messages; no BOS without `add_special_tokens`. Raises
+        InvalidRequestError."""
+        return await self._reply(lambda number: tokenize_message(number, prompt, add_special_tokens))
 
     async def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids. Raises InvalidRequestError."""

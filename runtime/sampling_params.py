@@ -36,6 +36,8 @@ class SamplingParams:
         stop: strings (or one string) that end the text; they are not part of it. Kept as a tuple.
         stop_token_ids: token ids that end the text, beside the model's EOS. Kept as a tuple.
         ignore_eos: go on to the end of the canvas; EOS and stop_token_ids are then ordinary tokens.
+        split_special_tokens: of a prompt that is text: encode what spells a special token as ordinary text (True), or
+            as that token (False); None: the engine's default. Contents of messages are always ordinary text.
     """
 
     max_new_tokens: int = 128
@@ -49,6 +51,7 @@ class SamplingParams:
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    split_special_tokens: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("stop", "stop_token_ids"):
@@ -87,6 +90,8 @@ class SamplingParams:
             _check_int("stop_token_ids", token, 0)
         if not isinstance(self.ignore_eos, bool):
             _refuse("ignore_eos", self.ignore_eos, "true or false")
+        if self.split_special_tokens is not None and not isinstance(self.split_special_tokens, bool):
+            _refuse("split_special_tokens", self.split_special_tokens, "true or false")
         if self.block_length is not None and self.max_new_tokens % self.block_length:
             _refuse("block_length", self.block_length, f"a divisor of max_new_tokens = {self.max_new_tokens}")
         if self.block_length is not None:

@@ -10,6 +10,7 @@ from .chat_markers import PLAIN
 from .request import CacheMode, RequestOutput
 from .sampling_params import SamplingParams
 from .stats import SchedulerStats
+from .text_parts import TextPart
 from .worker_trace import TraceOptions
 
 Message = Mapping[str, Any]
@@ -126,9 +127,11 @@ class Service(Protocol):
         """
         ...
 
-    async def tokenize(self, prompt: str | Sequence[Message], add_special_tokens: bool = True) -> list[int]:
-        """Token ids of text or of chat messages. Without `add_special_tokens` it is text inside a prompt: no BOS is
-        added. Raises InvalidRequestError."""
+    async def tokenize(
+        self, prompt: str | Sequence[TextPart] | Sequence[Message], add_special_tokens: bool = True
+    ) -> list[int]:
+        """Token ids of text, of text in parts, or of chat messages. Without `add_special_tokens` it is text inside a
+        prompt: no BOS is added. Raises InvalidRequestError."""
         ...
 
     async def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:

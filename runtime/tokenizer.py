@@ -1,18 +1,18 @@
-"""A model folder's tokenizer and chat template."""
+"""A model folder's tokenizer, with its chat template and its control tokens."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .chat_markers import PLAIN, ChatMarkers, chat_markers
-from .errors import ModelLoadError
-
-Message = Mapping[str, Any]
-"""One chat message: `role` and `content`, as in OpenAI's API."""
+from .chat_template import ChatTemplate, Message
+from .control_tokens import ControlTokens
+from .errors import ModelLoadError, ShoalError
+from .text_parts import TextPart
 
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
@@ -31,8 +31,10 @@ def check_tokenizer_files(folder: Path) -> None:
 class Tokenizer:
     """Text to token ids and back. Get one with `Tokenizer.load`."""
 
-    def __init__(self, backend: Any):
+    def __init__(self, backend: Any, template_name: str = "the chat template"):
         self._backend = backend
+        self._template_name = template_name
+        self._tokens = ControlTokens(backend)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -46,7 +48,7 @@ class Tokenizer:
         folder = Path(folder)
         check_tokenizer_files(folder)
         try:
-            return cls(_load_backend(folder))
+            return cls(_load_backend(folder), _template_name(folder))
         # transformers and tokenizers raise anything, down to bare Exception, for a broken file.
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
@@ -67,10 +69,20 @@ class Tokenizer:
         """Whether `apply_chat_template` can be called."""
         return bool(self._backend.chat_template)
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`. Special tokens written in it are recognised; BOS and EOS are added only where the
-        tokenizer's own files say so, and never without `add_special_tokens` (text inside a prompt)."""
-        return list(self._backend.encode(text, add_special_tokens=add_special_tokens))
+    def protect(self, ids: Iterable[int]) -> None:
+        """Take `ids` (a model's mask and EOS) as control tokens, whatever the tokenizer's files call them."""
+        if not self._tokens.ids.issuperset(ids):
+            self._tokens = ControlTokens(self._backend, ids)
+
+    def encode(self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False) -> list[int]:
+        """Token ids of `text`. Special tokens written in it are recognised, unless `split_special_tokens` makes them
+        ordinary text; BOS and EOS are added only where the tokenizer's own files say so, and never without
+        `add_special_tokens` (text inside a prompt)."""
+        return self.encode_parts([TextPart(text, split_special_tokens)], add_special_tokens)
+
+    def encode_parts(self, parts: Sequence[TextPart], add_special_tokens: bool = True) -> list[int]:
+        """Token ids of parts as one text: those that are data give no special token."""
+        return self._tokens.encode_parts(parts, add_special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids, by default without special tokens; spaces are left as the tokens have them."""
@@ -89,46 +101,49 @@ class Tokenizer:
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation as the model expects it, by default up to where the answer begins.
 
-        Raises: ModelLoadError when the folder has no chat template.
+        Special tokens come from the template alone: what spells one in a message is ordinary text.
+
+        Raises: ModelLoadError when the folder has no chat template, or a broken one; InvalidRequestError for messages
+        that it does not render.
         """
-        return self._tokenize(self._render(messages, add_generation_prompt))
+        text, marks = self._template().render(messages, add_generation_prompt)
+        return self._tokens.encode_marked(text, marks, add_special_tokens=False)
 
     def render_prefix(self, messages: Sequence[Message]) -> list[int]:
         """Token ids that every conversation beginning with `messages` begins with: no assistant header behind.
 
         LLaDA's template appends that header whatever one asks, so it is stripped here.
         """
-        text = self._render(messages, add_generation_prompt=False)
-        if text == self._render(messages, add_generation_prompt=True):
+        template = self._template()
+        text, marks = template.render(messages, False)
+        if template.text(messages, False) == template.text(messages, True):
             text = text.removesuffix(self._bare_header())
-        ids = self._tokenize(text)
+        ids = self._tokens.encode_marked(text, marks, add_special_tokens=False)
         for role in ("user", "assistant"):
             try:
-                continued = self._render([*messages, {"role": role, "content": "."}], add_generation_prompt=False)
-            except Exception:  # a template may refuse this order of roles, in Jinja's or its own words
+                continued = self.apply_chat_template([*messages, {"role": role, "content": "."}], False)
+            except ShoalError:  # a template may refuse this order of roles
                 continue
-            ids = ids[: _common_length(ids, self._tokenize(continued))]
+            ids = ids[: _common_length(ids, continued)]
         return ids
 
     def chat_markers(self) -> ChatMarkers:
-        """What stands around each message of a conversation."""
+        """What stands around each message of a conversation.
+
+        Raises: ModelLoadError, naming the template, for one whose turns can't be told apart.
+        """
         if not self.has_chat_template:
             return PLAIN
-        return chat_markers(
-            lambda messages, header: self._backend.apply_chat_template(
-                [list(messages)], tokenize=False, add_generation_prompt=header
-            )[0]
-        )
+        return chat_markers(self._template().text, self._template_name)
 
     def _bare_header(self) -> str:
         """What the template renders without any message, '' if it can't."""
         try:
-            # A batch of one conversation: transformers refuses an empty one on its own.
-            return self._backend.apply_chat_template([[]], tokenize=False, add_generation_prompt=False)[0]
-        except Exception:  # a template may insist on a first message
+            return self._template().text([], False)
+        except ShoalError:  # a template may insist on a first message
             return ""
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _template(self) -> ChatTemplate:
         if not self.has_chat_template:
             raise ModelLoadError(
                 "this model's tokenizer has no chat template: pass plain text",
@@ -136,19 +151,27 @@ class Tokenizer:
                 value=None,
                 limit="a chat template in tokenizer_config.json or chat_template.jinja",
             )
-        return self._backend.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        return ChatTemplate(self._template_name, self._apply, self._tokens)
 
-    def _tokenize(self, rendered: str) -> list[int]:
-        """The template writes all special tokens itself, so none are added."""
-        return list(self._backend.encode(rendered, add_special_tokens=False))
+    def _apply(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        # A batch of one conversation: transformers refuses an empty one on its own.
+        return self._backend.apply_chat_template(
+            [messages], tokenize=False, add_generation_prompt=add_generation_prompt
+        )[0]
 
 
 def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
     """How many items two sequences have in common at their start."""
     pairs = zip(left, right, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+
+
+def _template_name(folder: Path) -> str:
+    """In words, where the chat template of a model folder stands."""
+    file = "chat_template.jinja"
+    if (folder / file).is_file():
+        return f"the chat template ({file})"
+    return "the chat template (chat_template in tokenizer_config.json)"
 
 
 def _load_backend(folder: Path) -> Any:

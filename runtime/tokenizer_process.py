@@ -7,13 +7,14 @@ import os
 import sys
 from typing import Any
 
-from .chat_markers import PLAIN
+from .chat_markers import PLAIN, markers_error
 from .child import Child
 from .errors import InvalidRequestError, ShoalError
 from .facts import Facts
 from .inbox import Inbox, Outbox
 from .intake import Intake
 from .model_settings import load_tokenizer
+from .text_parts import TextPart
 from .wire import (
     Abort,
     Accepted,
@@ -52,7 +53,13 @@ class TokenizerProcess:
         if tokenizer is not None:
             tokenizer.save_decoder(self._child.decoder_path)
         template = tokenizer is not None and tokenizer.has_chat_template
-        markers = (tokenizer.chat_markers() if tokenizer is not None else PLAIN).to_json()
+        markers = PLAIN.to_json()
+        if tokenizer is not None:
+            try:
+                markers = tokenizer.chat_markers().to_json()
+            except ShoalError as error:
+                logger.warning("%s", error)
+                markers = markers_error(error)
         self._child.ready(has_tokenizer=tokenizer is not None, has_chat_template=template, chat_markers=markers)
         while True:
             self._handle(self._inbox.receive())
@@ -98,8 +105,10 @@ class TokenizerProcess:
         )  # fmt: skip
 
     def _tokenize(self, message: Tokenize) -> list[int]:
-        prompt = message.text if message.text is not None else message.messages or []
+        prompt: Any = message.text if message.text is not None else message.messages or []
         name = "text" if message.text is not None else "messages"
+        if message.parts is not None:
+            prompt, name = [TextPart(*part) for part in message.parts], "parts"
         return self._ready().encode_text(prompt, name, message.add_special_tokens)
 
     def _detokenize(self, message: Detokenize) -> str:

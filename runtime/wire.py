@@ -92,12 +92,13 @@ class Abort(_Message):
 
 
 class Tokenize(_Message):
-    """Answered with the token ids of text or of chat messages."""
+    """Answered with the token ids of text, of chat messages, or of parts of a text: each with whether it is data."""
 
     number: int
     text: str | None
     messages: list[dict[str, Any]] | None
     add_special_tokens: bool = True
+    parts: list[tuple[str, bool]] | None = None
 
 
 class Detokenize(_Message):

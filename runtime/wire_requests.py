@@ -8,7 +8,8 @@ from typing import Any
 
 from .errors import InvalidRequestError, shorten
 from .service import GenerateInput
-from .wire import Generate
+from .text_parts import TextPart
+from .wire import Generate, Tokenize
 
 
 def generate_message(number: str, request: GenerateInput) -> Generate:
@@ -29,6 +30,15 @@ def generate_message(number: str, request: GenerateInput) -> Generate:
         request.timeout_s, request.stream, time.monotonic(), None if request.canvas is None else list(request.canvas),
         request.shared_prefix, None if request.targets is None else list(request.targets),
     )  # fmt: skip
+
+
+def tokenize_message(number: int, prompt: Any, add_special_tokens: bool) -> Tokenize:
+    """The message that asks for the token ids of text, of text in parts, or of chat messages."""
+    if isinstance(prompt, str):
+        return Tokenize(number, prompt, None, add_special_tokens)
+    if prompt and all(isinstance(part, TextPart) for part in prompt):
+        return Tokenize(number, None, None, add_special_tokens, [tuple(part) for part in prompt])
+    return Tokenize(number, None, [dict(message) for message in prompt], add_special_tokens)
 
 
 def _token_ids(prompt: Any) -> list[int]:

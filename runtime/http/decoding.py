@@ -16,7 +16,7 @@ from .errors import ApiError, bad_request
 
 KNOBS = ("steps", "block_length", "threshold", "factor", "strategy")
 """Sampling parameters that only a diffusion model has."""
-_KNOWN = ("max_new_tokens", "temperature", "stop", "stop_token_ids", "ignore_eos", *KNOBS)
+_KNOWN = ("max_new_tokens", "temperature", "stop", "stop_token_ids", "ignore_eos", "split_special_tokens", *KNOBS)
 _NUMBERS = ("max_new_tokens", "temperature", "steps", "block_length", "threshold", "factor", "seed", "sampling_seed")
 _LARGEST = 1 << 63
 _GREEDY_BELOW = 1e-5

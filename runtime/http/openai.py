@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from ..errors import shorten
 from ..request import RequestOutput
-from .errors import ApiError
+from .errors import ApiError, bad_request
 from .inputs import Batch, adopt_routing, chat_messages, knobs_of, make_batch, merged
 from .preparation import prepared
 from .replies import JSONReply, diffusion_info, usage
@@ -54,6 +54,9 @@ async def completions(body: CompletionBody, request: Request, state: Ready) -> R
 @router.post("/v1/chat/completions", summary="OpenAI chat completions")
 async def chat_completions(body: ChatBody, request: Request, state: Ready) -> Response:
     """Messages in, choices with an assistant message out."""
+    if body.split_special_tokens is False:
+        words = "split_special_tokens is false; contents of messages are always taken as ordinary text"
+        raise bad_request("split_special_tokens", words)
     messages = chat_messages(body.messages)
     nested = body.chat_template_kwargs
     adopt_routing(body, nested)

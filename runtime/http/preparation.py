@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 
 from ..service import Prompt, Service
+from ..text_parts import TextPart, as_parts
 from .cost import check_work, is_within_model
 from .inputs import Batch
 from .state import ServerState
@@ -28,7 +29,10 @@ async def prepared(state: ServerState, request: Request, batch: Batch) -> Batch:
     if len(batch.inputs) == 1 and is_within_model(state.config, info, 1):
         return batch
     firsts = batch.inputs[:: batch.n]
-    prompts = [item.prompt for item in firsts]
+    prompts = [
+        as_parts(item.prompt, item.sampling.split_special_tokens) if isinstance(item.prompt, str) else item.prompt
+        for item in firsts
+    ]
     tokens = await state.generations.run(request, batch.rid, encode_all(state.service, prompts))
     check_work(state.config, info, tokens, [item.sampling for item in firsts], batch.n, "prompt")
     return replace(
@@ -36,7 +40,9 @@ async def prepared(state: ServerState, request: Request, batch: Batch) -> Batch:
     )
 
 
-async def encode_all(service: Service, prompts: Sequence[Prompt], add_special_tokens: bool = True) -> list[list[int]]:
+async def encode_all(
+    service: Service, prompts: Sequence[Prompt | Sequence[TextPart]], add_special_tokens: bool = True
+) -> list[list[int]]:
     """Token ids of prompts, in order; those that are token ids stay as they are.
 
     Few at a time are with the tokenizer, so that other requests get turns.

@@ -46,6 +46,13 @@ class Routing(Body):
     threshold: Annotated[Number | None, Field(description="Commit what is at least this sure.")] = None
     factor: Annotated[Number | None, Field(description="Fast-dLLM's factor.")] = None
     strategy: Annotated[str | None, Field(description="low_confidence, entropy, margin or random.")] = None
+    split_special_tokens: Annotated[
+        bool | None,
+        Field(
+            description="Of a text prompt: what spells a special token is ordinary text (true) or that token (false); "
+            "the server's --split-special-tokens when absent. Contents of messages are always ordinary text."
+        ),
+    ] = None
 
 
 class GenerateBody(Routing):
@@ -86,6 +93,7 @@ class ScoreBody(Body):
     timeout_s: Annotated[Number | None, Field(description="As for /generate; for all choices together.")] = None
     shared_prefix: Annotated[int, Field(ge=0, le=_MAX_INT, description="As for /generate.")] = 0
     rid: Annotated[str | None, Field(description="Id of the request.")] = None
+    split_special_tokens: Annotated[bool | None, Field(description="Of text and choices: as for /generate.")] = None
 
 
 class StreamOptions(Body):
@@ -125,12 +133,24 @@ class ChatBody(Routing):
     ] = None
 
 
+class Part(Body):
+    """A stretch of a text."""
+
+    text: str
+    split_special_tokens: bool = False
+
+
 class TokenizeBody(Body):
-    """Body of /tokenize: a prompt or prompts, or chat messages."""
+    """Body of /tokenize: a prompt or prompts, chat messages, or the parts of one text."""
 
     prompt: str | list[str] | None = None
     messages: list[ChatMessage] | None = None
+    parts: Annotated[
+        list[Part] | None,
+        Field(description="Text in pieces that are tokenized as one; those with split_special_tokens are data."),
+    ] = None
     add_special_tokens: bool = True
+    split_special_tokens: Annotated[bool | None, Field(description="Of a prompt: as for /generate.")] = None
 
 
 class DetokenizeBody(Body):

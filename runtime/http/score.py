@@ -14,6 +14,7 @@ from ..request import RequestOutput
 from ..sampling_params import SamplingParams
 from ..scoring import MAX_CHOICES, ScoreOutput, ScorePlan
 from ..service import GenerateInput
+from ..text_parts import as_parts
 from .errors import bad_request
 from .inputs import check_unicode, routing_of, single_rid
 from .preparation import encode_all
@@ -67,13 +68,14 @@ async def score(body: ScoreBody, request: Request, state: Annotated[ServerState,
 async def _scored(state: ServerState, rid: str, body: ScoreBody, base: GenerateInput) -> ScoreOutput:
     """Tokenize, compute the prompt once where several forwards share it, then score a few canvases at a time."""
     start = time.monotonic()
-    service, config = state.service, state.config
+    service, config, split = state.service, state.config, body.split_special_tokens
     if body.text is not None:
-        (prompt,) = await encode_all(service, [body.text])
+        (prompt,) = await encode_all(service, [as_parts(body.text, split)])
         base = replace(base, prompt=prompt)
     tokens = len(base.prompt)
+    choices = [as_parts(choice, split) if isinstance(choice, str) else choice for choice in body.choices]
     plan = ScorePlan(
-        await encode_all(service, body.choices, add_special_tokens=False), body.method, service.info.block_length,
+        await encode_all(service, choices, add_special_tokens=False), body.method, service.info.block_length,
         prompt_tokens=tokens, max_forwards=config.max_score_forwards, max_positions=config.max_request_tokens,
     )  # fmt: skip
     warm_up: list[RequestOutput] = []

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
+from ..text_parts import TextPart, as_parts
 from .errors import bad_request
 from .inputs import chat_messages, check_unicode
 from .replies import JSONReply
@@ -21,17 +22,29 @@ Ready = Annotated[ServerState, Depends(ready_state)]
 @router.post("/v1/tokenize", include_in_schema=False)
 async def tokenize(body: TokenizeBody, state: Ready) -> Response:
     """`tokens` and `count`; lists of them for a list of prompts."""
-    if (body.prompt is None) == (body.messages is None):
-        raise bad_request("prompt", "exactly one of prompt and messages must be given")
+    if sum(given is not None for given in (body.prompt, body.messages, body.parts)) != 1:
+        raise bad_request("prompt", "exactly one of prompt, messages and parts must be given")
+    if body.split_special_tokens is not None and body.prompt is None:
+        raise bad_request("split_special_tokens", "split_special_tokens is for a prompt; leave it out")
     check_unicode("prompt", body.prompt)
     limit = state.service.info.max_tokens
     if isinstance(body.prompt, list):
         if len(body.prompt) > state.config.max_batch:
             raise bad_request("prompt", f"there are {len(body.prompt)} prompts; at most {state.config.max_batch}")
-        many = [await state.service.tokenize(prompt, body.add_special_tokens) for prompt in body.prompt]
+        texts = [as_parts(prompt, body.split_special_tokens) for prompt in body.prompt]
+        many = [await state.service.tokenize(text, body.add_special_tokens) for text in texts]
         return JSONReply({"tokens": many, "count": [len(ids) for ids in many], "max_model_len": limit})
-    asked: Any = body.prompt if body.messages is None else chat_messages(body.messages)
-    check_unicode("messages", asked)
+    asked: Any
+    if body.messages is not None:
+        asked = chat_messages(body.messages)
+        check_unicode("messages", asked)
+    elif body.parts is not None:
+        asked = [TextPart(part.text, part.split_special_tokens) for part in body.parts]
+        check_unicode("parts", [part.text for part in asked])
+        if not asked:
+            raise bad_request("parts", "parts is empty; it must have at least one part")
+    else:
+        asked = as_parts(str(body.prompt), body.split_special_tokens)
     ids = await state.service.tokenize(asked, body.add_special_tokens)
     return JSONReply({"tokens": ids, "count": len(ids), "max_model_len": limit})
 

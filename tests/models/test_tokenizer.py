@@ -9,7 +9,8 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from shoal.runtime.errors import ModelLoadError
+from shoal.runtime.chat_markers import PLAIN, ChatMarkers
+from shoal.runtime.errors import InvalidRequestError, ModelLoadError
 from shoal.runtime.tokenizer import Tokenizer
 
 from .oracle import DREAM_TINY
@@ -198,3 +199,69 @@ def test_dreams_folder_loads_as_byte_level_bpe_without_its_code(tmp_path):
     ids = tokenizer.encode("red<|mask|>")
     assert ids == [vocabulary["re"], vocabulary["d"], len(vocabulary)]
     assert tokenizer.decode(ids) == "red"
+
+
+BROKEN = {
+    "syntax": ("{% for m in messages %}{{ m['content'] }", ModelLoadError, "can't be parsed: line 1"),
+    "undefined": ("{{ messages[0].text.strip() }}", InvalidRequestError, "can't render the messages: UndefinedError"),
+    "refusing": ("{{ raise_exception('no, thanks') }}", InvalidRequestError, "refuses the messages: no, thanks"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("file", [True, False])
+def test_a_chat_template_that_fails_is_named_with_the_reason(tmp_path, name, file):
+    template, kind, words = BROKEN[name]
+    write_tokenizer(tmp_path, None if file else template)
+    if file:
+        (tmp_path / "chat_template.jinja").write_text(template)
+    tokenizer = Tokenizer.load(tmp_path)
+    place = "chat_template.jinja" if file else "chat_template in tokenizer_config.json"
+    with pytest.raises(kind) as caught:
+        tokenizer.apply_chat_template([QUESTION])
+    assert f"the chat template ({place}) {words}" in str(caught.value)
+    with pytest.raises(ModelLoadError) as caught:
+        tokenizer.chat_markers()
+    assert f"the chat template ({place})" in str(caught.value)
+    assert words in str(caught.value)
+    assert caught.value.field == "chat_template"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "leaves out or changes the content"),
+        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "leaves out or changes the content"),
+        ("{% for m in messages %}{{ loop.index }}{{ m['content'] }}{{ loop.index }}{% endfor %}", "ends otherwise"),
+        (STUBBORN_AND_STRICT, "ends otherwise"),
+    ],
+)
+def test_a_template_without_markers_is_an_error_for_programs_and_renders_chats(tmp_path, template, words):
+    write_tokenizer(tmp_path, template)
+    tokenizer = Tokenizer.load(tmp_path)
+    with pytest.raises(ModelLoadError, match=rf"chat_template in tokenizer_config\.json.*{words}"):
+        tokenizer.chat_markers()
+    assert tokenizer.apply_chat_template([QUESTION, QUESTION])
+
+
+def test_without_a_system_message_in_the_template_programs_have_none(tmp_path):
+    strict = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    write_tokenizer(tmp_path, strict + POLITE.partition("{% for m in messages %}")[2])
+    markers = Tokenizer.load(tmp_path).chat_markers()
+    assert ChatMarkers.from_json(json.loads(json.dumps(markers.to_json()))) == markers
+    assert markers.of("user", True) == ("<head>user</head>", "<eot>")
+    with pytest.raises(InvalidRequestError, match="takes no system message"):
+        markers.of("system", True)
+
+
+@pytest.mark.parametrize("template", [STUBBORN, POLITE, None])
+def test_markers_rebuild_the_conversation(tmp_path, template):
+    write_tokenizer(tmp_path, template)
+    markers = Tokenizer.load(tmp_path).chat_markers()
+    assert ChatMarkers.from_json(json.loads(json.dumps(markers.to_json()))) == markers
+    if template is None:
+        assert markers == PLAIN
+    else:
+        talk = "".join(content.join(markers.of(role, i == 0)) for i, (role, content) in enumerate([
+            ("system", "red"), ("user", "pear"), ("assistant", "apple"), ("user", "costs")]))  # fmt: skip
+        assert (talk + markers.assistant[0]).startswith("<bos><head>system</head>red<eot><head>user</head>pear<eot>")
