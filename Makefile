@@ -16,8 +16,9 @@ ARGS ?=
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
-demo: $(RUN) ## answers, speed and reuse of every cache mode with the bundled model
-	$(BIN)/shoal demo $(ARGS)
+demo: $(RUN) ## answers, speed and reuse of every cache mode with the bundled model; a plot to out
+	@mkdir -p out
+	$(BIN)/shoal demo --plot out/demo.png $(ARGS)
 
 serve: $(RUN) ## serve the bundled model over HTTP
 	$(BIN)/shoal serve --model-path shop $(ARGS)

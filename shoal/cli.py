@@ -70,13 +70,15 @@ def demo(
     list_sizes: Annotated[str | None, typer.Option(help="Items of each price list, as in 44,56,68.")] = None,
     modes: Annotated[str | None, typer.Option(help="Cache modes, as in none,dual,bicache.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of lists and questions.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Where the plot goes (.png, .svg or .pdf).")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also plot accuracy and speed against depth (.png, .svg or .pdf).")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write all figures to this file.")] = None,
 ) -> None:
     """Answers, speed and reuse of every cache mode with the bundled model.
 
-    A table of the modes, accuracy by kind of question, the radix tree with its depths, and a plot of accuracy and speed
-    against depth. Options override what --quick chooses.
+    A table of the modes, accuracy by kind of question, the radix tree with its depths, and accuracy and speed against
+    depth. Options override what --quick chooses.
     """
     from rich.console import Console
 

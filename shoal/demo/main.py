@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .. import provenance
 from ..runtime.errors import ConfigError
 from ..runtime.request import CACHE_MODES
 from . import environment
 from .plot import SUFFIXES, plot_depths
+from .progress import progress
 from .report import depth_figures, mode_figures, print_report, print_tree
 from .runner import MODEL, SAMPLING, check_modes, run_depths, run_modes
 from .tally import Tally
@@ -38,7 +38,7 @@ class DemoOptions:
         sweep_questions: of them, about the list in the middle, for the run depth by depth; 0: none.
         modes: cache modes.
         seed: of lists and questions.
-        plot, json: files to write; their folders must exist.
+        plot, json: files to write, None: not wanted; their folders must exist.
         command: the command line, for the JSON file.
     """
 
@@ -47,7 +47,7 @@ class DemoOptions:
     sweep_questions: int = 24
     modes: tuple[str, ...] = CACHE_MODES
     seed: int = 0
-    plot: Path = Path("shoal-demo.png")
+    plot: Path | None = None
     json: Path | None = None
     command: str = "shoal demo"
 
@@ -58,7 +58,7 @@ class DemoOptions:
                 limit = "a file that can be written, in a folder that exists"
                 message = f"{name} is {str(path)!r}; it must be {limit}"
                 raise ConfigError(message, field=name, value=str(path), limit=limit)
-        if self.plot.suffix not in SUFFIXES:
+        if self.plot is not None and self.plot.suffix not in SUFFIXES:
             limit = ", ".join(SUFFIXES)
             message = f"plot is {str(self.plot)!r}; its name must end in one of {limit}"
             raise ConfigError(message, field="plot", value=str(self.plot), limit=limit)
@@ -80,18 +80,12 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     workload = options.workload
     sweep = workload.sample(options.sweep_questions) if options.sweep_questions else None
     _introduce(console, options, workload)
-    with Progress(
-        TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console,
-        transient=True,
-    ) as progress:  # fmt: skip
-        total = workload.num_questions * len(options.modes) + (sweep.num_questions * len(DEPTHS) if sweep else 0)
-        task = progress.add_task("loading", total=total)
-        runs = run_modes(workload, options.modes, lambda mode, n: progress.update(task, advance=n, description=mode))
+    total = workload.num_questions * len(options.modes) + (sweep.num_questions * len(DEPTHS) if sweep else 0)
+    with progress(console, total) as advance:
+        runs = run_modes(workload, options.modes, advance)
         tallies = {}
         if sweep is not None:
-            tallies = run_depths(
-                sweep, DEPTHS, lambda depth, n: progress.update(task, advance=n, description=f"depth {depth}")
-            )
+            tallies = run_depths(sweep, DEPTHS, lambda depth, count: advance(f"depth {depth}", count))
     report: dict[str, Any] = {
         "command": options.command,
         "commit": provenance.commit(),
@@ -109,7 +103,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     print_report(console, report)
     if "bicache" in options.modes:
         print_tree(console, runs.snapshot, runs.decode)
-    if sweep is not None:
+    if sweep is not None and options.plot is not None:
         caption = (f"bundled model shop (16 layers), list of {sweep.describe()['list_sizes'][0]} items, "
                    f"{sweep.num_questions} questions; {report['hardware']['cores']} CPU cores")  # fmt: skip
         plot_depths(report["depths"], options.plot, caption=caption, safe_depth=_depth_used(runs.tallies))

@@ -13,6 +13,7 @@ from ..runtime.engine import Engine
 from ..runtime.errors import ConfigError, shorten
 from ..runtime.request import CACHE_MODES
 from ..runtime.sampling_params import SamplingParams
+from .progress import Advance
 from .tally import Answer, Tally
 from .workload import Asked, Workload, make_workload
 
@@ -20,9 +21,6 @@ MODEL = "shop"
 SAMPLING = SamplingParams(max_new_tokens=32, block_length=8, steps=16)
 _SETTINGS = {name: getattr(SAMPLING, name) for name in ("max_new_tokens", "block_length", "steps")}
 _WARM_UP = make_workload(0, [8], 2)
-
-Advance = Callable[[str, int], None]
-"""Told the name of a run, and how many questions of it were answered."""
 
 
 @function

@@ -32,6 +32,8 @@ def demo(tmp_path_factory):
         check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
+    assert run.stderr.startswith("loading\n")
+    assert sorted(path.name for path in folder.iterdir()) == ["figures.json", "plot.png"]
     return folder, run.stdout, json.loads((folder / "figures.json").read_text())
 
 

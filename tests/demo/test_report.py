@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from shoal.demo.main import DemoOptions
 from shoal.demo.plot import plot_depths
+from shoal.demo.progress import plain_lines
 from shoal.demo.report import depth_figures, mode_figures, print_report, print_tree
 from shoal.demo.tally import Answer, Tally
 from shoal.demo.workload import make_workload
@@ -41,6 +43,22 @@ def printed(print_to) -> str:
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     print_to(console)
     return console.export_text()
+
+
+def test_where_there_is_no_terminal_a_line_now_and_then_says_how_far_it_is():
+    times = iter([0.0, 1.0, 4.9, 5.0, 6.0, 13.0])
+
+    def answer(console: Console) -> None:
+        advance = plain_lines(console, 60, clock=lambda: next(times))
+        for mode in ("none", "none", "dual", "dual", "lm"):
+            advance(mode, 8)
+
+    assert printed(answer).splitlines() == ["loading", "dual: 24 of 60 questions, 5 s", "lm: 40 of 60 questions, 13 s"]
+
+
+def test_nothing_is_written_that_was_not_asked_for():
+    options = DemoOptions()
+    assert (options.plot, options.json) == (None, None)
 
 
 def test_figures_of_modes(modes):

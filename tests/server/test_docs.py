@@ -45,6 +45,16 @@ def test_examples_print_what_the_page_says(server, example, tmp_path):
     assert done.stdout == example["prints"]
 
 
+def test_an_example_with_a_trace_follows_a_server_with_a_folder_for_traces():
+    for match in _EXAMPLE.finditer(TEXT):
+        if "/start_profile" in match["code"]:
+            started = re.findall(r"^python -m shoal\.launch_server.*$", TEXT[: match.start()], re.MULTILINE)[-1]
+            assert "--profile-dir" in started
+            break
+    else:
+        pytest.fail("no example records a trace")
+
+
 def test_the_tables_of_flags_are_the_code_s():
     between = split(TEXT)[1]
     assert between == tables(), "python -m tests.server.flag_tables writes them anew"
