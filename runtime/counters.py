@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from .memory import Memory
 from .request import Request
 from .stats import SchedulerStats
+from .throughput import Throughput
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,15 @@ class Counters:
             self.cache_hit_tokens += request.cached_tokens
             self.reused_token_layers += request.cached_tokens * request.cached_depth
 
+    def text(self, request: Request) -> None:
+        """Text may have grown."""
+        new = max(0, request.num_text_tokens - request.counted_tokens)
+        self.generated_tokens += new
+        request.counted_tokens += new
+
     def finished(self, request: Request, timed_out: bool) -> None:
         """A request ended."""
+        self.text(request)
         if timed_out:
             self.timed_out += 1
         elif request.finish_reason == "stop":
@@ -79,14 +87,30 @@ class BatchLog:
     counters: Counters
     interval: int
     started: float = field(default_factory=time.monotonic)
-    input_throughput: float = 0.0
-    gen_throughput: float = 0.0
     _steps: int = 0
-    _input_at: tuple[float, int] = (0.0, 0)
-    _gen_at: tuple[float, int] = (0.0, 0)
+    _input: Throughput = field(default_factory=Throughput)
+    _text: Throughput = field(default_factory=Throughput)
 
-    def __post_init__(self) -> None:
-        self._input_at = self._gen_at = (self.started, 0)
+    def work(self) -> None:
+        """A request came, or a forward is about to run."""
+        now = time.monotonic()
+        self._input.note(now, self.counters.prompt_tokens)
+        self._text.note(now, self.counters.generated_tokens)
+
+    def rest(self) -> None:
+        """No request is left."""
+        self._input.rest()
+        self._text.rest()
+
+    @property
+    def input_throughput(self) -> float:
+        """As in SchedulerStats."""
+        return self._input.rate(time.monotonic(), self.counters.prompt_tokens)
+
+    @property
+    def gen_throughput(self) -> float:
+        """As in SchedulerStats."""
+        return self._text.rate(time.monotonic(), self.counters.generated_tokens)
 
     def usage(self) -> float:
         """Share of the KV pool that is neither free nor evictable."""
@@ -95,10 +119,7 @@ class BatchLog:
 
     def refresh(self, admitted: list[Request], running: int, waiting: int) -> None:
         """A refresh batch that admitted requests is about to run."""
-        if not admitted:
-            return
-        self.input_throughput, self._input_at = _rate(self._input_at, self.counters.prompt_tokens)
-        if not logger.isEnabledFor(logging.INFO):
+        if not admitted or not logger.isEnabledFor(logging.INFO):
             return
         cached = sum(request.cached_tokens for request in admitted)
         logger.info(
@@ -113,10 +134,7 @@ class BatchLog:
     def block_step(self, running: dict[str, Request], waiting: int) -> None:
         """A block step of all running requests is about to run."""
         self._steps += 1
-        if self._steps % self.interval:
-            return
-        self.gen_throughput, self._gen_at = _rate(self._gen_at, self.counters.generated_tokens)
-        if not logger.isEnabledFor(logging.INFO):
+        if self._steps % self.interval or not logger.isEnabledFor(logging.INFO):
             return
         logger.info(
             "Decode batch, #running-req: %d, #token: %d, token usage: %.2f, gen throughput (token/s): %.2f, "
@@ -152,8 +170,3 @@ class BatchLog:
             uptime=time.monotonic() - self.started,
             **{name: getattr(counters, name) for name in Counters.__dataclass_fields__},
         )
-
-
-def _rate(since: tuple[float, int], count: int) -> tuple[float, tuple[float, int]]:
-    now = time.monotonic()
-    return (count - since[1]) / max(now - since[0], 1e-9), (now, count)

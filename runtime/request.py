@@ -110,6 +110,8 @@ class Request:
     the canvas's tokens that the caller may have seen before a retraction: they stay, whatever is decoded again;
     `diverged` says that something else was.
 
+    `counted_tokens` are the text tokens that the scheduler's counters have of it.
+
     `stepped_at` is the forward in which it last took its turn, where not all block steps fit one.
 
     `template` (int64 [max_new_tokens], -1 for a mask) is a canvas with fixed tokens. `targets` (int64 [n, 2]: position
@@ -159,6 +161,7 @@ class Request:
     nfe: int = 0
     nfe_at_refresh: int = 0
     stepped_at: int = 0
+    counted_tokens: int = 0
     computed_token_layers: int = 0
     prefix_refreshes: int = 0
     retractions: int = 0
@@ -341,6 +344,13 @@ class Request:
         if self.template is not None:
             return self._visible(max(self.frontier, len(self.shown)))
         return self.shown if self.frontier < len(self.shown) else tuple(self.canvas[: self.frontier])
+
+    @property
+    def num_text_tokens(self) -> int:
+        """Length of `token_ids`."""
+        if self.template is not None:
+            return len(self.token_ids)
+        return max(len(self.shown), self.frontier)
 
     def tokens_from(self, start: int) -> tuple[int, Sequence[int]]:
         """How many of the first `start` visible tokens stay, and the visible ones behind them."""

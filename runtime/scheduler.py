@@ -125,6 +125,7 @@ class Scheduler:
             raise
         self.counters.requests += 1
         self._requests[request.rid] = request
+        self._log.work()
         if request.timeout_s is not None:
             self._next_deadline = min(self._next_deadline, request.arrival + request.timeout_s)
 
@@ -217,6 +218,7 @@ class Scheduler:
 
     def _fly(self, items: tuple[ForwardItem, ...], max_steps: int, then: tuple[ForwardItem, ...] = ()) -> Forward:
         self.counters.forwards += 1
+        self._log.work()
         self._in_flight = items
         return Forward(items, max_steps, then)
 
@@ -349,7 +351,6 @@ class Scheduler:
         request.nfe += result.nfe
         request.computed_token_layers += result.token_layers
         request.scores += tuple(result.scores)
-        before = max(request.frontier, len(request.shown))
         request.apply(result.positions, result.tokens, self._eos)
         counters = self.counters
         counters.nfe += result.nfe
@@ -360,8 +361,7 @@ class Scheduler:
             self._make_canvas(request)
             return
         counters.canvas_tokens += len(result.tokens)
-        new = request.frontier - before if request.template is None else len(result.tokens)
-        counters.generated_tokens += max(0, new)
+        counters.text(request)
         if request.finish_reason is not None:
             item = self.planner.final_forward(request)
             if item is None:
@@ -380,6 +380,7 @@ class Scheduler:
         for (request, _), result in zip(ending, results, strict=True):
             if result.error is None:
                 request.computed_token_layers += result.token_layers
+                self.counters.computed_token_layers += result.token_layers
                 self.planner.final_captured(request)
             self._finish(request)
 
@@ -393,5 +394,7 @@ class Scheduler:
         del self._requests[request.rid]
         self.memory.release(request)
         self.counters.finished(request, isinstance(request.error, RequestTimeoutError))
+        if not self._requests:
+            self._log.rest()
         self._progress[request] = None
         self._admission.changed()

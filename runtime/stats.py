@@ -19,10 +19,11 @@ class SchedulerStats:
         capacity_tokens: token positions (all bands) that the KV pool has room for.
         token_usage: share of the KV pool that can't be had at the moment: neither free nor evictable; 0 to 1.
         requests: requests accepted. Each of them ends in exactly one of finished_stop, finished_length, aborted,
-            timed_out or failed; refused ones (queue full, over-long) count in `refused` alone.
+            timed_out or failed; what the scheduler refuses (queue full, too long for the pool) counts in
+            `refused` alone, what is refused before it gets there not at all.
         retractions: running requests that were put back because one of higher priority needed their place.
         prompt_tokens: of the requests that were admitted (a retracted request counts once).
-        generated_tokens: tokens of texts: committed, contiguous, not behind the end.
+        generated_tokens: tokens of texts: committed, contiguous, not behind the end; fixed ones of templates included.
         canvas_tokens: masks committed, also behind the end of a text.
         cache_query_tokens: prompt tokens looked up in the radix trees; `cache_hit_tokens` of them were reused.
         cache_hits: admissions that reused a prefix, of `cache_queries`.
@@ -39,8 +40,8 @@ class SchedulerStats:
         audit_depth_limit: depth past which nothing is reused any more because audits found drift; None: no limit.
         audit_band_errors: by band, largest relative error of keys and values over a page, mean of the audits.
         audit_band_cosines: by band, cosine of cached and fresh keys and values, mean of the audits.
-        input_throughput: prompt tokens a second, cached ones included, over the last interval of the log.
-        gen_throughput: text tokens a second over the last interval of the log.
+        input_throughput: prompt tokens a second, cached ones included, over the last 10 seconds; 0 without requests.
+        gen_throughput: text tokens a second over the last 10 seconds; 0 without requests.
         uptime: seconds since the scheduler started.
     """
 

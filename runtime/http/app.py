@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -27,6 +28,11 @@ from .state import ServerState
 
 _ROUTERS = (native, score, openai, health, information, administration, tokenization)
 _CLIENT_CLOSED_REQUEST = 499
+_GENERATING = frozenset(
+    route.path for module in (native, score, openai) for route in module.router.routes
+    if isinstance(route, APIRoute) and "POST" in (route.methods or ())
+)  # fmt: skip
+_REFUSED = frozenset({"BadRequestError", "QueueFullError"})
 
 
 def create_app(service: Service, config: ServerConfig, model_name: str = "") -> FastAPI:
@@ -71,17 +77,19 @@ def _cors(config: ServerConfig) -> list[Middleware]:
     return [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])]
 
 
-def _reply(error: ApiError, headers: Any = None) -> Response:
+def _reply(request: Request, error: ApiError, headers: Any = None) -> Response:
+    if error.kind in _REFUSED and request.url.path in _GENERATING:
+        request.app.state.server.metrics.refused.inc()
     extra = {"retry-after": "1"} if error.retryable else {}
     return JSONReply(error.body(), error.status, headers={**extra, **dict(headers or {})})
 
 
 async def _api_error(request: Request, error: Any) -> Response:
-    return _reply(error)
+    return _reply(request, error)
 
 
 async def _shoal_error(request: Request, error: Any) -> Response:
-    return _reply(ApiError.of(error))
+    return _reply(request, ApiError.of(error))
 
 
 async def _invalid_body(request: Request, error: Any) -> Response:
@@ -100,19 +108,19 @@ async def _invalid_body(request: Request, error: Any) -> Response:
     kind = request.headers.get("content-type", "")
     if first == "body" and "json" not in kind:
         parts.append(f"content-type is {shorten(kind)}; send application/json")
-    return _reply(ApiError(400, "; ".join(parts), param=first))
+    return _reply(request, ApiError(400, "; ".join(parts), param=first))
 
 
 async def _http_error(request: Request, error: Any) -> Response:
     """Unknown routes and methods, and bodies that FastAPI can't read."""
     path = shorten(request.url.path)
     if error.status_code == 404:
-        return _reply(ApiError(404, f"no route {path}", kind="NotFoundError"), error.headers)
+        return _reply(request, ApiError(404, f"no route {path}", kind="NotFoundError"), error.headers)
     if error.status_code == 405:
         allowed = ", ".join(_methods(request))
         message = f"{request.method} is not allowed on {path}; it takes {allowed}"
-        return _reply(ApiError(405, message, kind="MethodNotAllowedError"), {"allow": allowed})
-    return _reply(ApiError(error.status_code, str(error.detail)), error.headers)
+        return _reply(request, ApiError(405, message, kind="MethodNotAllowedError"), {"allow": allowed})
+    return _reply(request, ApiError(error.status_code, str(error.detail)), error.headers)
 
 
 def _methods(request: Request) -> list[str]:

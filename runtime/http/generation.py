@@ -245,7 +245,7 @@ class Generation:
                 error = EngineError(f"request {item.rid} ended without a reply", field="rid", value=item.rid)
                 self._put(index, error)
         except ShoalError as error:
-            watch.refused()
+            watch.failed(error)
             self._put(index, error)
         except asyncio.CancelledError:
             watch.left()

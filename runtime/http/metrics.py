@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ..errors import InvalidRequestError, PoolTooSmallError, QueueFullError, RequestTimeoutError, ShoalError
 from ..request import RequestOutput
 from ..stats import SchedulerStats
 
@@ -17,8 +18,8 @@ _GAUGES = (
     ("waiting", "num_queue_reqs", "Requests that were not admitted yet."),
     ("token_usage", "token_usage", "Share of the KV pool that can't be had: neither free nor evictable; 0 to 1."),
     ("capacity_tokens", "max_total_num_tokens", "Token positions that the KV pool has room for."),
-    ("gen_throughput", "gen_throughput", "Text tokens a second over the last interval of the log."),
-    ("input_throughput", "input_throughput", "Prompt tokens a second over the last interval of the log."),
+    ("gen_throughput", "gen_throughput", "Text tokens a second over the last 10 seconds; 0 without requests."),
+    ("input_throughput", "input_throughput", "Prompt tokens a second over the last 10 seconds; 0 without requests."),
     ("mean_depth", "reuse_depth", "Layers that a reused prompt token was reused in, on average."),
     ("uptime", "uptime_seconds", "Seconds since the scheduler started."),
 )
@@ -28,10 +29,9 @@ _PAGES = (
 )
 _COUNTERS = (
     ("requests", "num_requests", "Requests accepted."),
-    ("refused", "num_refused_requests", "Requests refused: queue full, too long."),
     ("aborted", "num_aborted_requests", "Requests ended by their client."),
     ("timed_out", "num_timed_out_requests", "Requests not done within their time."),
-    ("failed", "num_failed_requests", "Requests that failed."),
+    ("failed", "num_failed_requests", "Requests that failed, also because logits were not finite."),
     ("retractions", "num_retractions", "Running requests put back for one of higher priority."),
     ("prompt_tokens", "prompt_tokens", "Prompt tokens of admitted requests."),
     ("generated_tokens", "generation_tokens", "Text tokens."),
@@ -61,6 +61,8 @@ _TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _PASSES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _DEPTHS = (0, 2, 4, 6, 8, 10, 12, 16, 20, 24, 28, 32, 48, 64)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+REFUSALS = (InvalidRequestError, PoolTooSmallError, QueueFullError)
+"""Errors of requests that were not accepted."""
 
 disable_created_metrics()
 
@@ -69,13 +71,14 @@ class Metrics:
     """The metrics of one server, in a registry of their own."""
 
     def __init__(self, model_name: str = ""):
+        self.model_name = model_name
         self.registry = CollectorRegistry()
         self._stats = _StatsCollector(model_name)
         self.registry.register(self._stats)
 
         def histogram(name: str, words: str, buckets: tuple[float, ...]) -> Histogram:
-            family = Histogram(f"shoal:{name}", words, ["model_name"], buckets=buckets, registry=self.registry)
-            return family.labels(model_name)
+            labels = ["model_name", "outcome"]
+            return Histogram(f"shoal:{name}", words, labels, buckets=buckets, registry=self.registry)
 
         self.first_text = histogram("time_to_first_token_seconds", "Until the first committed text.", _SECONDS)
         self.total = histogram("e2e_request_latency_seconds", "Whole requests.", _SECONDS)
@@ -90,6 +93,10 @@ class Metrics:
             "shoal:http_requests", "Replies by route and status.", ["route", "status"], registry=self.registry
         )
         self.active = Gauge("shoal:http_requests_active", "HTTP requests under way.", registry=self.registry)
+        self.refused: Counter = Counter(
+            "shoal:num_refused_requests", "HTTP requests refused: queue full, too long, or with a field that is wrong.",
+            ["model_name"], registry=self.registry,
+        ).labels(model_name)  # fmt: skip
         self.disconnected = Counter(
             "shoal:disconnected_requests", "Generations whose client went away.", registry=self.registry
         )
@@ -105,37 +112,64 @@ class Metrics:
 
 
 class RequestWatch:
-    """Times one generation as the HTTP server sees it."""
+    """Times one generation as the HTTP server sees it; counted once, at its end, with what became of it.
+
+    Outcomes are `stop`, `length`, `abort` (also when its client went away), `timeout` and `error`.
+    """
 
     def __init__(self, metrics: Metrics):
         self._metrics = metrics
         self._start = time.monotonic()
         self._first: tuple[float, int] | None = None
+        self._latest: RequestOutput | None = None
+        self._ended = False
 
     def saw(self, output: RequestOutput) -> None:
         """Take an output into account."""
-        metrics, now = self._metrics, time.monotonic()
+        self._latest = output
         if self._first is None and output.completion_tokens:
-            self._first = (now, output.completion_tokens)
-            metrics.first_text.observe(now - self._start)
-        if not output.finished or output.finish_reason == "error":
+            self._first = (time.monotonic(), output.completion_tokens)
+        if output.finish_reason is None:
             return
-        metrics.total.observe(now - self._start)
-        metrics.queued.observe(output.timings.queue)
-        metrics.prompt.observe(output.prompt_tokens)
-        metrics.generated.observe(output.completion_tokens)
-        metrics.nfe.observe(output.nfe)
-        metrics.depth.observe(output.depth)
-        metrics.share.observe(output.cached_tokens / max(1, output.prompt_tokens))
-        if self._first is not None and output.completion_tokens > self._first[1]:
-            metrics.per_token.observe((now - self._first[0]) / (output.completion_tokens - self._first[1]))
+        if isinstance(output.error, REFUSALS):
+            self._ended = True
+        elif isinstance(output.error, RequestTimeoutError):
+            self._end("timeout")
+        else:
+            self._end(output.finish_reason)
 
-    def refused(self) -> None:
-        """It was not accepted: the service counts those."""
+    def failed(self, error: ShoalError) -> None:
+        """It ended without an output that says so. What was refused is in no histogram: it never was a request."""
+        if not isinstance(error, REFUSALS):
+            self._end("error")
 
     def left(self) -> None:
         """Its client went away."""
         self._metrics.disconnected.inc()
+        self._end("abort")
+
+    def _end(self, outcome: str) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        metrics, output, now = self._metrics, self._latest, time.monotonic()
+
+        def observe(histogram: Histogram, value: float) -> None:
+            histogram.labels(metrics.model_name, outcome).observe(value)
+
+        observe(metrics.total, now - self._start)
+        if self._first is not None:
+            observe(metrics.first_text, self._first[0] - self._start)
+        if output is None:
+            return
+        observe(metrics.queued, output.timings.queue)
+        observe(metrics.prompt, output.prompt_tokens)
+        observe(metrics.generated, output.completion_tokens)
+        observe(metrics.nfe, output.nfe)
+        observe(metrics.depth, output.depth)
+        observe(metrics.share, output.cached_tokens / max(1, output.prompt_tokens))
+        if self._first is not None and output.completion_tokens > self._first[1]:
+            observe(metrics.per_token, (now - self._first[0]) / (output.completion_tokens - self._first[1]))
 
 
 class _StatsCollector(Collector):

@@ -367,9 +367,67 @@ def test_metrics_count_what_happened(client, prices):
     assert grew("reused_token_layers_total") == grew("cached_tokens_total") * 8
     assert grew("nfe_total") >= 2
     assert grew("prefix_refreshes_total") >= 2
-    assert grew("e2e_request_latency_seconds_count") == grew("time_to_first_token_seconds_count") == 2
+    ended = '{model_name="shop",outcome="stop"}'
+    assert grew("e2e_request_latency_seconds_count", ended) == grew("time_to_first_token_seconds_count", ended) == 2
     assert grew("http_requests_total", '{route="/generate",status="200"}') == 2
     assert after['shoal:pages{held="requests",model_name="shop",pool="kv"}'] == 0
+
+
+def test_metrics_are_the_sums_of_the_replies_by_outcome(client, prices):
+    """Answers in all modes, one that times out, an aborted one, and what is refused: each counts where it ended."""
+    wait_idle(client)
+    before = metric_values(client)
+    question = ask_price(random.Random(2), prices, json=False)
+    modes = ("none", "prefix", "dual", "lm", "bicache")
+    bodies = [
+        {"text": chat_text(prices, question.text), "cache_mode": mode, "cache_salt": "sums",
+         "sampling_params": {"max_new_tokens": 16, "ignore_eos": ignore}}
+        for mode in modes for ignore in (False, True)
+    ]  # fmt: skip
+    replies = [client.post("/generate", json=body).json() for body in bodies]
+    long = {"text": "red", "ignore_eos": True, "cache_mode": "none", "max_new_tokens": 384, "steps": 384}
+    assert client.post("/generate", json={**long, "timeout_s": 0.2}).status_code == 504
+    running = threading.Thread(target=client.post, args=("/generate",), kwargs={"json": {**long, "rid": "sums-abort"}})
+    running.start()
+    wait_load(client, 1)
+    assert metric_values(client)['shoal:num_running_reqs{model_name="shop"}'] <= 1
+    client.post("/abort_request", json={"rid": "sums-abort"}).raise_for_status()
+    running.join(60)
+    refused = [
+        ("/generate", {"text": "red", "max_new_tokens": 100_000}),
+        ("/generate", {"input_ids": [9] * 1000, "max_new_tokens": 64}),
+        ("/v1/completions", {"prompt": "red", "max_tokens": 100_000}),
+        ("/generate", {"text": "red", "steps": -1}),
+    ]
+    assert [client.post(path, json=body).status_code for path, body in refused] == [400] * len(refused)
+    assert client.post("/tokenize", json={}).status_code == 400  # asks for no answer
+    wait_idle(client)
+    after = metric_values(client)
+
+    def grew(name: str, **labels: str) -> float:
+        pairs = ",".join(f'{key}="{value}"' for key, value in sorted({"model_name": "shop", **labels}.items()))
+        key = f"shoal:{name}{{{pairs}}}"
+        return after.get(key, 0) - before.get(key, 0)
+
+    infos = [reply["meta_info"] for reply in replies]
+    reasons = [info["finish_reason"]["type"] for info in infos]
+    assert set(reasons) == {"stop", "length"}
+    for reason in ("stop", "length"):
+        answered = [info for info, why in zip(infos, reasons, strict=True) if why == reason]
+        assert grew("finished_requests_total", reason=reason) == len(answered)
+        for name, field in (("nfe_per_request", "nfe"), ("prompt_tokens_histogram", "prompt_tokens"),
+                            ("generation_tokens_histogram", "completion_tokens")):  # fmt: skip
+            assert grew(f"{name}_count", outcome=reason) == len(answered)
+            assert grew(f"{name}_sum", outcome=reason) == sum(info[field] for info in answered)
+        assert grew("e2e_request_latency_seconds_count", outcome=reason) == len(answered)
+    assert grew("cached_tokens_total") == sum(info["cached_tokens"] for info in infos)
+    assert grew("num_timed_out_requests_total") == grew("e2e_request_latency_seconds_count", outcome="timeout") == 1
+    assert grew("num_aborted_requests_total") == grew("e2e_request_latency_seconds_count", outcome="abort") == 1
+    assert grew("num_refused_requests_total") == len(refused)
+    assert grew("e2e_request_latency_seconds_count", outcome="error") == grew("num_failed_requests_total") == 0
+    assert grew("num_requests_total") == len(bodies) + 2
+    for name in ("gen_throughput", "input_throughput"):
+        assert after[f'shoal:{name}{{model_name="shop"}}'] == 0
 
 
 def test_prompts_times_n_are_limited(client):
