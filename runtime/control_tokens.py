@@ -65,6 +65,11 @@ class ControlTokens:
         self.ends = frozenset(same for end in ends for same in (end, *end.upper(), *end.lower()))
         self._insides = "\n".join(word[1:-1].casefold() for word in self._spellings)
 
+    def prepare(self) -> None:
+        """Make what is made when it is first needed."""
+        if self._rust is not None:
+            self._twin, self._pattern, self._any_case  # noqa: B018
+
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         """All added tokens, of several that begin at one place the longest: as the tokenizer looks for them."""

@@ -60,6 +60,7 @@ class TokenizerProcess:
             except ShoalError as error:
                 logger.warning("%s", error)
                 markers = markers_error(error)
+            tokenizer.prepare()
         self._child.ready(has_tokenizer=tokenizer is not None, has_chat_template=template, chat_markers=markers)
         while True:
             self._handle(self._inbox.receive())

@@ -10,16 +10,19 @@ from contextlib import aclosing
 import pytest
 import zmq
 
+from shoal.runtime.chat_markers import ChatMarkers
 from shoal.runtime.endpoints import NAMES
 from shoal.runtime.errors import (
     CacheInUseError,
     InvalidRequestError,
+    ModelLoadError,
     PoolTooSmallError,
     QueueFullError,
     RequestTimeoutError,
 )
 from shoal.runtime.pipeline_client import PipelineClient
 
+from ..engine.tiny import write_model
 from .running import PROMPT, arrived, collect, held, last, request, running, until, until_running, wait_idle
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -277,3 +280,16 @@ async def test_higher_priority_goes_first_and_takes_the_place_of_others():
             assert late.token_ids[: len(early.token_ids)] == early.token_ids
         assert outputs[-1].token_ids == (await last(client, request("again", 512, block_length=32))).token_ids
         assert (await client.stats()).retractions >= 1
+
+
+async def test_a_broken_chat_template_is_named_wherever_it_is_needed(tmp_path):
+    """Text is served; chats and programs get the reason."""
+    folder = write_model(tmp_path / "model", "llada")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}")
+    async with running(model_path=str(folder), layers_per_band=2) as client:
+        assert len(await client.tokenize("abc")) == 3
+        named = r"chat_template\.jinja\) can't be parsed: line 1"
+        with pytest.raises(ModelLoadError, match=named):
+            await client.tokenize([{"role": "user", "content": "abc"}])
+        with pytest.raises(ModelLoadError, match=named):
+            ChatMarkers.from_json(client.info.chat_markers)
