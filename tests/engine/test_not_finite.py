@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 import torch
+from fastapi import FastAPI
 
 from shoal.runtime.engine import Engine
+from shoal.runtime.engine_config import EngineConfig
 from shoal.runtime.errors import EngineError
+from shoal.runtime.http.app import create_app
+from shoal.runtime.local_service import LocalService
 from shoal.runtime.request import RequestOutput
 from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.server_config import ServerConfig
 
 from .test_cuda_worker import on_cuda_path
 from .tiny import assert_nothing_lost, make_engine, tokens
@@ -102,3 +108,39 @@ def test_what_failed_is_not_captured_and_scores_fail_alike(folder, cuda):
         engine._parts.worker.runner.decoder.embedding = plain  # type: ignore[attr-defined]
         assert engine.generate(bad, SamplingParams(max_new_tokens=8)).cached_tokens == 0
         assert_nothing_lost(engine)
+
+
+async def test_over_http_it_is_a_500_in_words_and_counts(llada, caplog):
+    service = LocalService(
+        EngineConfig(model_path=str(llada), depth=4, layers_per_band=2, kv_cache_tokens=1024, page_size=4, device="cpu")
+    )
+    await service.start()
+    try:
+        poison(service._need_engine(), 62)
+        app: FastAPI = create_app(service, ServerConfig(), "tiny")
+        app.state.server.warm = True
+        transport = httpx.ASGITransport(app)
+        bad, good = bad_prompt(62), {"input_ids": GOOD[0], "max_new_tokens": 8, "steps": 1}
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:30000", timeout=60) as client:
+            for path, body in (
+                ("/generate", {"input_ids": bad, "max_new_tokens": 8}),
+                ("/generate", {"input_ids": bad, "max_new_tokens": 8, "stream": True}),
+                ("/v1/completions", {"model": "tiny", "prompt": bad, "max_tokens": 8}),
+                ("/score", {"input_ids": bad, "choices": [tokens(3, 6)]}),
+            ):
+                reply = await client.post(path, json=body)
+                assert reply.status_code == 500, (path, reply.text)
+                error = reply.json()["error"]
+                assert error["type"] == "InternalServerError"
+                assert "the model's logits are not finite (NaN or infinity)" in error["message"]
+                assert (await client.post("/generate", json=good)).status_code == 200
+            text = (await client.get("/metrics")).text
+    finally:
+        await service.shutdown()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(values['shoal:num_failed_requests_total{model_name="tiny"}']) >= 4
+    assert float(values['shoal:num_refused_requests_total{model_name="tiny"}']) == 0
+    assert float(values['shoal:e2e_request_latency_seconds_count{model_name="tiny",outcome="error"}']) >= 4
+    said = [record for record in caplog.records if "not finite" in record.getMessage()]
+    assert len(said) >= 4
+    assert not any(record.exc_info for record in caplog.records)
