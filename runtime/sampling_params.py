@@ -12,6 +12,8 @@ from .errors import InvalidRequestError, shorten
 STRATEGIES = ("low_confidence", "entropy", "margin", "random")
 MAX_STOP_STRINGS = 16
 DEFAULT_THRESHOLD = 0.9
+MAX_TEMPERATURE = 1e30
+"""Above, noise times temperature would leave fp32. All tokens are alike probable long before."""
 _MAX_INT = 2**63 - 1
 
 
@@ -76,7 +78,7 @@ class SamplingParams:
             _check_float("threshold", self.threshold, 0.0, 1.0, open_low=True)
         if self.factor is not None:
             _check_float("factor", self.factor, 0.0, math.inf, open_low=True)
-        _check_float("temperature", self.temperature, 0.0, math.inf)
+        _check_float("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         if self.strategy not in STRATEGIES:
             _refuse("strategy", self.strategy, f"one of {', '.join(STRATEGIES)}")
         if self.seed is not None:

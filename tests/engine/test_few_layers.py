@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ def folder_of(path: Path, layers: int) -> str:
     return str(path)
 
 
-def make(path: Path, layers: int, **options: object) -> Engine:
+def make(path: Path, layers: int, **options: Any) -> Engine:
     return Engine(
         folder_of(path, layers),
         load_format="dummy",

@@ -31,7 +31,7 @@ def bad_prompt(token: int) -> list[int]:
 
 def poison(engine: Engine, token: int, value: float = float("nan")) -> None:
     """From now on whoever has this token among its own has activations that are not finite."""
-    decoder = engine._parts.worker.runner.decoder  # type: ignore[attr-defined]
+    decoder = engine._parts.worker.runner.decoder
     with torch.inference_mode():
         decoder.embedding = decoder.embedding.clone()
         decoder.embedding[token] = value
@@ -98,14 +98,14 @@ def test_what_failed_is_not_captured_and_scores_fail_alike(folder, cuda):
         if cuda:
             on_cuda_path(engine)
         bad = bad_prompt(62)
-        plain = engine._parts.worker.runner.decoder.embedding  # type: ignore[attr-defined]
+        plain = engine._parts.worker.runner.decoder.embedding
         poison(engine, 62)
         with pytest.raises(EngineError, match="logits are not finite"):
             engine.generate(bad, SamplingParams(max_new_tokens=8))
         assert engine._parts.scheduler.memory.tree.num_nodes in (0, 1)
         with pytest.raises(EngineError, match="logits are not finite"):
             engine.score(bad, [tokens(3, 6), tokens(4, 7)], cache_mode="none")
-        engine._parts.worker.runner.decoder.embedding = plain  # type: ignore[attr-defined]
+        engine._parts.worker.runner.decoder.embedding = plain
         assert engine.generate(bad, SamplingParams(max_new_tokens=8)).cached_tokens == 0
         assert_nothing_lost(engine)
 

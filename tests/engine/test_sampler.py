@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.runtime.errors import InvalidRequestError
 from shoal.runtime.sampler import choose_commits, choose_tokens, quota
 from shoal.runtime.sampling_params import SamplingParams
 
@@ -115,6 +116,17 @@ def test_temperature_draws_from_the_softmax_and_never_what_is_impossible():
     assert ((frequency - p).abs() <= 5 * (p * (1 - p) / draws).sqrt() + 1e-12).all()
     undisturbed = row[0].double().softmax(0)
     torch.testing.assert_close(confidence.double(), undisturbed[token], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e-30, 1e-300])
+def test_no_temperature_draws_what_is_impossible(temperature):
+    """Above the limit noise becomes infinite in fp32, and infinity less infinity the best of all."""
+    params = SamplingParams(temperature=temperature)
+    token, _ = choose_tokens(logits(300), params, torch.Generator().manual_seed(0))
+    assert not (token == 3).any()
+    assert temperature > 1 or torch.equal(token, logits(300).argmax(1))
+    with pytest.raises(InvalidRequestError, match=r"temperature is 1e\+31; it must be .* at most 1e\+30"):
+        SamplingParams(temperature=1e31)
 
 
 def test_a_small_temperature_is_nearly_greedy():

@@ -132,7 +132,12 @@ def test_noise_has_fp32s_precision_everywhere():
 
 def test_the_samplers_uniforms_have_53_bits(monkeypatch):
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr("shoal.runtime.sampler.gumbel", lambda uniform: seen.append(uniform.clone()) or gumbel(uniform))
+
+    def keep(uniform: torch.Tensor) -> torch.Tensor:
+        seen.append(uniform.clone())
+        return gumbel(uniform)
+
+    monkeypatch.setattr("shoal.runtime.sampler.gumbel", keep)
     choose_tokens(torch.zeros(20, 5000), SamplingParams(temperature=1), torch.Generator().manual_seed(0))
     scaled = torch.cat(seen) * 2.0**53
     assert scaled.shape == (20, 5000)
