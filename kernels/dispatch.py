@@ -20,7 +20,6 @@ from .block_confidence import block_confidence_reference
 from .canvas_state import CanvasState
 from .commit import commit_reference
 from .confidence import Confidence, confidence_reference
-from .drift import Drift, drift_reference
 from .layers.embed import embed_reference
 from .layers.kv_write import rope_write_kv_reference
 from .layers.rms_norm import rms_norm_reference
@@ -85,16 +84,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     from .layers.rms_norm_triton import rms_norm_triton
 
     return rms_norm_triton(x, weight, eps)
-
-
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(normed sum, sum) of x and residual [T, H], the sum rounded to their dtype before it is normalised."""
-    if not uses_triton(x):
-        total = x + residual
-        return rms_norm_reference(total, weight, eps), total
-    from .layers.rms_norm_triton import add_rms_norm_triton
-
-    return add_rms_norm_triton(x, residual, weight, eps)
 
 
 def swiglu(gate_up: Tensor, norm: RowNorm | None = None) -> Tensor:
@@ -214,12 +203,3 @@ def commit(
     from .commit_triton import commit_triton
 
     return commit_triton(state, batch, masked, confidence, vocabulary)
-
-
-def drift(pages: Tensor, cached: Tensor, fresh: Tensor, tokens: int) -> Drift:
-    """Contract: `drift_reference`."""
-    if not uses_triton(pages):
-        return drift_reference(pages, cached, fresh, tokens)
-    from .drift_triton import drift_triton
-
-    return drift_triton(pages, cached, fresh, tokens)

@@ -1,4 +1,4 @@
-"""Kernels that work row by row: RoPE with the paged write, RMSNorm with a residual, SwiGLU."""
+"""Kernels that work row by row: RoPE with the paged write, RMSNorm, SwiGLU."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from shoal.kernels.layers.swiglu import swiglu_reference
 
 
 def rows() -> Iterator[Variant]:
-    from shoal.kernels.layers import rms_norm_triton, swiglu_triton
+    from shoal.kernels.layers import swiglu_triton
     from shoal.kernels.layers.kv_write_triton import rope_write_kv_triton
+    from shoal.kernels.layers.rms_norm_triton import rms_norm_triton
 
     cos, sin = rope_table(4608, HEAD_DIM, 5e5, DEVICE)
     for requests, queries, heads in ((32, 2256, MHA), (1, 32, MHA), (32, 32, MHA), (32, 32, GQA)):
@@ -49,17 +50,14 @@ def rows() -> Iterator[Variant]:
         x = [random(tokens, 4096) for _ in range(copies)]
         for warps in (2, 4, 8, 16):
 
-            def norm(i: int, xs: list[Tensor] = x, w: int = warps) -> tuple[Tensor, Tensor]:
-                return rms_norm_triton.add_rms_norm_triton(xs[i], xs[i - 1], weight, 1e-5, num_warps=w)
+            def norm_error(xs: list[Tensor] = x, w: int = warps) -> float:
+                found = rms_norm_triton(xs[0][:500], weight, 1e-5, num_warps=w)
+                return relative(found, rms_norm_reference(xs[0][:500].float(), weight.float(), 1e-5))
 
-            def norm_error(run: Callable[[int], tuple[Tensor, Tensor]] = norm) -> float:
-                found, total = run(1)
-                return relative(found[:500], rms_norm_reference(total[:500].float(), weight.float(), 1e-5))
-
-            norms: list[Call] = [partial(norm, i) for i in range(copies)]
-            yield Variant("add_rms_norm", f"{tokens} x 4096", f"w{warps}", norms, 8.0 * tokens * 4096, error=norm_error)
-        plain = [partial(lambda a, b: F.rms_norm(a + b, (4096,), weight, 1e-5), x[i], x[i - 1]) for i in range(copies)]
-        yield Variant("add_rms_norm", f"{tokens} x 4096", "torch", plain, 8.0 * tokens * 4096)
+            norms: list[Call] = [partial(rms_norm_triton, each, weight, 1e-5, num_warps=warps) for each in x]
+            yield Variant("rms_norm", f"{tokens} x 4096", f"w{warps}", norms, 4.0 * tokens * 4096, error=norm_error)
+        plain = [partial(F.rms_norm, each, (4096,), weight, 1e-5) for each in x]
+        yield Variant("rms_norm", f"{tokens} x 4096", "torch", plain, 4.0 * tokens * 4096)
         del x
         g = [random(tokens, 2 * 12288) for _ in range(2 if tokens > 10000 else 8)]
         for size in (1024, 2048, 4096):

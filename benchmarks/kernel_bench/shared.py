@@ -11,7 +11,7 @@ from benchmarks.kernel_bench.attention import attention_variants, bulk
 from benchmarks.kernel_bench.pool import Pool
 from benchmarks.kernel_bench.variant import DEVICE, HEAD_DIM, MHA, Variant
 from shoal.kernels.attention.groups import SharedGroups, plan_shared_groups
-from shoal.kernels.attention.tiling import AttentionTiling, choose_splits
+from shoal.kernels.attention.tiling import AttentionTiling
 
 SHARED_TILINGS = [AttentionTiling(128, 64, 8, 3, bulk=True), AttentionTiling(128, 128, 8, 3, bulk=True)]
 OWN = [
@@ -38,8 +38,7 @@ def shared() -> Iterator[Variant]:
             groups = SharedGroups.empty(1, requests, 32 * requests, *MHA, DEVICE)
             groups.load(plan)
             shape = f"{requests} x 32 of {keys}, {sharers} share 1984, p{page_size}"
-            splits = [choose_splits(32 * requests, requests, *MHA, keys)]
-            yield from attention_variants("shared", shape, pool, [None], splits, False)
+            yield from attention_variants("shared", shape, pool, [None], [max(1, 8 // requests)], False)
             floor = pool.kv_bytes + 4 * 32 * requests * 32 * HEAD_DIM
             for tiling in OWN if page_size == 16 else bulk(OWN):
                 for long in SHARED_TILINGS[: 1 + (tiling == OWN[0])]:

@@ -87,17 +87,6 @@ def most_shared_memory(group: int, page_size: int, head_dim: int, wide: bool, me
     return max(tiling.shared_memory(head_dim, 4 if wide else 2) for tiling in tilings)
 
 
-def choose_splits(tokens: int, requests: int, heads: int, kv_heads: int, max_keys: int, processors: int = 132) -> int:
-    """Splits of the keys: as many as leave at most two programs for each processor, of at least 256 keys each.
-
-    max_keys: of the longest request; a shorter one gets as many splits, shorter ones.
-    """
-    group = heads // kv_heads
-    block_rows = choose_tiling(tokens, requests, group, 64, 128, False, False).block_rows
-    programs = requests * math.ceil(math.ceil(tokens / max(1, requests)) * group / block_rows) * kv_heads
-    return max(1, min(2 * processors // max(1, programs), math.ceil(max_keys / 256)))
-
-
 def request_lanes(requests: int) -> int:
     """Lanes in which a program looks for its request, a constant of the kernel; 1 where nothing has to be found."""
     return 1 if requests == 1 else max(64, _power_of_2(requests))

@@ -264,7 +264,7 @@ def attention_triton(
         layer_pages: [num_pages, 2, page_size, kv_heads, head_dim] of q's dtype, strided at will.
         band, batch: the pages are those of batch.page_tables[batch.slots, band].
         num_splits: parts that each request's keys are cut into, whole tiles but for the last; what it takes to fill
-            the device depends on the batch (`choose_splits`).
+            the device depends on the batch.
         fresh_kv: k and v [tokens, kv_heads, head_dim], heads next to one another (views of a projection's output will
             do), when the queries' own positions are the last keys of their requests: these are read there.
         out: contiguous [tokens, heads, head_dim] to write to.

@@ -1,4 +1,4 @@
-"""Masked rows, their confidences with draws, and commits: each Triton kernel against its reference; Philox; drift."""
+"""Masked rows, their confidences with draws, and commits: each Triton kernel against its reference; Philox."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from shoal.kernels.commit import commit_reference
 from shoal.kernels.commit_triton import commit_triton
 from shoal.kernels.confidence import Confidence
 from shoal.kernels.confidence_triton import block_confidence_triton
-from shoal.kernels.drift import drift_reference
-from shoal.kernels.drift_triton import drift_triton
 from shoal.kernels.masked_rows import MaskedRows, masked_rows_reference
 from shoal.kernels.masked_rows_triton import masked_rows_triton
 from shoal.kernels.philox import RANDOM_STREAM, gumbel_reference, philox_reference, uniform_reference
@@ -277,21 +275,3 @@ def test_draws_and_confidences_of_masked_rows(splits, dtype):
     alone = MaskedRows(next(own), next(own), next(own), masked.places, torch.ones_like(masked.total))
     again = block_confidence_triton(logits[row], state, alone, impossible_token=4000, splits=splits)
     assert torch.equal(again.token, found.token[row])
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("tokens", "page_size", "kv_heads"), [(41, 16, 2), (16, 16, 3), (1, 64, 1), (70, 64, 4)])
-def test_drift(tokens, page_size, kv_heads, dtype):
-    pages = fresh(9, 3, 2, page_size, kv_heads, 64, dtype=dtype)
-    ids = torch.randperm(9)[:8].to(DEVICE, torch.int32).view(2, 4)
-    found = drift_triton(pages, ids[0], ids[1], tokens)
-    a, b = (pages.double().cpu()[i.cpu().long()].permute(1, 2, 0, 3, 4, 5).flatten(2, 3)[:, :, :tokens] for i in ids)
-    close(found.cosine, torch.cosine_similarity(a, b, dim=-1).mean((2, 3)))
-    close(found.error, ((a - b).square().sum((2, 3, 4)) / b.square().sum((2, 3, 4))).sqrt())
-    for each, expected in zip(drift_reference(pages, ids[0], ids[1], tokens), found, strict=True):
-        close(each, expected)
-    same_pages = drift_triton(pages, ids[0], ids[0], tokens)
-    assert (same_pages.error == 0).all()
-    close(same_pages.cosine, torch.ones(3, 2))
-    with pytest.raises(ValueError, match="0 tokens in 4"):
-        drift_triton(pages, ids[0], ids[1], 0)

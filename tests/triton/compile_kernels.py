@@ -29,15 +29,14 @@ from shoal.kernels.attention.batch import AttentionBatch
 from shoal.kernels.attention.groups import SharedGroups
 from shoal.kernels.attention.hopper_triton import attention_hopper
 from shoal.kernels.attention.shared_triton import shared_attention_triton
-from shoal.kernels.attention.tiling import SM_90_SHARED_MEMORY, choose_splits
+from shoal.kernels.attention.tiling import SM_90_SHARED_MEMORY
 from shoal.kernels.attention.triton import attention_triton
 from shoal.kernels.canvas_state import CanvasState
 from shoal.kernels.commit_triton import commit_triton
 from shoal.kernels.confidence_triton import block_confidence_triton, confidence_triton
-from shoal.kernels.drift_triton import drift_triton
 from shoal.kernels.layers.embed_triton import embed_triton
 from shoal.kernels.layers.kv_write_triton import rope_write_kv_triton
-from shoal.kernels.layers.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
+from shoal.kernels.layers.rms_norm_triton import rms_norm_triton
 from shoal.kernels.layers.row_norm import RowNorm
 from shoal.kernels.layers.swiglu_triton import swiglu_triton
 from shoal.kernels.masked_rows_triton import masked_rows_triton
@@ -93,10 +92,8 @@ def attention(
     pool = torch.empty((max_pages, 4, 2, page_size, kv_heads, head_dim), dtype=dtype)
     qkv = torch.empty((tokens, heads + 2 * kv_heads, head_dim), dtype=dtype)
     q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
-    splits = choose_splits(tokens, requests, heads, kv_heads, 4096)
-    attention_triton(
-        q, pool[:, 1], 1, batch_of(requests, max_pages), num_splits=splits, fresh_kv=(k, v) if fresh else None
-    )
+    splits, fresh_kv = 8 if tokens <= 64 else 1, (k, v) if fresh else None
+    attention_triton(q, pool[:, 1], 1, batch_of(requests, max_pages), num_splits=splits, fresh_kv=fresh_kv)
 
 
 def kv_write(
@@ -142,18 +139,12 @@ def embed(dtype: torch.dtype) -> None:
     embed_triton(torch.empty((1000, 3584), dtype=dtype), torch.zeros((4, 4608), dtype=torch.int32), at[:1], at, at)
 
 
-def drift(dtype: torch.dtype, head_dim: int) -> None:
-    ids = torch.zeros(9, dtype=torch.int32)
-    drift_triton(torch.empty((64, 4, 2, 16, 4, head_dim), dtype=dtype), ids, ids, 100)
-
-
 for _name, _dtype in DTYPES.items():
     for _dim in (64, 128):
         _at = f"{_name}-{_dim}"
         case(f"{_at}-attention-fresh-gqa", attention, _dtype, _dim, 28, 4, 4512, 16, True)
         case(f"{_at}-attention-step-mha", attention, _dtype, _dim, 32, 32, 64, 16)
         case(f"{_at}-shared-gqa", shared, _dtype, _dim, 28, 4, 64)
-        case(f"{_at}-drift", drift, _dtype, _dim)
         case(f"{_at}-kv-write", kv_write, _dtype, _dim, 28, 4, 32)
         if _dim == 64:
             continue
@@ -172,7 +163,6 @@ for _name, _dtype in DTYPES.items():
         case("bf16-hopper-gqa", hopper, _dtype, 64, 28, 4, 64, False)
     _x, _weight = torch.empty((41, 3584), dtype=_dtype), torch.empty(3584, dtype=_dtype)
     case(f"{_name}-rms-norm", rms_norm_triton, _x, _weight, 1e-5)
-    case(f"{_name}-add-rms-norm", add_rms_norm_triton, _x, _x, _weight, 1e-5)
     _wide = torch.empty((41, 2 * 12288), dtype=_dtype)
     case(f"{_name}-swiglu", swiglu_triton, _wide)
     case(f"{_name}-swiglu-norm", swiglu_triton, _wide, 1024, RowNorm(_x, 1e-5))
