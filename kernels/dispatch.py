@@ -16,16 +16,16 @@ from torch import OutOfMemoryError, Tensor
 from .attention.batch import AttentionBatch
 from .attention.groups import SharedGroups
 from .attention.reference import attention_reference
-from .block_confidence import block_confidence_reference
-from .canvas_state import CanvasState
-from .commit import commit_reference
-from .confidence import Confidence, confidence_reference
 from .layers.embed import embed_reference
 from .layers.kv_write import rope_write_kv_reference
 from .layers.rms_norm import rms_norm_reference
 from .layers.row_norm import RowNorm
 from .layers.swiglu import swiglu_reference
-from .masked_rows import MaskedRows, masked_rows_reference
+from .sampling.block_confidence import block_confidence_reference
+from .sampling.canvas_state import CanvasState
+from .sampling.commit import commit_reference
+from .sampling.confidence import Confidence, confidence_reference
+from .sampling.masked_rows import MaskedRows, masked_rows_reference
 
 VARIABLE = "SHOAL_KERNELS"
 HOPPER_VARIABLE = "SHOAL_HOPPER_ATTENTION"
@@ -167,7 +167,7 @@ def confidence(logits: Tensor) -> Confidence:
     """Contract: `confidence_reference`; the Triton kernel breaks ties of the best token towards the lower id."""
     if not uses_triton(logits):
         return confidence_reference(logits)
-    from .confidence_triton import confidence_triton
+    from .sampling.confidence_triton import confidence_triton
 
     return confidence_triton(logits)
 
@@ -178,7 +178,7 @@ def masked_rows(
     """Contract: `masked_rows_reference`."""
     if not uses_triton(state.tokens):
         return masked_rows_reference(state, batch, first_positions, capacity, shift)
-    from .masked_rows_triton import masked_rows_triton
+    from .sampling.masked_rows_triton import masked_rows_triton
 
     return masked_rows_triton(state, batch, first_positions, capacity, shift)
 
@@ -189,7 +189,7 @@ def block_confidence(
     """Contract: `block_confidence_reference`."""
     if not uses_triton(logits):
         return block_confidence_reference(logits, state, masked, impossible_token=impossible_token, draw=draw)
-    from .confidence_triton import block_confidence_triton
+    from .sampling.confidence_triton import block_confidence_triton
 
     return block_confidence_triton(logits, state, masked, impossible_token=impossible_token, draw=draw)
 
@@ -200,6 +200,6 @@ def commit(
     """Contract: `commit_reference`."""
     if not uses_triton(state.tokens):
         return commit_reference(state, batch, masked, confidence, vocabulary)
-    from .commit_triton import commit_triton
+    from .sampling.commit_triton import commit_triton
 
     return commit_triton(state, batch, masked, confidence, vocabulary)

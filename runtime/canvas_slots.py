@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.canvas_state import STRATEGIES, CanvasState, acceptance_bounds
+from ..kernels.sampling.canvas_state import STRATEGIES, CanvasState, acceptance_bounds
 from .errors import EngineError
 from .sampling_params import DEFAULT_THRESHOLD, SamplingParams
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..kernels.confidence import confidence_reference
+from ..kernels.sampling.confidence import confidence_reference
 from .errors import EngineError
 from .sampling_params import DEFAULT_THRESHOLD, SamplingParams
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.kernel_bench.variant import DEVICE, Call, Variant, random, relative
 from shoal.kernels.attention.batch import AttentionBatch
-from shoal.kernels.canvas_state import CanvasState, acceptance_bounds
-from shoal.kernels.confidence import confidence_reference
+from shoal.kernels.sampling.canvas_state import CanvasState, acceptance_bounds
+from shoal.kernels.sampling.confidence import confidence_reference
 
 
 def canvas(requests: int, block: int = 32) -> tuple[CanvasState, AttentionBatch, Tensor]:
@@ -27,9 +27,9 @@ def canvas(requests: int, block: int = 32) -> tuple[CanvasState, AttentionBatch,
 
 
 def sampling() -> Iterator[Variant]:
-    from shoal.kernels.commit_triton import commit_triton
-    from shoal.kernels.confidence_triton import block_confidence_triton
-    from shoal.kernels.masked_rows_triton import masked_rows_triton
+    from shoal.kernels.sampling.commit_triton import commit_triton
+    from shoal.kernels.sampling.confidence_triton import block_confidence_triton
+    from shoal.kernels.sampling.masked_rows_triton import masked_rows_triton
 
     vocabulary = 126464
     for requests in (1, 8, 32):

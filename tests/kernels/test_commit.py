@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.kernels.attention.batch import AttentionBatch
-from shoal.kernels.block_confidence import block_confidence_reference
-from shoal.kernels.canvas_state import CanvasState, acceptance_bounds
-from shoal.kernels.commit import commit_reference
-from shoal.kernels.confidence import Confidence
-from shoal.kernels.masked_rows import masked_rows_reference
-from shoal.kernels.philox import gumbel_reference, philox_reference, uniform_reference
+from shoal.kernels.sampling.block_confidence import block_confidence_reference
+from shoal.kernels.sampling.canvas_state import CanvasState, acceptance_bounds
+from shoal.kernels.sampling.commit import commit_reference
+from shoal.kernels.sampling.confidence import Confidence
+from shoal.kernels.sampling.masked_rows import masked_rows_reference
+from shoal.kernels.sampling.philox import gumbel_reference, philox_reference, uniform_reference
 from shoal.runtime.sampler import choose_commits, quota
 from shoal.runtime.sampling_params import SamplingParams
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from shoal.kernels.confidence import confidence_reference
+from shoal.kernels.sampling.confidence import confidence_reference
 
 
 def logits_of(rows: int, vocabulary: int, scale: float = 3.0, impossible: int | None = None) -> torch.Tensor:

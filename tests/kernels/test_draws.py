@@ -9,10 +9,10 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from shoal.kernels.block_confidence import block_confidence_reference
-from shoal.kernels.canvas_state import CanvasState
-from shoal.kernels.masked_rows import MaskedRows
-from shoal.kernels.philox import gumbel_of_words
+from shoal.kernels.sampling.block_confidence import block_confidence_reference
+from shoal.kernels.sampling.canvas_state import CanvasState
+from shoal.kernels.sampling.masked_rows import MaskedRows
+from shoal.kernels.sampling.philox import gumbel_of_words
 from shoal.runtime.sampler import choose_tokens, gumbel
 from shoal.runtime.sampling_params import SamplingParams
 

@@ -11,17 +11,17 @@ import triton
 import triton.language as tl
 
 from shoal.kernels.attention.batch import AttentionBatch
-from shoal.kernels.block_confidence import block_confidence_reference
-from shoal.kernels.canvas_state import NOT_FINITE, STRATEGIES, CanvasState, acceptance_bounds
-from shoal.kernels.commit import commit_reference
-from shoal.kernels.commit_triton import commit_triton
-from shoal.kernels.confidence import Confidence
-from shoal.kernels.confidence_triton import block_confidence_triton
-from shoal.kernels.masked_rows import MaskedRows, masked_rows_reference
-from shoal.kernels.masked_rows_triton import masked_rows_triton
-from shoal.kernels.philox import RANDOM_STREAM, gumbel_reference, philox_reference, uniform_reference
-from shoal.kernels.philox import gumbel_of_words as gumbel_of_words_reference
-from shoal.kernels.philox_triton import gumbel, gumbel_of_words, uniform
+from shoal.kernels.sampling.block_confidence import block_confidence_reference
+from shoal.kernels.sampling.canvas_state import NOT_FINITE, STRATEGIES, CanvasState, acceptance_bounds
+from shoal.kernels.sampling.commit import commit_reference
+from shoal.kernels.sampling.commit_triton import commit_triton
+from shoal.kernels.sampling.confidence import Confidence
+from shoal.kernels.sampling.confidence_triton import block_confidence_triton
+from shoal.kernels.sampling.masked_rows import MaskedRows, masked_rows_reference
+from shoal.kernels.sampling.masked_rows_triton import masked_rows_triton
+from shoal.kernels.sampling.philox import RANDOM_STREAM, gumbel_reference, philox_reference, uniform_reference
+from shoal.kernels.sampling.philox import gumbel_of_words as gumbel_of_words_reference
+from shoal.kernels.sampling.philox_triton import gumbel, gumbel_of_words, uniform
 
 from .checks import DEVICE, DTYPES, close, fresh
 

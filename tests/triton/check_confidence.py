@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shoal.kernels import confidence_triton, dispatch
+from shoal.kernels import dispatch
 from shoal.kernels.attention.batch import AttentionBatch
-from shoal.kernels.confidence_triton import confidence_triton as confidence
+from shoal.kernels.sampling import confidence_triton
+from shoal.kernels.sampling.confidence_triton import confidence_triton as confidence
 
 from .checks import DEVICE, DTYPES, Recorder, close, far, fresh
 

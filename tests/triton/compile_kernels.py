@@ -31,15 +31,15 @@ from shoal.kernels.attention.hopper_triton import attention_hopper
 from shoal.kernels.attention.shared_triton import shared_attention_triton
 from shoal.kernels.attention.tiling import SM_90_SHARED_MEMORY
 from shoal.kernels.attention.triton import attention_triton
-from shoal.kernels.canvas_state import CanvasState
-from shoal.kernels.commit_triton import commit_triton
-from shoal.kernels.confidence_triton import block_confidence_triton, confidence_triton
 from shoal.kernels.layers.embed_triton import embed_triton
 from shoal.kernels.layers.kv_write_triton import rope_write_kv_triton
 from shoal.kernels.layers.rms_norm_triton import rms_norm_triton
 from shoal.kernels.layers.row_norm import RowNorm
 from shoal.kernels.layers.swiglu_triton import swiglu_triton
-from shoal.kernels.masked_rows_triton import masked_rows_triton
+from shoal.kernels.sampling.canvas_state import CanvasState
+from shoal.kernels.sampling.commit_triton import commit_triton
+from shoal.kernels.sampling.confidence_triton import block_confidence_triton, confidence_triton
+from shoal.kernels.sampling.masked_rows_triton import masked_rows_triton
 
 ARCHITECTURES = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": SM_90_SHARED_MEMORY}
 """Bytes of shared memory that a program can have there."""

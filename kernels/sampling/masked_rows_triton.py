@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention.batch import AttentionBatch
+from ..attention.batch import AttentionBatch
 from .canvas_state import CanvasState
 from .masked_rows import MaskedRows
 

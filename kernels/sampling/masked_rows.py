@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .attention.batch import AttentionBatch
+from ..attention.batch import AttentionBatch
 from .canvas_state import CanvasState
 
 

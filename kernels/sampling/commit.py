@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from .attention.batch import AttentionBatch
+from ..attention.batch import AttentionBatch
 from .canvas_state import NOT_FINITE, STOPPED, CanvasState
 from .confidence import Confidence
 from .masked_rows import MaskedRows
