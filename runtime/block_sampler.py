@@ -7,8 +7,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels import dispatch as kernels
 from ..kernels.attention.batch import AttentionBatch
+from ..kernels.sampling.block_confidence import block_confidence
+from ..kernels.sampling.commit import commit
+from ..kernels.sampling.masked_rows import masked_rows
 from .canvas_slots import CanvasSlots
 from .fused_layers import FusedLayers
 
@@ -37,10 +39,10 @@ class BlockSampler:
             draw: whether any request has a temperature.
         """
         state = self._slots.state
-        masked = kernels.masked_rows(state, batch, first, rows, self._shift)
+        masked = masked_rows(state, batch, first, rows, self._shift)
         logits = self._layers.logits(hidden.index_select(0, masked.rows))
-        best = kernels.block_confidence(logits, state, masked, impossible_token=self._mask, draw=draw)
-        kernels.commit(state, batch, masked, best, logits.shape[1])
+        best = block_confidence(logits, state, masked, impossible_token=self._mask, draw=draw)
+        commit(state, batch, masked, best, logits.shape[1])
 
     def scores(self, hidden: Tensor, rows: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]) -> list[float]:
         """Natural log-probabilities of tokens [n] by the logits of `rows` [n] of hidden; the mask is impossible."""

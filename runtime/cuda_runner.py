@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import dispatch as kernels
 from ..kernels.attention.groups import SharedGroups
+from ..kernels.layers.embed import embed
 from .canvas_slots import CanvasSlots
 from .decoder import Decoder
 from .fused_layers import FusedLayers
@@ -37,7 +37,7 @@ class CudaRunner:
     def embed(self, at: Layout) -> Tensor:
         """Embeddings [rows, hidden] of the tokens that stand in the rows' positions now."""
         tokens = self.slots.state.tokens
-        return kernels.embed(self.decoder.embedding, tokens, at.batch.slots, at.requests, at.positions)
+        return embed(self.decoder.embedding, tokens, at.batch.slots, at.requests, at.positions)
 
     @torch.inference_mode()
     def refresh(self, plan: RefreshPlan) -> Tensor:

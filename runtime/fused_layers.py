@@ -11,10 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import dispatch as kernels
 from ..kernels.attention.groups import SharedGroups
+from ..kernels.attention.reference import attention, shared_attention
+from ..kernels.layers.kv_write import rope_write_kv
+from ..kernels.layers.rms_norm import rms_norm
 from ..kernels.layers.rope import rope_table
 from ..kernels.layers.row_norm import RowNorm
+from ..kernels.layers.swiglu import swiglu
 from .decoder import Decoder
 from .kv_pool import KVPool
 from .linear import Linear
@@ -58,7 +61,7 @@ class FusedLayers:
     def logits(self, hidden: Tensor) -> Tensor:
         """`Decoder.logits`."""
         decoder = self.decoder
-        return _linear(kernels.rms_norm(hidden, decoder.final_norm, decoder.config.rms_norm_eps), decoder.head)
+        return _linear(rms_norm(hidden, decoder.final_norm, decoder.config.rms_norm_eps), decoder.head)
 
     def _attention(
         self, index: int, hidden: Tensor, at: Layout, num_splits: int, shared: SharedGroups | None
@@ -77,11 +80,11 @@ class FusedLayers:
             norm, bias = RowNorm(hidden, config.rms_norm_eps), weights.qkv.bias
             x = _product(hidden, weights.qkv)
         else:
-            x = _linear(kernels.rms_norm(hidden, weights.attention_norm, config.rms_norm_eps), weights.qkv)
+            x = _linear(rms_norm(hidden, weights.attention_norm, config.rms_norm_eps), weights.qkv)
         qkv = x.view(hidden.shape[0], heads + 2 * kv_heads, config.head_dim)
         band, pages = self.kv.layer(index)
         q, k, v = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
-        kernels.rope_write_kv(
+        rope_write_kv(
             q, k, v, self._cos, self._sin, at.positions, at.requests, at.batch, band, pages, q_out=q,
             k_out=k if at.whole else None, norm=norm, bias=bias,
         )  # fmt: skip
@@ -93,8 +96,8 @@ class FusedLayers:
     ) -> Tensor:  # fmt: skip
         band, pages = self.kv.layer(index)
         if shared is not None:
-            return kernels.shared_attention(q, pages, band, at.batch, shared, num_splits=num_splits)[0]
-        return kernels.attention(q, pages, band, at.batch, num_splits=num_splits, fresh_kv=fresh_kv)[0]
+            return shared_attention(q, pages, band, at.batch, shared, num_splits=num_splits)[0]
+        return attention(q, pages, band, at.batch, num_splits=num_splits, fresh_kv=fresh_kv)[0]
 
     def _add_attended(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
         """hidden + the output projection, in place."""
@@ -105,10 +108,10 @@ class FusedLayers:
         """hidden + the MLP, in place."""
         config, weights = self.decoder.config, self.decoder.layers[index]
         if hidden.shape[0] <= self._few:
-            x = kernels.swiglu(_product(hidden, weights.gate_up), RowNorm(hidden, config.rms_norm_eps))
+            x = swiglu(_product(hidden, weights.gate_up), RowNorm(hidden, config.rms_norm_eps))
         else:
-            x = kernels.rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps)
-            x = kernels.swiglu(_linear(x, weights.gate_up))
+            x = rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps)
+            x = swiglu(_linear(x, weights.gate_up))
         return _add_linear(hidden, x, weights.down)
 
 

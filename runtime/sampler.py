@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..kernels.sampling.confidence import confidence_reference
+from ..kernels.sampling.confidence import confidence
 from .errors import EngineError
 from .sampling_params import DEFAULT_THRESHOLD, SamplingParams
 
@@ -25,7 +25,7 @@ def choose_tokens(logits: Tensor, params: SamplingParams, generator: torch.Gener
 
     Raises EngineError for a row with NaN or +inf, or without a possible token.
     """
-    best = confidence_reference(logits)
+    best = confidence.reference(logits)
     if not best.probability.isfinite().all():
         raise EngineError(NOT_FINITE, field="logits")
     token, probability = best.token, best.probability

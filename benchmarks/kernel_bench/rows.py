@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from benchmarks.kernel_bench.pool import Pool
 from benchmarks.kernel_bench.variant import DEVICE, GQA, HEAD_DIM, MHA, Call, Variant, random, relative
-from shoal.kernels.layers.rms_norm import rms_norm_reference
-from shoal.kernels.layers.rope import apply_rope_reference, rope_table
-from shoal.kernels.layers.swiglu import swiglu_reference
+from shoal.kernels.layers.rms_norm import rms_norm
+from shoal.kernels.layers.rope import apply_rope, rope_table
+from shoal.kernels.layers.swiglu import swiglu
 
 
 def rows() -> Iterator[Variant]:
@@ -39,7 +39,7 @@ def rows() -> Iterator[Variant]:
 
             def rope_error(p: Pool = pool, at: Tensor = positions, run: Callable[[int], Tensor] = rope) -> float:
                 long = at.long()
-                return relative(run(0)[:500], apply_rope_reference(p.q[0], cos[long], sin[long])[:500])
+                return relative(run(0)[:500], apply_rope(p.q[0], cos[long], sin[long])[:500])
 
             shape = f"{tokens} tokens {heads[0]}/{heads[1]}"
             calls = [partial(rope, layer) for layer in range(layers)]
@@ -52,7 +52,7 @@ def rows() -> Iterator[Variant]:
 
             def norm_error(xs: list[Tensor] = x, w: int = warps) -> float:
                 found = rms_norm_triton(xs[0][:500], weight, 1e-5, num_warps=w)
-                return relative(found, rms_norm_reference(xs[0][:500].float(), weight.float(), 1e-5))
+                return relative(found, rms_norm.reference(xs[0][:500].float(), weight.float(), 1e-5))
 
             norms: list[Call] = [partial(rms_norm_triton, each, weight, 1e-5, num_warps=warps) for each in x]
             yield Variant("rms_norm", f"{tokens} x 4096", f"w{warps}", norms, 4.0 * tokens * 4096, error=norm_error)
@@ -61,12 +61,14 @@ def rows() -> Iterator[Variant]:
         del x
         g = [random(tokens, 2 * 12288) for _ in range(2 if tokens > 10000 else 8)]
         for size in (1024, 2048, 4096):
-            calls = [partial(swiglu_triton.swiglu_triton, each, size) for each in g]
+            calls = [partial(swiglu_triton.swiglu_triton, each, block_size=size) for each in g]
 
             def gated(b: int = size, gs: list[Tensor] = g) -> float:
-                return relative(swiglu_triton.swiglu_triton(gs[0], b)[:99], swiglu_reference(gs[0][:99].float()))
+                return relative(
+                    swiglu_triton.swiglu_triton(gs[0], block_size=b)[:99], swiglu.reference(gs[0][:99].float())
+                )
 
             yield Variant("swiglu", f"{tokens} x 12288", f"{size}", calls, 6.0 * tokens * 12288, error=gated)
-        calls = [partial(swiglu_reference, each) for each in g]
+        calls = [partial(swiglu.reference, each) for each in g]
         yield Variant("swiglu", f"{tokens} x 12288", "torch", calls, 6.0 * tokens * 12288)
         del g

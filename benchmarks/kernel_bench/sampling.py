@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.kernel_bench.variant import DEVICE, Call, Variant, random, relative
 from shoal.kernels.attention.batch import AttentionBatch
 from shoal.kernels.sampling.canvas_state import CanvasState, acceptance_bounds
-from shoal.kernels.sampling.confidence import confidence_reference
+from shoal.kernels.sampling.confidence import confidence
 
 
 def canvas(requests: int, block: int = 32) -> tuple[CanvasState, AttentionBatch, Tensor]:
@@ -47,7 +47,7 @@ def sampling() -> Iterator[Variant]:
             def worst(ls: list[Tensor] = logits, call: Callable[[int], Any] = run) -> float:
                 found, limited = call(0), ls[0][:64].float()
                 limited[:, 7] = -torch.inf
-                expected = confidence_reference(limited)
+                expected = confidence.reference(limited)
                 pairs = zip(found[1:], expected[1:], strict=True)
                 chosen = limited.gather(1, found.token[:64, None])[:, 0]  # the best logit may be there twice
                 wrong = float((chosen != limited.max(1).values).sum())
@@ -61,9 +61,9 @@ def sampling() -> Iterator[Variant]:
             yield Variant("confidence", shape, f"{lanes} lanes w{warps} with draws", calls, logits[0].nbytes)
         calls = [partial(lambda x: x.float().softmax(-1).max(-1), each) for each in logits]
         yield Variant("confidence", shape, "torch softmax max", calls, logits[0].nbytes)
-        confidence = block_confidence_triton(logits[0], state, masked, draw=False)
+        best = block_confidence_triton(logits[0], state, masked, draw=False)
         find: Call = partial(masked_rows_triton, state, batch, first, count)
         yield Variant("masked_rows", f"{requests} blocks", "", [find], 10.0 * count)
-        take: Call = partial(commit_triton, state, batch, masked, confidence, vocabulary)
+        take: Call = partial(commit_triton, state, batch, masked, best, vocabulary)
         yield Variant("commit", f"{requests} blocks", "", [take], 30.0 * count)
         del logits

@@ -11,11 +11,14 @@ import math
 import torch
 from torch import Tensor
 
+from ..dispatch import kernel
 from .batch import AttentionBatch
+from .groups import SharedGroups
 
 
-def attention_reference(
-    q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, *,
+@kernel("gpu.attention_gpu")
+def attention(
+    q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, *, num_splits: int = 1,
     fresh_kv: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """softmax(q k^T / sqrt(head_dim)) v of each request over all its keys, in fp32.
@@ -25,6 +28,7 @@ def attention_reference(
         layer_pages: [num_pages, 2, page_size, kv_heads, head_dim].
         band: which band of batch.page_tables names the pages.
         batch: the requests. Read on the host here, unlike in the Triton kernel.
+        num_splits: parts that the Triton kernels cut each request's keys into, to fill a GPU; ignored here.
         fresh_kv: k and v [tokens, kv_heads, head_dim] of the queries' own positions, when these are the last keys
             of every request: then a request's last (number of its queries) keys are read there and not from pages.
         out: [tokens, heads, head_dim] of q's dtype to write to.
@@ -44,6 +48,21 @@ def attention_reference(
             k, v = torch.cat([k, fresh_kv[0][own].float()]), torch.cat([v, fresh_kv[1][own].float()])
         out[rows], lse[rows] = attend_reference(q[rows], k, v)
     return out, lse
+
+
+@kernel("shared_triton.shared_attention_triton")
+def shared_attention(
+    q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, groups: SharedGroups, *, num_splits: int = 1,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`attention`, in which the Triton kernels read the keys that a group of requests shares once.
+
+    Args:
+        q, layer_pages, band, batch, out: as for `attention`.
+        groups: planned for this batch; ignored here. A group's keys are the first of each of its requests.
+        num_splits: parts of each request's own keys; ignored here.
+    """
+    return attention.reference(q, layer_pages, band, batch, out=out)
 
 
 def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,7 @@ def shared_attention_triton(
     q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, groups: SharedGroups, *, num_splits: int = 1,
     out: Tensor | None = None, tiling: AttentionTiling | None = None, shared_tiling: AttentionTiling | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`attention_reference`, with the keys that groups share read once a group.
+    """`attention`, with the keys that groups share read once a group.
 
     Args:
         q, layer_pages, band, batch, num_splits, out, tiling: as in `attention_triton`; num_splits and tiling are those

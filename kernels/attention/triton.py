@@ -257,7 +257,7 @@ def attention_triton(
     fresh_kv: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None, tiling: AttentionTiling | None = None,
     begin: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`attention_reference`, without a look at device memory.
+    """`attention`, without a look at device memory.
 
     Args:
         q: [tokens, heads, head_dim]; its last dimension contiguous, the others strided at will.

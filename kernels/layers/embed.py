@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..dispatch import kernel
 
-def embed_reference(table: Tensor, tokens: Tensor, slots: Tensor, requests: Tensor, positions: Tensor) -> Tensor:
+
+@kernel("embed_triton.embed_triton")
+def embed(table: Tensor, tokens: Tensor, slots: Tensor, requests: Tensor, positions: Tensor) -> Tensor:
     """Rows of an embedding table, a new [rows, hidden] of its dtype.
 
     Args:

@@ -23,7 +23,7 @@ def _embed_kernel(
 
 
 def embed_triton(table: Tensor, tokens: Tensor, slots: Tensor, requests: Tensor, positions: Tensor) -> Tensor:
-    """`embed_reference`: a program a row."""
+    """`embed`: a program a row."""
     if table.stride(1) != 1 or tokens.stride(1) != 1:
         raise ValueError("the last dimensions of table and tokens must be contiguous")
     rows, columns = positions.shape[0], table.shape[1]

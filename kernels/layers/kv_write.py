@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ..attention.batch import AttentionBatch
-from .rope import apply_rope_reference
+from ..dispatch import kernel
+from .rope import apply_rope
 from .row_norm import RowNorm
 
 
-def rope_write_kv_reference(
+@kernel("kv_write_triton.rope_write_kv_triton")
+def rope_write_kv(
     q: Tensor, k: Tensor, v: Tensor, cos_table: Tensor, sin_table: Tensor, positions: Tensor, rows: Tensor,
     batch: AttentionBatch, band: int, layer_pages: Tensor, *, q_out: Tensor | None = None, k_out: Tensor | None = None,
     norm: RowNorm | None = None, bias: Tensor | None = None,
@@ -45,10 +47,10 @@ def rope_write_kv_reference(
     page_size = layer_pages.shape[2]
     pages = batch.page_tables[batch.slots[rows[at].long()].long(), band, where // page_size].long()
     cos, sin = cos_table[where], sin_table[where]
-    rotated = apply_rope_reference(k[at], cos, sin).to(layer_pages.dtype)
+    rotated = apply_rope(k[at], cos, sin).to(layer_pages.dtype)
     layer_pages[pages, 0, where % page_size] = rotated
     layer_pages[pages, 1, where % page_size] = v[at].to(layer_pages.dtype)
-    q_out[at] = apply_rope_reference(q[at], cos, sin).to(q_out.dtype)
+    q_out[at] = apply_rope(q[at], cos, sin).to(q_out.dtype)
     if k_out is not None:
         k_out[at] = rotated
     return q_out

@@ -118,7 +118,7 @@ def rope_write_kv_triton(
     batch: AttentionBatch, band: int, layer_pages: Tensor, *, q_out: Tensor | None = None, k_out: Tensor | None = None,
     norm: RowNorm | None = None, bias: Tensor | None = None, block: tuple[int, int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """`rope_write_kv_reference`, without a look at device memory. k_out needs the pool's dtype.
+    """`rope_write_kv`, without a look at device memory. k_out needs the pool's dtype.
 
     `block`: (tokens, heads) of a tile, powers of two; chosen by the number of tokens by default. head_dim must be a
     power of two.

@@ -20,7 +20,7 @@ def rope_table(length: int, head_dim: int, theta: float, device: torch.device | 
     return angles.cos().float().to(device), angles.sin().float().to(device)
 
 
-def apply_rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [T, H, D] (any float dtype, any strides) by cos, sin [T, D/2] (fp32), computing in fp32.
 
     Returns a new contiguous tensor [T, H, D] of x's dtype.
@@ -33,8 +33,3 @@ def apply_rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     torch.mul(left, cos, out=out[..., :half]).addcmul_(right, sin, value=-1)
     torch.mul(right, cos, out=out[..., half:]).addcmul_(left, sin)
     return out.to(x.dtype)
-
-
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The fastest implementation for x's device; the contract is `apply_rope_reference`'s."""
-    return apply_rope_reference(x, cos, sin)

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from ..dispatch import kernel
 from .row_norm import RowNorm
 
 _ELEMENTS_PER_THREAD = 32768
 
 
-def swiglu_reference(gate_up: Tensor, norm: RowNorm | None = None) -> Tensor:
+@kernel("swiglu_triton.swiglu_triton")
+def swiglu(gate_up: Tensor, norm: RowNorm | None = None) -> Tensor:
     """gate_up [T, 2F] holds the gate in its first F columns and the up projection in the rest; returns [T, F].
 
     With `norm`, gate_up was computed from hidden states that were not normalised: rows are scaled first, in fp32.
@@ -34,8 +36,3 @@ def swiglu_reference(gate_up: Tensor, norm: RowNorm | None = None) -> Tensor:
     for part, target in zip(gate.split(rows), out.split(rows), strict=True):
         torch.ops.aten.silu.out(part, out=target)
     return out.mul_(up)
-
-
-def swiglu(gate_up: Tensor) -> Tensor:
-    """The fastest implementation for gate_up's device; the contract is `swiglu_reference`'s."""
-    return swiglu_reference(gate_up)

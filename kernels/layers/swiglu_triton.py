@@ -32,8 +32,8 @@ def _swiglu_kernel(
     tl.store(y_ptr + row * n_cols + columns, (gated * up).to(dtype), mask=mask)
 
 
-def swiglu_triton(gate_up: Tensor, block_size: int = _BLOCK_SIZE, norm: RowNorm | None = None) -> Tensor:
-    """`swiglu_reference`: gate_up [T, 2F], rows strided at will, to a new [T, F] of the same dtype.
+def swiglu_triton(gate_up: Tensor, norm: RowNorm | None = None, *, block_size: int = _BLOCK_SIZE) -> Tensor:
+    """`swiglu`: gate_up [T, 2F], rows strided at will, to a new [T, F] of the same dtype.
 
     silu(gate) is rounded to the dtype before it meets the up projection, as in the reference.
     """

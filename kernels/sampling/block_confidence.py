@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..dispatch import kernel
 from .canvas_state import CanvasState
-from .confidence import Confidence, confidence_reference
+from .confidence import Confidence, confidence
 from .masked_rows import MaskedRows
 from .philox import gumbel_reference
 
 
-def block_confidence_reference(
+@kernel("confidence_triton.block_confidence_triton")
+def block_confidence(
     logits: Tensor, state: CanvasState, masked: MaskedRows, *, impossible_token: int | None = None, draw: bool = True
 ) -> Confidence:
     """Token and confidence of every masked row.
@@ -32,7 +34,7 @@ def block_confidence_reference(
     if impossible_token is not None:
         logits = logits.clone()
         logits[:, impossible_token] = -torch.inf
-    best = confidence_reference(logits)
+    best = confidence.reference(logits)
     token, probability = best.token.clone(), best.probability.clone()
     for row in range(min(int(masked.total), len(masked.rows)) if draw else 0):
         slot = int(masked.slots[row])

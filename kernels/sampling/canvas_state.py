@@ -79,6 +79,11 @@ class CanvasState:
         )
 
     @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.tokens.device
+
+    @property
     def width(self) -> int:
         """Longest block that fits."""
         return self.bounds.shape[1]

@@ -12,13 +12,15 @@ import math
 import torch
 
 from ..attention.batch import AttentionBatch
+from ..dispatch import kernel
 from .canvas_state import NOT_FINITE, STOPPED, CanvasState
 from .confidence import Confidence
 from .masked_rows import MaskedRows
 from .philox import RANDOM_STREAM, uniform_reference
 
 
-def commit_reference(
+@kernel("commit_triton.commit_triton")
+def commit(
     state: CanvasState, batch: AttentionBatch, masked: MaskedRows, confidence: Confidence, vocabulary: int
 ) -> None:
     """Commit masks of every request of the batch that has any, and count the step for it; changes `state`.

@@ -7,6 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..dispatch import kernel
+
+_ROWS_AT_ONCE = 1024
+
 
 class Confidence(NamedTuple):
     """Per row of logits: the most probable token (int64), its probability, margin and entropy (fp32), each [rows]."""
@@ -17,14 +21,15 @@ class Confidence(NamedTuple):
     entropy: Tensor
 
 
-def confidence_reference(logits: Tensor, rows_at_once: int = 1024) -> Confidence:
+@kernel("confidence_triton.confidence_triton")
+def confidence(logits: Tensor) -> Confidence:
     """Summaries of the softmax of logits [rows, vocab]; a token with logit -inf is impossible.
 
     probability = max softmax, margin = largest less second largest probability, entropy in nats. Rows are worked on
     in slices, so that no fp32 tensor of all rows and the whole vocabulary exists; a row's result does not depend on
     the others.
     """
-    parts = [_slice(logits[at : at + rows_at_once]) for at in range(0, logits.shape[0], rows_at_once)]
+    parts = [_slice(part) for part in logits.split(_ROWS_AT_ONCE) if len(part)]
     if not parts:
         empty = torch.empty(0, device=logits.device)
         return Confidence(empty.long(), empty, empty, empty)

@@ -156,7 +156,7 @@ def _finish_kernel(
 
 
 def confidence_triton(logits: Tensor, splits: int | None = None) -> Confidence:
-    """`confidence_reference`, with ties of the best token going to the lower id.
+    """`confidence`, with ties of the best token going to the lower id.
 
     Args:
         logits: [rows, vocab] of any float dtype, rows strided at will; -inf means impossible. A row needs a possible
@@ -171,7 +171,7 @@ def block_confidence_triton(
     logits: Tensor, state: CanvasState, masked: MaskedRows, *, impossible_token: int | None = None, draw: bool = True,
     splits: int | None = None, lanes: int = _LANES, num_warps: int = _NUM_WARPS,
 ) -> Confidence:  # fmt: skip
-    """`block_confidence_reference`, without a look at device memory; a tile is 8 * lanes logits."""
+    """`block_confidence`, without a look at device memory; a tile is 8 * lanes logits."""
     if logits.shape[0] != masked.rows.shape[0]:
         raise ValueError(f"{logits.shape[0]} rows of logits for {masked.rows.shape[0]} masked rows")
     return _confidence(logits, state, masked, impossible_token, draw, splits, lanes, num_warps)

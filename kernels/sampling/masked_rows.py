@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attention.batch import AttentionBatch
+from ..dispatch import kernel
 from .canvas_state import CanvasState
 
 
@@ -29,7 +30,8 @@ class MaskedRows(NamedTuple):
     total: Tensor
 
 
-def masked_rows_reference(
+@kernel("masked_rows_triton.masked_rows_triton")
+def masked_rows(
     state: CanvasState, batch: AttentionBatch, first_positions: Tensor, capacity: int, shift: int = 0
 ) -> MaskedRows:
     """Find the masked positions of the current block of every request of the batch.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.kernel_bench import pool, variant
-from shoal.kernels.attention.reference import attention_reference
+from shoal.kernels.attention.reference import attention
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +26,7 @@ def test_errors_of_a_batch_are_those_of_bf16_and_grow_with_a_mistake(head_major)
 
         def run(layer, fresh=fresh, scale=1.0):
             kv = batch.fresh[layer] if fresh else None
-            return attention_reference(batch.q[layer] * scale, batch.pages[layer], 0, batch.batch, fresh_kv=kv)[0]
+            return attention.reference(batch.q[layer] * scale, batch.pages[layer], 0, batch.batch, fresh_kv=kv)[0]
 
         assert 1e-5 < batch.error(run, fresh) < 1e-2
         assert batch.error(run, not fresh) > 0.1

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from shoal.kernels import dispatch
 from shoal.kernels.attention.tiling import choose_tiling
 from shoal.runtime import canvas_slots, cuda_worker, fused_layers
 from shoal.runtime.block_sampler import BlockSampler
@@ -84,7 +83,7 @@ def test_folded_norms_change_hidden_states_by_rounding_only(folder, monkeypatch,
     """In products of few rows, where norms are put off, and of many; the refresh has 56 rows and is whole."""
     monkeypatch.setattr(fused_layers, "_FEW_ROWS", few)
     states, put_off = [], set()
-    swiglu = dispatch.swiglu
+    swiglu = fused_layers.swiglu
 
     def note(gate_up, norm=None):
         put_off.add((len(gate_up) > 40, norm is not None))
@@ -100,7 +99,7 @@ def test_folded_norms_change_hidden_states_by_rounding_only(folder, monkeypatch,
                     weights.mlp_norm.mul_(scales.flip(0))
             if folded:
                 decoder.fold_norms()
-                monkeypatch.setattr(dispatch, "swiglu", note)
+                monkeypatch.setattr(fused_layers, "swiglu", note)
             layers = on_cuda_path(engine).runner.layers
             out: list[torch.Tensor] = []
 
@@ -150,7 +149,7 @@ def test_many_steps_a_message_and_steps_behind_a_refresh_change_nothing(folder, 
 def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, monkeypatch):
     prompts, params = requests(0)
     forms = set()
-    attention = dispatch.attention
+    attention = fused_layers.attention
 
     def record(q, layer_pages, band, batch, *, num_splits=1, fresh_kv=None, **options):
         if q.shape[0]:
@@ -165,9 +164,9 @@ def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, mo
                 worker.runner, "splits", lambda _, rows: next((n for n in (8, 4, 2) if n * rows <= 1024), 1)
             )
             if warm:
-                monkeypatch.setattr(dispatch, "attention", record)
+                monkeypatch.setattr(fused_layers, "attention", record)
                 worker.warm_up(8, 4096)
-                monkeypatch.setattr(dispatch, "attention", attention)
+                monkeypatch.setattr(fused_layers, "attention", attention)
                 assert not worker.runner.slots.state.nfe.any()
             outputs.append([out.token_ids for out in engine.generate(prompts, params)])
     assert outputs[0] == outputs[1]
@@ -269,7 +268,7 @@ def test_a_canvas_that_finds_no_memory_is_tried_again_once_and_loses_no_slot(fol
 
 def test_what_attention_held_is_free_when_the_mlp_runs(folder, monkeypatch):
     projected, dead = [], []
-    rope_write_kv, swiglu = dispatch.rope_write_kv, dispatch.swiglu
+    rope_write_kv, swiglu = fused_layers.rope_write_kv, fused_layers.swiglu
 
     def note(q, *arguments, **options):
         projected.append(weakref.ref(q))
@@ -279,8 +278,8 @@ def test_what_attention_held_is_free_when_the_mlp_runs(folder, monkeypatch):
         dead.append(projected[-1]() is None)
         return swiglu(gate_up)
 
-    monkeypatch.setattr(dispatch, "rope_write_kv", note)
-    monkeypatch.setattr(dispatch, "swiglu", look)
+    monkeypatch.setattr(fused_layers, "rope_write_kv", note)
+    monkeypatch.setattr(fused_layers, "swiglu", look)
     with make_engine(folder) as engine:
         on_cuda_path(engine)
         engine.generate(tokens(21), SamplingParams(max_new_tokens=8, steps=2))

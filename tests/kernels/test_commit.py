@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.kernels.attention.batch import AttentionBatch
-from shoal.kernels.sampling.block_confidence import block_confidence_reference
+from shoal.kernels.sampling.block_confidence import block_confidence
 from shoal.kernels.sampling.canvas_state import CanvasState, acceptance_bounds
-from shoal.kernels.sampling.commit import commit_reference
+from shoal.kernels.sampling.commit import commit
 from shoal.kernels.sampling.confidence import Confidence
-from shoal.kernels.sampling.masked_rows import masked_rows_reference
+from shoal.kernels.sampling.masked_rows import masked_rows
 from shoal.kernels.sampling.philox import gumbel_reference, philox_reference, uniform_reference
 from shoal.runtime.sampler import choose_commits, quota
 from shoal.runtime.sampling_params import SamplingParams
@@ -51,11 +51,11 @@ def test_commits_are_the_samplers(data):
         params = SamplingParams(factor=data.draw(st.sampled_from([0.1, 0.3, 1.0, 1.5])))
         state.bounds[0] = acceptance_bounds(None, params.factor, WIDTH)
         state.takes_last[0] = 1
-    rows = masked_rows_reference(state, batch, torch.tensor([4], dtype=torch.int32), WIDTH)
+    rows = masked_rows(state, batch, torch.tensor([4], dtype=torch.int32), WIDTH)
     assert int(rows.total) == sum(masked)
     padded = torch.zeros(WIDTH)
     padded[: len(confidence)] = confidence
-    commit_reference(state, batch, rows, Confidence(torch.arange(WIDTH) + 100, padded, padded, padded), 1000)
+    commit(state, batch, rows, Confidence(torch.arange(WIDTH) + 100, padded, padded, padded), 1000)
     expected = choose_commits(confidence, params, count).tolist()
     positions = [i for i, is_mask in enumerate(masked) if is_mask]
     committed = [n for n, i in enumerate(positions) if not int(state.masked[0, 4 + i])]
@@ -95,13 +95,13 @@ def test_noise_is_gumbels_and_uniform_draws_are_uniform():
 def test_tokens_are_drawn_from_the_tempered_softmax_whatever_else_runs():
     state, batch = one_request([True] * WIDTH)
     state.temperatures[0] = 0.5
-    rows = masked_rows_reference(state, batch, torch.tensor([4], dtype=torch.int32), WIDTH)
+    rows = masked_rows(state, batch, torch.tensor([4], dtype=torch.int32), WIDTH)
     logits = torch.tensor([0.0, 0.5, 1.0, 1.2]).repeat(WIDTH, 1)
     counts = torch.zeros(4)
     for seed in range(500):
         state.seeds[0] = seed
-        counts += torch.bincount(block_confidence_reference(logits, state, rows).token, minlength=4)
+        counts += torch.bincount(block_confidence(logits, state, rows).token, minlength=4)
     expected = (logits[0] / 0.5).softmax(-1)
     torch.testing.assert_close(counts / counts.sum(), expected, rtol=0, atol=0.03)
     state.temperatures[0] = 0
-    assert (block_confidence_reference(logits, state, rows, impossible_token=3).token == 2).all()
+    assert (block_confidence(logits, state, rows, impossible_token=3).token == 2).all()

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from shoal.kernels.sampling.block_confidence import block_confidence_reference
+from shoal.kernels.sampling.block_confidence import block_confidence
 from shoal.kernels.sampling.canvas_state import CanvasState
 from shoal.kernels.sampling.masked_rows import MaskedRows
 from shoal.kernels.sampling.philox import gumbel_of_words
@@ -63,7 +63,7 @@ def by_reference(draws: int, lead: float) -> torch.Tensor:
     row, parts = row_with(lead), []
     for position in range(draws):
         masked = MaskedRows(zero, place, place + position, place[None], place + 1)
-        parts.append(block_confidence_reference(row, state, masked).token)
+        parts.append(block_confidence(row, state, masked).token)
     return torch.cat(parts)
 
 

@@ -12,7 +12,7 @@ from shoal.kernels.attention import triton as attention_triton
 from shoal.kernels.attention.batch import AttentionBatch
 from shoal.kernels.attention.merge import merge_state_reference
 from shoal.kernels.attention.merge_triton import merge_states_triton
-from shoal.kernels.attention.reference import attention_reference
+from shoal.kernels.attention.reference import attention
 from shoal.kernels.attention.tiling import AttentionTiling, choose_tiling
 
 from .checks import DEVICE, DTYPES, Recorder, close, far
@@ -60,10 +60,10 @@ def test_long_queries_of_ragged_lengths(launches, heads, kv_heads, head_dim, dty
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_reference_is_dense_attention(dtype):
     world = World([4, 0, 9], [33, 20, 9], 6, 2, 64, dtype=dtype)
-    for found, expected in zip(attention_reference(world.q, world.pool, 1, world.batch), world.dense(), strict=True):
+    for found, expected in zip(attention.reference(world.q, world.pool, 1, world.batch), world.dense(), strict=True):
         close(found, expected, dtype)
     k, v = world.fresh_kv(poison=True)
-    close(attention_reference(world.q, world.pool, 1, world.batch, fresh_kv=(k, v))[0], world.dense()[0], dtype)
+    close(attention.reference(world.q, world.pool, 1, world.batch, fresh_kv=(k, v))[0], world.dense()[0], dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -182,7 +182,7 @@ def test_huge_scores_do_not_overflow():
 @pytest.mark.parametrize("splits", [1, 2])
 def test_requests_without_keys_or_without_queries(splits):
     world = World([2, 0, 3], [0, 20, 40], 2, 1, 64)
-    reference = attention_reference(world.q, world.pool, 1, world.batch)
+    reference = attention.reference(world.q, world.pool, 1, world.batch)
     for out, lse in (run(world, AttentionTiling(16, 32), splits), reference):
         assert torch.equal(out[:2], torch.zeros_like(out[:2]))
         assert (lse[:2] == -torch.inf).all()

@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 
 from shoal.kernels.attention.batch import AttentionBatch
-from shoal.kernels.sampling.block_confidence import block_confidence_reference
+from shoal.kernels.sampling.block_confidence import block_confidence
 from shoal.kernels.sampling.canvas_state import NOT_FINITE, STRATEGIES, CanvasState, acceptance_bounds
-from shoal.kernels.sampling.commit import commit_reference
+from shoal.kernels.sampling.commit import commit
 from shoal.kernels.sampling.commit_triton import commit_triton
 from shoal.kernels.sampling.confidence import Confidence
 from shoal.kernels.sampling.confidence_triton import block_confidence_triton
-from shoal.kernels.sampling.masked_rows import MaskedRows, masked_rows_reference
+from shoal.kernels.sampling.masked_rows import MaskedRows, masked_rows
 from shoal.kernels.sampling.masked_rows_triton import masked_rows_triton
 from shoal.kernels.sampling.philox import RANDOM_STREAM, gumbel_reference, philox_reference, uniform_reference
 from shoal.kernels.sampling.philox import gumbel_of_words as gumbel_of_words_reference
@@ -66,7 +66,7 @@ def test_masked_rows(requests, width, block, shift):
     state, batch, first = world(requests, width, block)
     for capacity in (requests * block, 3):
         found = masked_rows_triton(state, batch, first, capacity, shift)
-        expected = masked_rows_reference(state, batch, first, capacity, shift)
+        expected = masked_rows.reference(state, batch, first, capacity, shift)
         for name, a, b in zip(MaskedRows._fields, found, expected, strict=True):
             assert a.dtype == b.dtype
             assert torch.equal(a, b), name
@@ -102,7 +102,7 @@ def test_commits_are_the_references(mode, strategy, kind):
         masked = masked_rows_triton(state, batch, first, requests * block - 25)
         confidence = scores(len(masked.rows), kind)
         expected = state.clone()
-        commit_reference(expected, batch, masked, confidence, 500)
+        commit.reference(expected, batch, masked, confidence, 500)
         before = state.clone()
         commit_triton(state, batch, masked, confidence, 500)
         same(state, expected)
@@ -130,9 +130,9 @@ def test_a_factor_leaves_no_mask_alone(probabilities, by_factor, by_bounds):
     confidence = Confidence(torch.full((4,), 5, device=DEVICE), column, column, column)
     for takes_last, expected in ((1, by_factor), (0, by_bounds)):
         state.takes_last[slot] = takes_last
-        for commit in (commit_triton, commit_reference):
+        for function in (commit_triton, commit.reference):
             there = state.clone()
-            commit(there, batch, masked, confidence, 500)
+            function(there, batch, masked, confidence, 500)
             assert torch.nonzero(there.masked[slot, start : start + size] == 0)[:, 0].tolist() == expected
 
 
@@ -152,11 +152,11 @@ def test_logits_that_are_not_finite_commit_nothing_and_are_reported(bad, strateg
     columns = slice(None) if bad == "all impossible" else 123
     logits[row, columns] = {"nan": torch.nan, "inf": torch.inf}.get(bad, -torch.inf)
     clean = state.clone()
-    commit_reference(clean, batch, masked, block_confidence_reference(fresh(56, 300), state, masked), 300)
+    commit.reference(clean, batch, masked, block_confidence.reference(fresh(56, 300), state, masked), 300)
     for draw in (False, True):
         there, expected = state.clone(), state.clone()
         commit_triton(there, batch, masked, block_confidence_triton(logits, state, masked, draw=draw), 300)
-        commit_reference(expected, batch, masked, block_confidence_reference(logits, state, masked, draw=draw), 300)
+        commit.reference(expected, batch, masked, block_confidence.reference(logits, state, masked, draw=draw), 300)
         same(there, expected)
         assert int(there.stopped[victim]) == NOT_FINITE
         assert int(there.nfe[victim]) == ~(int(state.nfe[victim]) + 1)
@@ -245,7 +245,7 @@ def test_tokens_far_behind_the_best_are_drawn_as_often_as_the_softmax_says():
     logits[0, best] = 12
     logits = logits.repeat(draws, 1)
     found = block_confidence_triton(logits, state, masked, splits=1, lanes=16384 if DEVICE.type == "cpu" else 256)
-    assert torch.equal(found.token, block_confidence_reference(logits, state, masked).token)
+    assert torch.equal(found.token, block_confidence.reference(logits, state, masked).token)
     assert 2 <= int((found.token != best).sum()) <= 16  # binomial, all but 4 in 10,000
 
 
@@ -262,7 +262,7 @@ def test_draws_and_confidences_of_masked_rows(splits, dtype):
     logits[:, 4000] = 50.0
     for draw in (False, True):
         found = block_confidence_triton(logits, state, masked, impossible_token=4000, draw=draw, splits=splits)
-        expected = block_confidence_reference(logits, state, masked, impossible_token=4000, draw=draw)
+        expected = block_confidence.reference(logits, state, masked, impossible_token=4000, draw=draw)
         lowest = logits.index_fill(1, torch.tensor([4000], device=DEVICE), -torch.inf).float()
         lowest = lowest.eq(lowest.max(1, keepdim=True).values).to(torch.int8).argmax(1)
         drawn = (state.temperatures[masked.slots.long().clamp(min=0)] > 0) & draw

@@ -7,8 +7,12 @@ import torch
 
 from shoal.kernels import dispatch
 from shoal.kernels.attention.batch import AttentionBatch
+from shoal.kernels.attention.reference import attention
+from shoal.kernels.layers.kv_write import rope_write_kv
+from shoal.kernels.layers.rms_norm import rms_norm
+from shoal.kernels.layers.swiglu import swiglu
 from shoal.kernels.sampling import confidence_triton
-from shoal.kernels.sampling.confidence_triton import confidence_triton as confidence
+from shoal.kernels.sampling.confidence import confidence
 
 from .checks import DEVICE, DTYPES, Recorder, close, far, fresh
 
@@ -23,7 +27,7 @@ def grids(monkeypatch):
 
 
 def check(logits: torch.Tensor, splits: int | None) -> None:
-    found = confidence(logits, splits)
+    found = confidence_triton.confidence_triton(logits, splits)
     p = logits.double().cpu().softmax(-1)
     best = p.topk(2, dim=-1).values
     assert found.token.dtype == torch.int64
@@ -53,7 +57,7 @@ def test_impossible_tokens(splits):
     check(logits, splits)
     logits[:] = -torch.inf
     logits[:, 8888] = -3.0
-    found = confidence(logits, splits)
+    found = confidence_triton.confidence_triton(logits, splits)
     assert (found.token == 8888).all()
     assert [column.tolist() for column in found[1:]] == [[1.0] * 4, [1.0] * 4, [0.0] * 4]
 
@@ -63,7 +67,7 @@ def test_impossible_tokens(splits):
 def test_the_lower_of_two_equal_tokens_wins_with_no_margin(places, splits):
     logits = fresh(2, 9001)
     logits[:, list(places)] = 30.0
-    found = confidence(logits, splits)
+    found = confidence_triton.confidence_triton(logits, splits)
     assert (found.token == min(places)).all()
     assert (found.margin == 0).all()
     close(found.probability, torch.full((2,), 0.5))
@@ -81,7 +85,7 @@ def test_offsets_past_two_to_the_31(tmp_path):
 
 
 def test_no_rows():
-    assert [column.shape for column in confidence(fresh(0, 123))] == [(0,)] * 4
+    assert [column.shape for column in confidence_triton.confidence_triton(fresh(0, 123))] == [(0,)] * 4
 
 
 @pytest.fixture
@@ -99,10 +103,10 @@ def test_both_backends_give_the_same(backend):
 
     def everything() -> list[torch.Tensor]:
         pool = torch.zeros((4, 2, 16, 1, 64), device=DEVICE)
-        q = dispatch.rope_write_kv(qkv[:, :2], qkv[:, 2:3], qkv[:, 3:], cos, sin, positions, rows, batch, 0, pool)
+        q = rope_write_kv(qkv[:, :2], qkv[:, 2:3], qkv[:, 3:], cos, sin, positions, rows, batch, 0, pool)
         return [
-            dispatch.rms_norm(x, weight, 1e-5), dispatch.swiglu(gate_up),
-            *dispatch.confidence(logits), q, pool, *dispatch.attention(q, pool, 0, batch, num_splits=2),
+            rms_norm(x, weight, 1e-5), swiglu(gate_up),
+            *confidence(logits), q, pool, *attention(q, pool, 0, batch, num_splits=2),
         ]  # fmt: skip
 
     backend("reference")

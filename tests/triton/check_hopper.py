@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shoal.kernels import dispatch
-from shoal.kernels.attention import hopper_triton
+from shoal.kernels.attention import gpu, hopper_triton
 from shoal.kernels.attention.hopper_triton import attention_hopper, hopper_fits
+from shoal.kernels.attention.reference import attention
 
 from .checks import DEVICE, Recorder, close, fresh
 from .worlds import World
@@ -77,19 +77,19 @@ def test_requests_without_keys_or_without_queries():
     close(out[2:], world.dense()[0], BF16)
 
 
-def test_dispatch_takes_it_for_long_queries_only(monkeypatch):
+def test_it_runs_for_long_queries_only(monkeypatch):
     recorder = Recorder(hopper_triton._hopper_kernel)
     monkeypatch.setattr(hopper_triton, "_hopper_kernel", recorder)
-    monkeypatch.delenv(dispatch.HOPPER_VARIABLE, raising=False)
+    monkeypatch.delenv(gpu.HOPPER_VARIABLE, raising=False)
     world = World([200, 100], [300, 100], 2, 1, 128, dtype=BF16)
-    close(dispatch.attention(world.q, world.pool, 1, world.batch)[0], world.dense()[0], BF16)
+    close(attention(world.q, world.pool, 1, world.batch)[0], world.dense()[0], BF16)
     assert recorder.grids == [(300 * 2 // 128 + 2, 1)]
-    dispatch.attention(world.q, world.pool, 1, world.batch, num_splits=2)
+    attention(world.q, world.pool, 1, world.batch, num_splits=2)
     few = World([8, 9], [300, 100], 2, 1, 128, dtype=BF16)
-    dispatch.attention(few.q, few.pool, 1, few.batch)
-    monkeypatch.setenv(dispatch.HOPPER_VARIABLE, "0")
-    dispatch.attention(world.q, world.pool, 1, world.batch)
+    attention(few.q, few.pool, 1, few.batch)
+    monkeypatch.setenv(gpu.HOPPER_VARIABLE, "0")
+    attention(world.q, world.pool, 1, world.batch)
     assert len(recorder.grids) == 1
-    assert not dispatch._hopper_missing
+    assert not gpu._hopper_missing
     assert not hopper_fits(fresh(2, 1, 128), fresh(1, 2, 16, 1, 128), None)
     assert not hopper_fits(world.q, world.pool[:, :, :4], None)

@@ -9,13 +9,13 @@ import torch
 
 from shoal.kernels.attention.batch import AttentionBatch
 from shoal.kernels.layers import kv_write_triton, swiglu_triton
-from shoal.kernels.layers.embed import embed_reference
+from shoal.kernels.layers.embed import embed
 from shoal.kernels.layers.embed_triton import embed_triton
-from shoal.kernels.layers.kv_write import rope_write_kv_reference
+from shoal.kernels.layers.kv_write import rope_write_kv
 from shoal.kernels.layers.rms_norm_triton import rms_norm_triton
 from shoal.kernels.layers.rope import rope_table
 from shoal.kernels.layers.row_norm import RowNorm
-from shoal.kernels.layers.swiglu import swiglu_reference
+from shoal.kernels.layers.swiglu import swiglu
 
 from .checks import DEVICE, DTYPES, Recorder, close, far, fresh
 
@@ -52,8 +52,8 @@ def test_embeddings_of_the_tokens_at_positions(columns, dtype):
     requests = torch.tensor([0, 0, 1, 2, 2, 2], dtype=torch.int32, device=DEVICE)
     positions = torch.tensor([39, 0, 17, 3, 4, -1], dtype=torch.int32, device=DEVICE)
     expected = table[tokens.long()[[5, 5, 0, 6, 6, 6], [39, 0, 17, 3, 4, 0]]]
-    for embed in (embed_triton, embed_reference):
-        assert torch.equal(embed(table, tokens, slots, requests, positions), expected)
+    for function in (embed_triton, embed.reference):
+        assert torch.equal(function(table, tokens, slots, requests, positions), expected)
     assert embed_triton(table, tokens, slots, requests[:0], positions[:0]).shape == (0, columns)
     with pytest.raises(ValueError, match=r"positions is torch\.int64"):
         embed_triton(table, tokens, slots, requests, positions.long())
@@ -104,7 +104,7 @@ def test_rope_and_the_paged_write(monkeypatch, tokens, heads, kv_heads, head_dim
     c, s = (table.double()[positions.clamp(min=0).to(DEVICE)][:, None] for table in (cos_table, sin_table))
     turned = torch.cat([left * c - right * s, right * c + left * s], dim=-1)
     original = qkv.clone()
-    for function in (rope_write_kv_reference, kv_write_triton.rope_write_kv_triton):
+    for function in (rope_write_kv.reference, kv_write_triton.rope_write_kv_triton):
         qkv.copy_(original)
         pool = torch.full((num_pages, 2, 2, page_size, kv_heads, head_dim), torch.nan, dtype=dtype, device=DEVICE)
         rotated = function(q, k, v, cos_table, sin_table, positions_there, rows_there, batch, 2, pool[:, 1], **options)
@@ -130,7 +130,7 @@ def test_swiglu_behind_a_norm_that_was_put_off(hidden_columns, dtype):
     gate_up, hidden = fresh(13, 2 * 1123, dtype=dtype) * 3, fresh(13, hidden_columns + 2, dtype=dtype)[:, :-2] * 2
     factor = (hidden.double().square().mean(1, keepdim=True) + 0.1).rsqrt()
     gate, up = (gate_up.double() * factor).chunk(2, dim=1)
-    for function in (swiglu_reference, swiglu_triton.swiglu_triton):
+    for function in (swiglu.reference, swiglu_triton.swiglu_triton):
         close(function(gate_up, norm=RowNorm(hidden, 0.1)), gate / (1 + (-gate).exp()) * up, dtype)
 
 
@@ -158,7 +158,7 @@ def test_rope_behind_a_norm_that_was_put_off(tokens, heads, kv_heads, head_dim, 
     there = [x.to(DEVICE, torch.int32) for x in (positions, rows)]
     options: dict[str, Any] = {"norm": RowNorm(hidden, 0.1) if with_norm else None, "bias": bias if with_bias else None}
     original = qkv.clone()
-    functions: list[Any] = [rope_write_kv_reference, kv_write_triton.rope_write_kv_triton]
+    functions: list[Any] = [rope_write_kv.reference, kv_write_triton.rope_write_kv_triton]
     for function in functions:
         for in_place in (False, True):
             qkv.copy_(original)
@@ -185,7 +185,7 @@ def test_a_norm_that_was_put_off_behind_many_tokens():
     cos, sin = (table.to(DEVICE) for table in rope_table(513, 32, 1e4))
     norm = RowNorm(hidden, 0.1)
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    functions: list[Any] = [rope_write_kv_reference, kv_write_triton.rope_write_kv_triton]
+    functions: list[Any] = [rope_write_kv.reference, kv_write_triton.rope_write_kv_triton]
     for function in functions:
         pool = torch.zeros((33, 2, 16, 1, 32), device=DEVICE)
         found.append((function(q, k, v, cos, sin, at, at * 0, batch, 0, pool, norm=norm), pool))

@@ -165,7 +165,7 @@ for _name, _dtype in DTYPES.items():
     case(f"{_name}-rms-norm", rms_norm_triton, _x, _weight, 1e-5)
     _wide = torch.empty((41, 2 * 12288), dtype=_dtype)
     case(f"{_name}-swiglu", swiglu_triton, _wide)
-    case(f"{_name}-swiglu-norm", swiglu_triton, _wide, 1024, RowNorm(_x, 1e-5))
+    case(f"{_name}-swiglu-norm", swiglu_triton, _wide, RowNorm(_x, 1e-5))
     case(f"{_name}-embed", embed, _dtype)
     case(f"{_name}-block-step", block_step, _dtype, 32, False)
     case(f"{_name}-block-step-draw", block_step, _dtype, 1, True)

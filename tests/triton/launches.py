@@ -25,6 +25,7 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from shoal.kernels import dispatch
+from shoal.kernels.attention import gpu
 from shoal.kernels.attention.groups import SharedGroups
 from shoal.runtime import loader
 from shoal.runtime.block_sampler import BlockSampler
@@ -90,7 +91,7 @@ def pretend(hopper: bool) -> None:
     for owner, name, stand_in in (
         (ForwardGraphs, "_captured", captured), (CanvasSlots, "read", read_nothing),
         (BlockSampler, "scores", score_nothing), (SharedGroups, "load", lambda *_: None),
-        (dispatch, "uses_triton", lambda _: True), (dispatch, "_hopper_fits", hopper_fits),
+        (dispatch, "uses_triton", lambda _: True), (gpu, "_hopper_fits", hopper_fits),
         (loader, "_dummy_reader", empty),
     ):  # fmt: skip
         setattr(owner, name, stand_in)

@@ -133,9 +133,37 @@ def test_only_triton_files_import_triton():
     names = {".".join(path.parts) for path in paths if not path.stem.endswith("triton") and path.stem != "__init__"}
     assert "kernels.dispatch" in names
     lines = [f"import shoal.{name}" for name in sorted(names)]
-    code = "\n".join(["import sys, torch", *lines, "from shoal.kernels import dispatch",
-                      "dispatch.swiglu(torch.ones(1, 4))", "assert 'triton' not in sys.modules"])  # fmt: skip
+    code = "\n".join(["import sys, torch", *lines, "from shoal.kernels.layers.swiglu import swiglu",
+                      "swiglu(torch.ones(1, 4))", "assert 'triton' not in sys.modules"])  # fmt: skip
     run(["-c", code])
+
+
+@needs_triton
+def test_both_implementations_of_a_kernel_take_the_same_arguments():
+    """The Triton one may have further optional ones."""
+    code = """if True:
+        import importlib, inspect, pathlib
+        from shoal.kernels.dispatch import Kernel
+        def arguments(function):
+            found = inspect.signature(function).parameters.values()
+            return [(p.name, p.kind, p.default is p.empty) for p in found]
+        for path in sorted(pathlib.Path("kernels").rglob("*/*.py")):
+            if path.stem.endswith("triton"):
+                continue
+            module = importlib.import_module("shoal." + ".".join(path.with_suffix("").parts))
+            for kernel in vars(module).values():
+                if isinstance(kernel, Kernel) and kernel.__module__ == module.__name__:
+                    contract, triton = arguments(kernel.reference), arguments(kernel.triton)
+                    by_place = [a for a in contract if a[1] != inspect.Parameter.KEYWORD_ONLY]
+                    assert triton[:len(by_place)] == by_place and set(contract) <= set(triton), kernel.__name__
+                    assert not any(required for *_, required in set(triton) - set(contract)), kernel.__name__
+                    print(kernel.__name__)
+    """
+    names = {
+        "attention", "shared_attention", "embed", "rms_norm", "rope_write_kv", "swiglu", "block_confidence", "commit",
+        "confidence", "masked_rows",
+    }  # fmt: skip
+    assert set(run(["-c", code]).split()) == names
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, "auto"), ("reference", "reference"), ("triton", "triton")])
@@ -146,12 +174,13 @@ def test_the_environment_chooses_the_backend(value, expected):
 
 def test_triton_on_the_cpu_is_refused_outside_the_interpreter(monkeypatch):
     from shoal.kernels import dispatch
+    from shoal.kernels.layers.swiglu import swiglu
 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     dispatch.set_backend("triton")
     try:
         with pytest.raises(RuntimeError, match="needs CUDA tensors, not cpu"):
-            dispatch.swiglu(torch.ones(1, 4))
+            swiglu(torch.ones(1, 4))
     finally:
         dispatch.set_backend(None)
 
