@@ -240,7 +240,7 @@ def node_overhead(nodes: int) -> float:
     """Bytes per one-page leaf beside its tokens and page ids."""
     config = TreeConfig(page_size=16, num_layers=32, layers_per_band=4, boundary_depths=BOUNDARIES)
     kv, boundary = PageAllocator(4 * nodes), PageAllocator(4 * nodes)
-    tree = RadixTree(config, kv, boundary, event_limit=0)
+    tree = RadixTree(config, kv, boundary)
     prompts = [np.full(16, index, dtype=np.int32) for index in range(nodes)]
     tables = [(kv.alloc(4).reshape(4, 1), {at: boundary.alloc(1) for at in BOUNDARIES}) for _ in range(nodes)]
     gc.collect()

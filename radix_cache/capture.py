@@ -10,8 +10,7 @@ import numpy.typing as npt
 from .config import TreeConfig
 from .errors import InvalidArgumentError, PageReferenceError
 from .match import INT32, NO_PAGES, TokenBytes, common_bytes
-from .namespace import Namespace
-from .node import TOKEN_BYTES, Node, Pages
+from .node import TOKEN_BYTES, Namespace, Node, Pages
 from .page_allocator import PageAllocator, Where
 from .storage import Storage
 

@@ -6,8 +6,7 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from .errors import InvalidArgumentError
-
-POLICIES = ("lru", "lfu", "slru", "cost")
+from .eviction_policy import EVICTION_POLICIES
 
 
 class Levels(NamedTuple):
@@ -43,7 +42,7 @@ class TreeConfig:
         num_layers: layers of the model.
         layers_per_band: layers that are paged together. The last band may be short.
         boundary_depths: ascending depths (whole bands, below num_layers) at which boundary states are stored.
-        policy: eviction policy, one of `POLICIES`.
+        policy: eviction policy, one of `EVICTION_POLICIES`.
         kv_page_bytes, boundary_page_bytes: sizes of the two kinds of page. Only their ratio matters to the policy
             `cost`; absolute values show in snapshots. The default is the ratio of LLaDA with four layers per band.
 
@@ -68,8 +67,8 @@ class TreeConfig:
         for name in ("page_size", "num_layers", "layers_per_band", "kv_page_bytes", "boundary_page_bytes"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(name, f"must be at least 1, got {getattr(self, name)}")
-        if self.policy not in POLICIES:
-            raise InvalidArgumentError("policy", f"must be one of {', '.join(POLICIES)}, got {self.policy!r}")
+        if self.policy not in EVICTION_POLICIES:
+            raise InvalidArgumentError("policy", f"must be one of {', '.join(EVICTION_POLICIES)}, got {self.policy!r}")
         object.__setattr__(self, "boundary_depths", tuple(int(depth) for depth in self.boundary_depths))
         for low, high in zip((0, *self.boundary_depths), self.boundary_depths, strict=False):
             if high <= low or high >= self.num_layers or high % self.layers_per_band:

@@ -1,10 +1,9 @@
 """Events of the tree, for metrics and for whoever mirrors its content."""
 
-from collections import deque
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from .namespace import Namespace
+from .node import Namespace
 
 EventKind = Literal["stored", "trimmed", "evicted"]
 
@@ -24,25 +23,17 @@ class TreeEvent(NamedTuple):
 
 
 class EventLog:
-    """The last `limit` events, totals of all, and an optional callback that sees each.
+    """Totals of all events, and an optional callback that sees each.
 
     The callback runs in the middle of the change: it must not call the tree.
     """
 
-    def __init__(self, limit: int = 1024, callback: Callable[[TreeEvent], None] | None = None):
-        self.recent: deque[TreeEvent] = deque(maxlen=limit)
+    def __init__(self, callback: Callable[[TreeEvent], None] | None = None):
         self.callback = callback
         self.totals: dict[str, int] = {"stored": 0, "trimmed": 0, "evicted": 0}
 
     def add(self, event: TreeEvent) -> None:
-        """Record `event`."""
+        """Count `event`."""
         self.totals[event.kind] += 1
-        self.recent.append(event)
         if self.callback is not None:
             self.callback(event)
-
-    def drain(self) -> list[TreeEvent]:
-        """Return the recent events, oldest first, and forget them."""
-        events = list(self.recent)
-        self.recent.clear()
-        return events

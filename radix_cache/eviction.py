@@ -5,8 +5,8 @@ from collections import deque
 from typing import NamedTuple
 
 from .errors import InvariantError
+from .eviction_policy import EvictionPolicy, Key
 from .node import Node
-from .policy import EvictionPolicy, Key
 
 
 class EvictResult(NamedTuple):

@@ -8,8 +8,7 @@ import numpy.typing as npt
 
 from .config import TreeConfig
 from .errors import InvalidArgumentError
-from .namespace import Namespace
-from .node import Node, Pages
+from .node import Namespace, Node, Pages
 
 if TYPE_CHECKING:
     from .depth_profile import DepthProfile
@@ -45,19 +44,6 @@ class Match:
     def token_layers(self) -> int:
         """Token-layers that the cut saves."""
         return self.cut * self.depth
-
-    def covers(self, other: "Match") -> bool:
-        """Whether every KV page of `other` is among this match's: then a request that has both may unlock `other`.
-
-        A request that captured and matched again may get another cut than before (longer but shallower). Unless the
-        new match covers the old one, pages of the old one are still in its page table and need the old lock.
-        """
-        bands, pages = other.kv_pages.shape
-        return (
-            self.cut >= other.cut
-            and self.depth >= other.depth
-            and np.array_equal(self.kv_pages[:bands, :pages], other.kv_pages)
-        )
 
 
 # Token ids as bytes, int32 in machine order: of a node, or a caller's array, seen and not copied.

@@ -1,13 +1,24 @@
-"""A node of the radix tree."""
+"""A node of the radix tree, and the namespace that it belongs to."""
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .namespace import Namespace
-
 TOKEN_BYTES = 4
 
 Pages = npt.NDArray[np.int32]
+
+
+class Namespace(NamedTuple):
+    """Two requests share cached prefixes only when their namespaces are equal.
+
+    `salt` is the client's `cache_salt`; `capture` the kind of forward that the KVs come from ("first", "alone",
+    "final"): KVs from different kinds of context must not be mixed along one path.
+    """
+
+    salt: str = ""
+    capture: str = "first"
 
 
 class Node:

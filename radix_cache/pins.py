@@ -4,8 +4,7 @@ from collections.abc import Collection
 
 from .errors import LockError
 from .match import walk
-from .namespace import Namespace
-from .node import Node
+from .node import Namespace, Node
 from .storage import Storage
 
 

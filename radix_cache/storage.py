@@ -9,10 +9,9 @@ from .config import TreeConfig
 from .errors import InvalidArgumentError, PageReferenceError
 from .events import EventKind, EventLog, TreeEvent
 from .eviction import EvictionQueue
-from .namespace import Namespace
-from .node import TOKEN_BYTES, Node, Pages
+from .eviction_policy import EVICTION_POLICIES
+from .node import TOKEN_BYTES, Namespace, Node, Pages
 from .page_allocator import PageAllocator, Where
-from .policy import make_policy
 
 if TYPE_CHECKING:
     from .match import Match
@@ -50,7 +49,7 @@ class Storage:
         self.kv = kv
         self.boundary = boundary
         self.events = events
-        self.policy = make_policy(config)
+        self.policy = EVICTION_POLICIES[config.policy](config)
         self.queue = EvictionQueue(self.policy)
         self.deferred: dict[int, Match] = {}
         self.stale: dict[Node, None] = {}

@@ -14,8 +14,7 @@ from .events import EventLog, TreeEvent
 from .eviction import EvictResult
 from .invariants import check_tree
 from .match import NO_KV, NO_PAGES, Match, as_token_bytes, best_cut, cut_node, gather, still_valid, walk
-from .namespace import Namespace
-from .node import TOKEN_BYTES, Node
+from .node import TOKEN_BYTES, Namespace, Node
 from .page_allocator import PageAllocator
 from .pins import Pins
 from .snapshot import render_tree, snapshot_tree
@@ -61,10 +60,9 @@ class RadixTree:
         boundary: PageAllocator | None = None,
         *,
         on_event: Callable[[TreeEvent], None] | None = None,
-        event_limit: int = 1024,
     ):
         self.config = config
-        self.events = EventLog(event_limit, on_event)
+        self.events = EventLog(on_event)
         self._storage = Storage(config, kv, boundary, self.events)
         self._locked: dict[int, Match] = {}
         self._pins = Pins(self._storage)
@@ -155,7 +153,7 @@ class RadixTree:
     def touch(self, match: Match) -> None:
         """Count a use of the nodes of a match that was made without `touch`. Raises LockError when it is not locked.
 
-        For who locks before it is certain that the request starts.
+        For callers that lock before they know whether the request will run.
         """
         if id(match) not in self._locked:
             raise LockError("the match is not locked in this tree")

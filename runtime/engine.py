@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..radix_cache.errors import LockError
-from ..radix_cache.namespace import Namespace
+from ..radix_cache.node import Namespace
 from .build import Parts, build_parts, choose_device
 from .chat_markers import PLAIN, ChatMarkers
 from .engine_config import EngineConfig

@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from ..radix_cache.eviction_policy import EVICTION_POLICIES
 from .errors import ConfigError, shorten
 from .request import CACHE_MODES, CacheMode
 
 POLICIES = ("lpm", "fcfs", "dfs-weight")
-EVICTION_POLICIES = ("lru", "lfu", "slru", "cost")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ class EngineConfig:
         self._one_of("dtype", ("auto", "float32", "bfloat16"))
         self._one_of("load_format", ("auto", "dummy"))
         self._one_of("schedule_policy", POLICIES)
-        self._one_of("eviction_policy", EVICTION_POLICIES)
+        self._one_of("eviction_policy", tuple(EVICTION_POLICIES))
 
     def for_device(self, kind: str) -> EngineConfig:
         """With the defaults that depend on the device filled in; kind is `cpu` or `cuda`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..radix_cache.namespace import Namespace
+from ..radix_cache.node import Namespace
 from .memory import Memory
 from .messages import ForwardItem
 from .request import Pages, Request

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..radix_cache.depth_profile import DepthProfile
-from ..radix_cache.namespace import Namespace
+from ..radix_cache.node import Namespace
 from ..runtime.build import Parts, build_parts
 from ..runtime.drift import cached_layer, cosine, relative_error, uncached_pass
 from ..runtime.engine_config import EngineConfig

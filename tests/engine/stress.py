@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.radix_cache.namespace import Namespace
+from shoal.radix_cache.eviction_policy import EVICTION_POLICIES
+from shoal.radix_cache.node import Namespace
 from shoal.radix_cache.tree import RadixTree
 from shoal.runtime.engine import Engine
 from shoal.runtime.errors import CacheInUseError, InvalidRequestError, QueueFullError
@@ -67,7 +68,7 @@ class Stress:
         self.engine = make_engine(
             folder, kv_cache_tokens=max(room, 64), max_running_requests=chooser.choice([1, 2, 4, 8]),
             schedule_policy=chooser.choice(["lpm", "fcfs", "dfs-weight"]), max_queued_requests=10,
-            eviction_policy=chooser.choice(["lru", "lfu", "slru", "cost"]), seed=seed,
+            eviction_policy=chooser.choice(list(EVICTION_POLICIES)), seed=seed,
             audit_rate=chooser.choice([0.0, 1.0]), audit_tolerance=chooser.choice([0.02, 0.1]), **self.options,
         )  # fmt: skip
         self.reference = first_layer(self.engine)

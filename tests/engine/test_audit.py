@@ -178,7 +178,7 @@ def auditor(limit: int = 16, **options) -> tuple[Auditor, Memory]:
 def find(watch: Auditor, errors: list[float], agreed: int = 4) -> None:
     """Record an audit with these errors by band, on a match of nothing that is left in the tree."""
     from shoal.radix_cache.match import NO_PAGES, Match
-    from shoal.radix_cache.namespace import Namespace
+    from shoal.radix_cache.node import Namespace
 
     match = Match(Namespace(), 32, 32, 4 * len(errors), NO_PAGES, NO_PAGES, None)
     watch.record(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shoal.radix_cache.depth_profile import DepthProfile
-from shoal.radix_cache.namespace import Namespace
+from shoal.radix_cache.node import Namespace
 from shoal.runtime.messages import Forward
 from shoal.runtime.request import CacheMode, RequestOutput
 from shoal.runtime.sampling_params import SamplingParams

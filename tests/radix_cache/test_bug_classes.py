@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from shoal.radix_cache.errors import TreeInUseError
+from shoal.radix_cache.eviction_policy import EVICTION_POLICIES
 from shoal.radix_cache.tree import Namespace, RadixTree
 
 from .single import CONFIG, P, Request, make_world
@@ -82,7 +83,7 @@ def test_dirty_values():
     tree.unlock(match)
 
 
-@pytest.mark.parametrize("policy", ["lru", "lfu", "slru", "cost"])
+@pytest.mark.parametrize("policy", EVICTION_POLICIES)
 def test_eviction_counts_pages_not_tokens(policy):
     """With pages of more than one token: as many pages as asked for, no more leaves than needed."""
     tree, kv, boundary = make_world(policy=policy)

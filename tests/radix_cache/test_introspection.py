@@ -69,7 +69,7 @@ def test_render(shared):
 def test_events():
     seen: list = []
     kv, boundary = PageAllocator(40), PageAllocator(40)
-    tree = RadixTree(CONFIG, kv, boundary, on_event=seen.append, event_limit=2)
+    tree = RadixTree(CONFIG, kv, boundary, on_event=seen.append)
     Request(tree, kv, boundary, np.arange(2 * P)).finish()
     tree.shrink(tree.match(np.arange(2 * P)), 4)
     Request(tree, kv, boundary, np.arange(2 * P), ratio=0.9).finish()
@@ -81,20 +81,6 @@ def test_events():
         ("evicted", 8, 0, 4, 4),
     ]
     assert tree.events.totals == {"stored": 2, "trimmed": 1, "evicted": 1}
-    assert tree.events.drain() == seen[-2:]
-    assert tree.events.drain() == []
-
-
-def test_covers():
-    tree, kv, boundary = make_world()
-    Request(tree, kv, boundary, np.arange(2 * P)).finish()
-    old = tree.match(np.arange(2 * P))
-    Request(tree, kv, boundary, np.arange(4 * P)).finish()
-    assert tree.match(np.arange(4 * P)).covers(old)
-    assert not old.covers(tree.match(np.arange(4 * P)))
-    shallow = tree.match(np.arange(4 * P), profile=DepthProfile.constant(4, 16))
-    assert not shallow.covers(old)
-    assert shallow.covers(tree.match([999]))
 
 
 def test_page_references_count_trees_and_locks(shared):

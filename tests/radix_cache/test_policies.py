@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from shoal.radix_cache.config import POLICIES, TreeConfig
+from shoal.radix_cache.config import TreeConfig
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.radix_cache.errors import InvalidArgumentError
-from shoal.radix_cache.policy import CostAware, make_policy
+from shoal.radix_cache.eviction_policy import EVICTION_POLICIES, CostAware
 
 from .single import P, Request, make_world
 
@@ -109,7 +109,7 @@ def test_cost_ages():
     assert stored(tree, [1]) == {1: 0}
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", EVICTION_POLICIES)
 def test_locked_and_pinned_nodes_stay(policy):
     tree = fill(policy, [1, 2, 3])
     match = tree.match(prompt(1))
@@ -122,7 +122,7 @@ def test_locked_and_pinned_nodes_stay(policy):
     assert tree.evict(400).kv_pages == 4
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", EVICTION_POLICIES)
 def test_only_boundary_pages_short(policy):
     tree = fill(policy, [1, 2])
     result = tree.evict(0, 1)
@@ -133,8 +133,7 @@ def test_only_boundary_pages_short(policy):
 def test_cost_values_are_layers_per_byte():
     config = TreeConfig(4, 16, 4, (4, 12), policy="cost", kv_page_bytes=8, boundary_page_bytes=2)
     # Levels 4, 12, 16: 4 layers for 8 + 2, 8 layers for 16 + 2, 4 layers for 8 bytes (no states at the top).
-    policy = make_policy(config)
-    assert isinstance(policy, CostAware)
+    policy = CostAware(config)
     assert policy.values == pytest.approx([0, 0.4 / 0.5, (8 / 18) / 0.5, 1.0])
 
 

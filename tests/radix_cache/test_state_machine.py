@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import shoal.radix_cache.tree
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.radix_cache.errors import InvalidArgumentError, LockError, PageReferenceError
+from shoal.radix_cache.eviction_policy import EVICTION_POLICIES
 from shoal.radix_cache.tree import Namespace
 
 from .brute_eviction import predict_eviction
@@ -52,7 +53,7 @@ indices = st.integers(0, 63)
 class TreeMachine(RuleBasedStateMachine):
     """Drives two worlds and the model."""
 
-    @initialize(policy=st.sampled_from(["lru", "lfu", "slru", "cost"]))
+    @initialize(policy=st.sampled_from(list(EVICTION_POLICIES)))
     def start(self, policy):
         self.policy = policy
         self.worlds = [World(policy), World(policy)]

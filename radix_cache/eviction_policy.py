@@ -1,8 +1,12 @@
 """Eviction policies: which node gives up pages first."""
 
-from .config import TreeConfig
-from .errors import InvalidArgumentError
-from .node import Node
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import TreeConfig
+    from .node import Node
 
 Key = tuple[float, float]
 
@@ -87,17 +91,10 @@ class CostAware(EvictionPolicy):
         self.clock = max(self.clock, key[0])
 
 
-_POLICIES: dict[str, type[EvictionPolicy]] = {
+EVICTION_POLICIES: dict[str, type[EvictionPolicy]] = {
     "lru": LeastRecentlyUsed,
     "lfu": LeastFrequentlyUsed,
     "slru": SegmentedLru,
     "cost": CostAware,
 }
-
-
-def make_policy(config: TreeConfig) -> EvictionPolicy:
-    """The policy that `config.policy` names."""
-    try:
-        return _POLICIES[config.policy](config)
-    except KeyError:
-        raise InvalidArgumentError("policy", f"unknown policy {config.policy!r}") from None
+"""The names of the policies; the only place where they stand."""
