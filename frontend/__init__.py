@@ -1,6 +1,21 @@
 """The language of programs: SGLang's, and what only a diffusion model can do. Imports neither torch nor triton."""
 
-from .api import (
+from .backends.default import set_default_backend
+from .backends.engine import EngineBackend
+from .backends.http import HTTPBackend, RuntimeEndpoint
+from .errors import (
+    DuplicateNameError,
+    ExpressionError,
+    FrontendError,
+    NoBackendError,
+    ProgramCancelledError,
+    ProgramEndedError,
+    ProgramError,
+    ServerError,
+    UnknownVariableError,
+    UnsupportedError,
+)
+from .language.api import (
     assistant,
     assistant_begin,
     assistant_end,
@@ -20,33 +35,18 @@ from .api import (
     user_end,
     video,
 )
-from .batch_run import BatchResult
-from .choices import (
+from .language.choices import (
     greedy_token_selection,
     one_shot,
     token_length_normalized,
     unconditional_likelihood_normalized,
 )
-from .default_backend import set_default_backend
-from .engine_backend import EngineBackend
-from .errors import (
-    DuplicateNameError,
-    ExpressionError,
-    FrontendError,
-    NoBackendError,
-    ProgramCancelledError,
-    ProgramEndedError,
-    ProgramError,
-    ServerError,
-    UnknownVariableError,
-    UnsupportedError,
-)
-from .group import ProgramStateGroup
-from .holes import fill, json_skeleton
-from .http_backend import HTTPBackend, RuntimeEndpoint
-from .program import Program, function
-from .state import ProgramState
-from .usage import Usage
+from .language.holes import fill, json_skeleton
+from .program.batch_run import BatchResult
+from .program.group import ProgramStateGroup
+from .program.program import Program, function
+from .program.state import ProgramState
+from .program.usage import Usage
 
 __all__ = [
     "BatchResult",

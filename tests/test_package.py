@@ -162,7 +162,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_used():
     optional = {plain(line) for extra in PROJECT["optional-dependencies"].values() for line in extra}
     package = imports_of("shoal", *FOLDERS)
     assert {"torch", "pyzmq", "starlette", "pydantic"} <= package
-    assert package - needed == {"sglang"}  # frontend/sglang_backend.py, for programs that have it
+    assert package - needed == {"sglang"}  # frontend/backends/sglang.py, for programs that have it
     everything = package | imports_of("tests", "benchmarks", "examples")
     assert everything - needed - optional == set()
     assert needed & optional == set()

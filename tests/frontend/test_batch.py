@@ -9,10 +9,10 @@ from itertools import pairwise
 import pytest
 
 import shoal as sgl
-from shoal.frontend.batch import plan
-from shoal.frontend.engine_backend import EngineBackend
-from shoal.frontend.expressions import RoleBegin, RoleEnd, Text
-from shoal.frontend.trace import trace
+from shoal.frontend.backends.engine import EngineBackend
+from shoal.frontend.language.expressions import RoleBegin, RoleEnd, Text
+from shoal.frontend.program.batch import plan
+from shoal.frontend.program.trace import trace
 from shoal.runtime.engine import Engine
 from shoal.shop.task import make_list, make_question
 

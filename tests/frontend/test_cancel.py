@@ -10,7 +10,7 @@ import pytest
 
 import shoal as sgl
 from shoal.frontend import EngineBackend, ProgramCancelledError
-from shoal.frontend.tape import Tape
+from shoal.frontend.program.tape import Tape
 
 from ..engine.freeze import Freeze, frozen_with
 from ..engine.tiny import assert_nothing_lost

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shoal as sgl
-from shoal.frontend.canvas import skeleton_parts
-from shoal.frontend.trim import json_value
+from shoal.frontend.language.trim import json_value
+from shoal.frontend.program.canvas import skeleton_parts
 from shoal.runtime.sampling_params import SamplingParams
 
 

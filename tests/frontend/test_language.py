@@ -11,8 +11,8 @@ import pytest
 
 import shoal as sgl
 from shoal.frontend import EngineBackend
-from shoal.frontend.operations import Read
-from shoal.frontend.tape import Tape
+from shoal.frontend.program.operations import Read
+from shoal.frontend.program.tape import Tape
 from shoal.runtime.sampling_params import SamplingParams
 from shoal.shop.task import chat, make_list, make_question
 

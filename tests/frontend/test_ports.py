@@ -21,7 +21,7 @@ def language(request):
     if request.param.startswith("shoal"):
         return five_ports(shoal), where, True
     sglang = pytest.importorskip("sglang")
-    from shoal.frontend.sglang_backend import ShoalBackend
+    from shoal.frontend.backends.sglang import ShoalBackend
 
     return five_ports(sglang), ShoalBackend(where), False
 

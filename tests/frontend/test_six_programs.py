@@ -22,9 +22,9 @@ def language(request):
     language, place = request.param.split(" on an " if "an engine" in request.param else " on a ")
     where = request.getfixturevalue("shop") if place == "engine" else request.getfixturevalue("server").url
     if language == "shoal":
-        return six_programs(shoal), shoal.frontend.default_backend.as_backend(where), {"seed": 1}
+        return six_programs(shoal), shoal.frontend.backends.default.as_backend(where), {"seed": 1}
     sglang = pytest.importorskip("sglang")
-    from shoal.frontend.sglang_backend import ShoalBackend
+    from shoal.frontend.backends.sglang import ShoalBackend
 
     return six_programs(sglang), ShoalBackend(where, seed=1), {}
 

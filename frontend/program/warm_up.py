@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from .backend import Backend
+from ..backend import Backend
 from .usage import Usage
 
 MIN_TOKENS = 16

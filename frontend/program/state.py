@@ -7,12 +7,12 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
-from ..runtime.errors import shorten
-from . import driver
+from ...runtime.errors import shorten
+from .. import driver
+from ..errors import ExpressionError, ProgramCancelledError, ProgramError, UnknownVariableError, UnsupportedError
+from ..language.expressions import RoleBegin, RoleEnd, flat
+from ..language.holes import fill
 from .branching import Fork, Wait
-from .errors import ExpressionError, ProgramCancelledError, ProgramError, UnknownVariableError, UnsupportedError
-from .expressions import RoleBegin, RoleEnd, flat
-from .holes import fill
 from .location import here
 from .operations import Append, Read, Scope
 from .tape import Tape

@@ -8,15 +8,15 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.chat_markers import ChatMarkers
-from ..runtime.sampling_params import SamplingParams
-from ..runtime.text_parts import TextPart
-from .backend import Call, Filled, Reply, Scored
-from .meta import figures_of
+from ...runtime.chat_markers import ChatMarkers
+from ...runtime.sampling_params import SamplingParams
+from ...runtime.text_parts import TextPart
+from ..backend import Call, Filled, Reply, Scored
+from .figures import figures_of
 
 if TYPE_CHECKING:
-    from ..runtime.engine import Engine
-    from ..runtime.request import CacheMode, RequestOutput
+    from ...runtime.engine import Engine
+    from ...runtime.request import CacheMode, RequestOutput
 
 _REMEMBERED = 4096
 
@@ -91,7 +91,7 @@ class EngineBackend:
 
     async def pin(self, tokens: Sequence[int]) -> bool:
         """See Backend."""
-        from ..runtime.errors import ShoalError
+        from ...runtime.errors import ShoalError
 
         if not self._reuses:
             return False
@@ -102,7 +102,7 @@ class EngineBackend:
 
     async def unpin(self, tokens: Sequence[int]) -> None:
         """See Backend."""
-        from ..runtime.errors import ShoalError
+        from ...runtime.errors import ShoalError
 
         try:
             await asyncio.to_thread(self.engine.unpin, list(tokens), cache_salt=self._salt)

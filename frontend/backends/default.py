@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..runtime.errors import shorten
-from .backend import Backend
-from .errors import NoBackendError
+from ...runtime.errors import shorten
+from ..backend import Backend
+from ..errors import NoBackendError
 
 _default: Backend | None = None
 
@@ -25,11 +25,11 @@ def as_backend(backend: Any = None) -> Backend:
             raise NoBackendError(message, field="backend")
         return _default
     if isinstance(backend, str):
-        from .http_backend import HTTPBackend
+        from .http import HTTPBackend
 
         return HTTPBackend(backend)
     if hasattr(backend, "async_generate") and hasattr(backend, "async_score"):
-        from .engine_backend import EngineBackend
+        from .engine import EngineBackend
 
         return EngineBackend(backend)
     if not hasattr(backend, "generate") or not hasattr(backend, "markers"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..runtime.errors import shorten
-from ..runtime.sampling_params import SamplingParams
-from .errors import UnsupportedError
+from ...runtime.errors import shorten
+from ...runtime.sampling_params import SamplingParams
+from ..errors import UnsupportedError
 
 OWN = (
     "max_new_tokens", "block_length", "steps", "threshold", "factor", "strategy", "temperature", "seed", "stop",

@@ -6,11 +6,11 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.errors import shorten
-from . import driver
-from .backend import Backend
+from ...runtime.errors import shorten
+from .. import driver
+from ..backend import Backend
+from ..errors import FrontendError
 from .batch import Group, SharedPrefixes, plan
-from .errors import FrontendError
 from .state import ProgramState
 from .usage import Usage
 

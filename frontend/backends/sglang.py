@@ -1,7 +1,7 @@
 """Programs written with the real sglang package, on a shoal engine or server: a `BaseBackend` for sglang 0.5.2.
 
     import sglang as sgl
-    from shoal.frontend.sglang_backend import ShoalBackend
+    from shoal.frontend.backends.sglang import ShoalBackend
 
     sgl.set_default_backend(ShoalBackend(engine))        # an Engine, or ShoalBackend("http://127.0.0.1:30000")
 
@@ -19,15 +19,15 @@ from sglang.lang.backend.base_backend import BaseBackend
 from sglang.lang.chat_template import ChatTemplate
 from sglang.lang.choices import ChoicesDecision
 
-from ..runtime.text_parts import TextPart
-from . import choices as own_choices
-from . import driver
-from .backend import Backend, Call, Reply
-from .default_backend import as_backend
-from .errors import UnsupportedError
-from .settings import sampling_params as make_params
-from .settings import settings
-from .trim import trim
+from ...runtime.text_parts import TextPart
+from .. import driver
+from ..backend import Backend, Call, Reply
+from ..errors import UnsupportedError
+from ..language import choices as own_choices
+from ..language.settings import sampling_params as make_params
+from ..language.settings import settings
+from ..language.trim import trim
+from .default import as_backend
 
 _METHODS = {
     "TokenLengthNormalized": own_choices.token_length_normalized,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .backend import Backend, Scored
+from ..backend import Backend, Scored
 
 Scores = Sequence[Sequence[float]]
 

@@ -10,14 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from ..runtime.errors import shorten
-from . import driver
-from .backend import Backend
+from ...runtime.errors import shorten
+from .. import driver
+from ..backend import Backend
+from ..backends.default import as_backend
+from ..errors import ExpressionError, FrontendError
+from ..language.settings import NEUTRAL, OWN, settings
 from .batch import prefix_tokens
 from .batch_run import BatchResult, BatchRun
-from .default_backend import as_backend
-from .errors import ExpressionError, FrontendError
-from .settings import NEUTRAL, OWN, settings
 from .state import ProgramState
 from .tape import Tape, playing
 from .trace import Trace, TraceStop, trace, tracing

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from .errors import Location
+from ..errors import Location
 
-_OWN = __name__.rpartition(".")[0]
+_OWN = __name__.removesuffix(".program.location")
 
 
 def here() -> Location:

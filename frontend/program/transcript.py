@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..runtime.text_parts import TextPart
-from .backend import Backend
+from ...runtime.text_parts import TextPart
+from ..backend import Backend
 
 
 @dataclass(frozen=True, slots=True)

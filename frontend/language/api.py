@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ..runtime.errors import shorten
-from . import driver
+from ...runtime.errors import shorten
+from .. import driver
+from ..backends.default import as_backend
+from ..errors import ExpressionError, UnsupportedError
 from .choices import ChoicesMethod, token_length_normalized
-from .default_backend import as_backend
-from .errors import ExpressionError, UnsupportedError
 from .expressions import Gen, RoleBegin, RoleEnd, Select, Sequence_, flat
 from .settings import settings
 from .trim import TYPES

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .canvas import skeleton_parts
-from .errors import UnsupportedError
+from ..errors import UnsupportedError
+from ..program.canvas import skeleton_parts
 from .expressions import Fill, flat
 from .settings import settings
 

@@ -8,16 +8,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from ..runtime.sampling_params import SamplingParams
-from ..runtime.text_parts import TextPart
-from .backend import Call, Reply
+from ...runtime.sampling_params import SamplingParams
+from ...runtime.text_parts import TextPart
+from ..backend import Call, Reply
+from ..errors import ExpressionError, Location, ProgramError
+from ..language.expressions import Expression, Fill, Gen, RoleBegin, RoleEnd, Select, Text, names_of
+from ..language.settings import sampling_params
+from ..language.trim import trim
 from .canvas import Canvas
-from .errors import ExpressionError, Location, ProgramError
-from .expressions import Expression, Fill, Gen, RoleBegin, RoleEnd, Select, Text, names_of
-from .settings import sampling_params
 from .tape import Tape
 from .transcript import Segment
-from .trim import trim
 
 
 class Nothing:

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from .expressions import Expression, Fill, Gen, OpenText, RoleBegin, RoleEnd, Select, Text, flat, names_of
+from ..language.expressions import Expression, Fill, Gen, OpenText, RoleBegin, RoleEnd, Select, Text, flat, names_of
 
 tracing: ContextVar[bool] = ContextVar("tracing", default=False)
 """Whether a function is being traced: a program that it runs must not call anything."""

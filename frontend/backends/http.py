@@ -7,12 +7,12 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.chat_markers import ChatMarkers
-from ..runtime.text_parts import TextPart
-from . import driver
-from .backend import Call, Filled, Reply, Scored
-from .errors import ServerError
-from .meta import figures_of
+from ...runtime.chat_markers import ChatMarkers
+from ...runtime.text_parts import TextPart
+from .. import driver
+from ..backend import Call, Filled, Reply, Scored
+from ..errors import ServerError
+from .figures import figures_of
 
 if TYPE_CHECKING:
     import httpx

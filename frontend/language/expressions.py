@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from ..runtime.errors import shorten
-from .errors import ExpressionError
+from ...runtime.errors import shorten
+from ..errors import ExpressionError
 
 ROLES = ("system", "user", "assistant")
 

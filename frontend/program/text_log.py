@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..runtime.birthplace import Birthplace
-from . import driver
-from .errors import ProgramEndedError
+from ...runtime.birthplace import Birthplace
+from .. import driver
+from ..errors import ProgramEndedError
 
 
 @dataclass(slots=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from ..runtime.errors import shorten
+from ...runtime.errors import shorten
+from ..errors import ExpressionError
 from .branching import Join
-from .errors import ExpressionError
 from .location import here
 from .operations import Read
 from .state import ProgramState

@@ -6,9 +6,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import driver
-from .backend import Backend
-from .expressions import Expression, RoleBegin, RoleEnd, Text
+from .. import driver
+from ..backend import Backend
+from ..language.expressions import Expression, RoleBegin, RoleEnd, Text
 from .trace import trace
 from .transcript import Transcript
 from .usage import Usage

@@ -6,8 +6,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from . import driver
-from .errors import Location, ProgramError
+from .. import driver
+from ..errors import Location, ProgramError
 from .operations import Nothing
 from .tape import Tape
 from .warm_up import WarmUp

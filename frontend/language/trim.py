@@ -6,8 +6,8 @@ import json
 import re
 from typing import Any
 
-from ..runtime.errors import shorten
-from .errors import FrontendError
+from ...runtime.errors import shorten
+from ..errors import FrontendError
 
 _PATTERNS = {
     int: re.compile(r"\s*([+-]?\d+)"),

@@ -11,10 +11,10 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 from weakref import WeakSet
 
-from ..runtime.birthplace import Birthplace
-from . import driver
-from .backend import Backend
-from .errors import (
+from ...runtime.birthplace import Birthplace
+from .. import driver
+from ..backend import Backend
+from ..errors import (
     DuplicateNameError,
     Location,
     ProgramCancelledError,
@@ -22,7 +22,7 @@ from .errors import (
     ProgramError,
     UnknownVariableError,
 )
-from .settings import Settings
+from ..language.settings import Settings
 from .text_log import TextLog
 from .transcript import Transcript
 from .usage import Usage

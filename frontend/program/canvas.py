@@ -6,16 +6,16 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ..runtime.chat_markers import ChatMarkers
-from ..runtime.errors import shorten
-from ..runtime.text_parts import TextPart
-from .backend import Backend, Call, Reply
-from .errors import ExpressionError
-from .expressions import Expression, Fill, Gen, RoleBegin, RoleEnd, Text
-from .settings import Settings, sampling_params
+from ...runtime.chat_markers import ChatMarkers
+from ...runtime.errors import shorten
+from ...runtime.text_parts import TextPart
+from ..backend import Backend, Call, Reply
+from ..errors import ExpressionError
+from ..language.expressions import Expression, Fill, Gen, RoleBegin, RoleEnd, Text
+from ..language.settings import Settings, sampling_params
+from ..language.trim import json_value, trim
 from .tape import Tape
 from .transcript import Segment
-from .trim import json_value, trim
 
 MASK = -1
 _FOR_HOLES = ("max_new_tokens", "stop")
