@@ -16,67 +16,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .frontend import (
-        BatchResult,
-        DuplicateNameError,
-        EngineBackend,
-        ExpressionError,
-        FrontendError,
-        HTTPBackend,
-        NoBackendError,
-        Program,
-        ProgramCancelledError,
-        ProgramEndedError,
-        ProgramError,
-        ProgramState,
-        ProgramStateGroup,
-        RuntimeEndpoint,
-        ServerError,
-        UnknownVariableError,
-        UnsupportedError,
-        Usage,
-        assistant,
-        assistant_begin,
-        assistant_end,
-        fill,
-        flush_cache,
-        function,
-        gen,
-        gen_int,
-        gen_string,
-        get_server_info,
-        greedy_token_selection,
-        image,
-        json_skeleton,
-        one_shot,
-        select,
-        separate_reasoning,
-        set_default_backend,
-        system,
-        system_begin,
-        system_end,
-        token_length_normalized,
-        unconditional_likelihood_normalized,
-        user,
-        user_begin,
-        user_end,
-        video,
-    )
-    from .radix_cache.depth_profile import DepthProfile
-    from .runtime.engine import Engine
-    from .runtime.engine_config import EngineConfig
-    from .runtime.errors import (
-        CacheInUseError,
-        ConfigError,
-        EngineClosedError,
-        EngineError,
-        InvalidRequestError,
-        ModelLoadError,
-        PoolTooSmallError,
-        ShoalError,
-    )
-    from .runtime.request import RequestOutput
-    from .runtime.sampling_params import SamplingParams
+    from .frontend import *  # noqa: F403
+    from .radix_cache.depth_profile import DepthProfile as DepthProfile
+    from .runtime.engine import Engine as Engine
+    from .runtime.engine_config import EngineConfig as EngineConfig
+    from .runtime.errors import CacheInUseError as CacheInUseError
+    from .runtime.errors import ConfigError as ConfigError
+    from .runtime.errors import EngineClosedError as EngineClosedError
+    from .runtime.errors import EngineError as EngineError
+    from .runtime.errors import InvalidRequestError as InvalidRequestError
+    from .runtime.errors import ModelLoadError as ModelLoadError
+    from .runtime.errors import PoolTooSmallError as PoolTooSmallError
+    from .runtime.errors import ShoalError as ShoalError
+    from .runtime.request import RequestOutput as RequestOutput
+    from .runtime.sampling_params import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
 
@@ -94,124 +47,19 @@ _HOME = {
     "RequestOutput": "runtime.request",
     "SamplingParams": "runtime.sampling_params",
     "ShoalError": "runtime.errors",
-    **dict.fromkeys(
-        (
-            "BatchResult",
-            "DuplicateNameError",
-            "EngineBackend",
-            "ExpressionError",
-            "FrontendError",
-            "HTTPBackend",
-            "NoBackendError",
-            "Program",
-            "ProgramCancelledError",
-            "ProgramEndedError",
-            "ProgramError",
-            "ProgramState",
-            "ProgramStateGroup",
-            "RuntimeEndpoint",
-            "ServerError",
-            "UnknownVariableError",
-            "UnsupportedError",
-            "Usage",
-            "assistant",
-            "assistant_begin",
-            "assistant_end",
-            "fill",
-            "flush_cache",
-            "function",
-            "gen",
-            "gen_int",
-            "gen_string",
-            "get_server_info",
-            "greedy_token_selection",
-            "image",
-            "json_skeleton",
-            "one_shot",
-            "select",
-            "separate_reasoning",
-            "set_default_backend",
-            "system",
-            "system_begin",
-            "system_end",
-            "token_length_normalized",
-            "unconditional_likelihood_normalized",
-            "user",
-            "user_begin",
-            "user_end",
-            "video",
-        ),
-        "frontend",
-    ),
 }
-
-__all__ = [
-    "BatchResult",
-    "CacheInUseError",
-    "ConfigError",
-    "DepthProfile",
-    "DuplicateNameError",
-    "Engine",
-    "EngineBackend",
-    "EngineClosedError",
-    "EngineConfig",
-    "EngineError",
-    "ExpressionError",
-    "FrontendError",
-    "HTTPBackend",
-    "InvalidRequestError",
-    "ModelLoadError",
-    "NoBackendError",
-    "PoolTooSmallError",
-    "Program",
-    "ProgramCancelledError",
-    "ProgramEndedError",
-    "ProgramError",
-    "ProgramState",
-    "ProgramStateGroup",
-    "RequestOutput",
-    "RuntimeEndpoint",
-    "SamplingParams",
-    "ServerError",
-    "ShoalError",
-    "UnknownVariableError",
-    "UnsupportedError",
-    "Usage",
-    "__version__",
-    "assistant",
-    "assistant_begin",
-    "assistant_end",
-    "fill",
-    "flush_cache",
-    "function",
-    "gen",
-    "gen_int",
-    "gen_string",
-    "get_server_info",
-    "greedy_token_selection",
-    "image",
-    "json_skeleton",
-    "one_shot",
-    "select",
-    "separate_reasoning",
-    "set_default_backend",
-    "system",
-    "system_begin",
-    "system_end",
-    "token_length_normalized",
-    "unconditional_likelihood_normalized",
-    "user",
-    "user_begin",
-    "user_end",
-    "video",
-]
+"""Module of each name that is not of `frontend`."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'shoal' has no attribute {name!r}")
-    return getattr(import_module(f"shoal.{_HOME[name]}"), name)
+    if name in _HOME:
+        return getattr(import_module(f"shoal.{_HOME[name]}"), name)
+    if name == "__all__":
+        return sorted([*_HOME, *import_module("shoal.frontend").__all__, "__version__"])
+    if not name.startswith("_") and name in (frontend := import_module("shoal.frontend")).__all__:
+        return getattr(frontend, name)
+    raise AttributeError(f"module 'shoal' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return list(__getattr__("__all__"))

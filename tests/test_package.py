@@ -95,10 +95,14 @@ def test_imports_are_read_as_python_reads_them():
         ("radix_cache", ("shoal.runtime", "shoal.kernels", "shoal.frontend", "shoal.shop", "torch", "transformers")),
         ("kernels", ("shoal.runtime", "shoal.radix_cache", "shoal.frontend", "shoal.shop", "transformers")),
         ("runtime", ("shoal.frontend",)),
+        ("kernels/layers", ("shoal.kernels.sampling",)),
+        ("kernels/attention", ("shoal.kernels.layers", "shoal.kernels.sampling")),
+        ("frontend/backends", ("shoal.frontend.program",)),
+        ("frontend/language", ("shoal.frontend.program", "shoal.frontend.backends")),
     ],
 )
 def test_layers(folder, forbidden):
-    own = [(name, tree) for name, tree in modules() if name.parts[0] == folder]
+    own = [(name, tree) for name, tree in modules() if name.is_relative_to(folder)]
     assert own
     wrong = {str(name): [m for m in imported(name, tree) if within(m, *forbidden)] for name, tree in own}
     assert {name: names for name, names in wrong.items() if names} == {}

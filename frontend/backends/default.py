@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...runtime.errors import shorten
+from .. import driver
 from ..backend import Backend
 from ..errors import NoBackendError
 
@@ -36,3 +37,13 @@ def as_backend(backend: Any = None) -> Backend:
         message = f"backend is {shorten(backend)}; it must be an Engine, a server's URL, or a backend"
         raise NoBackendError(message, field="backend", value=backend)
     return backend
+
+
+def flush_cache(backend: Any = None) -> None:
+    """Drop every cached prefix of a backend."""
+    driver.run(as_backend(backend).flush_cache())
+
+
+def get_server_info(backend: Any = None) -> dict[str, Any]:
+    """What runs behind a backend."""
+    return driver.run(as_backend(backend).server_info())

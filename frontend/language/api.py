@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ...runtime.errors import shorten
-from .. import driver
-from ..backends.default import as_backend
 from ..errors import ExpressionError, UnsupportedError
 from .choices import ChoicesMethod, token_length_normalized
 from .expressions import Gen, RoleBegin, RoleEnd, Select, Sequence_, flat
@@ -172,13 +170,3 @@ def separate_reasoning(expression: Any = None, model_type: str | None = None) ->
 
 def _no_such_input(name: str, path: Any) -> NoReturn:
     raise UnsupportedError(f"{name}({shorten(path)}) can't be had: models here read text only", field=name, value=path)
-
-
-def flush_cache(backend: Any = None) -> None:
-    """Drop every cached prefix of a backend."""
-    driver.run(as_backend(backend).flush_cache())
-
-
-def get_server_info(backend: Any = None) -> dict[str, Any]:
-    """What runs behind a backend."""
-    return driver.run(as_backend(backend).server_info())

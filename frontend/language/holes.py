@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
-from ..errors import UnsupportedError
-from ..program.canvas import skeleton_parts
-from .expressions import Fill, flat
+from ...runtime.errors import shorten
+from ..errors import ExpressionError, UnsupportedError
+from .expressions import Expression, Fill, Gen, Text, flat
 from .settings import settings
 
 
@@ -36,3 +38,48 @@ def _canvas_settings(values: dict[str, Any]) -> dict[str, Any]:
         raise UnsupportedError("max_new_tokens can't be set for a canvas: its holes say how long it is",
                                field="max_new_tokens")  # fmt: skip
     return settings(values)
+
+
+def skeleton_parts(value: Any) -> Iterator[Expression]:
+    """Parts of a JSON skeleton: literal JSON, and a hole for every `gen` in `value`, in quotes for strings.
+
+    Before a bare hole there is no blank: it is part of what is filled in. Raises ExpressionError for what is no JSON
+    and no gen.
+    """
+    text = ""
+    for piece in _pieces(value, "skeleton"):
+        if isinstance(piece, str):
+            text += piece
+            continue
+        if piece.dtype in (None, str):
+            yield Text(text + '"')
+            text = '"'
+        else:
+            yield Text(text.rstrip(" "))
+            text = ""
+        yield piece
+    yield Text(text)
+
+
+def _pieces(value: Any, where: str) -> Iterator[str | Gen]:
+    if isinstance(value, Gen):
+        yield value
+    elif isinstance(value, dict):
+        yield "{"
+        for index, (key, inner) in enumerate(value.items()):
+            if not isinstance(key, str):
+                raise ExpressionError(f"{where} has the key {shorten(key)}; keys must be strings", field=where)
+            yield ", " * bool(index) + json.dumps(key, ensure_ascii=False) + ": "
+            yield from _pieces(inner, f"{where}[{key!r}]")
+        yield "}"
+    elif isinstance(value, list | tuple):
+        yield "["
+        for index, inner in enumerate(value):
+            yield ", " * bool(index)
+            yield from _pieces(inner, f"{where}[{index}]")
+        yield "]"
+    elif value is None or isinstance(value, str | int | float | bool):
+        yield json.dumps(value, ensure_ascii=False, allow_nan=False)
+    else:
+        message = f"{where} is {shorten(value)}; it must be JSON data or gen(...)"
+        raise ExpressionError(message, field=where, value=value)

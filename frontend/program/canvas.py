@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 from ...runtime.chat_markers import ChatMarkers
@@ -149,48 +148,3 @@ def _until(text: str, stop: Any) -> str:
     """The text before the first of the stop strings in it."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     return text[: min((text.index(one) for one in stops if one in text), default=len(text))]
-
-
-def skeleton_parts(value: Any) -> Iterator[Expression]:
-    """Parts of a JSON skeleton: literal JSON, and a hole for every `gen` in `value`, in quotes for strings.
-
-    Before a bare hole there is no blank: it is part of what is filled in. Raises ExpressionError for what is no JSON
-    and no gen.
-    """
-    text = ""
-    for piece in _pieces(value, "skeleton"):
-        if isinstance(piece, str):
-            text += piece
-            continue
-        if piece.dtype in (None, str):
-            yield Text(text + '"')
-            text = '"'
-        else:
-            yield Text(text.rstrip(" "))
-            text = ""
-        yield piece
-    yield Text(text)
-
-
-def _pieces(value: Any, where: str) -> Iterator[str | Gen]:
-    if isinstance(value, Gen):
-        yield value
-    elif isinstance(value, dict):
-        yield "{"
-        for index, (key, inner) in enumerate(value.items()):
-            if not isinstance(key, str):
-                raise ExpressionError(f"{where} has the key {shorten(key)}; keys must be strings", field=where)
-            yield ", " * bool(index) + json.dumps(key, ensure_ascii=False) + ": "
-            yield from _pieces(inner, f"{where}[{key!r}]")
-        yield "}"
-    elif isinstance(value, list | tuple):
-        yield "["
-        for index, inner in enumerate(value):
-            yield ", " * bool(index)
-            yield from _pieces(inner, f"{where}[{index}]")
-        yield "]"
-    elif value is None or isinstance(value, str | int | float | bool):
-        yield json.dumps(value, ensure_ascii=False, allow_nan=False)
-    else:
-        message = f"{where} is {shorten(value)}; it must be JSON data or gen(...)"
-        raise ExpressionError(message, field=where, value=value)

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shoal as sgl
+from shoal.frontend.language.expressions import Text
+from shoal.frontend.language.holes import skeleton_parts
 from shoal.frontend.language.trim import json_value
-from shoal.frontend.program.canvas import skeleton_parts
 from shoal.runtime.sampling_params import SamplingParams
 
 
@@ -127,7 +128,7 @@ def test_a_skeleton_parses_whatever_the_holes_hold(data, texts):
     parts: list[Any] = list(skeleton_parts(with_gens(data, dtypes)))
     out, values, fillings = "", [], iter(texts * 3)
     for part in parts:
-        if isinstance(part, sgl.frontend.expressions.Text):
+        if isinstance(part, Text):
             out += part.text
         else:
             value, text = json_value(next(fillings), part.dtype)

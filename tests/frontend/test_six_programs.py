@@ -9,6 +9,7 @@ import random
 import pytest
 
 import shoal
+from shoal.frontend.backends.default import as_backend
 from shoal.shop.task import ask_colour, ask_price, ask_total
 
 from .six_programs import six_programs
@@ -22,7 +23,7 @@ def language(request):
     language, place = request.param.split(" on an " if "an engine" in request.param else " on a ")
     where = request.getfixturevalue("shop") if place == "engine" else request.getfixturevalue("server").url
     if language == "shoal":
-        return six_programs(shoal), shoal.frontend.backends.default.as_backend(where), {"seed": 1}
+        return six_programs(shoal), as_backend(where), {"seed": 1}
     sglang = pytest.importorskip("sglang")
     from shoal.frontend.backends.sglang import ShoalBackend
 
