@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import triton
 from torch import Tensor
+from torch.nn import functional as F
 from triton.runtime.jit import JITFunction
 
 from shoal.kernels import dispatch
@@ -75,7 +76,7 @@ def pretend(hopper: bool) -> None:
 
     def read_nothing(self: CanvasSlots, slots: Tensor, width: int) -> Tensor:
         read(self, slots, width)
-        return torch.full((len(slots), width + 1), -1)
+        return F.pad(torch.full((len(slots), width), -1), (0, 1))  # masks, and no commit: a count of -1 is a failure
 
     def score_nothing(self: BlockSampler, hidden: Tensor, rows: Any, _: Any) -> list[float]:
         self._layers.logits(hidden.index_select(0, torch.from_numpy(rows).to(hidden.device)))
