@@ -135,7 +135,6 @@ DISTRIBUTION = {"zmq": "pyzmq"}
 OURS = {"shoal", "tests", "benchmarks", "common"}
 NEVER_IMPORTED = {
     "httptools": "uvicorn is told to use it",
-    "jinja2": "chat templates in transformers",
     "pybase64": "sglang 0.5.2 needs it and does not say so",
     "pytest-timeout": "a plugin",
     "setuptools": "builds the wheel and the sdist below, in processes of their own",
