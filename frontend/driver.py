@@ -77,7 +77,7 @@ async def finished(future: Future[Any]) -> None:
 
 
 def wake(own: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-    """Set an event of another thread's event loop, unless that loop is gone and nobody waits any more."""
+    """Set an event of another thread's event loop, unless that loop is closed."""
     try:
         own.call_soon_threadsafe(event.set)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Capture: what of a request's pages the tree takes over."""
+"""Capture: which of a request's pages the tree adopts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Events of the tree, for metrics and for whoever mirrors its content."""
+"""Events of the tree, for metrics and for subscribers that mirror its content."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""The eviction queue: the next node to give up pages, without a scan of the tree."""
+"""The eviction queue: finds the next node to give up pages without a scan of the tree."""
 
 import heapq
 from collections import deque
@@ -10,7 +10,7 @@ from .node import Node
 
 
 class EvictResult(NamedTuple):
-    """What an eviction freed: pages that went back to the pools, and how the tree paid for them."""
+    """Pages that an eviction returned to the pools, and the nodes that it dropped or trimmed."""
 
     kv_pages: int = 0
     boundary_pages: int = 0
@@ -26,7 +26,7 @@ class EvictionQueue:
     """A lazy priority queue of nodes that may be evicted.
 
     Every node that can be evicted has exactly one valid entry (its `ticket`), with a key not above its present one:
-    uses only raise keys, so an entry that turns out too low when it comes up is put back with the present key. Uses,
+    uses only raise keys, so an entry whose key is too low when it comes up is entered again with the present key. Uses,
     locks and unlocks therefore cost nothing here; each is paid for by at most one extra queue operation later.
     Ties fall to the older entry, so the order is deterministic.
 

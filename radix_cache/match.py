@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Match:
-    """What the tree knows of a prompt. Compares by identity: it is also the handle to lock and unlock.
+    """The cached part of a prompt. Compares by identity: it is also the handle to lock and unlock.
 
     Attributes:
         namespace: where it was looked up.
@@ -27,7 +27,7 @@ class Match:
         boundary_pages: int32 [cut / page_size], states that enter layer `depth`; empty when depth is num_layers.
         node: the node that the cut ends in; None when cut is 0.
         locked: whether the caller holds its lock.
-        generation: the node's, to notice that it gave up pages since.
+        generation: the node's, to detect that it gave up pages since.
     """
 
     namespace: Namespace
@@ -59,7 +59,7 @@ NO_KV.flags.writeable = False
 def walk(root: Node, tokens: TokenBytes, page_bytes: int) -> tuple[list[Node], int]:
     """Nodes along the longest common prefix of `tokens` (whole pages), and how many bytes of the last one agree.
 
-    Nodes at level 0 (kept only while somebody has them locked) hold nothing and end the walk.
+    Nodes at level 0 (kept only while they are locked) hold nothing and end the walk.
     """
     path: list[Node] = []
     children = root.children

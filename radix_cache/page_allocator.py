@@ -42,19 +42,19 @@ class PageOwner(Protocol):
 
 
 class PageAllocator:
-    """Hands out the page ids 0 .. num_pages-1 and counts who refers to each.
+    """Hands out the page ids 0 .. num_pages-1 and counts the references to each.
 
     A page is free when its last reference goes. It owns numbers only, no memory. The order is deterministic: a fresh
     allocator hands out 0, 1, 2, ...; of freed pages, those that were released last come first, in their order. So
     what was allocated together mostly stays together, and operations on a run of consecutive ids are the fast ones.
 
     Two marks belong to the tree that shares the pool: a page is *held* while the tree has one of its references, and
-    *offered* while the tree would give it up under pressure (nobody has its node locked or pinned).
+    *offered* while the tree would give it up under pressure (its node has no lock and no pin).
     `num_reclaimable` counts the pages that would become free then: offered, and the tree's reference is the only one.
     The count is kept here because only the allocator sees every change of a reference count.
 
     The tree may defer two things (`attach`): a second reference on a page that it holds anyway, until it gives the
-    page up, and the mark *offered*, until somebody asks. `refcount` and `num_reclaimable` take both into account.
+    page up, and the mark *offered*, until it is needed. `refcount` and `num_reclaimable` take both into account.
     """
 
     def __init__(self, num_pages: int):
@@ -198,12 +198,12 @@ class PageAllocator:
         raise PageReferenceError(f"adopt: page ids must be in [0, {self.num_pages}), got up to {where.max()}")
 
     def adopt(self, pages: npt.ArrayLike, where: Where | None = None, *, offered: bool = False) -> None:
-        """Take the tree's reference on pages that somebody has a reference on; mark them held (and offered).
+        """Take the tree's reference on pages that have another reference; mark them held (and offered).
 
         `where`: what `intern` returned for them, if it was asked. Raises PageReferenceError and changes nothing when
         a page is foreign, free, named twice or held already.
         """
-        # Whoever offers the pages has a reference as well, so none becomes reclaimable by this.
+        # The caller has a reference as well, so no page becomes reclaimable here.
         add = _REFERENCE + _HELD + (_OFFERED if offered else 0)
         if isinstance(where, Block):
             if self._all_fresh(where.states):

@@ -1,4 +1,4 @@
-"""Pinned prefixes: cached prompts that stay until somebody says otherwise."""
+"""Pinned prefixes: cached prompts that stay until they are unpinned."""
 
 from collections.abc import Collection
 

@@ -1,4 +1,4 @@
-"""The nodes and the page references that they own: the only code that changes either."""
+"""The nodes and the page references that they own. No other code changes them."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,7 +27,7 @@ class Freed(NamedTuple):
 class Storage:
     """Nodes by namespace, with every count kept as they change.
 
-    Owns one reference on each page that a node names. A node that nobody has locked or pinned is *idle*; the pages
+    Owns one reference on each page that a node names. A node without locks and pins is *idle*; the pages
     of idle nodes are offered to the allocators, which count those that are reclaimable.
 
     A lock is a count on its nodes. What it means for single pages is done late, and mostly never, because an unlock
@@ -35,7 +35,7 @@ class Storage:
 
     * the references of a locked match on its pages are written when the tree gives up pages of a locked node
       (`write_references`). Until then the tree's own reference keeps them, and `deferred` names the match;
-    * the marks of a node's pages follow when somebody asks for reclaimable pages (`settle_marks`). Until then the node
+    * the marks of a node's pages follow when reclaimable pages are counted (`settle_marks`). Until then the node
       is in `stale`: its pages are offered though it is in use, or not though it is idle.
     """
 
@@ -271,7 +271,7 @@ class Storage:
         self.idle_boundary_pages += boundary
 
     def write_references(self) -> None:
-        """Take the references of locked matches that were put off: the tree is about to give up pages of theirs."""
+        """Write the deferred references of locked matches: the tree is about to give up pages of theirs."""
         for match in self.deferred.values():
             if self.kv is not None:
                 self.kv.acquire(match.kv_pages)

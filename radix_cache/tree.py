@@ -84,7 +84,7 @@ class RadixTree:
         Args:
             total_tokens: prompt + canvas, the denominator of the prefix ratio; len(tokens) when None.
             profile: bounds the depth by the cut's ratio; None for no bound.
-            max_tokens: match at most so many tokens, rounded down to whole pages.
+            max_tokens: the most tokens to match, rounded down to whole pages.
             touch: count a use of the nodes of the cut, for the eviction policy.
 
         The cut maximises s x min(valid depth along the path to s, profile.depth(s / total_tokens)). No reference is
@@ -224,7 +224,7 @@ class RadixTree:
     # Giving up
 
     def evict(self, num_kv_pages: int, num_boundary_pages: int = 0) -> EvictResult:
-        """Free at least so many pages of each pool if possible, in the order of the policy.
+        """Free at least this many pages of each pool if possible, in the order of the policy.
 
         Locked and pinned nodes are not touched. Cost: O(log nodes) per node given up or trimmed, plus its pages.
         """

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.attention.groups import SharedGroups
+from ..kernels.attention.tiling import num_sms
 from ..kernels.layers.embed import embed
 from .canvas_slots import CanvasSlots
 from .decoder import Decoder
@@ -14,7 +15,6 @@ from .kv_pool import BoundaryPool, KVPool
 from .refresh_plan import RefreshPlan
 from .row_layout import Layout
 
-_PROCESSORS = 132
 _MAX_SPLITS = 8
 
 
@@ -65,15 +65,15 @@ class CudaRunner:
         raise AssertionError("a model has layers")
 
     def splits(self, requests: int, rows: int) -> int:
-        """Splits of the keys for so many queries in all: as many as leave a program for each processor at most.
+        """The most key splits, a power of two, that leave at most one program per SM; `rows` queries in all.
 
-        A program's tiles on their way to it take half of a processor's shared memory, so two rarely run side by side.
+        A program's tiles in flight take half of an SM's shared memory, so two programs rarely share an SM.
         """
         config = self.decoder.config
         rows_each = -(-rows * (config.num_heads // config.num_kv_heads) // requests)
         tile = 64 if rows_each <= 512 else 128  # as `choose_tiling` cuts them on sm_90
         programs = requests * -(-rows_each // tile) * config.num_kv_heads
-        wanted = max(1, min(_MAX_SPLITS, _PROCESSORS // programs))
+        wanted = max(1, min(_MAX_SPLITS, num_sms(self.decoder.device) // programs))
         return 1 << (wanted.bit_length() - 1)  # few values: each is a kernel of its own
 
     @torch.inference_mode()

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.attention.groups import SharedGroups, SharedPlan, plan_shared_groups
+from ..kernels.attention.tiling import num_sms
 from .block_sampler import BlockSampler
 from .cuda_runner import CudaRunner
 from .device_arrays import Array, DeviceArrays
@@ -159,6 +160,7 @@ class ForwardGraphs:
             plan = plan_shared_groups(
                 slots.host_page_tables, [canvas.slot for canvas in canvases], starts, keys,
                 slots.page_size, config.num_heads, config.num_kv_heads, min_sharers=MIN_SHARERS,
+                sms=num_sms(self._runner.decoder.device),
             )  # fmt: skip
             self._planned = (key, plan)
         return self._planned[1]

@@ -1,4 +1,4 @@
-"""The backend that programs run on when none is named."""
+"""The default backend, and the choice of a backend for what a program is given."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _default: Backend | None = None
 
 
 def set_default_backend(backend: Any) -> None:
-    """Let programs run on an Engine, a server's URL, or a backend; None: on none."""
+    """Set the default backend: an Engine, a server's URL, or a backend; None removes it."""
     global _default
     _default = None if backend is None else as_backend(backend)
 
 
 def as_backend(backend: Any = None) -> Backend:
-    """The backend of an Engine, of a URL, or itself; of None the default. Raises NoBackendError."""
+    """The backend for an Engine, a URL or a backend; for None the default. Raises NoBackendError."""
     if backend is None:
         if _default is None:
             message = "no backend: give backend=, or call shoal.set_default_backend with an Engine or a server's URL"
@@ -45,5 +45,5 @@ def flush_cache(backend: Any = None) -> None:
 
 
 def get_server_info(backend: Any = None) -> dict[str, Any]:
-    """What runs behind a backend."""
+    """Facts of a backend's server or engine, as `Backend.server_info` returns them."""
     return driver.run(as_backend(backend).server_info())

@@ -1,4 +1,4 @@
-"""Figures of an output that programs report."""
+"""The figures of an output that programs report."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from .settings import settings
 def fill(*parts: Any, name: str | None = None, **values: Any) -> Fill:
     """Fixed text and `gen`s as holes in one canvas, denoised together: each hole sees what stands on both sides of it.
 
-    Every hole needs max_tokens: so many positions it has. Fixed text is kept exactly; a hole's text ends at its first
+    Every hole needs max_tokens, its number of positions. Fixed text is kept exactly; a hole's text ends at its first
     EOS (the rest is padding) or before a stop string. `name`: a variable for the whole text. Settings (threshold,
     steps, block_length, temperature ...) hold for the canvas; without block_length all of it is one block.
     """

@@ -96,7 +96,7 @@ class BatchRun:
                     played[index].result()
                 states[index]._readable().error()
                 yield states[index]
-        except BaseException:  # also GeneratorExit: nobody wants the rest
+        except BaseException:  # also GeneratorExit: the rest is not wanted
             cancelled = self.cancel()
             for future in played.values():
                 future.cancel()

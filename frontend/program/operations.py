@@ -21,7 +21,7 @@ from .transcript import Segment
 
 
 class Nothing:
-    """An operation that sets no variables and nobody waits for."""
+    """An operation that sets no variables and that nothing waits for."""
 
     location: Location
 

@@ -221,13 +221,13 @@ class Program:
             else:
                 state.ret_value = self.func(state, **arguments)
         except BaseException as error:
-            state._fail(error)  # before the end: whoever waits for a variable wakes up then, and looks for a reason
+            state._fail(error)  # before the end: readers of a variable wake up then and look for the reason
             raise
         finally:
             state._tape.end()
 
     def _play_noting(self, state: ProgramState, arguments: dict[str, Any]) -> None:
-        """As `_play`; but what the function raises is for those who read."""
+        """As `_play`, but readers get what the function raises."""
         if state._tape.live:
             playing.set(state._tape)
         with suppress(Exception):

@@ -54,7 +54,7 @@ class Operation(Protocol):
         ...
 
     def fail(self, tape: Tape, error: ProgramError) -> None:
-        """The tape has failed, here or before: whoever waits for this operation gets the error."""
+        """The tape has failed, here or before: readers that wait for this operation get the error."""
         ...
 
 

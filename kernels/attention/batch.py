@@ -21,7 +21,7 @@ class AttentionBatch:
         page_tables: [slots, bands, max_pages], page ids; entries past a request's keys may be anything.
         slots: [requests], row of page_tables of each request. Any valid row for padding.
         query_starts: [requests + 1], ascending from 0; request r's queries are rows query_starts[r] ..
-            query_starts[r + 1] - 1 of q. Rows of q from query_starts[requests] on belong to nobody: they are neither
+            query_starts[r + 1] - 1 of q. Rows from query_starts[requests] on belong to no request: they are neither
             read nor written.
         key_lengths: [requests], keys are positions 0 .. key_lengths[r] - 1 of the request.
     """

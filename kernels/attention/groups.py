@@ -18,6 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .tiling import SM_90_SMS, num_sms
+
 IntArray = npt.NDArray[np.int32]
 
 ITEM_FIELDS = 8
@@ -47,10 +49,11 @@ class SharedGroups:
     @staticmethod
     def empty(
         bands: int, requests: int, tokens: int, heads: int, kv_heads: int, device: torch.device | str,
-        processors: int = 132,
+        sms: int | None = None,
     ) -> SharedGroups:  # fmt: skip
-        """No groups, with room for any plan of so many requests and tokens."""
-        capacity = item_capacity(requests, tokens, heads // kv_heads, kv_heads, processors)
+        """No groups, with room for any plan of this many requests and tokens. `sms`: the device's by default."""
+        sms = num_sms(torch.device(device)) if sms is None else sms
+        capacity = item_capacity(requests, tokens, heads // kv_heads, kv_heads, sms)
         shapes = ((bands, requests), (bands, requests), (bands, tokens), (bands, capacity, ITEM_FIELDS))
         return SharedGroups(*(torch.zeros(shape, dtype=torch.int32, device=device) for shape in shapes))
 
@@ -76,14 +79,14 @@ class SharedPlan:
     groups: tuple[tuple[int, tuple[int, ...], int], ...]
 
 
-def item_capacity(requests: int, tokens: int, group: int, kv_heads: int, processors: int = 132) -> int:
-    """Items that a plan needs at most. `group` is heads / kv_heads."""
-    return max(tokens * group // BLOCK_ROWS + requests // 2, -(-2 * processors // kv_heads), 1)
+def item_capacity(requests: int, tokens: int, group: int, kv_heads: int, sms: int) -> int:
+    """The most items that a plan needs. `group` is heads / kv_heads."""
+    return max(tokens * group // BLOCK_ROWS + requests // 2, -(-2 * sms // kv_heads), 1)
 
 
 def plan_shared_groups(
     page_tables: IntArray, slots: Sequence[int], query_starts: Sequence[int], key_lengths: Sequence[int],
-    page_size: int, heads: int, kv_heads: int, *, min_sharers: int = 4, min_keys: int = 256, processors: int = 132,
+    page_size: int, heads: int, kv_heads: int, *, min_sharers: int = 4, min_keys: int = 256, sms: int = SM_90_SMS,
 ) -> SharedPlan:  # fmt: skip
     """Group the requests of a batch, band by band.
 
@@ -92,7 +95,7 @@ def plan_shared_groups(
             the whole pages of their keys. Pages that a forward is about to write must not be equal.
         slots, query_starts, key_lengths: as in `AttentionBatch`.
         min_sharers, min_keys: smaller groups, and groups that share fewer keys, are not worth while.
-        processors: multiprocessors to fill.
+        sms: SMs to fill, with two programs each.
     """
     bands, requests = page_tables.shape[1], len(slots)
     starts = np.asarray(query_starts, np.int64)
@@ -110,7 +113,7 @@ def plan_shared_groups(
             -(-sum(int(starts[r + 1] - starts[r]) for r in members) * (heads // kv_heads) // BLOCK_ROWS)
             for members, _ in found
         ]
-        wanted = max(1, 2 * processors // max(1, sum(tiles) * kv_heads))
+        wanted = max(1, 2 * sms // max(1, sum(tiles) * kv_heads))
         begin, band_items = 0, []
         for (members, pages), count in zip(found, tiles, strict=True):
             keys = pages * page_size

@@ -267,7 +267,7 @@ def attention_hopper(
     fresh_kv: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None,
     block_keys: int = 128, stages: int = 2,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`attention` for what `hopper_fits` says yes to; nothing in the batch is read on the host.
+    """`attention` where `hopper_fits` is true; reads nothing of the batch on the host.
 
     Args and result: as `attention_triton`. `block_keys` and `stages`: keys of a tile and tiles on their way.
     """

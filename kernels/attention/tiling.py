@@ -1,4 +1,4 @@
-"""Sizes of the attention kernels' tiles, and into how many parts keys are split. Imports no Triton."""
+"""Sizes of the attention kernels' tiles. Imports no Triton."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import torch
 SM_90_SHARED_MEMORY = 227 << 10
 """Bytes of shared memory that a program can have on an H100 or H200; most other GPUs have less."""
 
+SM_90_SMS = 132
+"""Streaming multiprocessors (SMs) of an H100 or H200 SXM."""
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionTiling:
-    """How a launch of the attention kernel is cut up.
+    """Tile sizes and launch options of the attention kernel.
 
     block_rows: rows (query x head of a KV group) of a tile; block_keys: keys of a tile, powers of two from 16 on.
     num_warps, num_stages: of the program, and of the pipeline of loads.
@@ -30,16 +33,22 @@ class AttentionTiling:
     heads_first: bool = False
 
     def shared_memory(self, head_dim: int, itemsize: int) -> int:
-        """Bytes of a processor's shared memory for a program's queries and for the keys and values on their way.
+        """Bytes of shared memory for a program's queries and for the keys and values in flight.
 
-        A program of 16 bits takes so much and up to 2 KiB more, one of fp32 or on older GPUs less.
+        A program of 16 bits takes this much and up to 2 KiB more, one of fp32 or on older GPUs less.
         """
         return (self.block_rows + 2 * self.num_stages * self.block_keys) * head_dim * itemsize
 
 
 @cache
+def num_sms(device: torch.device) -> int:
+    """SMs of this GPU; those of an H100 for any other device."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else SM_90_SMS
+
+
+@cache
 def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a program on this GPU can have; those of sm_90 for what is no GPU."""
+    """Bytes of shared memory that a program on this GPU can have; those of sm_90 for any other device."""
     if device.type != "cuda":
         return SM_90_SHARED_MEMORY
     properties = torch.cuda.get_device_properties(device)
@@ -50,7 +59,7 @@ def choose_tiling(
     tokens: int, requests: int, group: int, page_size: int, head_dim: int, wide: bool, fresh: bool,
     memory: int = SM_90_SHARED_MEMORY,
 ) -> AttentionTiling:  # fmt: skip
-    """The tiling for a batch from what the host knows without a look at the device.
+    """The tiling for a batch, from its shape alone: nothing is read on the device.
 
     `group` is heads / kv_heads. `wide` means fp32, whose products need many registers: hence the small tiles.
     `fresh`: the launch reads fresh keys. `memory`: `shared_memory` of the GPU. The sizes for 16 bits are the fastest of
@@ -66,13 +75,13 @@ def choose_tiling(
         if head_dim > 128:
             return AttentionTiling(32, 32, 4, 2)
         return AttentionTiling(128, 32, 8, 3) if rows > 512 else AttentionTiling(32, 64, 4, 2)
-    if head_dim > 128:  # two stages are what fits a processor's shared memory
+    if head_dim > 128:  # two stages fit an SM's shared memory
         return AttentionTiling(128 if rows > 512 else 64, 64, 8, 2, bulk=bulk)
     if fresh and rows > 512:
         return AttentionTiling(128, 128, 8, 3, bulk=page_size >= 128)
     if rows > 512:
         return AttentionTiling(128, 64, 8, 3, bulk=bulk)
-    if rows <= 64:  # programs of few requests have a processor each: room for another stage
+    if rows <= 64:  # programs of few requests have an SM each: room for another stage
         return AttentionTiling(64, 64, 4, 4 if requests <= 4 else 3, bulk=bulk, heads_first=True)
     return AttentionTiling(64, 64, 4, 3, bulk=bulk)
 

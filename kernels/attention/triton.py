@@ -257,11 +257,11 @@ def attention_triton(
     fresh_kv: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None, tiling: AttentionTiling | None = None,
     begin: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`attention`, without a look at device memory.
+    """`attention`; reads nothing of the batch on the host.
 
     Args:
-        q: [tokens, heads, head_dim]; its last dimension contiguous, the others strided at will.
-        layer_pages: [num_pages, 2, page_size, kv_heads, head_dim] of q's dtype, strided at will.
+        q: [tokens, heads, head_dim]; its last dimension contiguous, the others with any strides.
+        layer_pages: [num_pages, 2, page_size, kv_heads, head_dim] of q's dtype, with any strides.
         band, batch: the pages are those of batch.page_tables[batch.slots, band].
         num_splits: parts that each request's keys are cut into, whole tiles but for the last; what it takes to fill
             the device depends on the batch.

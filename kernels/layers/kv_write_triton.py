@@ -2,7 +2,7 @@
 
 q and k are read once, k goes rotated to its page (and, on request, to a contiguous tensor), v is copied. A program
 takes a few tokens and a few heads of q, of k or of v; it looks up the tokens' cosines, sines and pages itself. Both
-halves of a pair are loaded before either is stored, so q and k may be rotated in place. A norm that was put off
+halves of a pair are loaded before either is stored, so q and k may be rotated in place. A deferred norm
 (`row_norm.py`) is made up for here; each program then reads its tokens' hidden states, so tiles have few tokens and
 many heads.
 """
@@ -118,7 +118,7 @@ def rope_write_kv_triton(
     batch: AttentionBatch, band: int, layer_pages: Tensor, *, q_out: Tensor | None = None, k_out: Tensor | None = None,
     norm: RowNorm | None = None, bias: Tensor | None = None, block: tuple[int, int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """`rope_write_kv`, without a look at device memory. k_out needs the pool's dtype.
+    """`rope_write_kv`; reads nothing of the batch on the host. k_out needs the pool's dtype.
 
     `block`: (tokens, heads) of a tile, powers of two; chosen by the number of tokens by default. head_dim must be a
     power of two.

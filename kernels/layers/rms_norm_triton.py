@@ -23,7 +23,7 @@ def _rms_norm_kernel(x_ptr, weight_ptr, y_ptr, x_row_stride, n_cols, eps, BLOCK_
 
 
 def rms_norm_triton(x: Tensor, weight: Tensor, eps: float, *, num_warps: int | None = None) -> Tensor:
-    """`rms_norm`: x [T, H], rows strided at will, weight [H], any float dtypes; a new [T, H] of x's dtype."""
+    """`rms_norm`: x [T, H], any row stride, weight [H], any float dtypes; a new [T, H] of x's dtype."""
     rows, columns = x.shape
     if weight.shape != (columns,) or not weight.is_contiguous():
         raise ValueError(f"weight {tuple(weight.shape)} must be contiguous, [{columns}]")

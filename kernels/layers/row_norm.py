@@ -1,4 +1,4 @@
-"""RMSNorm put off until after a matrix product: W (x / rms(x)) = (W x) / rms(x), so a row needs one factor afterwards.
+"""RMSNorm deferred until after a matrix product: W (x / rms(x)) = (W x) / rms(x), so a row needs one factor afterwards.
 
 With the norm's own weight multiplied into W, products can take hidden states as they are and the kernels that read
 their outputs anyway apply the factor. That saves a pass over the hidden states and a launch, and costs one more read of
@@ -20,7 +20,7 @@ class RowNorm:
     eps: float
 
     def check(self, rows: int) -> None:
-        """ValueError unless there is a hidden row for each of so many rows."""
+        """Raises ValueError unless hidden has `rows` rows and a contiguous last dimension."""
         if self.hidden.ndim != 2 or self.hidden.shape[0] != rows or self.hidden.stride(1) != 1:
             raise ValueError(
                 f"hidden is {tuple(self.hidden.shape)}; it must be [{rows}, H], its last dimension contiguous"

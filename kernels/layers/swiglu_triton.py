@@ -33,7 +33,7 @@ def _swiglu_kernel(
 
 
 def swiglu_triton(gate_up: Tensor, norm: RowNorm | None = None, *, block_size: int = _BLOCK_SIZE) -> Tensor:
-    """`swiglu`: gate_up [T, 2F], rows strided at will, to a new [T, F] of the same dtype.
+    """`swiglu`: gate_up [T, 2F], any row stride, to a new [T, F] of the same dtype.
 
     silu(gate) is rounded to the dtype before it meets the up projection, as in the reference.
     """

@@ -88,7 +88,7 @@ def _commit_kernel(
 def commit_triton(
     state: CanvasState, batch: AttentionBatch, masked: MaskedRows, confidence: Confidence, vocabulary: int
 ) -> None:
-    """`commit`, without a look at device memory. No slot may be in the batch twice, but for padding."""
+    """`commit`; reads nothing on the host. Only padding may repeat a slot of the batch."""
     for column in confidence:
         if not column.is_contiguous() or column.shape[0] < masked.rows.shape[0]:
             raise ValueError(f"confidence {tuple(column.shape)} must be contiguous, of {masked.rows.shape[0]} rows")

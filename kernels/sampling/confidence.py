@@ -1,4 +1,4 @@
-"""What the sampler needs to know of logits: best token, its probability, margin and entropy (torch reference)."""
+"""Confidence of logits: best token, its probability, margin and entropy (torch reference)."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..attention.tiling import num_sms
 from .canvas_state import CanvasState
 from .confidence import Confidence
 from .masked_rows import MaskedRows
@@ -159,10 +160,9 @@ def confidence_triton(logits: Tensor, splits: int | None = None) -> Confidence:
     """`confidence`, with ties of the best token going to the lower id.
 
     Args:
-        logits: [rows, vocab] of any float dtype, rows strided at will; -inf means impossible. A row needs a possible
+        logits: [rows, vocab] of any float dtype, any row stride; -inf means impossible. A row needs a possible
             token.
-        splits: into how many parts at most the vocabulary is cut; by default as many as give a few programs to each
-            of 132 processors.
+        splits: the most parts that the vocabulary is cut into; by default enough for eight programs per SM.
     """
     return _confidence(logits, None, None, None, False, splits)
 
@@ -171,7 +171,7 @@ def block_confidence_triton(
     logits: Tensor, state: CanvasState, masked: MaskedRows, *, impossible_token: int | None = None, draw: bool = True,
     splits: int | None = None, lanes: int = _LANES, num_warps: int = _NUM_WARPS,
 ) -> Confidence:  # fmt: skip
-    """`block_confidence`, without a look at device memory; a tile is 8 * lanes logits."""
+    """`block_confidence`; reads nothing on the host. A tile is 8 * lanes logits."""
     if logits.shape[0] != masked.rows.shape[0]:
         raise ValueError(f"{logits.shape[0]} rows of logits for {masked.rows.shape[0]} masked rows")
     return _confidence(logits, state, masked, impossible_token, draw, splits, lanes, num_warps)
@@ -184,7 +184,7 @@ def _confidence(
     rows, columns = logits.shape
     if logits.stride(1) != 1:
         raise ValueError("the last dimension of logits must be contiguous")
-    wanted = triton.cdiv(8 * 132, max(1, rows)) if splits is None else splits
+    wanted = triton.cdiv(8 * num_sms(logits.device), max(1, rows)) if splits is None else splits
     tiles = triton.cdiv(columns, 8 * lanes)
     split_columns = triton.cdiv(tiles, min(wanted, tiles)) * 8 * lanes
     splits = triton.cdiv(columns, split_columns)

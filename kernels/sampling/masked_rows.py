@@ -1,4 +1,4 @@
-"""The rows of a block step's hidden states that the LM head has to see: those of masked positions (torch reference)."""
+"""The rows of a block step that the LM head reads: those of masked positions (torch reference)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .canvas_state import CanvasState
 class MaskedRows(NamedTuple):
     """Masked positions of a batch's blocks, dense, in the order of requests and positions.
 
-    rows: int64 [capacity], row of the hidden states that speaks about the position; 0 from `total` on.
+    rows: int64 [capacity], row of the hidden states that predicts the position; 0 from `total` on.
     slots: int32 [capacity], slot of the request; -1 from `total` on.
     positions: int32 [capacity], position in the sequence; -1 from `total` on.
     places: int32 [requests, width], where in these lists the n-th position of each block is; -1: not a mask, or no

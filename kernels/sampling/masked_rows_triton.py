@@ -53,7 +53,7 @@ def _masked_rows_kernel(
 def masked_rows_triton(
     state: CanvasState, batch: AttentionBatch, first_positions: Tensor, capacity: int, shift: int = 0
 ) -> MaskedRows:
-    """`masked_rows`, without a look at device memory."""
+    """`masked_rows`; reads nothing on the host."""
     requests, device = batch.num_requests, state.tokens.device
     if first_positions.dtype != torch.int32 or first_positions.shape != (requests,):
         raise ValueError(f"first_positions is {first_positions.dtype} {tuple(first_positions.shape)}")

@@ -307,9 +307,9 @@ def test_templates_and_scores(folder):
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(32, 32), (28, 4)])
-def test_splits_give_each_processor_a_program_at_most(heads, kv_heads):
+def test_splits_leave_at_most_one_program_per_sm(heads, kv_heads):
     config = SimpleNamespace(num_heads=heads, num_kv_heads=kv_heads)
-    runner: Any = SimpleNamespace(decoder=SimpleNamespace(config=config))
+    runner: Any = SimpleNamespace(decoder=SimpleNamespace(config=config, device=torch.device("cpu")))
     for requests, rows_each in itertools.product((1, 2, 4, 8, 32), (32, 33, 96, 320, 2356)):
         splits = CudaRunner.splits(runner, requests, requests * rows_each)
         rows = rows_each * heads // kv_heads

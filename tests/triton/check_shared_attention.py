@@ -16,18 +16,18 @@ from .worlds import World
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
-def plan_of(world: World, processors: int, **options) -> SharedPlan:
+def plan_of(world: World, sms: int, **options) -> SharedPlan:
     batch = world.batch
     return plan_shared_groups(
         batch.page_tables.cpu().numpy(), batch.slots.tolist(), batch.query_starts.tolist(), batch.key_lengths.tolist(),
-        world.page_size, world.q.shape[1], world.pool.shape[3], processors=processors, **options,
+        world.page_size, world.q.shape[1], world.pool.shape[3], sms=sms, **options,
     )  # fmt: skip
 
 
-def check(world: World, processors: int, splits: int = 1, bulk: bool = False, **options) -> SharedPlan:
-    plan = plan_of(world, processors, **options)
+def check(world: World, sms: int, splits: int = 1, bulk: bool = False, **options) -> SharedPlan:
+    plan = plan_of(world, sms, **options)
     heads, kv_heads = world.q.shape[1], world.pool.shape[3]
-    groups = SharedGroups.empty(3, len(world.queries), len(world.q), heads, kv_heads, DEVICE, processors)
+    groups = SharedGroups.empty(3, len(world.queries), len(world.q), heads, kv_heads, DEVICE, sms)
     groups.load(plan)
     out = torch.full(world.q.shape, torch.nan, dtype=world.dtype, device=DEVICE)
     wide = world.q.shape[2] > 128  # whose tilings are the defaults

@@ -70,12 +70,12 @@ def test_items_cover_each_groups_rows_and_keys_once(data):
     ]
     tables = [table or [5] for table in tables]
     queries, heads, kv_heads = data.draw(st.sampled_from([(32, 4, 4), (33, 28, 4), (1, 8, 8)]))
-    sharers, processors = data.draw(st.integers(2, 5)), data.draw(st.sampled_from([1, 16, 132]))
-    plan = plan_of(tables, queries, heads, kv_heads, min_sharers=sharers, min_keys=32, processors=processors)
+    sharers, sms = data.draw(st.integers(2, 5)), data.draw(st.sampled_from([1, 16, 132]))
+    plan = plan_of(tables, queries, heads, kv_heads, min_sharers=sharers, min_keys=32, sms=sms)
     members = [r for _, group, _ in plan.groups for r in group]
     assert len(members) == len(set(members))
     items = [tuple(item) for item in plan.items[0].tolist() if item[1]]
-    assert len(items) <= item_capacity(requests, requests * queries, heads // kv_heads, kv_heads, processors)
+    assert len(items) <= item_capacity(requests, requests * queries, heads // kv_heads, kv_heads, sms)
     assert len(items) == len(set(items))
     covered: dict[int, set[tuple[int, int, int]]] = {}
     for begin, count, tile, slot, first, last, part, _ in items:
@@ -109,5 +109,5 @@ def test_few_groups_are_cut_into_parts_and_many_are_not():
 
 @pytest.mark.parametrize("requests", [1, 3, 64])
 def test_capacity_holds_the_largest_plans(requests):
-    plan = plan_of([[1, 2, 3, 4]] * requests, min_sharers=2, min_keys=16, processors=1000)
+    plan = plan_of([[1, 2, 3, 4]] * requests, min_sharers=2, min_keys=16, sms=1000)
     assert plan.items.shape[1] <= item_capacity(requests, requests * 32, 1, 4, 1000)

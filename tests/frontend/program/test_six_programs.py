@@ -12,7 +12,7 @@ import shoal
 from shoal.frontend.backends.default import as_backend
 from shoal.shop.task import ask_colour, ask_price, ask_total
 
-from .six_programs import six_programs
+from ..six_programs import six_programs
 
 WAYS = ("shoal on an engine", "shoal on a server", "sglang on an engine", "sglang on a server")
 

@@ -10,7 +10,7 @@ import pytest
 
 import shoal as sgl
 
-from .gate import Gate, all_calls
+from ..gate import Gate, all_calls
 
 SLOWLY: dict[str, Any] = {"max_tokens": 16, "steps": 16, "block_length": 4, "ignore_eos": True}
 

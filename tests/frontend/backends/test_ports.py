@@ -10,8 +10,8 @@ import pytest
 import shoal
 from shoal.shop.task import ask_colour, ask_price
 
-from .five_ports import five_ports
-from .test_six_programs import WAYS
+from ..five_ports import five_ports
+from ..program.test_six_programs import WAYS
 
 
 @pytest.fixture(scope="module", params=[way for way in WAYS if way != "sglang on a server"])

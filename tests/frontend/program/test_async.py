@@ -10,7 +10,7 @@ import pytest
 import shoal as sgl
 from shoal.shop.task import PriceList
 
-from .gate import Gate, all_calls
+from ..gate import Gate, all_calls
 
 
 @sgl.function
