@@ -11,7 +11,7 @@ from typing import Any
 from .chat_markers import PLAIN, ChatMarkers, chat_markers
 from .chat_template import ChatTemplate, Message
 from .control_tokens import ControlTokens
-from .errors import ModelLoadError, ShoalError
+from .errors import ModelLoadError
 from .text_parts import TextPart
 
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -114,24 +114,6 @@ class Tokenizer:
         text, marks = self._template().render(messages, add_generation_prompt)
         return self._tokens.encode_marked(text, marks, add_special_tokens=False)
 
-    def render_prefix(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids that every conversation beginning with `messages` begins with: no assistant header behind.
-
-        LLaDA's template appends that header whatever one asks, so it is stripped here.
-        """
-        template = self._template()
-        text, marks = template.render(messages, False)
-        if template.text(messages, False) == template.text(messages, True):
-            text = text.removesuffix(self._bare_header())
-        ids = self._tokens.encode_marked(text, marks, add_special_tokens=False)
-        for role in ("user", "assistant"):
-            try:
-                continued = self.apply_chat_template([*messages, {"role": role, "content": "."}], False)
-            except ShoalError:  # a template may refuse this order of roles
-                continue
-            ids = ids[: _common_length(ids, continued)]
-        return ids
-
     def chat_markers(self) -> ChatMarkers:
         """What stands around each message of a conversation.
 
@@ -140,13 +122,6 @@ class Tokenizer:
         if not self.has_chat_template:
             return PLAIN
         return chat_markers(self._template().text, self._template_name)
-
-    def _bare_header(self) -> str:
-        """What the template renders without any message, '' if it can't."""
-        try:
-            return self._template().text([], False)
-        except ShoalError:  # a template may insist on a first message
-            return ""
 
     def _template(self) -> ChatTemplate:
         if not self.has_chat_template:
@@ -163,12 +138,6 @@ class Tokenizer:
         return self._backend.apply_chat_template(
             [messages], tokenize=False, add_generation_prompt=add_generation_prompt
         )[0]
-
-
-def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many items two sequences have in common at their start."""
-    pairs = zip(left, right, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
 
 
 def _template_name(folder: Path) -> str:

@@ -105,34 +105,6 @@ def test_without_a_generation_prompt_a_template_that_honours_the_wish_ends_with_
     assert tokenizer.decode(ids, skip_special_tokens=False) == "<bos><head>system</head>redapplecosts<eot>"
 
 
-@pytest.mark.parametrize("template", [STUBBORN, POLITE])
-@pytest.mark.parametrize("messages", [[SYSTEM], [SYSTEM, QUESTION], [QUESTION]])
-def test_a_prefix_has_no_assistant_header(tmp_path, template, messages):
-    write_tokenizer(tmp_path, template)
-    tokenizer = Tokenizer.load(tmp_path)
-    text = tokenizer.decode(tokenizer.render_prefix(messages), skip_special_tokens=False)
-    assert text.endswith(messages[-1]["content"].replace(" ", "") + "<eot>")
-    assert "assistant" not in text
-
-
-@pytest.mark.parametrize("template", [STUBBORN, POLITE, STUBBORN_AND_STRICT])
-@pytest.mark.parametrize("messages", [[SYSTEM], [SYSTEM, QUESTION]])
-def test_every_continuation_of_a_conversation_begins_with_its_prefix(tmp_path, template, messages):
-    write_tokenizer(tmp_path, template)
-    tokenizer = Tokenizer.load(tmp_path)
-    prefix = tokenizer.render_prefix(messages)
-    assert len(prefix) > 6
-    for more in ({"role": "user", "content": "red"}, {"role": "assistant", "content": "pear"}):
-        assert tokenizer.apply_chat_template([*messages, more])[: len(prefix)] == prefix
-
-
-def test_where_the_header_cannot_be_told_apart_the_prefix_stops_inside_it(tmp_path):
-    write_tokenizer(tmp_path, STUBBORN_AND_STRICT)
-    tokenizer = Tokenizer.load(tmp_path)
-    text = tokenizer.decode(tokenizer.render_prefix([SYSTEM]), skip_special_tokens=False)
-    assert text == "<bos><head>system</head>redapplecosts<eot><head>"
-
-
 def test_a_chat_template_file_beside_the_tokenizer_is_used(tmp_path):
     write_tokenizer(tmp_path)
     assert not Tokenizer.load(tmp_path).has_chat_template
