@@ -43,7 +43,7 @@ class CudaRunner:
     def refresh(self, plan: RefreshPlan) -> Tensor:
         """Run a planned forward; last hidden states [rows of plan.last, hidden].
 
-        Keys, values and captures are written on the way. Nothing waits for the device.
+        Keys, values and captures are written on the way, KV pages copied at the end. Nothing waits for the device.
         """
         at = plan.layouts[0]
         hidden = self.embed(at)
@@ -59,10 +59,12 @@ class CudaRunner:
                 capture = plan.captures[index]
                 states = hidden.index_select(0, capture.rows)
                 self.boundary.data[capture.pages] = states.view(-1, self.boundary.page_size, hidden.shape[1])
-            if index == final:
-                return self.layers.run_last(index, hidden, at, plan.needed, plan.last)
-            hidden = self.layers.run(index, hidden, at, num_splits=self.splits(at.batch.num_requests, at.num_rows))
-        raise AssertionError("a model has layers")
+            if index < final:
+                hidden = self.layers.run(index, hidden, at, num_splits=self.splits(at.batch.num_requests, at.num_rows))
+        hidden = self.layers.run_last(final, hidden, at, plan.needed, plan.last)
+        if plan.copies is not None:
+            self.kv.copy(*plan.copies)
+        return hidden
 
     def splits(self, requests: int, rows: int) -> int:
         """The most key splits, a power of two, that leave at most one program per SM; `rows` queries in all.

@@ -26,7 +26,8 @@ class EngineConfig:
         cache_mode: default for requests that name none.
         depth_profile: file to use instead of `depth_profile.json` beside the weights.
         depth: constant depth for every ratio instead of a profile (for experiments).
-        refresh_interval: NFE between prefix refreshes; 0: once per request; None: what the profile says.
+        refresh_interval: NFE between prefix refreshes; 0: once per request; 1: at every block start, and nothing of the
+            request's own first forward is reused, so that a miss is exactly mode `dual`; None: what the profile says.
         reuse_margin: tokens at the end of what a prompt shares with the cache that are computed afresh (mode
             `bicache`); None: what the profile says. Right before the place where prompts part, keys and values depend
             on what follows from the first layers on: "Which things are" knows already whether "red" or "blue" comes.

@@ -101,7 +101,8 @@ class ForwardGraphs:
         """Whether these run here: block steps, and what takes longer to launch than to run."""
         if len(items) > self._batch_sizes[-1]:
             return False
-        if not all(item.resume is None and item.targets is None and not item.captures for item in items):
+        plain = (item.resume is None and item.targets is None and item.copies is None for item in items)
+        if not all(plain) or any(item.captures for item in items):
             return False
         if any(item.block_stop == item.block_start for item in items):
             return False

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from .model_config import ModelConfig
 
+_COPIED_AT_ONCE = 32
+"""Pages; bounds the memory that a copy takes: 128 MiB for pages of 4 MiB."""
+
 
 class KVPool:
     """KV pages, `data` [pages, layers_per_band, 2, page_size, kv_heads, head_dim].
@@ -32,6 +35,11 @@ class KVPool:
     def layer(self, index: int) -> tuple[int, Tensor]:
         """The band of layer `index`, and a view [pages, 2, page_size, kv_heads, head_dim] of its place in a page."""
         return index // self.layers_per_band, self.data[:, index % self.layers_per_band]
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy pages `source` to pages `target` (int64 [n] each; no page is in both), a few at a time."""
+        for few, to in zip(source.split(_COPIED_AT_ONCE), target.split(_COPIED_AT_ONCE), strict=True):
+            self.data.index_copy_(0, to, self.data.index_select(0, few))
 
     @staticmethod
     def page_bytes(config: ModelConfig, page_size: int, layers_per_band: int, dtype: torch.dtype) -> int:

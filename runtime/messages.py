@@ -64,7 +64,8 @@ class ForwardItem:
 
     `keys` is how many positions the tokens attend to. The block [block_start, block_stop) is the one whose masks the
     step may commit (empty: none). `captures` (depth, first position, page ids) asks for the hidden states that enter
-    layer `depth`, of whole pages of tokens from that position on, to be written to boundary pages.
+    layer `depth`, of whole pages of tokens from that position on, to be written to boundary pages. `copies` (int32
+    [2, n]) asks for KV pages to be copied when all layers are done: page copies[0, i] to page copies[1, i].
 
     `targets` (int64 [n, 2]: position of the whole sequence, token) asks for the log-probability of each token at its
     position, as `StepResult.scores`; such an item has no block: nothing is committed.
@@ -83,6 +84,7 @@ class ForwardItem:
     depth: int = 0
     resume: Pages | None = None
     captures: tuple[tuple[int, int, Pages], ...] = ()
+    copies: Pages | None = None
     targets: npt.NDArray[np.int64] | None = None
     audit: int = 0
     audit_tokens: bool = True
@@ -98,7 +100,7 @@ class Forward:
     """Run `items` together, up to `max_steps` times; an item that needs no further step is left out of the next.
 
     With `then`, `items` run once and block steps of the same requests follow at once: `then`, max_steps - 1 times at
-    most. Without it only block steps (no resume, no captures) may have max_steps > 1.
+    most. Without it only block steps (no resume, captures or copies) may have max_steps > 1.
     """
 
     items: tuple[ForwardItem, ...]

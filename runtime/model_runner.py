@@ -85,8 +85,8 @@ class ModelRunner:
     def forward(self, entries: Sequence[Entry]) -> Tensor:
         """Run all layers for every entry; returns the last hidden states of the wanted positions, [n, hidden].
 
-        Keys and values of the active tokens are written to their pages in every layer, captures to boundary pages. In
-        the last layer nothing else is computed for tokens that nobody wants.
+        Keys and values of the active tokens are written to their pages in every layer, captures to boundary pages, and
+        KV pages are copied last. In the last layer nothing else is computed for tokens that nobody wants.
         """
         page_size = self.kv.page_size
         layout = _Layout(entries, [e.item.start for e in entries], page_size, self.decoder.device)
@@ -110,6 +110,10 @@ class ModelRunner:
                 return self._attend(at, layer, q, k, v, queries)
 
             hidden = self.decoder.layer(index, hidden, layout.positions, attend, rotary, rows)
+        for entry in entries:
+            if entry.item.copies is not None:
+                source, target = _ids(entry.item.copies, hidden.device)
+                self.kv.copy(source, target)
         return hidden
 
     def _attend(self, at: _Layout, layer: int, q: Tensor, k: Tensor, v: Tensor, queries: list[int]) -> Tensor:

@@ -47,7 +47,8 @@ class RefreshPlan:
     layouts: by the first layer that they hold for; layer 0 always has one. joins and captures: by the layer that they
     come before. needed: rows of the last layer's input that `last` lays out, the current block of each request or
     as far as its targets reach. last_starts, last_lows: each request's first row in `last`, and that row's position;
-    last_first: the latter on the device.
+    last_first: the latter on the device. copies: KV pages to copy when all is done, from (int64 [n]) and to (int64
+    [n]); None: none.
     """
 
     slots: Tensor
@@ -59,6 +60,7 @@ class RefreshPlan:
     last_first: Tensor
     last_starts: list[int]
     last_lows: list[int]
+    copies: tuple[Tensor, Tensor] | None = None
 
 
 def plan_refresh(
@@ -84,6 +86,9 @@ def plan_refresh(
     for depth in {depth for item in items for depth, _, _ in item.captures}:
         below = levels[max(level for level in levels if level <= depth)]
         arrays |= _capture_arrays(depth, items, below, page_size)
+    copies = [item.copies for item in items if item.copies is not None]
+    if copies:
+        arrays["copies.from"], arrays["copies.to"] = np.concatenate(copies, axis=1)
     wanted = [_wanted(item, shift) for item in items]
     last = spans([low for low, _ in wanted], [stop for _, stop in wanted], keys)
     arrays |= last.arrays("last") | {"last.first": last.lows}
@@ -114,6 +119,7 @@ def plan_refresh(
         views["last.first"],
         last.starts.tolist()[:-1],
         last.lows.tolist(),
+        (long("copies.from"), long("copies.to")) if copies else None,
     )
 
 

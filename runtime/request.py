@@ -103,6 +103,8 @@ class RequestOutput:
 class Request:
     """A request inside the scheduler. Pages named here are references that it owns and has to give back.
 
+    `capture_table` (int32 [bands, pages]) are the KV pages that the tree is offered, when these are not its own.
+
     `join` and `depth` say what the request itself reuses from now on: tokens [0, join) stay as they are in the layers
     below `depth`; `resume` holds their boundary pages at that depth for a prefix refresh.
 
@@ -145,6 +147,7 @@ class Request:
     capture_depth: int = 0
     capture_tokens: int = 0
     boundary_table: dict[int, Pages] = field(default_factory=dict)
+    capture_table: npt.NDArray[np.int32] | None = None
     join: int = 0
     depth: int = 0
     resume: Pages | None = None
@@ -283,7 +286,7 @@ class Request:
         start = self._reopen(self.block)
         self.frontier = min(self.frontier, start)
         self.started, self.needs_refresh = False, True
-        self.page_table, self.resume, self.boundary_table = None, None, {}
+        self.page_table, self.capture_table, self.resume, self.boundary_table = None, None, None, {}
         self.join = self.depth = 0
         self.retractions += 1
 

@@ -3,12 +3,14 @@
 Cut s and depth d come from the tree: what another request left. Join and depth c are what the request reuses of itself
 after its first forward, when its whole prompt (in whole pages) has been captured. Since c is the profile's depth at a
 larger prefix ratio, c >= d: it never recomputes what it shares, so pages in the tree are never written again.
+
+With a refresh interval of 1 a request reuses nothing of itself: every block start computes again what the first forward
+computed, so that on a miss it is mode `dual`. Its own pages are then written again and again, and the tree gets copies.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from ..radix_cache.node import Namespace
 from .memory import Memory
@@ -23,7 +25,12 @@ class ReusePlanner:
         memory: pools and trees.
         shift: 1 for models whose logits are shifted by one position, else 0.
         refresh_interval, reuse_margin: see EngineConfig.
+
+    Attributes:
+        stores: whether the tree is given what requests capture.
     """
+
+    stores = True
 
     def __init__(
         self, memory: Memory, shift: int, refresh_interval: int | None = None, reuse_margin: int | None = None
@@ -68,7 +75,9 @@ class ReusePlanner:
             request.match, cut, depth = match, match.cut, match.depth
         shared_bands, shared_pages = config.bands(depth), cut // page_size
         boundaries = self._plan_capture(request, whole, cut, depth) if trees is not None else {}
-        reserved = memory.reserve(bands * pages - shared_bands * shared_pages, sum(boundaries.values()))
+        own = bands * pages - shared_bands * shared_pages
+        copied = self._pages_to_copy(request, shared_bands * shared_pages)
+        reserved = memory.reserve(own + copied, sum(boundaries.values()))
         if reserved is None:
             memory.release(request)
             return False
@@ -77,8 +86,13 @@ class ReusePlanner:
         if cut and request.match is not None:
             mine[:shared_bands, :shared_pages] = False
             table[:shared_bands, :shared_pages] = request.match.kv_pages
-        table[mine] = request.own_kv
+        table[mine] = request.own_kv[:own]
         request.page_table = table
+        request.capture_table = None
+        if copied:
+            offered = np.s_[: config.bands(request.capture_depth), : request.capture_tokens // page_size]
+            request.capture_table = table[offered].copy()
+            request.capture_table[mine[offered]] = request.own_kv[own:]
         request.boundary_table = {}
         begin = 0
         for level, count in boundaries.items():
@@ -130,6 +144,13 @@ class ReusePlanner:
         size = config.page_size
         return {level: (whole - (cut if level <= depth else 0)) // size for level in levels}
 
+    def _pages_to_copy(self, request: Request, shared: int) -> int:
+        """KV pages of the capture that the request will write again itself; `shared` of its pages are the tree's."""
+        if not self.stores or not request.capture_tokens or request.refresh_interval != 1:
+            return 0
+        config = self.memory.config
+        return config.bands(request.capture_depth) * (request.capture_tokens // config.page_size) - shared
+
     def first_forward(self, request: Request) -> ForwardItem:
         """The prefix refresh that starts a request; on a miss a plain full forward."""
         cut, depth = request.cached_tokens, request.cached_depth
@@ -146,8 +167,19 @@ class ReusePlanner:
             depth=depth if resumes else 0,
             resume=request.match.boundary_pages if resumes and request.match is not None else None,
             captures=captures,
+            copies=self._copies(request),
             targets=None if request.targets is None else request.targets + np.array((len(request.prompt), 0)),
         )  # fmt: skip
+
+    @staticmethod
+    def _copies(request: Request) -> Pages | None:
+        """Page ids [2, n], from and to: what of the capture is not the request's or the tree's own page."""
+        if request.capture_table is None or request.page_table is None:
+            return None
+        bands, pages = request.capture_table.shape
+        own = request.page_table[:bands, :pages]
+        differs = own != request.capture_table
+        return np.stack((own[differs], request.capture_table[differs]))
 
     def captured(self, request: Request) -> None:
         """After the first forward: offer the prompt to the tree and keep what the request resumes from."""
@@ -161,10 +193,16 @@ class ReusePlanner:
         whole, depth = request.capture_tokens, request.capture_depth
         pages, ratio = whole // config.page_size, whole / request.total_tokens
         boundaries = {level: self._boundary_row(request, level, pages) for level in request.boundary_table}
-        self._offer(
-            request.prompt[:whole], self.namespace(request), depth, ratio,
-            request.page_table[: config.bands(depth), :pages], boundaries,
-        )  # fmt: skip
+        offered = request.page_table[: config.bands(depth), :pages]
+        if self.stores:
+            memory.tree.capture(
+                request.prompt[:whole], self.namespace(request), depth=depth, ratio=ratio,
+                kv_pages=offered if request.capture_table is None else request.capture_table,
+                boundary_pages=boundaries,
+            )  # fmt: skip
+        if request.refresh_interval == 1:
+            self._captured_copies(request)
+            return
         request.join, request.depth = whole, memory.profile.depth(ratio)
         keep = np.empty(0, np.int32)
         if request.refresh_interval is not None and request.depth < config.num_layers:
@@ -173,14 +211,17 @@ class ReusePlanner:
         memory.boundary.release(request.own_boundary[~np.isin(request.own_boundary, keep)])
         request.own_boundary = keep
 
-    def _offer(
-        self, tokens: npt.NDArray[np.int64], namespace: Namespace, depth: int, ratio: float, kv_pages: Pages,
-        boundary_pages: dict[int, Pages],
-    ) -> None:  # fmt: skip
-        """Give a prompt's pages to the tree: see `RadixTree.capture`."""
-        self.memory.tree.capture(
-            tokens, namespace, depth=depth, ratio=ratio, kv_pages=kv_pages, boundary_pages=boundary_pages
-        )
+    def _captured_copies(self, request: Request) -> None:
+        """With an interval of 1: leave the copies to the tree, and go on with what the request found there."""
+        memory = self.memory
+        if request.match is not None and 0 < request.depth < memory.config.num_layers:
+            request.resume = request.match.boundary_pages
+        if request.capture_table is not None and request.page_table is not None:
+            copies = np.isin(request.own_kv, request.page_table, invert=True)
+            memory.kv.release(request.own_kv[copies])
+            request.own_kv = request.own_kv[~copies]
+        memory.boundary.release(request.own_boundary)
+        request.own_boundary = np.empty(0, np.int32)
 
     def _boundary_row(self, request: Request, level: int, pages: int) -> Pages:
         """Boundary pages at `level` for the whole captured prompt; -1 where the request never had these states."""

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,16 +33,11 @@ class MeasuringPlanner(ReusePlanner):
     """Reuses at most `cut` tokens and stores nothing."""
 
     cut: int = 0
+    stores = False
 
     def reusable(self, request: Request, cached: int) -> int:
         """As in serving, but never past `cut`."""
         return min(self.cut, super().reusable(request, cached))
-
-    def _offer(
-        self, tokens: npt.NDArray[np.int64], namespace: Namespace, depth: int, ratio: float, kv_pages: Pages,
-        boundary_pages: dict[int, Pages],
-    ) -> None:  # fmt: skip
-        return
 
 
 @dataclass(frozen=True, slots=True)

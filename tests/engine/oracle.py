@@ -259,7 +259,9 @@ def answer(
                             assert len(missing) in (0, cut)
                             states[level] = torch.cat([missing, rows])[:whole]
                     cache.capture(prompt[:whole], deep, whole / total, session, states)
-                    if cache.refresh_interval is not None and own < model.num_layers:
+                    if cache.refresh_interval == 1:  # nothing of its own is reused
+                        frozen, own, own_resume = cut, depth, resume
+                    elif cache.refresh_interval is not None and own < model.num_layers:
                         own_resume = states[own]
             elif step == 0 and mode != "none":
                 due = cache is not None and cache.refresh_interval is not None
@@ -335,6 +337,7 @@ def commits(
                 break
             count = n
         count = max(1, count)
+        count += count == len(ranked) - 1  # a mask is not left alone
     else:
         limit = 0.9 if threshold is None else threshold
         gap = min([gap, *(abs(value - limit) for value in ranked)])

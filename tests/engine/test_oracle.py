@@ -136,7 +136,7 @@ def test_bicache_is_dual_with_a_frozen_prompt_and_reuses_what_others_left(
     requests: list[tuple[Sequence[int], int, dict[str, Any]]] = [
         (base, 16, {"threshold": 0.5}),
         (base, 16, {"threshold": 0.5}),  # the same again: its whole prompt is there
-        (base + tokens(9, 2), 16, {"factor": 1.5}),  # a longer one
+        (base + tokens(9, 2), 16, {"factor": 0.8}),  # a longer one
         (base[:13], 8, {"threshold": 0.5}),  # a prefix of what is there
         (base, 72, {"steps": 18}),  # a smaller ratio: a shallower depth
         (base[:10] + tokens(14, 3), 24, {"threshold": 0.7}),  # parts in the middle of a page
