@@ -41,7 +41,7 @@ from benchmarks.scheduling import scheduling
 from benchmarks.server_process import ServerProcess
 from shoal import SamplingParams
 from shoal.provenance import commit, hardware
-from shoal.runtime.engine_config import EngineConfig
+from shoal.runtime.config import EngineConfig
 from shoal.runtime.pipeline_client import PipelineClient
 from shoal.runtime.pipeline_config import PipelineConfig
 from shoal.runtime.service import GenerateInput

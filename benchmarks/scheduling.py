@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.overhead import IN_FLIGHT, Row
 from shoal import SamplingParams
-from shoal.runtime.engine_config import EngineConfig
+from shoal.runtime.config import EngineConfig
 from shoal.runtime.facts import build_scheduler
 from shoal.runtime.null_worker import build_null_worker
 from shoal.runtime.request import Request

@@ -14,9 +14,9 @@ from ..radix_cache.depth_profile import DepthProfile
 from ..radix_cache.errors import RadixCacheError
 from .build_cuda import build_cuda_worker, max_block_length, with_cuda_budget
 from .canvas_slots import MAX_STOP_IDS
+from .config import EngineConfig
 from .cuda_worker import CudaWorker
 from .decoder import Decoder
-from .engine_config import EngineConfig
 from .errors import ConfigError
 from .facts import Facts, build_scheduler
 from .hub import resolve_model_folder

@@ -10,11 +10,11 @@ import torch
 from ..kernels.attention.tiling import most_shared_memory, shared_memory
 from .block_sampler import BlockSampler
 from .canvas_slots import CanvasSlots
+from .config import EngineConfig
 from .cuda_runner import CudaRunner
 from .cuda_worker import CudaWorker
 from .decoder import Decoder
 from .device_arrays import on_device
-from .engine_config import EngineConfig
 from .errors import ConfigError
 from .forward_graphs import ForwardGraphs
 from .gpu_memory import forward_bytes, gpu_budget

@@ -22,8 +22,8 @@ import msgspec
 import zmq
 
 from ..radix_cache.errors import RadixCacheError
+from .config import EngineConfig
 from .endpoints import Endpoints
-from .engine_config import EngineConfig
 from .errors import ShoalError
 from .facts import Facts
 from .inbox import Inbox, Outbox

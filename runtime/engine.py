@@ -17,7 +17,7 @@ from ..radix_cache.errors import LockError
 from ..radix_cache.node import Namespace
 from .build import Parts, build_parts, choose_device
 from .chat_markers import PLAIN, ChatMarkers
-from .engine_config import EngineConfig
+from .config import EngineConfig
 from .engine_loop import EngineLoop, Listener
 from .errors import ConfigError, InvalidRequestError, shorten
 from .intake import Intake, is_single

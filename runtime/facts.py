@@ -9,7 +9,7 @@ from typing import Any
 from ..radix_cache.config import TreeConfig
 from ..radix_cache.depth_profile import DepthProfile
 from .audit import Auditor
-from .engine_config import EngineConfig
+from .config import EngineConfig
 from .memory import Memory, check_fits
 from .model_config import ModelConfig
 from .model_settings import boundary_depths

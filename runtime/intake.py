@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from .engine_config import EngineConfig
+from .config import EngineConfig
 from .errors import InvalidRequestError, ShoalError, shorten
 from .facts import Facts
 from .request import CACHE_MODES, CacheMode, Request

@@ -10,9 +10,9 @@ from typing import Any
 
 from .birthplace import Birthplace
 from .chat_markers import markers_error
+from .config import EngineConfig
 from .daemon_call import in_a_daemon
 from .engine import Engine
-from .engine_config import EngineConfig
 from .errors import CacheInUseError, EngineClosedError, InvalidRequestError, ShoalError, shorten
 from .request import RequestOutput
 from .service import GenerateInput, Message, ServiceInfo, ServiceStatus, State

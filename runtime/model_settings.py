@@ -10,7 +10,7 @@ from ..radix_cache.config import DEFAULT_LAYERS_PER_BAND, TreeConfig
 from ..radix_cache.depth_profile import DepthProfile
 from ..radix_cache.errors import ProfileError
 from .audit import fallback_depths
-from .engine_config import EngineConfig
+from .config import EngineConfig
 from .errors import ConfigError, ModelLoadError
 from .tokenizer import Tokenizer
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from ..radix_cache.config import TreeConfig
-from .engine_config import EngineConfig
+from .config import EngineConfig
 from .facts import Facts
 from .hub import resolve_model_folder
 from .messages import AddRequest, Forward, ForwardItem, Release, StepResult

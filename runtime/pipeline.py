@@ -19,9 +19,9 @@ import msgspec
 
 from .birthplace import Birthplace
 from .child import SPARED_SIGNALS, Spec
+from .config import EngineConfig
+from .cpu_tuning import limit_spinning
 from .endpoints import Endpoints
-from .engine_config import EngineConfig
-from .openmp import limit_spinning
 from .pipeline_config import PipelineConfig
 from .wire import ROLES, Role
 

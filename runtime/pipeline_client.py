@@ -14,8 +14,8 @@ import zmq
 from .birthplace import Birthplace
 from .chat_markers import PLAIN
 from .child import FAILED
+from .config import EngineConfig
 from .daemon_call import in_a_daemon
-from .engine_config import EngineConfig
 from .errors import (
     CacheInUseError,
     EngineClosedError,

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .frontend import *  # noqa: F403
     from .radix_cache.depth_profile import DepthProfile as DepthProfile
+    from .runtime.config import EngineConfig as EngineConfig
     from .runtime.engine import Engine as Engine
-    from .runtime.engine_config import EngineConfig as EngineConfig
     from .runtime.errors import CacheInUseError as CacheInUseError
     from .runtime.errors import ConfigError as ConfigError
     from .runtime.errors import EngineClosedError as EngineClosedError
@@ -39,7 +39,7 @@ _HOME = {
     "DepthProfile": "radix_cache.depth_profile",
     "Engine": "runtime.engine",
     "EngineClosedError": "runtime.errors",
-    "EngineConfig": "runtime.engine_config",
+    "EngineConfig": "runtime.config",
     "EngineError": "runtime.errors",
     "InvalidRequestError": "runtime.errors",
     "ModelLoadError": "runtime.errors",

@@ -50,7 +50,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print shoal's version and exit.")
     ] = False,
 ) -> None:
-    from .runtime.openmp import limit_spinning
+    from .runtime.cpu_tuning import limit_spinning
 
     limit_spinning()
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .runtime.engine_config import EngineConfig
+from .runtime.config import EngineConfig
 from .runtime.errors import ConfigError, ShoalError
 from .runtime.flags import add_flags, given
 from .runtime.hub import local_model_folder
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         configure_logging(server.log_level, server.log_json, server.log_requests)
         service: StartableService
         if server.in_process:
-            from .runtime.openmp import limit_spinning
+            from .runtime.cpu_tuning import limit_spinning
 
             limit_spinning()
             from .runtime.local_service import LocalService

@@ -17,8 +17,8 @@ from torch import Tensor
 from ..radix_cache.depth_profile import DepthProfile
 from ..radix_cache.node import Namespace
 from ..runtime.build import Parts, build_parts
+from ..runtime.config import EngineConfig
 from ..runtime.drift import cached_layer, cosine, relative_error, uncached_pass
-from ..runtime.engine_config import EngineConfig
 from ..runtime.errors import ConfigError, EngineError
 from ..runtime.messages import AddRequest, Forward, ForwardItem, Release
 from ..runtime.request import CacheMode, Pages, Request, RequestOutput

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..provenance import hardware
 from ..radix_cache.depth_profile import DEFAULT_REUSE_MARGIN, DepthProfile
-from ..runtime.engine_config import EngineConfig
+from ..runtime.config import EngineConfig
 from ..runtime.hub import resolve_model_folder
 from ..runtime.model_config import ModelConfig
 from ..runtime.model_digest import model_digest

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.runtime.build import choose_device
+from shoal.runtime.config import EngineConfig
 from shoal.runtime.engine import Engine
-from shoal.runtime.engine_config import EngineConfig
 from shoal.runtime.errors import (
     ConfigError,
     InvalidRequestError,

@@ -10,7 +10,7 @@ import torch
 from shoal.kernels.attention.tiling import shared_memory
 from shoal.runtime import build_cuda
 from shoal.runtime.build_cuda import build_cuda_worker
-from shoal.runtime.engine_config import EngineConfig
+from shoal.runtime.config import EngineConfig
 from shoal.runtime.errors import ConfigError
 
 from .tiny import make_engine, write_model

@@ -16,8 +16,8 @@ import pytest_asyncio
 from shoal.frontend import EngineBackend, driver, function, gen
 from shoal.frontend.backend import Call, Reply
 from shoal.frontend.errors import ProgramEndedError
+from shoal.runtime.config import EngineConfig
 from shoal.runtime.engine import Engine
-from shoal.runtime.engine_config import EngineConfig
 from shoal.runtime.local_service import LocalService
 from shoal.runtime.sampling_params import SamplingParams
 from shoal.runtime.service import GenerateInput

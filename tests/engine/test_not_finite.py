@@ -9,8 +9,8 @@ import pytest
 import torch
 from fastapi import FastAPI
 
+from shoal.runtime.config import EngineConfig
 from shoal.runtime.engine import Engine
-from shoal.runtime.engine_config import EngineConfig
 from shoal.runtime.errors import EngineError
 from shoal.runtime.http.app import create_app
 from shoal.runtime.local_service import LocalService

@@ -11,7 +11,7 @@ import torch
 from shoal.radix_cache.config import TreeConfig
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.runtime import build_cuda
-from shoal.runtime.engine_config import EngineConfig
+from shoal.runtime.config import EngineConfig
 from shoal.runtime.errors import ConfigError
 from shoal.runtime.model_settings import boundary_depths, pool_sizes
 from shoal.runtime.sampling_params import SamplingParams

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from shoal.runtime.engine_config import EngineConfig
+from shoal.runtime.config import EngineConfig
 from shoal.runtime.pipeline_client import PipelineClient
 from shoal.runtime.pipeline_config import PipelineConfig
 from shoal.runtime.request import RequestOutput

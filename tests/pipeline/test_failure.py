@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from shoal.runtime.child import SPARED_SIGNALS, Spec
-from shoal.runtime.engine_config import EngineConfig
+from shoal.runtime.config import EngineConfig
 from shoal.runtime.errors import ConfigError, EngineClosedError, EngineError, ModelLoadError, QueueFullError
 from shoal.runtime.local_service import LocalService
 from shoal.runtime.pipeline import Pipeline

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.runtime.openmp import SPIN_COUNT, limit_spinning
+from shoal.runtime.cpu_tuning import SPIN_COUNT, limit_spinning
 
 from .running import running
 

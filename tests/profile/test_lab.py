@@ -11,8 +11,8 @@ from shoal.profile.data import Row
 from shoal.profile.lab import Lab
 from shoal.profile.measure import Measurer, edit_distance
 from shoal.profile.plan import Unit
+from shoal.runtime.config import EngineConfig
 from shoal.runtime.drift import cached_layer, uncached_pass
-from shoal.runtime.engine_config import EngineConfig
 from shoal.runtime.sampling_params import SamplingParams
 
 from ..engine.test_cuda_worker import on_cuda_path

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shoal.runtime.engine_config import EngineConfig
+from shoal.runtime.config import EngineConfig
 from shoal.runtime.flags import markdown_table
 from shoal.runtime.pipeline_config import PipelineConfig
 from shoal.runtime.server_config import ServerConfig

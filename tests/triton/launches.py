@@ -32,8 +32,8 @@ from shoal.runtime import loader
 from shoal.runtime.block_sampler import BlockSampler
 from shoal.runtime.build_cuda import build_cuda_worker
 from shoal.runtime.canvas_slots import CanvasSlots
+from shoal.runtime.config import EngineConfig
 from shoal.runtime.cuda_worker import CudaWorker
-from shoal.runtime.engine_config import EngineConfig
 from shoal.runtime.forward_graphs import ForwardGraphs
 from shoal.runtime.kv_pool import BoundaryPool, KVPool
 from shoal.runtime.messages import AddRequest, Forward, ForwardItem, Release
