@@ -30,7 +30,7 @@ from shoal import Engine
 from shoal.provenance import commit, hardware
 from shoal.runtime.cuda_worker import CudaWorker
 from shoal.runtime.messages import AddRequest, Forward, ForwardItem, Release
-from shoal.runtime.model_config import ModelConfig
+from shoal.runtime.model.config import ModelConfig
 from shoal.runtime.refresh_plan import plan_refresh
 from shoal.runtime.sampling_params import SamplingParams
 

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .decoder import Decoder
 from .drift import cached_layer, cosine, relative_error, uncached_pass
 from .kv_pool import KVPool
 from .messages import AuditReport, ForwardItem, StepResult
+from .model.decoder import Decoder
 
 logger = logging.getLogger(__name__)
 

@@ -16,14 +16,13 @@ from .build_cuda import build_cuda_worker, max_block_length, with_cuda_budget
 from .canvas_slots import MAX_STOP_IDS
 from .config import EngineConfig
 from .cuda_worker import CudaWorker
-from .decoder import Decoder
 from .errors import ConfigError
 from .facts import Facts, build_scheduler
-from .hub import resolve_model_folder
 from .kv_pool import BoundaryPool, KVPool
-from .loader import load_model
-from .model_runner import ModelRunner
-from .model_settings import (
+from .model.decoder import Decoder
+from .model.hub import resolve_model_folder
+from .model.loader import load_model
+from .model.settings import (
     boundary_depths,
     default_block_length,
     layers_of_band,
@@ -31,6 +30,7 @@ from .model_settings import (
     load_tokenizer,
     pool_sizes,
 )
+from .model_runner import ModelRunner
 from .reuse import ReusePlanner
 from .scheduler import Scheduler
 from .tokenizer import Tokenizer

@@ -13,13 +13,13 @@ from .canvas_slots import CanvasSlots
 from .config import EngineConfig
 from .cuda_runner import CudaRunner
 from .cuda_worker import CudaWorker
-from .decoder import Decoder
 from .device_arrays import on_device
 from .errors import ConfigError
 from .forward_graphs import ForwardGraphs
 from .gpu_memory import forward_bytes, gpu_budget
 from .kv_pool import BoundaryPool, KVPool
-from .model_config import ModelConfig
+from .model.config import ModelConfig
+from .model.decoder import Decoder
 
 logger = logging.getLogger(__name__)
 MAX_BLOCK_LENGTH = 128

@@ -9,9 +9,9 @@ from ..kernels.attention.groups import SharedGroups
 from ..kernels.attention.tiling import num_sms
 from ..kernels.layers.embed import embed
 from .canvas_slots import CanvasSlots
-from .decoder import Decoder
 from .fused_layers import FusedLayers
 from .kv_pool import BoundaryPool, KVPool
+from .model.decoder import Decoder
 from .refresh_plan import RefreshPlan
 from .row_layout import Layout
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..kernels.attention.dense import gather_kv_reference, ragged_attention_reference
-from .decoder import Decoder
 from .kv_pool import KVPool
+from .model.decoder import Decoder
 
 Visit = Callable[[int, Tensor, Tensor], None]
 """(layer, k, v): the fresh keys (rotated) and values of a layer, each [tokens, kv_heads, head_dim]."""

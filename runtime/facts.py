@@ -11,8 +11,8 @@ from ..radix_cache.depth_profile import DepthProfile
 from .audit import Auditor
 from .config import EngineConfig
 from .memory import Memory, check_fits
-from .model_config import ModelConfig
-from .model_settings import boundary_depths
+from .model.config import ModelConfig
+from .model.settings import boundary_depths
 from .reuse import ReusePlanner
 from .scheduler import Scheduler, WorkerLink
 from .service import ServiceInfo

@@ -18,9 +18,9 @@ from ..kernels.layers.rms_norm import rms_norm
 from ..kernels.layers.rope import rope_table
 from ..kernels.layers.row_norm import RowNorm
 from ..kernels.layers.swiglu import swiglu
-from .decoder import Decoder
 from .kv_pool import KVPool
-from .linear import Linear
+from .model.decoder import Decoder
+from .model.linear import Linear
 from .row_layout import Layout
 
 _FEW_ROWS = 128

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from .errors import ConfigError
-from .model_config import ModelConfig
+from .model.config import ModelConfig
 
 _GRAPHS = 1 << 30
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..kernels.attention.dense import paged_attention_reference, ragged_attention_reference, write_kv_reference
-from .decoder import Decoder
 from .dense_kv import DenseKV
 from .kv_pool import BoundaryPool, KVPool
 from .messages import ForwardItem, Pages
+from .model.decoder import Decoder
 
 
 @dataclass(slots=True)

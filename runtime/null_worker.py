@@ -10,10 +10,10 @@ import numpy as np
 from ..radix_cache.config import TreeConfig
 from .config import EngineConfig
 from .facts import Facts
-from .hub import resolve_model_folder
 from .messages import AddRequest, Forward, ForwardItem, Release, StepResult
-from .model_config import ModelConfig
-from .model_settings import boundary_depths, default_block_length, layers_of_band, load_profile, pool_sizes
+from .model.config import ModelConfig
+from .model.hub import resolve_model_folder
+from .model.settings import boundary_depths, default_block_length, layers_of_band, load_profile, pool_sizes
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from .errors import (
     WireError,
 )
 from .facts import Facts
-from .hub import resolve_model_folder
 from .inbox import Inbox, Outbox
+from .model.hub import resolve_model_folder
 from .output_stream import OutputStream
 from .pipeline import Pipeline, child_config, how_it_ended
 from .pipeline_config import PipelineConfig

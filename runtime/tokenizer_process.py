@@ -13,7 +13,7 @@ from .errors import InvalidRequestError, ShoalError
 from .facts import Facts
 from .inbox import Inbox, Outbox
 from .intake import Intake
-from .model_settings import load_tokenizer
+from .model.settings import load_tokenizer
 from .text_parts import TextPart
 from .wire import (
     Abort,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from .runtime.config import EngineConfig
 from .runtime.errors import ConfigError, ShoalError
 from .runtime.flags import add_flags, given
-from .runtime.hub import local_model_folder
-from .runtime.model_config import ModelConfig
+from .runtime.model.config import ModelConfig
+from .runtime.model.hub import local_model_folder
 from .runtime.pipeline_config import PipelineConfig
 from .runtime.server_config import ServerConfig
 from .runtime.tokenizer import check_tokenizer_files

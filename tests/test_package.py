@@ -251,7 +251,7 @@ def test_wheel_and_sdist_are_complete(tmp_path):
     for folder in FOLDERS:
         (tree / "shoal" / folder).symlink_to(Path("..", folder))
     wanted = contents() | {"shoal/py.typed"}
-    assert {"shoal/runtime/decoder.py", "shoal/radix_cache/tree.py", "shoal/shop/model/config.json"} <= wanted
+    assert {"shoal/runtime/model/decoder.py", "shoal/radix_cache/tree.py", "shoal/shop/model/config.json"} <= wanted
 
     sdist = build("sdist", tree, tmp_path)
     with tarfile.open(sdist) as archive:

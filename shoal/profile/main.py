@@ -17,10 +17,10 @@ from .. import __version__
 from ..provenance import hardware
 from ..radix_cache.depth_profile import DEFAULT_REUSE_MARGIN, DepthProfile
 from ..runtime.config import EngineConfig
-from ..runtime.hub import resolve_model_folder
-from ..runtime.model_config import ModelConfig
-from ..runtime.model_digest import model_digest
-from ..runtime.model_settings import default_block_length, layers_of_band, load_tokenizer
+from ..runtime.model.config import ModelConfig
+from ..runtime.model.digest import model_digest
+from ..runtime.model.hub import resolve_model_folder
+from ..runtime.model.settings import default_block_length, layers_of_band, load_tokenizer
 from ..runtime.sampling_params import SamplingParams
 from .choice import Cell, Limits, choose, has_answers, make_cells
 from .data import data_digest, load_groups

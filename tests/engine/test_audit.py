@@ -16,10 +16,10 @@ from shoal.runtime.audit import DEFAULT_TOLERANCE, PROFILE_SLACK, Auditor, fallb
 from shoal.runtime.drift import cosine, relative_error
 from shoal.runtime.engine import Engine
 from shoal.runtime.errors import ConfigError, EngineError
-from shoal.runtime.hub import resolve_model_folder
 from shoal.runtime.memory import Memory
 from shoal.runtime.messages import AuditReport
-from shoal.runtime.model_digest import model_digest
+from shoal.runtime.model.digest import model_digest
+from shoal.runtime.model.hub import resolve_model_folder
 from shoal.runtime.sampling_params import SamplingParams
 from shoal.shop.task import KINDS, chat, make_list, make_question
 

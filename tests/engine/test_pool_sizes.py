@@ -13,7 +13,7 @@ from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.runtime import build_cuda
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.errors import ConfigError
-from shoal.runtime.model_settings import boundary_depths, pool_sizes
+from shoal.runtime.model.settings import boundary_depths, pool_sizes
 from shoal.runtime.sampling_params import SamplingParams
 
 from .tiny import all_pages, free_pages, make_engine, tokens, write_profile

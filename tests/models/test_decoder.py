@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal.runtime import linear
-from shoal.runtime.decoder import Decoder
-from shoal.runtime.loader import load_model
-from shoal.runtime.model_config import ModelConfig
+from shoal.runtime.model import linear
+from shoal.runtime.model.config import ModelConfig
+from shoal.runtime.model.decoder import Decoder
+from shoal.runtime.model.loader import load_model
 
 from .checkpoints import write_folder
 from .oracle import DREAM_TINY, LLADA_TINY, oracle_logits, random_state_dict

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from shoal.runtime.errors import ModelLoadError
-from shoal.runtime.hub import bundled_model_folder, local_model_folder, resolve_model_folder
-from shoal.runtime.loader import load_model
+from shoal.runtime.model.hub import bundled_model_folder, local_model_folder, resolve_model_folder
+from shoal.runtime.model.loader import load_model
 
 
 def test_an_existing_folder_is_used_as_it_is(tmp_path):

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shoal.runtime import model_digest as digest_module
 from shoal.runtime.errors import ModelLoadError
-from shoal.runtime.loader import load_model
-from shoal.runtime.model_config import LLADA_8B, ModelConfig
-from shoal.runtime.model_digest import model_digest
-from shoal.runtime.safetensors_folder import INDEX_FILE, SINGLE_FILE, SafetensorsFolder
+from shoal.runtime.model import digest as digest_module
+from shoal.runtime.model.config import LLADA_8B, ModelConfig
+from shoal.runtime.model.digest import model_digest
+from shoal.runtime.model.loader import load_model
+from shoal.runtime.model.safetensors_folder import INDEX_FILE, SINGLE_FILE, SafetensorsFolder
 
 from .checkpoints import write_folder
 from .oracle import DREAM_TINY, LLADA_TINY, random_state_dict

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from shoal.runtime.errors import ModelLoadError
-from shoal.runtime.model_config import DREAM_7B, LLADA_8B, ModelConfig
+from shoal.runtime.model.config import DREAM_7B, LLADA_8B, ModelConfig
 
 from .oracle import DREAM_TINY, LLADA_TINY
 

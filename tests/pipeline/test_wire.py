@@ -16,7 +16,7 @@ from shoal.runtime import errors, wire
 from shoal.runtime.errors import InvalidRequestError, PoolTooSmallError, ShoalError, WireError
 from shoal.runtime.facts import Facts
 from shoal.runtime.messages import AddRequest, AuditReport, Forward, ForwardItem, Release, StepResult
-from shoal.runtime.model_config import ModelConfig
+from shoal.runtime.model.config import ModelConfig
 from shoal.runtime.sampling_params import SamplingParams
 from shoal.runtime.wire import Codec
 from shoal.runtime.wire_errors import pack_error, unpack_error

@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from shoal.runtime.hub import bundled_model_folder
-from shoal.runtime.model_config import ModelConfig
+from shoal.runtime.model.config import ModelConfig
+from shoal.runtime.model.hub import bundled_model_folder
 from shoal.shop.evaluate import accuracy, reuse_accuracy
 from shoal.shop.network import SHOP_CONFIG, Network
 

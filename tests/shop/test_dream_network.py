@@ -6,8 +6,8 @@ import json
 
 import torch
 
-from shoal.runtime.model_config import ModelConfig
-from shoal.runtime.weight_names import tensor_shapes
+from shoal.runtime.model.config import ModelConfig
+from shoal.runtime.model.weight_names import tensor_shapes
 from shoal.shop.dream_network import SHOP_DREAM_CONFIG, DreamNetwork
 from shoal.shop.publish import publish
 from shoal.shop.recipe import RECIPES

@@ -7,7 +7,7 @@ import json
 import torch
 from safetensors import safe_open
 
-from shoal.runtime.model_config import ModelConfig
+from shoal.runtime.model.config import ModelConfig
 from shoal.shop import publish
 from shoal.shop.network import SHOP_CONFIG, Network
 

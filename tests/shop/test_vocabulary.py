@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from shoal.runtime.hub import bundled_model_folder
+from shoal.runtime.model.hub import bundled_model_folder
 from shoal.shop import vocabulary
 from shoal.shop.evaluate import render
 from shoal.shop.task import KINDS, MAX_ITEMS, MAX_PER_COLOUR, NOUNS, chat, make_list, make_question

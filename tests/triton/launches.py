@@ -28,7 +28,6 @@ from triton.runtime.jit import JITFunction
 from shoal.kernels import dispatch
 from shoal.kernels.attention import gpu
 from shoal.kernels.attention.groups import SharedGroups
-from shoal.runtime import loader
 from shoal.runtime.block_sampler import BlockSampler
 from shoal.runtime.build_cuda import build_cuda_worker
 from shoal.runtime.canvas_slots import CanvasSlots
@@ -37,7 +36,8 @@ from shoal.runtime.cuda_worker import CudaWorker
 from shoal.runtime.forward_graphs import ForwardGraphs
 from shoal.runtime.kv_pool import BoundaryPool, KVPool
 from shoal.runtime.messages import AddRequest, Forward, ForwardItem, Release
-from shoal.runtime.model_config import Architecture, ModelConfig
+from shoal.runtime.model import loader
+from shoal.runtime.model.config import Architecture, ModelConfig
 from shoal.runtime.sampling_params import SamplingParams
 from tests.triton.compile_kernels import TargetOnly
 

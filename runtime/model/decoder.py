@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.layers.rms_norm import rms_norm
-from ..kernels.layers.rope import apply_rope, rope_table
-from ..kernels.layers.swiglu import swiglu
+from ...kernels.layers.rms_norm import rms_norm
+from ...kernels.layers.rope import apply_rope, rope_table
+from ...kernels.layers.swiglu import swiglu
+from .config import ModelConfig
 from .linear import Linear
-from .model_config import ModelConfig
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer index, q [n, num_heads, head_dim], k and v [T, num_kv_heads, head_dim]) -> [n, num_heads, head_dim];

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, NoReturn
 
-from .errors import ModelLoadError, shorten
+from ..errors import ModelLoadError, shorten
 
 _REQUIRED: Any = object()
 

@@ -6,13 +6,13 @@ import json
 import logging
 from pathlib import Path
 
-from ..radix_cache.config import DEFAULT_LAYERS_PER_BAND, TreeConfig
-from ..radix_cache.depth_profile import DepthProfile
-from ..radix_cache.errors import ProfileError
-from .audit import fallback_depths
-from .config import EngineConfig
-from .errors import ConfigError, ModelLoadError
-from .tokenizer import Tokenizer
+from ...radix_cache.config import DEFAULT_LAYERS_PER_BAND, TreeConfig
+from ...radix_cache.depth_profile import DepthProfile
+from ...radix_cache.errors import ProfileError
+from ..audit import fallback_depths
+from ..config import EngineConfig
+from ..errors import ConfigError, ModelLoadError
+from ..tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 PROFILE_FILE = "depth_profile.json"
@@ -57,7 +57,7 @@ def load_profile(
         try:
             digest = None
             if check_model:
-                from .model_digest import model_digest  # imports torch
+                from .digest import model_digest  # imports torch
 
                 digest = model_digest(folder)
             profile = DepthProfile.load(path, num_layers=num_layers, model_digest=digest)

@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .cpu_memory import keep_freed_memory
+from ..cpu_memory import keep_freed_memory
+from ..errors import ModelLoadError
+from .config import ModelConfig
 from .decoder import Decoder, LayerWeights
-from .errors import ModelLoadError
 from .hub import resolve_model_folder
 from .linear import Linear
-from .model_config import ModelConfig
 from .safetensors_folder import SafetensorsFolder
 from .weight_names import WEIGHT_NAMES, is_ignorable, tensor_shapes
 

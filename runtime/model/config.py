@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import ModelLoadError
 from .config_fields import Fields
-from .errors import ModelLoadError
 
 Architecture = Literal["llada", "dream"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .errors import ModelLoadError, shorten
+from ..errors import ModelLoadError, shorten
 
 BUNDLED_MODEL = "shop"
 _ACCEPTED = "a model folder, 'shop' (the bundled model), or a Hugging Face Hub id 'organisation/name'"
@@ -17,7 +17,7 @@ _ETAG_TIMEOUT_S = 5.0
 
 def bundled_model_folder() -> Path:
     """Where the bundled model lies in the installed package; it may not exist."""
-    return Path(__file__).parent.parent / "shop" / "model"
+    return Path(__file__).parents[2] / "shop" / "model"
 
 
 def resolve_model_folder(path_or_id: str | Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from .model_config import ModelConfig
+from .config import ModelConfig
 from .safetensors_folder import SafetensorsFolder
 
 _FULL_BYTES = 1_000_000_000

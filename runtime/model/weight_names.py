@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .model_config import ModelConfig
+from .config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
