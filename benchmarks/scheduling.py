@@ -13,7 +13,7 @@ from shoal.runtime.config import EngineConfig
 from shoal.runtime.facts import build_scheduler
 from shoal.runtime.null_worker import build_null_worker
 from shoal.runtime.request import Request
-from shoal.runtime.text_stream import TextStream
+from shoal.runtime.text.stream import TextStream
 from shoal.runtime.wire import Codec, FromWorker, Results, Run, ToWorker
 
 BLOCK = 32

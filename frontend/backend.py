@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..runtime.chat_markers import ChatMarkers
 from ..runtime.sampling_params import SamplingParams
-from ..runtime.text_parts import TextPart
+from ..runtime.text.chat_markers import ChatMarkers
+from ..runtime.text.parts import TextPart
 
 
 @dataclass(frozen=True, slots=True)

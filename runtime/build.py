@@ -33,7 +33,7 @@ from .model.settings import (
 from .model_runner import ModelRunner
 from .reuse import ReusePlanner
 from .scheduler import Scheduler
-from .tokenizer import Tokenizer
+from .text.tokenizer import Tokenizer
 from .worker import Worker
 
 

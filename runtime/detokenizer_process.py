@@ -9,9 +9,9 @@ import msgspec
 
 from .child import Child
 from .inbox import Inbox
-from .running_text import Decodes
-from .text_stream import TextStream
-from .token_decoder import load_decoder
+from .text.decoder import load_decoder
+from .text.running import Decodes
+from .text.stream import TextStream
 from .wire import Ask, Begin, Output, Outputs, ToDetokenizer
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ import torch
 from ..radix_cache.errors import LockError
 from ..radix_cache.node import Namespace
 from .build import Parts, build_parts, choose_device
-from .chat_markers import PLAIN, ChatMarkers
 from .config import EngineConfig
 from .engine_loop import EngineLoop, Listener
 from .errors import ConfigError, InvalidRequestError, shorten
@@ -26,7 +25,8 @@ from .sampling_params import SamplingParams
 from .score_groups import WARM_UP, score_groups
 from .scoring import ScoreMethod, ScoreOutput
 from .service import Prompt
-from .text_parts import TextPart
+from .text.chat_markers import PLAIN, ChatMarkers
+from .text.parts import TextPart
 
 logger = logging.getLogger(__name__)
 DEFAULT_SCORE_METHOD: ScoreMethod = "pseudo"

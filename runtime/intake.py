@@ -16,9 +16,9 @@ from .facts import Facts
 from .request import CACHE_MODES, CacheMode, Request
 from .sampling_params import SamplingParams
 from .service import Message, Prompt
-from .text_parts import TextPart
-from .text_stream import TextStream
-from .tokenizer import Tokenizer
+from .text.parts import TextPart
+from .text.stream import TextStream
+from .text.tokenizer import Tokenizer
 
 __all__ = ["Intake", "Prompt", "is_single"]
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from .birthplace import Birthplace
-from .chat_markers import markers_error
 from .config import EngineConfig
 from .daemon_call import in_a_daemon
 from .engine import Engine
@@ -17,7 +16,8 @@ from .errors import CacheInUseError, EngineClosedError, InvalidRequestError, Sho
 from .request import RequestOutput
 from .service import GenerateInput, Message, ServiceInfo, ServiceStatus, State
 from .stats import SchedulerStats
-from .text_parts import TextPart
+from .text.chat_markers import markers_error
+from .text.parts import TextPart
 from .worker_trace import TraceOptions
 
 _POLL_S = 0.02

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import zmq
 
 from .birthplace import Birthplace
-from .chat_markers import PLAIN
 from .child import FAILED
 from .config import EngineConfig
 from .daemon_call import in_a_daemon
@@ -35,7 +34,8 @@ from .questions import Questions
 from .request import RequestOutput
 from .service import GenerateInput, Message, ServiceInfo, ServiceStatus
 from .stats import SchedulerStats
-from .text_parts import TextPart
+from .text.chat_markers import PLAIN
+from .text.parts import TextPart
 from .wire import (
     ROLES,
     Abort,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..radix_cache.match import Match
 from .errors import ShoalError
 from .sampling_params import SamplingParams
-from .text_stream import TextStream
+from .text.stream import TextStream
 
 CacheMode = Literal["none", "prefix", "dual", "lm", "bicache"]
 CACHE_MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache")

@@ -19,10 +19,10 @@ from .facts import Facts, build_scheduler
 from .inbox import Inbox, Outbox
 from .messages import AddRequest, Forward, Release, StepResult
 from .request import Request
-from .running_text import Decodes
 from .scheduler import Scheduler
-from .text_stream import TextStream
-from .token_decoder import load_decoder
+from .text.decoder import load_decoder
+from .text.running import Decodes
+from .text.stream import TextStream
 from .wire import (
     Abort,
     Accepted,

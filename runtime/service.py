@@ -6,11 +6,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from .chat_markers import PLAIN
 from .request import CacheMode, RequestOutput
 from .sampling_params import SamplingParams
 from .stats import SchedulerStats
-from .text_parts import TextPart
+from .text.chat_markers import PLAIN
+from .text.parts import TextPart
 from .worker_trace import TraceOptions
 
 Message = Mapping[str, Any]

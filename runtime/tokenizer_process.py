@@ -7,14 +7,14 @@ import os
 import sys
 from typing import Any
 
-from .chat_markers import PLAIN, markers_error
 from .child import Child
 from .errors import InvalidRequestError, ShoalError
 from .facts import Facts
 from .inbox import Inbox, Outbox
 from .intake import Intake
 from .model.settings import load_tokenizer
-from .text_parts import TextPart
+from .text.chat_markers import PLAIN, markers_error
+from .text.parts import TextPart
 from .wire import (
     Abort,
     Accepted,

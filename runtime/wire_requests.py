@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import InvalidRequestError, shorten
 from .service import GenerateInput
-from .text_parts import TextPart
+from .text.parts import TextPart
 from .wire import Generate, Tokenize
 
 

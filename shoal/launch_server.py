@@ -16,7 +16,7 @@ from .runtime.model.config import ModelConfig
 from .runtime.model.hub import local_model_folder
 from .runtime.pipeline_config import PipelineConfig
 from .runtime.server_config import ServerConfig
-from .runtime.tokenizer import check_tokenizer_files
+from .runtime.text.tokenizer import check_tokenizer_files
 from .runtime.worker_trace import why_not_writable
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.chat_markers import ChatMarkers
 from ...runtime.sampling_params import SamplingParams
-from ...runtime.text_parts import TextPart
+from ...runtime.text.chat_markers import ChatMarkers
+from ...runtime.text.parts import TextPart
 from ..backend import Call, Filled, Reply, Scored
 from .figures import figures_of
 

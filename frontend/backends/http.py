@@ -7,8 +7,8 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.chat_markers import ChatMarkers
-from ...runtime.text_parts import TextPart
+from ...runtime.text.chat_markers import ChatMarkers
+from ...runtime.text.parts import TextPart
 from .. import driver
 from ..backend import Call, Filled, Reply, Scored
 from ..errors import ServerError

@@ -19,7 +19,7 @@ from sglang.lang.backend.base_backend import BaseBackend
 from sglang.lang.chat_template import ChatTemplate
 from sglang.lang.choices import ChoicesDecision
 
-from ...runtime.text_parts import TextPart
+from ...runtime.text.parts import TextPart
 from .. import driver
 from ..backend import Backend, Call, Reply
 from ..errors import UnsupportedError

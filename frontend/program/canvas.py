@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ...runtime.chat_markers import ChatMarkers
 from ...runtime.errors import shorten
-from ...runtime.text_parts import TextPart
+from ...runtime.text.chat_markers import ChatMarkers
+from ...runtime.text.parts import TextPart
 from ..backend import Backend, Call, Reply
 from ..errors import ExpressionError
 from ..language.expressions import Expression, Fill, Gen, RoleBegin, RoleEnd, Text

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...runtime.sampling_params import SamplingParams
-from ...runtime.text_parts import TextPart
+from ...runtime.text.parts import TextPart
 from ..backend import Call, Reply
 from ..errors import ExpressionError, Location, ProgramError
 from ..language.expressions import Expression, Fill, Gen, RoleBegin, RoleEnd, Select, Text, names_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...runtime.text_parts import TextPart
+from ...runtime.text.parts import TextPart
 from ..backend import Backend
 
 

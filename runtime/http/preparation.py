@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 
 from ..service import Prompt, Service
-from ..text_parts import TextPart, as_parts
+from ..text.parts import TextPart, as_parts
 from .cost import check_work, is_within_model
 from .inputs import Batch
 from .state import ServerState

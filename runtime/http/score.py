@@ -14,7 +14,7 @@ from ..request import RequestOutput
 from ..sampling_params import SamplingParams
 from ..scoring import MAX_CHOICES, ScoreOutput, ScorePlan
 from ..service import GenerateInput
-from ..text_parts import as_parts
+from ..text.parts import as_parts
 from .errors import bad_request
 from .inputs import check_unicode, routing_of, single_rid
 from .preparation import encode_all

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
-from ..text_parts import TextPart, as_parts
+from ..text.parts import TextPart, as_parts
 from .errors import bad_request
 from .inputs import chat_messages, check_unicode
 from .replies import JSONReply

@@ -12,7 +12,7 @@ from ...radix_cache.errors import ProfileError
 from ..audit import fallback_depths
 from ..config import EngineConfig
 from ..errors import ConfigError, ModelLoadError
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 PROFILE_FILE = "depth_profile.json"

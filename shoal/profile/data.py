@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import ConfigError, ShoalError, shorten
-from ..runtime.tokenizer import Tokenizer
+from ..runtime.text.tokenizer import Tokenizer
 
 _PROMPTS = ("messages", "prompt", "tokens")
 _OTHERS = ("answer", "kind", "group")

@@ -24,7 +24,7 @@ from ..runtime.messages import AddRequest, Forward, ForwardItem, Release
 from ..runtime.request import CacheMode, Pages, Request, RequestOutput
 from ..runtime.reuse import ReusePlanner
 from ..runtime.sampling_params import SamplingParams
-from ..runtime.text_stream import TextStream
+from ..runtime.text.stream import TextStream
 
 Tokens = Sequence[int]
 

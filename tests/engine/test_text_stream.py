@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from shoal.runtime.detokenizer_process import Detokenizer
-from shoal.runtime.running_text import RunningText
-from shoal.runtime.text_stream import TextStream
+from shoal.runtime.text.running import RunningText
+from shoal.runtime.text.stream import TextStream
 from shoal.runtime.wire import Output
 
 SPECIAL = ["<|end|>", "<|mask|>"]

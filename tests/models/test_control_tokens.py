@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from shoal.runtime.chat_template import ROLES
 from shoal.runtime.errors import InvalidRequestError
-from shoal.runtime.text_parts import Marks, TextPart
-from shoal.runtime.tokenizer import Tokenizer
+from shoal.runtime.text.chat_template import ROLES
+from shoal.runtime.text.parts import Marks, TextPart
+from shoal.runtime.text.tokenizer import Tokenizer
 
 SHOP = Path(__file__).parents[2] / "shoal" / "shop" / "model"
 LLADA = (

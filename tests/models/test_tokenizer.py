@@ -9,9 +9,9 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from shoal.runtime.chat_markers import PLAIN, ChatMarkers
 from shoal.runtime.errors import InvalidRequestError, ModelLoadError
-from shoal.runtime.tokenizer import Tokenizer
+from shoal.runtime.text.chat_markers import PLAIN, ChatMarkers
+from shoal.runtime.text.tokenizer import Tokenizer
 
 from .oracle import DREAM_TINY
 

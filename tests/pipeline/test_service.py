@@ -10,7 +10,6 @@ from contextlib import aclosing
 import pytest
 import zmq
 
-from shoal.runtime.chat_markers import ChatMarkers
 from shoal.runtime.endpoints import NAMES
 from shoal.runtime.errors import (
     CacheInUseError,
@@ -21,6 +20,7 @@ from shoal.runtime.errors import (
     RequestTimeoutError,
 )
 from shoal.runtime.pipeline_client import PipelineClient
+from shoal.runtime.text.chat_markers import ChatMarkers
 
 from ..engine.tiny import write_model
 from .running import PROMPT, arrived, collect, held, last, request, running, until, until_running, wait_idle

@@ -8,7 +8,7 @@ import pytest
 
 from shoal.profile.data import data_digest, load_groups
 from shoal.runtime.errors import ConfigError
-from shoal.runtime.tokenizer import Tokenizer
+from shoal.runtime.text.tokenizer import Tokenizer
 from shoal.shop import data as shop_data
 from shoal.shop import vocabulary
 from shoal.shop.evaluate import render

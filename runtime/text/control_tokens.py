@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from .errors import InvalidRequestError, shorten
-from .text_parts import Marks, TextPart
+from ..errors import InvalidRequestError, shorten
+from .parts import Marks, TextPart
 
 
 class Span(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .errors import InvalidRequestError, ModelLoadError, ShoalError
+from ..errors import InvalidRequestError, ModelLoadError, ShoalError
 
 Render = Callable[[Sequence[dict[str, str]], bool], str]
 """(messages, add_generation_prompt) -> text; raises ShoalError, naming the template, when that refuses."""

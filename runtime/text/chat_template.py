@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..errors import InvalidRequestError, ModelLoadError, ShoalError, shorten
 from .control_tokens import ControlTokens
-from .errors import InvalidRequestError, ModelLoadError, ShoalError, shorten
-from .text_parts import NO_MARKS, Marks, strings
+from .parts import NO_MARKS, Marks, strings
 
 Message = Mapping[str, Any]
 """One chat message: `role` and `content`, as in OpenAI's API."""

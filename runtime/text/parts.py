@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .errors import InvalidRequestError
+from ..errors import InvalidRequestError
 
 _ESCAPED = re.compile(r"\\u[0-9A-Fa-f]{4}")
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))

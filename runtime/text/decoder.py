@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 
-from .errors import ModelLoadError
-from .running_text import Decodes
+from ..errors import ModelLoadError
+from .running import Decodes
 
 
 class TokenDecoder:

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..errors import ModelLoadError
 from .chat_markers import PLAIN, ChatMarkers, chat_markers
 from .chat_template import ChatTemplate, Message
 from .control_tokens import ControlTokens
-from .errors import ModelLoadError
-from .text_parts import TextPart
+from .parts import TextPart
 
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 

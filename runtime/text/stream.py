@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from .running_text import UNFINISHED, Decodes, RunningText
+from .running import UNFINISHED, Decodes, RunningText
 
 
 class TextStream:

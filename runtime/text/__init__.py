@@ -1,0 +1,1 @@
+"""Text: tokenizers, text that grows, chat markers."""
