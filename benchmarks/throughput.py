@@ -39,8 +39,8 @@ from benchmarks.table import Table
 from shoal import Engine, SamplingParams
 from shoal.provenance import commit, hardware
 from shoal.runtime.cuda_worker import CudaWorker
-from shoal.runtime.messages import ForwardItem
-from shoal.runtime.request import CacheMode, Request
+from shoal.runtime.request.forward import ForwardItem
+from shoal.runtime.request.request import CacheMode, Request
 from shoal.runtime.reuse import ReusePlanner
 
 BLOCK, QUESTION = 32, 100

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..runtime.sampling_params import SamplingParams
+from ..runtime.request.sampling_params import SamplingParams
 from ..runtime.text.chat_markers import ChatMarkers
 from ..runtime.text.parts import TextPart
 
@@ -54,7 +54,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores of choices: for each, one for each of its tokens (runtime/scoring.py has the formulas)."""
+    """Scores of choices: for each, one for each of its tokens (runtime/request/scoring.py has the formulas)."""
 
     token_scores: tuple[tuple[float, ...], ...]
     meta: dict[str, Any] = field(default_factory=dict)

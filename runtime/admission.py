@@ -10,7 +10,7 @@ from ..radix_cache.tree import RadixTree
 from .errors import QueueFullError
 from .memory import Memory
 from .policy import admission_order, victims
-from .request import Request
+from .request.request import Request
 from .reuse import ReusePlanner
 
 

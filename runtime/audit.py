@@ -12,8 +12,8 @@ import numpy as np
 from ..radix_cache.match import Match
 from ..radix_cache.node import Node
 from .memory import Memory
-from .messages import AuditReport
-from .request import Request
+from .request.forward import AuditReport
+from .request.request import Request
 
 logger = logging.getLogger(__name__)
 

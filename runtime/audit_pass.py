@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .drift import cached_layer, cosine, relative_error, uncached_pass
 from .kv_pool import KVPool
-from .messages import AuditReport, ForwardItem, StepResult
 from .model.decoder import Decoder
+from .request.forward import AuditReport, ForwardItem, StepResult
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from .canvas_slots import MAX_STOP_IDS
 from .config import EngineConfig
 from .cuda_worker import CudaWorker
 from .errors import ConfigError
-from .facts import Facts, build_scheduler
 from .kv_pool import BoundaryPool, KVPool
 from .model.decoder import Decoder
 from .model.hub import resolve_model_folder
@@ -31,6 +30,7 @@ from .model.settings import (
     pool_sizes,
 )
 from .model_runner import ModelRunner
+from .request.facts import Facts, build_scheduler
 from .reuse import ReusePlanner
 from .scheduler import Scheduler
 from .text.tokenizer import Tokenizer

@@ -25,10 +25,10 @@ from ..radix_cache.errors import RadixCacheError
 from .config import EngineConfig
 from .endpoints import Endpoints
 from .errors import ShoalError
-from .facts import Facts
 from .inbox import Inbox, Outbox
 from .logs import configure_logging
 from .pipeline_config import PipelineConfig
+from .request.facts import Facts
 from .wire import Failed, Ready, Reply, Role, ToClient
 from .wire_errors import pack_error
 

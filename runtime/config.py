@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..radix_cache.eviction_policy import EVICTION_POLICIES
 from .errors import ConfigError, shorten
-from .request import CACHE_MODES, CacheMode
+from .request.request import CACHE_MODES, CacheMode
 
 POLICIES = ("lpm", "fcfs", "dfs-weight")
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from .memory import Memory
-from .request import Request
+from .request.request import Request
 from .stats import SchedulerStats
 from .throughput import Throughput
 

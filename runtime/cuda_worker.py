@@ -18,8 +18,8 @@ from .device_arrays import on_device
 from .errors import EngineError
 from .forward_graphs import ForwardGraphs
 from .host_canvas import HostCanvas
-from .messages import AddRequest, Forward, ForwardItem, Release, StepResult
 from .refresh_plan import plan_refresh
+from .request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
 from .sampler import NOT_FINITE, finite_scores
 from .warm_up_sizes import warm_up_sizes
 

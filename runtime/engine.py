@@ -19,11 +19,11 @@ from .build import Parts, build_parts, choose_device
 from .config import EngineConfig
 from .engine_loop import EngineLoop, Listener
 from .errors import ConfigError, InvalidRequestError, shorten
-from .intake import Intake, is_single
-from .request import CacheMode, Request, RequestOutput
-from .sampling_params import SamplingParams
+from .request.intake import Intake, is_single
+from .request.request import CacheMode, Request, RequestOutput
+from .request.sampling_params import SamplingParams
+from .request.scoring import ScoreMethod, ScoreOutput
 from .score_groups import WARM_UP, score_groups
-from .scoring import ScoreMethod, ScoreOutput
 from .service import Prompt
 from .text.chat_markers import PLAIN, ChatMarkers
 from .text.parts import TextPart
@@ -227,7 +227,7 @@ class Engine:
         cache_salt: str = "",
         shared_prefix: int = 0,
     ) -> ScoreOutput:
-        """How probable each of `choices` (texts or token ids) is behind the prompt; formulas in runtime/scoring.py.
+        """How probable each of `choices` (texts or token ids) is behind the prompt; formulas in runtime/request/scoring.py.
 
         Raises InvalidRequestError for no choices, an empty one, an unknown method, and all that `generate` refuses.
         """

@@ -14,7 +14,7 @@ import torch
 
 from .birthplace import Birthplace
 from .errors import EngineClosedError, EngineError, InvalidRequestError, ShoalError
-from .request import Request, RequestOutput
+from .request.request import Request, RequestOutput
 from .scheduler import Scheduler
 
 logger = logging.getLogger(__name__)

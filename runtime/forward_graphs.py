@@ -29,7 +29,7 @@ from .block_sampler import BlockSampler
 from .cuda_runner import CudaRunner
 from .device_arrays import Array, DeviceArrays
 from .host_canvas import HostCanvas
-from .messages import ForwardItem
+from .request.forward import ForwardItem
 from .row_layout import Layout, layout
 
 logger = logging.getLogger(__name__)

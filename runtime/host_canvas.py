@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .request.sampling_params import SamplingParams
 from .sampler import quota
-from .sampling_params import SamplingParams
 
 
 @dataclass(slots=True)

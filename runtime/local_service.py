@@ -13,7 +13,7 @@ from .config import EngineConfig
 from .daemon_call import in_a_daemon
 from .engine import Engine
 from .errors import CacheInUseError, EngineClosedError, InvalidRequestError, ShoalError, shorten
-from .request import RequestOutput
+from .request.request import RequestOutput
 from .service import GenerateInput, Message, ServiceInfo, ServiceStatus, State
 from .stats import SchedulerStats
 from .text.chat_markers import markers_error

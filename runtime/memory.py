@@ -12,7 +12,7 @@ from ..radix_cache.errors import InvariantError
 from ..radix_cache.page_allocator import PageAllocator
 from ..radix_cache.tree import RadixTree
 from .errors import CacheInUseError, PoolTooSmallError
-from .request import CacheMode, Pages, Request
+from .request.request import CacheMode, Pages, Request
 
 
 class Memory:

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..kernels.attention.dense import paged_attention_reference, ragged_attention_reference, write_kv_reference
 from .dense_kv import DenseKV
 from .kv_pool import BoundaryPool, KVPool
-from .messages import ForwardItem, Pages
 from .model.decoder import Decoder
+from .request.forward import ForwardItem, Pages
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 
 from .errors import ShoalError
-from .request import Hole, RequestOutput, Timings
+from .request.request import Hole, RequestOutput, Timings
 from .wire import Output
 from .wire_errors import unpack_error
 

@@ -24,14 +24,14 @@ from .errors import (
     ShoalError,
     WireError,
 )
-from .facts import Facts
 from .inbox import Inbox, Outbox
 from .model.hub import resolve_model_folder
 from .output_stream import OutputStream
 from .pipeline import Pipeline, child_config, how_it_ended
 from .pipeline_config import PipelineConfig
 from .questions import Questions
-from .request import RequestOutput
+from .request.facts import Facts
+from .request.request import RequestOutput
 from .service import GenerateInput, Message, ServiceInfo, ServiceStatus
 from .stats import SchedulerStats
 from .text.chat_markers import PLAIN

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .device_arrays import Array, to_device
-from .messages import ForwardItem
+from .request.forward import ForwardItem
 from .row_layout import Layout, Spans, layout, spans
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..radix_cache.node import Namespace
 from .memory import Memory
-from .messages import ForwardItem
-from .request import Pages, Request
+from .request.forward import ForwardItem
+from .request.request import Pages, Request
 
 
 class ReusePlanner:

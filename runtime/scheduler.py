@@ -15,8 +15,8 @@ from .audit import Auditor
 from .counters import BatchLog, Counters
 from .errors import EngineError, InvalidRequestError, PoolTooSmallError, RequestTimeoutError
 from .memory import Memory
-from .messages import AddRequest, Forward, ForwardItem, Release, StepResult
-from .request import Request, RequestOutput
+from .request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
+from .request.request import Request, RequestOutput
 from .reuse import ReusePlanner
 from .stats import SchedulerStats
 

@@ -15,10 +15,10 @@ import zmq
 
 from .child import Child
 from .errors import EngineError, ShoalError
-from .facts import Facts, build_scheduler
 from .inbox import Inbox, Outbox
-from .messages import AddRequest, Forward, Release, StepResult
-from .request import Request
+from .request.facts import Facts, build_scheduler
+from .request.forward import AddRequest, Forward, Release, StepResult
+from .request.request import Request
 from .scheduler import Scheduler
 from .text.decoder import load_decoder
 from .text.running import Decodes

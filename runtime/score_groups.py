@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from .intake import Intake
-from .request import CacheMode, Request
-from .sampling_params import SamplingParams
-from .scoring import ScorePlan, choice_tokens
+from .request.intake import Intake
+from .request.request import CacheMode, Request
+from .request.sampling_params import SamplingParams
+from .request.scoring import ScorePlan, choice_tokens
 from .service import Prompt
 
 WARM_UP = SamplingParams(max_new_tokens=0)

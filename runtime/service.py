@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from .request import CacheMode, RequestOutput
-from .sampling_params import SamplingParams
+from .request.request import CacheMode, RequestOutput
+from .request.sampling_params import SamplingParams
 from .stats import SchedulerStats
 from .text.chat_markers import PLAIN
 from .text.parts import TextPart

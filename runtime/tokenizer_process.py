@@ -9,10 +9,10 @@ from typing import Any
 
 from .child import Child
 from .errors import InvalidRequestError, ShoalError
-from .facts import Facts
 from .inbox import Inbox, Outbox
-from .intake import Intake
 from .model.settings import load_tokenizer
+from .request.facts import Facts
+from .request.intake import Intake
 from .text.chat_markers import PLAIN, markers_error
 from .text.parts import TextPart
 from .wire import (

@@ -13,10 +13,10 @@ import msgspec
 import numpy as np
 
 from .errors import WireError
-from .facts import Facts
-from .messages import AddRequest, Forward, Release, StepResult
-from .request import CacheMode, FinishReason
-from .sampling_params import SamplingParams
+from .request.facts import Facts
+from .request.forward import AddRequest, Forward, Release, StepResult
+from .request.request import CacheMode, FinishReason
+from .request.sampling_params import SamplingParams
 from .worker_trace import TraceOptions
 
 VERSION: Literal[1] = 1

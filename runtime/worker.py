@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .audit_pass import AuditPass
 from .errors import EngineError
-from .messages import AddRequest, Forward, ForwardItem, Release, StepResult
 from .model_runner import Entry, ModelRunner
+from .request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
+from .request.sampling_params import SamplingParams
 from .sampler import choose_commits, choose_tokens, finite_scores, quota
-from .sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 

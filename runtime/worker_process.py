@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from .child import Child
-from .facts import Facts
 from .inbox import Inbox, Outbox
+from .request.facts import Facts
 from .scheduler import WorkerLink
 from .wire import Add, Drop, FromWorker, Results, Run, StartTrace, StopTrace, ToWorker
 from .worker_trace import WorkerTrace

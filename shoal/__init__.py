@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from .runtime.errors import ModelLoadError as ModelLoadError
     from .runtime.errors import PoolTooSmallError as PoolTooSmallError
     from .runtime.errors import ShoalError as ShoalError
-    from .runtime.request import RequestOutput as RequestOutput
-    from .runtime.sampling_params import SamplingParams as SamplingParams
+    from .runtime.request.request import RequestOutput as RequestOutput
+    from .runtime.request.sampling_params import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
 
@@ -44,8 +44,8 @@ _HOME = {
     "InvalidRequestError": "runtime.errors",
     "ModelLoadError": "runtime.errors",
     "PoolTooSmallError": "runtime.errors",
-    "RequestOutput": "runtime.request",
-    "SamplingParams": "runtime.sampling_params",
+    "RequestOutput": "runtime.request.request",
+    "SamplingParams": "runtime.request.sampling_params",
     "ShoalError": "runtime.errors",
 }
 """Module of each name that is not of `frontend`."""

@@ -122,7 +122,7 @@ def generate(
     if system is not None and chat is None:
         raise typer.BadParameter("--system goes with --chat")
     from .runtime.engine import Engine
-    from .runtime.sampling_params import SamplingParams
+    from .runtime.request.sampling_params import SamplingParams
 
     sampling = SamplingParams(
         **_given(

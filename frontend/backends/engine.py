@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.sampling_params import SamplingParams
+from ...runtime.request.sampling_params import SamplingParams
 from ...runtime.text.chat_markers import ChatMarkers
 from ...runtime.text.parts import TextPart
 from ..backend import Call, Filled, Reply, Scored
@@ -16,7 +16,7 @@ from .figures import figures_of
 
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
-    from ...runtime.request import CacheMode, RequestOutput
+    from ...runtime.request.request import CacheMode, RequestOutput
 
 _REMEMBERED = 4096
 

@@ -1,4 +1,4 @@
-"""How `select` decides between choices: from a diffusion model's own scores (formulas in runtime/scoring.py)."""
+"""How `select` decides between choices: from a diffusion model's own scores (formulas in runtime/request/scoring.py)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Decision:
 
 
 class ChoicesMethod:
-    """The choice with the highest mean score of its tokens. `score`: which scores, see runtime/scoring.py."""
+    """The choice with the highest mean score of its tokens. `score`: which scores, see runtime/request/scoring.py."""
 
     def __init__(self, name: str, score: str):
         self.name = name

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...runtime.errors import shorten
-from ...runtime.sampling_params import SamplingParams
+from ...runtime.request.sampling_params import SamplingParams
 from ..errors import UnsupportedError
 
 OWN = (

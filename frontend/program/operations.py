@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from ...runtime.sampling_params import SamplingParams
+from ...runtime.request.sampling_params import SamplingParams
 from ...runtime.text.parts import TextPart
 from ..backend import Call, Reply
 from ..errors import ExpressionError, Location, ProgramError

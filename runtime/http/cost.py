@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..sampling_params import SamplingParams
+from ..request.sampling_params import SamplingParams
 from ..server_config import ServerConfig
 from ..service import Prompt, ServiceInfo
 from .errors import bad_request

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import shorten
-from ..sampling_params import SamplingParams
+from ..request.sampling_params import SamplingParams
 from ..server_config import ServerConfig
 from .errors import ApiError, bad_request
 

@@ -23,7 +23,7 @@ from ..errors import (
     RequestTimeoutError,
     ShoalError,
 )
-from ..request import RequestOutput
+from ..request.request import RequestOutput
 from ..service import GenerateInput, Service
 from .metrics import Metrics
 

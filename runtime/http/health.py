@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
 from ..errors import EngineClosedError, QueueFullError
-from ..sampling_params import SamplingParams
+from ..request.sampling_params import SamplingParams
 from ..service import PROBE_PRIORITY, GenerateInput, Service
 from .errors import ApiError
 from .replies import JSONReply

@@ -10,8 +10,8 @@ from typing import Any
 from starlette.requests import Request
 
 from ..errors import shorten
-from ..request import CACHE_MODES
-from ..sampling_params import SamplingParams
+from ..request.request import CACHE_MODES
+from ..request.sampling_params import SamplingParams
 from ..service import MAX_PRIORITY, GenerateInput, Prompt
 from .cost import check_answers, check_work
 from .decoding import KNOBS, sampling_params

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ..errors import InvalidRequestError, PoolTooSmallError, QueueFullError, RequestTimeoutError, ShoalError
-from ..request import RequestOutput
+from ..request.request import RequestOutput
 from ..stats import SchedulerStats
 
 _GAUGES = (

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from ..request import RequestOutput
+from ..request.request import RequestOutput
 from ..service import GenerateInput
 from .errors import bad_request
 from .inputs import Batch, adopt_routing, knobs_of, make_batch, merged

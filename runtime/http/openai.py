@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from ..errors import shorten
-from ..request import RequestOutput
+from ..request.request import RequestOutput
 from .errors import ApiError, bad_request
 from .inputs import Batch, adopt_routing, chat_messages, knobs_of, make_batch, merged
 from .preparation import prepared

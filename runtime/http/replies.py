@@ -8,7 +8,7 @@ from typing import Any
 from fastapi.responses import Response
 from orjson import dumps
 
-from ..request import RequestOutput
+from ..request.request import RequestOutput
 from ..service import GenerateInput
 from .inputs import Batch
 

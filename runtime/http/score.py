@@ -10,9 +10,9 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from ..errors import RequestTimeoutError
-from ..request import RequestOutput
-from ..sampling_params import SamplingParams
-from ..scoring import MAX_CHOICES, ScoreOutput, ScorePlan
+from ..request.request import RequestOutput
+from ..request.sampling_params import SamplingParams
+from ..request.scoring import MAX_CHOICES, ScoreOutput, ScorePlan
 from ..service import GenerateInput
 from ..text.parts import as_parts
 from .errors import bad_request

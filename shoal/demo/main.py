@@ -15,7 +15,7 @@ from rich.console import Console
 
 from .. import provenance
 from ..runtime.errors import ConfigError
-from ..runtime.request import CACHE_MODES
+from ..runtime.request.request import CACHE_MODES
 from . import environment
 from .plot import SUFFIXES, plot_depths
 from .progress import progress

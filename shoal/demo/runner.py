@@ -11,8 +11,8 @@ from typing import Any
 from ..frontend import ProgramState, assistant, function, gen, system, user
 from ..runtime.engine import Engine
 from ..runtime.errors import ConfigError, shorten
-from ..runtime.request import CACHE_MODES
-from ..runtime.sampling_params import SamplingParams
+from ..runtime.request.request import CACHE_MODES
+from ..runtime.request.sampling_params import SamplingParams
 from .progress import Advance
 from .tally import Answer, Tally
 from .workload import Asked, Workload, make_workload

@@ -20,10 +20,10 @@ from ..runtime.build import Parts, build_parts
 from ..runtime.config import EngineConfig
 from ..runtime.drift import cached_layer, cosine, relative_error, uncached_pass
 from ..runtime.errors import ConfigError, EngineError
-from ..runtime.messages import AddRequest, Forward, ForwardItem, Release
-from ..runtime.request import CacheMode, Pages, Request, RequestOutput
+from ..runtime.request.forward import AddRequest, Forward, ForwardItem, Release
+from ..runtime.request.request import CacheMode, Pages, Request, RequestOutput
+from ..runtime.request.sampling_params import SamplingParams
 from ..runtime.reuse import ReusePlanner
-from ..runtime.sampling_params import SamplingParams
 from ..runtime.text.stream import TextStream
 
 Tokens = Sequence[int]

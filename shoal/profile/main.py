@@ -21,7 +21,7 @@ from ..runtime.model.config import ModelConfig
 from ..runtime.model.digest import model_digest
 from ..runtime.model.hub import resolve_model_folder
 from ..runtime.model.settings import default_block_length, layers_of_band, load_tokenizer
-from ..runtime.sampling_params import SamplingParams
+from ..runtime.request.sampling_params import SamplingParams
 from .choice import Cell, Limits, choose, has_answers, make_cells
 from .data import data_digest, load_groups
 from .lab import Lab

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..runtime.request import RequestOutput
-from ..runtime.sampling_params import SamplingParams
+from ..runtime.request.request import RequestOutput
+from ..runtime.request.sampling_params import SamplingParams
 from .data import Row
 from .lab import Captured, Lab
 from .options import ONCE

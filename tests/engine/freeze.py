@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from shoal.runtime.engine import Engine
-from shoal.runtime.request import RequestOutput
+from shoal.runtime.request.request import RequestOutput
 
 
 class Freeze:

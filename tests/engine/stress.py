@@ -20,9 +20,9 @@ from shoal.radix_cache.node import Namespace
 from shoal.radix_cache.tree import RadixTree
 from shoal.runtime.engine import Engine
 from shoal.runtime.errors import CacheInUseError, InvalidRequestError, QueueFullError
-from shoal.runtime.messages import Forward
-from shoal.runtime.request import CacheMode, Request, RequestOutput
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.forward import Forward
+from shoal.runtime.request.request import CacheMode, Request, RequestOutput
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from .tiny import VOCABULARY, by_hand, make_engine, tokens, write_profile
 

@@ -17,10 +17,10 @@ from shoal.runtime.drift import cosine, relative_error
 from shoal.runtime.engine import Engine
 from shoal.runtime.errors import ConfigError, EngineError
 from shoal.runtime.memory import Memory
-from shoal.runtime.messages import AuditReport
 from shoal.runtime.model.digest import model_digest
 from shoal.runtime.model.hub import resolve_model_folder
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.forward import AuditReport
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.shop.task import KINDS, chat, make_list, make_question
 
 from .test_cuda_worker import on_cuda_path

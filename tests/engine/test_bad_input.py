@@ -25,7 +25,7 @@ from shoal.runtime.errors import (
     PoolTooSmallError,
     ShoalError,
 )
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from .tiny import EOS, LLADA, VOCABULARY, assert_nothing_lost, make_engine, tokens
 

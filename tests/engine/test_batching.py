@@ -9,9 +9,9 @@ import pytest
 
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.radix_cache.node import Namespace
-from shoal.runtime.messages import Forward
-from shoal.runtime.request import CacheMode, RequestOutput
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.forward import Forward
+from shoal.runtime.request.request import CacheMode, RequestOutput
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from .tiny import MASK, assert_nothing_lost, by_hand, make_engine, tokens, write_profile
 

@@ -11,8 +11,8 @@ import torch
 
 from shoal.runtime.engine import Engine
 from shoal.runtime.errors import InvalidRequestError
-from shoal.runtime.request import CacheMode, Request
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.request import CacheMode, Request
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from .oracle import Dense, Session, commits
 from .test_priorities import EXACT, MODES, Driver

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.runtime.request import CACHE_MODES, RequestOutput
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.request import CACHE_MODES, RequestOutput
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.throughput import WINDOW_S, Throughput
 
 from .tiny import by_hand, make_engine, tokens

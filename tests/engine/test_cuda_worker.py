@@ -19,7 +19,7 @@ from shoal.runtime.cuda_runner import CudaRunner
 from shoal.runtime.cuda_worker import CudaWorker
 from shoal.runtime.device_arrays import on_device
 from shoal.runtime.forward_graphs import ForwardGraphs
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.warm_up_sizes import warm_up_sizes
 
 from .tiny import make_engine, tokens, write_profile

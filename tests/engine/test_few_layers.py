@@ -10,8 +10,8 @@ import pytest
 
 from shoal.runtime.engine import Engine
 from shoal.runtime.errors import ConfigError
-from shoal.runtime.request import CACHE_MODES
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.request import CACHE_MODES
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from .tiny import LLADA, assert_nothing_lost, tokens
 

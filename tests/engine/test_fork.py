@@ -19,7 +19,7 @@ from shoal.frontend.errors import ProgramEndedError
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.engine import Engine
 from shoal.runtime.local_service import LocalService
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.service import GenerateInput
 
 from ..frontend.gate import Gate

@@ -7,7 +7,7 @@ import torch
 
 from shoal.runtime import forward_graphs
 from shoal.runtime.forward_graphs import ForwardGraphs
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from .test_cuda_worker import on_cuda_path, requests
 from .tiny import make_engine, write_profile

@@ -21,8 +21,8 @@ from shoal.runtime import engine as engine_module
 from shoal.runtime.engine import Engine
 from shoal.runtime.engine_loop import EngineLoop
 from shoal.runtime.errors import EngineClosedError, EngineError, ModelLoadError
-from shoal.runtime.request import RequestOutput
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.request import RequestOutput
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from .freeze import Freeze, frozen_with
 from .tiny import assert_nothing_lost, make_engine, tokens

@@ -15,8 +15,8 @@ from shoal.radix_cache.eviction_policy import EVICTION_POLICIES
 from shoal.runtime import build
 from shoal.runtime.engine import Engine
 from shoal.runtime.errors import PoolTooSmallError
-from shoal.runtime.request import CacheMode
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.request import CacheMode
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from .freeze import Freeze
 from .tiny import all_pages, assert_nothing_lost, by_hand, free_pages, make_engine, tokens, write_profile

@@ -14,8 +14,8 @@ from shoal.runtime.engine import Engine
 from shoal.runtime.errors import EngineError
 from shoal.runtime.http.app import create_app
 from shoal.runtime.local_service import LocalService
-from shoal.runtime.request import RequestOutput
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.request import RequestOutput
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.server_config import ServerConfig
 
 from .test_cuda_worker import on_cuda_path

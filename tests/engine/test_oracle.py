@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from shoal.runtime.engine import Engine
-from shoal.runtime.request import RequestOutput
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.request import RequestOutput
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from .oracle import Answer, Cache, Dense, answer
 from .tiny import MASK, assert_nothing_lost, make_engine, tokens, write_profile

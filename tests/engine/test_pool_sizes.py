@@ -14,7 +14,7 @@ from shoal.runtime import build_cuda
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.errors import ConfigError
 from shoal.runtime.model.settings import boundary_depths, pool_sizes
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from .tiny import all_pages, free_pages, make_engine, tokens, write_profile
 

@@ -9,8 +9,8 @@ import pytest
 
 from shoal.runtime.engine import Engine
 from shoal.runtime.errors import InvalidRequestError
-from shoal.runtime.request import CacheMode, Request, RequestOutput
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.request import CacheMode, Request, RequestOutput
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from .test_cuda_worker import on_cuda_path
 from .test_priorities import EXACT, Driver, make

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shoal.runtime.engine import Engine
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from .test_cuda_worker import on_cuda_path
 from .tiny import CONFIGS, assert_nothing_lost, make_engine, tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shoal.runtime.errors import ConfigError
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from .tiny import make_engine
 

@@ -8,8 +8,8 @@ import pytest
 
 from shoal.runtime.engine import Engine
 from shoal.runtime.errors import InvalidRequestError
-from shoal.runtime.sampling_params import SamplingParams
-from shoal.runtime.scoring import SCORE_METHODS, ScorePlan
+from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.request.scoring import SCORE_METHODS, ScorePlan
 
 from .oracle import Dense, Session
 from .tiny import MASK, assert_nothing_lost, free_pages, make_engine, tokens
@@ -26,7 +26,7 @@ def engine(folder) -> Iterator[Engine]:
 
 
 def by_hand(model: Dense, prompt: Sequence[int], choice: Sequence[int], method: str, length: int) -> list[float]:
-    """The formulas of runtime/scoring.py, one dense forward a token."""
+    """The formulas of runtime/request/scoring.py, one dense forward a token."""
     out = []
     for at, token in enumerate(choice):
         canvas = [*choice, *[model.mask] * (length - len(choice))] if method == "pseudo" else [model.mask] * length

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from shoal.runtime.engine import Engine
-from shoal.runtime.request import CacheMode, RequestOutput
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.request import CacheMode, RequestOutput
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.shop.task import chat, make_list, make_question
 
 from .tiny import assert_nothing_lost

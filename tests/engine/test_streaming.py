@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from shoal.runtime.engine import Engine
-from shoal.runtime.request import RequestOutput
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.request import RequestOutput
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from .freeze import Freeze, frozen_with
 from .tiny import CHARACTERS, EOS, assert_nothing_lost, make_engine, tokens

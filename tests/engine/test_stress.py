@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shoal.runtime.request import RequestOutput
+from shoal.runtime.request.request import RequestOutput
 
 from .stress import EXACT, Stress
 from .tiny import assert_nothing_lost, make_engine

@@ -8,7 +8,7 @@ import pytest
 
 import shoal as sgl
 from shoal.runtime.errors import InvalidRequestError, ModelLoadError
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..engine.tiny import make_engine, write_model
 

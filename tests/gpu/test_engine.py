@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shoal import Engine
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.worker import Worker
 from shoal.shop.task import KINDS, chat, make_list, make_question
 

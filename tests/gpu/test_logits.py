@@ -7,10 +7,10 @@ import torch
 from shoal.runtime.canvas_slots import CanvasSlots
 from shoal.runtime.cuda_runner import CudaRunner
 from shoal.runtime.kv_pool import BoundaryPool, KVPool
-from shoal.runtime.messages import ForwardItem
 from shoal.runtime.model.loader import load_model
 from shoal.runtime.refresh_plan import plan_refresh
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.forward import ForwardItem
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..engine import tiny
 from ..engine.tiny import tokens

@@ -14,8 +14,8 @@ from typing import Any
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.pipeline_client import PipelineClient
 from shoal.runtime.pipeline_config import PipelineConfig
-from shoal.runtime.request import RequestOutput
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.request import RequestOutput
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.service import GenerateInput
 
 PROMPT = list(range(10, 40))

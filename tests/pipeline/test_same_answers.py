@@ -13,8 +13,8 @@ import pytest_asyncio
 
 from shoal.runtime.engine import Engine
 from shoal.runtime.pipeline_client import PipelineClient
-from shoal.runtime.request import CacheMode, RequestOutput
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.request import CacheMode, RequestOutput
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.service import GenerateInput
 
 from ..engine.tiny import CHARACTERS, tokens, write_model

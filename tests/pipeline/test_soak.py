@@ -12,7 +12,7 @@ import pytest
 
 from shoal.runtime.errors import RequestTimeoutError
 from shoal.runtime.pipeline_client import PipelineClient
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.service import GenerateInput
 
 from ..engine.tiny import tokens, write_model

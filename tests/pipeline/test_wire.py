@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from shoal.runtime import errors, wire
 from shoal.runtime.errors import InvalidRequestError, PoolTooSmallError, ShoalError, WireError
-from shoal.runtime.facts import Facts
-from shoal.runtime.messages import AddRequest, AuditReport, Forward, ForwardItem, Release, StepResult
 from shoal.runtime.model.config import ModelConfig
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.facts import Facts
+from shoal.runtime.request.forward import AddRequest, AuditReport, Forward, ForwardItem, Release, StepResult
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.wire import Codec
 from shoal.runtime.wire_errors import pack_error, unpack_error
 from shoal.runtime.worker_trace import TraceOptions

@@ -16,7 +16,7 @@ from shoal.profile.store import Store
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.runtime.engine import Engine
 from shoal.runtime.errors import ConfigError
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..engine.tiny import tokens
 

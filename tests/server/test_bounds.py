@@ -16,7 +16,7 @@ import pytest
 
 from shoal.runtime.http.cost import check_answers, check_work
 from shoal.runtime.http.errors import ApiError
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.server_config import ServerConfig
 
 from .process import ServerProcess, metric_values, wait_for, wait_idle

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shoal.runtime.engine import Engine
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.shop.task import KINDS, chat, make_list, make_question
 
 FOLDER = Path(__file__).parents[2] / "out" / "shop-dream" / "model"

@@ -35,10 +35,10 @@ from shoal.runtime.config import EngineConfig
 from shoal.runtime.cuda_worker import CudaWorker
 from shoal.runtime.forward_graphs import ForwardGraphs
 from shoal.runtime.kv_pool import BoundaryPool, KVPool
-from shoal.runtime.messages import AddRequest, Forward, ForwardItem, Release
 from shoal.runtime.model import loader
 from shoal.runtime.model.config import Architecture, ModelConfig
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.forward import AddRequest, Forward, ForwardItem, Release
+from shoal.runtime.request.sampling_params import SamplingParams
 from tests.triton.compile_kernels import TargetOnly
 
 LAYERS, POSITIONS, MOST_TOKENS, FORWARDS = 2, 4096, 16384, 300

@@ -14,7 +14,7 @@ import shoal as sgl
 from shoal.frontend.language.expressions import Text
 from shoal.frontend.language.holes import skeleton_parts
 from shoal.frontend.language.trim import json_value
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.sampling_params import SamplingParams
 
 
 @pytest.fixture(params=["engine", "server"])

@@ -13,7 +13,7 @@ import shoal as sgl
 from shoal.frontend import EngineBackend
 from shoal.frontend.program.operations import Read
 from shoal.frontend.program.tape import Tape
-from shoal.runtime.sampling_params import SamplingParams
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.shop.task import chat, make_list, make_question
 
 

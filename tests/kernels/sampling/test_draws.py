@@ -13,8 +13,8 @@ from shoal.kernels.sampling.block_confidence import block_confidence
 from shoal.kernels.sampling.canvas_state import CanvasState
 from shoal.kernels.sampling.masked_rows import MaskedRows
 from shoal.kernels.sampling.philox import gumbel_of_words
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.sampler import choose_tokens, gumbel
-from shoal.runtime.sampling_params import SamplingParams
 
 VOCABULARY = 126_464
 BEST = 77_777

@@ -7,7 +7,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from .errors import InvalidRequestError, shorten
+from ..errors import InvalidRequestError, shorten
 
 STRATEGIES = ("low_confidence", "entropy", "margin", "random")
 MAX_STOP_STRINGS = 16

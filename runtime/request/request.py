@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..radix_cache.match import Match
-from .errors import ShoalError
+from ...radix_cache.match import Match
+from ..errors import ShoalError
+from ..text.stream import TextStream
 from .sampling_params import SamplingParams
-from .text.stream import TextStream
 
 CacheMode = Literal["none", "prefix", "dual", "lm", "bicache"]
 CACHE_MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache")

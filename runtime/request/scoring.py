@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidRequestError, RequestAbortedError, shorten
+from ..errors import InvalidRequestError, RequestAbortedError, shorten
 from .request import RequestOutput
 
 ScoreMethod = Literal["pseudo", "one_shot"]

@@ -10,15 +10,15 @@ from typing import Any, cast
 
 import numpy as np
 
-from .config import EngineConfig
-from .errors import InvalidRequestError, ShoalError, shorten
+from ..config import EngineConfig
+from ..errors import InvalidRequestError, ShoalError, shorten
+from ..service import Message, Prompt
+from ..text.parts import TextPart
+from ..text.stream import TextStream
+from ..text.tokenizer import Tokenizer
 from .facts import Facts
 from .request import CACHE_MODES, CacheMode, Request
 from .sampling_params import SamplingParams
-from .service import Message, Prompt
-from .text.parts import TextPart
-from .text.stream import TextStream
-from .text.tokenizer import Tokenizer
 
 __all__ = ["Intake", "Prompt", "is_single"]
 

@@ -6,16 +6,16 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ..radix_cache.config import TreeConfig
-from ..radix_cache.depth_profile import DepthProfile
-from .audit import Auditor
-from .config import EngineConfig
-from .memory import Memory, check_fits
-from .model.config import ModelConfig
-from .model.settings import boundary_depths
-from .reuse import ReusePlanner
-from .scheduler import Scheduler, WorkerLink
-from .service import ServiceInfo
+from ...radix_cache.config import TreeConfig
+from ...radix_cache.depth_profile import DepthProfile
+from ..audit import Auditor
+from ..config import EngineConfig
+from ..memory import Memory, check_fits
+from ..model.config import ModelConfig
+from ..model.settings import boundary_depths
+from ..reuse import ReusePlanner
+from ..scheduler import Scheduler, WorkerLink
+from ..service import ServiceInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class Facts:
         self, config: EngineConfig, *, has_tokenizer: bool, has_chat_template: bool, chat_markers: dict[str, Any]
     ) -> ServiceInfo:
         """The same for clients."""
-        from .. import __version__
+        from ... import __version__
 
         in_use = {
             "page_size": self.page_size,

@@ -1,0 +1,1 @@
+"""One request: what was asked, its state, its outputs."""
