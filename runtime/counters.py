@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .memory import Memory
 from .request.request import Request
-from .stats import SchedulerStats
+from .service.stats import SchedulerStats
 from .throughput import Throughput
 
 logger = logging.getLogger(__name__)

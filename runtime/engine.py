@@ -24,7 +24,7 @@ from .request.request import CacheMode, Request, RequestOutput
 from .request.sampling_params import SamplingParams
 from .request.scoring import ScoreMethod, ScoreOutput
 from .score_groups import WARM_UP, score_groups
-from .service import Prompt
+from .service.service import Prompt
 from .text.chat_markers import PLAIN, ChatMarkers
 from .text.parts import TextPart
 

@@ -14,8 +14,8 @@ from .daemon_call import in_a_daemon
 from .engine import Engine
 from .errors import CacheInUseError, EngineClosedError, InvalidRequestError, ShoalError, shorten
 from .request.request import RequestOutput
-from .service import GenerateInput, Message, ServiceInfo, ServiceStatus, State
-from .stats import SchedulerStats
+from .service.service import GenerateInput, Message, ServiceInfo, ServiceStatus, State
+from .service.stats import SchedulerStats
 from .text.chat_markers import markers_error
 from .text.parts import TextPart
 from .worker_trace import TraceOptions

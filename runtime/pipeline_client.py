@@ -32,8 +32,8 @@ from .pipeline_config import PipelineConfig
 from .questions import Questions
 from .request.facts import Facts
 from .request.request import RequestOutput
-from .service import GenerateInput, Message, ServiceInfo, ServiceStatus
-from .stats import SchedulerStats
+from .service.service import GenerateInput, Message, ServiceInfo, ServiceStatus
+from .service.stats import SchedulerStats
 from .text.chat_markers import PLAIN
 from .text.parts import TextPart
 from .wire import (

@@ -18,7 +18,7 @@ from .memory import Memory
 from .request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
 from .request.request import Request, RequestOutput
 from .reuse import ReusePlanner
-from .stats import SchedulerStats
+from .service.stats import SchedulerStats
 
 logger = logging.getLogger(__name__)
 _IDLE_CHECK_SECONDS = 1.0

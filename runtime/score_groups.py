@@ -9,7 +9,7 @@ from .request.intake import Intake
 from .request.request import CacheMode, Request
 from .request.sampling_params import SamplingParams
 from .request.scoring import ScorePlan, choice_tokens
-from .service import Prompt
+from .service.service import Prompt
 
 WARM_UP = SamplingParams(max_new_tokens=0)
 

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from .errors import InvalidRequestError, shorten
-from .service import GenerateInput
+from .service.service import GenerateInput
 from .text.parts import TextPart
 from .wire import Generate, Tokenize
 

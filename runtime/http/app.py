@@ -15,7 +15,7 @@ from starlette.routing import Match
 
 from ..errors import ShoalError, shorten
 from ..server_config import ServerConfig, names
-from ..service import Service
+from ..service.service import Service
 from . import administration, health, information, native, openai, score, tokenization
 from .errors import ApiError
 from .generation import ClientGoneError, Generations

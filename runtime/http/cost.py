@@ -7,7 +7,7 @@ from typing import Any
 
 from ..request.sampling_params import SamplingParams
 from ..server_config import ServerConfig
-from ..service import Prompt, ServiceInfo
+from ..service.service import Prompt, ServiceInfo
 from .errors import bad_request
 
 

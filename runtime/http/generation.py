@@ -24,7 +24,7 @@ from ..errors import (
     ShoalError,
 )
 from ..request.request import RequestOutput
-from ..service import GenerateInput, Service
+from ..service.service import GenerateInput, Service
 from .metrics import Metrics
 
 request_logger = logging.getLogger("shoal.requests")

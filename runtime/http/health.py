@@ -12,7 +12,7 @@ from fastapi.responses import Response
 
 from ..errors import EngineClosedError, QueueFullError
 from ..request.sampling_params import SamplingParams
-from ..service import PROBE_PRIORITY, GenerateInput, Service
+from ..service.service import PROBE_PRIORITY, GenerateInput, Service
 from .errors import ApiError
 from .replies import JSONReply
 from .state import ServerState, ready_state, server_state

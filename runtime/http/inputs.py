@@ -12,7 +12,7 @@ from starlette.requests import Request
 from ..errors import shorten
 from ..request.request import CACHE_MODES
 from ..request.sampling_params import SamplingParams
-from ..service import MAX_PRIORITY, GenerateInput, Prompt
+from ..service.service import MAX_PRIORITY, GenerateInput, Prompt
 from .cost import check_answers, check_work
 from .decoding import KNOBS, sampling_params
 from .errors import bad_request

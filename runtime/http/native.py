@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from ..request.request import RequestOutput
-from ..service import GenerateInput
+from ..service.service import GenerateInput
 from .errors import bad_request
 from .inputs import Batch, adopt_routing, knobs_of, make_batch, merged
 from .preparation import prepared

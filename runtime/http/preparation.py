@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from ..service import Prompt, Service
+from ..service.service import Prompt, Service
 from ..text.parts import TextPart, as_parts
 from .cost import check_work, is_within_model
 from .inputs import Batch

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from orjson import dumps
 
 from ..request.request import RequestOutput
-from ..service import GenerateInput
+from ..service.service import GenerateInput
 from .inputs import Batch
 
 

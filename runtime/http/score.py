@@ -13,7 +13,7 @@ from ..errors import RequestTimeoutError
 from ..request.request import RequestOutput
 from ..request.sampling_params import SamplingParams
 from ..request.scoring import MAX_CHOICES, ScoreOutput, ScorePlan
-from ..service import GenerateInput
+from ..service.service import GenerateInput
 from ..text.parts import as_parts
 from .errors import bad_request
 from .inputs import check_unicode, routing_of, single_rid

@@ -15,7 +15,7 @@ import uvicorn
 
 from ..errors import ConfigError, EngineClosedError, ModelLoadError, ShoalError
 from ..server_config import ServerConfig
-from ..service import Service
+from ..service.service import Service
 from .app import create_app
 from .health import decode_one_token
 from .state import ServerState

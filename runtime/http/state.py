@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from ..server_config import ServerConfig
-from ..service import Service, ServiceStatus
-from ..stats import SchedulerStats
+from ..service.service import Service, ServiceStatus
+from ..service.stats import SchedulerStats
 from .errors import ApiError
 from .generation import Generations
 from .metrics import Metrics

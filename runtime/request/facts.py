@@ -15,7 +15,7 @@ from ..model.config import ModelConfig
 from ..model.settings import boundary_depths
 from ..reuse import ReusePlanner
 from ..scheduler import Scheduler, WorkerLink
-from ..service import ServiceInfo
+from ..service.service import ServiceInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..config import EngineConfig
 from ..errors import InvalidRequestError, ShoalError, shorten
-from ..service import Message, Prompt
+from ..service.service import Message, Prompt
 from ..text.parts import TextPart
 from ..text.stream import TextStream
 from ..text.tokenizer import Tokenizer

@@ -20,7 +20,7 @@ from shoal.runtime.config import EngineConfig
 from shoal.runtime.engine import Engine
 from shoal.runtime.local_service import LocalService
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.service import GenerateInput
+from shoal.runtime.service.service import GenerateInput
 
 from ..frontend.gate import Gate
 from .forking import in_child

@@ -16,7 +16,7 @@ from shoal.runtime.pipeline_client import PipelineClient
 from shoal.runtime.pipeline_config import PipelineConfig
 from shoal.runtime.request.request import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.service import GenerateInput
+from shoal.runtime.service.service import GenerateInput
 
 PROMPT = list(range(10, 40))
 

@@ -15,7 +15,7 @@ from shoal.runtime.engine import Engine
 from shoal.runtime.pipeline_client import PipelineClient
 from shoal.runtime.request.request import CacheMode, RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.service import GenerateInput
+from shoal.runtime.service.service import GenerateInput
 
 from ..engine.tiny import CHARACTERS, tokens, write_model
 from .running import collect, make_client, wait_idle

@@ -13,7 +13,7 @@ import pytest
 from shoal.runtime.errors import RequestTimeoutError
 from shoal.runtime.pipeline_client import PipelineClient
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.service import GenerateInput
+from shoal.runtime.service.service import GenerateInput
 
 from ..engine.tiny import tokens, write_model
 from .running import make_client, wait_idle

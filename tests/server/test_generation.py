@@ -12,7 +12,7 @@ import pytest
 from shoal.runtime.errors import EngineClosedError, InvalidRequestError
 from shoal.runtime.http.generation import Generations
 from shoal.runtime.http.metrics import Metrics
-from shoal.runtime.service import GenerateInput
+from shoal.runtime.service.service import GenerateInput
 
 
 class Service:

@@ -12,7 +12,7 @@ import pytest
 from shoal.runtime.errors import EngineError, QueueFullError
 from shoal.runtime.http.errors import ApiError
 from shoal.runtime.http.health import health_generate
-from shoal.runtime.service import MAX_PRIORITY, GenerateInput
+from shoal.runtime.service.service import MAX_PRIORITY, GenerateInput
 
 
 class Service:

@@ -6,12 +6,12 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from .request.request import CacheMode, RequestOutput
-from .request.sampling_params import SamplingParams
+from ..request.request import CacheMode, RequestOutput
+from ..request.sampling_params import SamplingParams
+from ..text.chat_markers import PLAIN
+from ..text.parts import TextPart
+from ..worker_trace import TraceOptions
 from .stats import SchedulerStats
-from .text.chat_markers import PLAIN
-from .text.parts import TextPart
-from .worker_trace import TraceOptions
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]

@@ -1,0 +1,1 @@
+"""What serves requests, as callers see it."""
