@@ -41,7 +41,7 @@ from shoal.provenance import commit, hardware
 from shoal.runtime.cuda_worker import CudaWorker
 from shoal.runtime.request.forward import ForwardItem
 from shoal.runtime.request.request import CacheMode, Request
-from shoal.runtime.reuse import ReusePlanner
+from shoal.runtime.scheduler.reuse import ReusePlanner
 
 BLOCK, QUESTION = 32, 100
 DEPTHS = {"llada-8b": 16, "dream-7b": 12, "tiny": 4}

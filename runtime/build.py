@@ -31,8 +31,8 @@ from .model.settings import (
 )
 from .model_runner import ModelRunner
 from .request.facts import Facts, build_scheduler
-from .reuse import ReusePlanner
-from .scheduler import Scheduler
+from .scheduler.reuse import ReusePlanner
+from .scheduler.scheduler import Scheduler
 from .text.tokenizer import Tokenizer
 from .worker import Worker
 

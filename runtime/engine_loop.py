@@ -15,7 +15,7 @@ import torch
 from .birthplace import Birthplace
 from .errors import EngineClosedError, EngineError, InvalidRequestError, ShoalError
 from .request.request import Request, RequestOutput
-from .scheduler import Scheduler
+from .scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 Listener = Callable[[RequestOutput], None]

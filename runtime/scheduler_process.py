@@ -19,7 +19,7 @@ from .inbox import Inbox, Outbox
 from .request.facts import Facts, build_scheduler
 from .request.forward import AddRequest, Forward, Release, StepResult
 from .request.request import Request
-from .scheduler import Scheduler
+from .scheduler.scheduler import Scheduler
 from .text.decoder import load_decoder
 from .text.running import Decodes
 from .text.stream import TextStream

@@ -7,7 +7,7 @@ import logging
 from .child import Child
 from .inbox import Inbox, Outbox
 from .request.facts import Facts
-from .scheduler import WorkerLink
+from .scheduler.scheduler import WorkerLink
 from .wire import Add, Drop, FromWorker, Results, Run, StartTrace, StopTrace, ToWorker
 from .worker_trace import WorkerTrace
 

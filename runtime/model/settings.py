@@ -9,9 +9,9 @@ from pathlib import Path
 from ...radix_cache.config import DEFAULT_LAYERS_PER_BAND, TreeConfig
 from ...radix_cache.depth_profile import DepthProfile
 from ...radix_cache.errors import ProfileError
-from ..audit import fallback_depths
 from ..config import EngineConfig
 from ..errors import ConfigError, ModelLoadError
+from ..scheduler.auditor import fallback_depths
 from ..text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

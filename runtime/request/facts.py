@@ -8,13 +8,13 @@ from typing import Any
 
 from ...radix_cache.config import TreeConfig
 from ...radix_cache.depth_profile import DepthProfile
-from ..audit import Auditor
 from ..config import EngineConfig
-from ..memory import Memory, check_fits
 from ..model.config import ModelConfig
 from ..model.settings import boundary_depths
-from ..reuse import ReusePlanner
-from ..scheduler import Scheduler, WorkerLink
+from ..scheduler.auditor import Auditor
+from ..scheduler.memory import Memory, check_fits
+from ..scheduler.reuse import ReusePlanner
+from ..scheduler.scheduler import Scheduler, WorkerLink
 from ..service.service import ServiceInfo
 
 

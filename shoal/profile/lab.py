@@ -23,7 +23,7 @@ from ..runtime.errors import ConfigError, EngineError
 from ..runtime.request.forward import AddRequest, Forward, ForwardItem, Release
 from ..runtime.request.request import CacheMode, Pages, Request, RequestOutput
 from ..runtime.request.sampling_params import SamplingParams
-from ..runtime.reuse import ReusePlanner
+from ..runtime.scheduler.reuse import ReusePlanner
 from ..runtime.text.stream import TextStream
 
 Tokens = Sequence[int]

@@ -6,7 +6,7 @@ import pytest
 
 from shoal.runtime.request.request import CACHE_MODES, RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.throughput import WINDOW_S, Throughput
+from shoal.runtime.scheduler.throughput import WINDOW_S, Throughput
 
 from .tiny import by_hand, make_engine, tokens
 

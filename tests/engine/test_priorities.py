@@ -249,7 +249,7 @@ def test_what_was_committed_before_is_not_captured_again(llada):
 
 def test_time_outs_of_running_and_waiting_requests(llada, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("shoal.runtime.scheduler.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("shoal.runtime.scheduler.scheduler.time.monotonic", lambda: now[0])
     with make_engine(llada, max_running_requests=1) as engine:
         driver = Driver(engine)
         first, second, third = (
@@ -346,7 +346,10 @@ def test_without_streaming_only_the_end_is_reported(llada):
 
 
 def test_log_lines_name_what_operators_look_for(llada, caplog):
-    with make_engine(llada, log_interval=2) as engine, caplog.at_level("INFO", logger="shoal.runtime.counters"):
+    with (
+        make_engine(llada, log_interval=2) as engine,
+        caplog.at_level("INFO", logger="shoal.runtime.scheduler.counters"),
+    ):
         engine.generate([tokens(24, 1)] * 2, SamplingParams(max_new_tokens=32, steps=32, ignore_eos=True))
     lines = [record.getMessage() for record in caplog.records]
     prefill = next(

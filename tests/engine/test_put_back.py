@@ -144,7 +144,7 @@ def test_who_ends_before_its_progress_was_taken_ends_once(llada, how, monkeypatc
 
 def test_a_deadline_that_comes_later_and_is_earlier_is_kept(llada, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("shoal.runtime.scheduler.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("shoal.runtime.scheduler.scheduler.time.monotonic", lambda: now[0])
     with make_engine(llada, max_running_requests=1) as engine:
         driver = Driver(engine)
         long, short = (make(engine, seed, timeout_s=seconds) for seed, seconds in ((1, 50.0), (2, 5.0)))

@@ -22,7 +22,7 @@ def facts(output: RequestOutput, counted: bool) -> tuple[Any, ...]:
 def run(seed: int, folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> Stress:
     """A scenario; then every request whose answer company must not change is asked alone."""
     clock = [1.0]
-    monkeypatch.setattr("shoal.runtime.scheduler.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("shoal.runtime.scheduler.scheduler.time.monotonic", lambda: clock[0])
     stress = Stress(seed, folder, 6 if name == "llada" else 7, tmp_path / "profile.json", clock)
     with stress.engine as engine:
         stress.run(steps)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.runtime.engine import Engine
-from shoal.runtime.scheduler import Scheduler
+from shoal.runtime.scheduler.scheduler import Scheduler
 
 from ..models.checkpoints import write_folder
 from ..models.oracle import DREAM_TINY, LLADA_TINY, random_state_dict

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..radix_cache.match import Match
-from ..radix_cache.node import Node
+from ...radix_cache.match import Match
+from ...radix_cache.node import Node
+from ..request.forward import AuditReport
+from ..request.request import Request
 from .memory import Memory
-from .request.forward import AuditReport
-from .request.request import Request
 
 logger = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ from typing import Protocol
 
 import numpy as np
 
+from ..errors import EngineError, InvalidRequestError, PoolTooSmallError, RequestTimeoutError
+from ..request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
+from ..request.request import Request, RequestOutput
+from ..service.stats import SchedulerStats
 from .admission import Admission
-from .audit import Auditor
+from .auditor import Auditor
 from .counters import BatchLog, Counters
-from .errors import EngineError, InvalidRequestError, PoolTooSmallError, RequestTimeoutError
 from .memory import Memory
-from .request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
-from .request.request import Request, RequestOutput
 from .reuse import ReusePlanner
-from .service.stats import SchedulerStats
 
 logger = logging.getLogger(__name__)
 _IDLE_CHECK_SECONDS = 1.0

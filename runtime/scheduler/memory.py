@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..radix_cache.config import TreeConfig
-from ..radix_cache.depth_profile import DepthProfile
-from ..radix_cache.errors import InvariantError
-from ..radix_cache.page_allocator import PageAllocator
-from ..radix_cache.tree import RadixTree
-from .errors import CacheInUseError, PoolTooSmallError
-from .request.request import CacheMode, Pages, Request
+from ...radix_cache.config import TreeConfig
+from ...radix_cache.depth_profile import DepthProfile
+from ...radix_cache.errors import InvariantError
+from ...radix_cache.page_allocator import PageAllocator
+from ...radix_cache.tree import RadixTree
+from ..errors import CacheInUseError, PoolTooSmallError
+from ..request.request import CacheMode, Pages, Request
 
 
 class Memory:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..radix_cache.node import Namespace
+from ...radix_cache.node import Namespace
+from ..request.forward import ForwardItem
+from ..request.request import Pages, Request
 from .memory import Memory
-from .request.forward import ForwardItem
-from .request.request import Pages, Request
 
 
 class ReusePlanner:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from .request.request import Request
+from ..request.request import Request
 from .reuse import ReusePlanner
 
 _MATCHED_AT_MOST = 256  # requests whose prefix is looked up at a time; the rest keep their order behind them

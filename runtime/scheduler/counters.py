@@ -6,9 +6,9 @@ import logging
 import time
 from dataclasses import dataclass, field
 
+from ..request.request import Request
+from ..service.stats import SchedulerStats
 from .memory import Memory
-from .request.request import Request
-from .service.stats import SchedulerStats
 from .throughput import Throughput
 
 logger = logging.getLogger(__name__)

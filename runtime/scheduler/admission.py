@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 
-from ..radix_cache.config import TreeConfig
-from ..radix_cache.tree import RadixTree
-from .errors import QueueFullError
+from ...radix_cache.config import TreeConfig
+from ...radix_cache.tree import RadixTree
+from ..errors import QueueFullError
+from ..request.request import Request
 from .memory import Memory
 from .policy import admission_order, victims
-from .request.request import Request
 from .reuse import ReusePlanner
 
 

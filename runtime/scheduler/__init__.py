@@ -1,0 +1,1 @@
+"""Which requests run, with which memory, and what they reuse."""
