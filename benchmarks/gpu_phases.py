@@ -28,11 +28,11 @@ from benchmarks.model_shapes import write_shape
 from benchmarks.table import Table
 from shoal import Engine
 from shoal.provenance import commit, hardware
-from shoal.runtime.cuda_worker import CudaWorker
 from shoal.runtime.model.config import ModelConfig
-from shoal.runtime.refresh_plan import plan_refresh
 from shoal.runtime.request.forward import AddRequest, Forward, ForwardItem, Release
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.worker.gpu.refresh_plan import plan_refresh
+from shoal.runtime.worker.gpu.worker import CudaWorker
 
 CANVAS, BLOCK = 256, 32
 SHARED, SHARED_LAYERS = 1984, 16

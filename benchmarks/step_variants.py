@@ -31,8 +31,8 @@ from shoal import Engine
 from shoal.kernels.attention import triton as attention_triton
 from shoal.kernels.attention.tiling import AttentionTiling, choose_tiling
 from shoal.provenance import commit, hardware
-from shoal.runtime import forward_graphs
-from shoal.runtime.forward_graphs import _products_by as products_by
+from shoal.runtime.worker.gpu import graphs as forward_graphs
+from shoal.runtime.worker.gpu.graphs import _products_by as products_by
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,10 +38,10 @@ from benchmarks.model_shapes import SHAPES, write_shape
 from benchmarks.table import Table
 from shoal import Engine, SamplingParams
 from shoal.provenance import commit, hardware
-from shoal.runtime.cuda_worker import CudaWorker
 from shoal.runtime.request.forward import ForwardItem
 from shoal.runtime.request.request import CacheMode, Request
 from shoal.runtime.scheduler.reuse import ReusePlanner
+from shoal.runtime.worker.gpu.worker import CudaWorker
 
 BLOCK, QUESTION = 32, 100
 DEPTHS = {"llada-8b": 16, "dream-7b": 12, "tiny": 4}

@@ -12,12 +12,8 @@ import torch
 from ..radix_cache.config import TreeConfig
 from ..radix_cache.depth_profile import DepthProfile
 from ..radix_cache.errors import RadixCacheError
-from .build_cuda import build_cuda_worker, max_block_length, with_cuda_budget
-from .canvas_slots import MAX_STOP_IDS
 from .config import EngineConfig
-from .cuda_worker import CudaWorker
 from .errors import ConfigError
-from .kv_pool import BoundaryPool, KVPool
 from .model.decoder import Decoder
 from .model.hub import resolve_model_folder
 from .model.loader import load_model
@@ -29,12 +25,16 @@ from .model.settings import (
     load_tokenizer,
     pool_sizes,
 )
-from .model_runner import ModelRunner
 from .request.facts import Facts, build_scheduler
 from .scheduler.reuse import ReusePlanner
 from .scheduler.scheduler import Scheduler
 from .text.tokenizer import Tokenizer
-from .worker import Worker
+from .worker.cpu.runner import ModelRunner
+from .worker.gpu.build import build_cuda_worker, max_block_length, with_cuda_budget
+from .worker.gpu.slots import MAX_STOP_IDS
+from .worker.gpu.worker import CudaWorker
+from .worker.pools import BoundaryPool, KVPool
+from .worker.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from .service.service import GenerateInput, Message, ServiceInfo, ServiceStatus,
 from .service.stats import SchedulerStats
 from .text.chat_markers import markers_error
 from .text.parts import TextPart
-from .worker_trace import TraceOptions
+from .worker.trace import TraceOptions
 
 _POLL_S = 0.02
 

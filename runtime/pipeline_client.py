@@ -54,7 +54,7 @@ from .wire import (
 )
 from .wire_errors import unpack_error
 from .wire_requests import generate_message, tokenize_message
-from .worker_trace import TraceOptions
+from .worker.trace import TraceOptions
 
 logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 1.0

@@ -17,7 +17,7 @@ from .request.facts import Facts
 from .request.forward import AddRequest, Forward, Release, StepResult
 from .request.request import CacheMode, FinishReason
 from .request.sampling_params import SamplingParams
-from .worker_trace import TraceOptions
+from .worker.trace import TraceOptions
 
 VERSION: Literal[1] = 1
 MAX_FRAME_BYTES = 64 << 20

@@ -9,7 +9,7 @@ from .inbox import Inbox, Outbox
 from .request.facts import Facts
 from .scheduler.scheduler import WorkerLink
 from .wire import Add, Drop, FromWorker, Results, Run, StartTrace, StopTrace, ToWorker
-from .worker_trace import WorkerTrace
+from .worker.trace import WorkerTrace
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class WorkerProcess:
     def _build(self) -> tuple[WorkerLink, Facts]:
         spec = self._child.spec
         if spec.pipeline.null_worker:
-            from .null_worker import build_null_worker
+            from .worker.null import build_null_worker
 
             options = spec.pipeline
             return build_null_worker(spec.engine, options.null_tokens, options.null_delay_s)

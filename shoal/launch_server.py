@@ -17,7 +17,7 @@ from .runtime.model.hub import local_model_folder
 from .runtime.pipeline_config import PipelineConfig
 from .runtime.server_config import ServerConfig
 from .runtime.text.tokenizer import check_tokenizer_files
-from .runtime.worker_trace import why_not_writable
+from .runtime.worker.trace import why_not_writable
 
 if TYPE_CHECKING:
     from .runtime.http.server import StartableService

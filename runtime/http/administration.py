@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 
 from ..errors import shorten
-from ..worker_trace import TraceOptions
+from ..worker.trace import TraceOptions
 from .errors import ApiError, bad_request
 from .inputs import check_unicode
 from .keys import is_admin

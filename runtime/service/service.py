@@ -10,7 +10,7 @@ from ..request.request import CacheMode, RequestOutput
 from ..request.sampling_params import SamplingParams
 from ..text.chat_markers import PLAIN
 from ..text.parts import TextPart
-from ..worker_trace import TraceOptions
+from ..worker.trace import TraceOptions
 from .stats import SchedulerStats
 
 Message = Mapping[str, Any]

@@ -18,13 +18,13 @@ from ..radix_cache.depth_profile import DepthProfile
 from ..radix_cache.node import Namespace
 from ..runtime.build import Parts, build_parts
 from ..runtime.config import EngineConfig
-from ..runtime.drift import cached_layer, cosine, relative_error, uncached_pass
 from ..runtime.errors import ConfigError, EngineError
 from ..runtime.request.forward import AddRequest, Forward, ForwardItem, Release
 from ..runtime.request.request import CacheMode, Pages, Request, RequestOutput
 from ..runtime.request.sampling_params import SamplingParams
 from ..runtime.scheduler.reuse import ReusePlanner
 from ..runtime.text.stream import TextStream
+from ..runtime.worker.drift import cached_layer, cosine, relative_error, uncached_pass
 
 Tokens = Sequence[int]
 

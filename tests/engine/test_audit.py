@@ -11,8 +11,6 @@ import torch
 
 from shoal.radix_cache.config import TreeConfig
 from shoal.radix_cache.depth_profile import DepthProfile
-from shoal.runtime import audit_pass
-from shoal.runtime.drift import cosine, relative_error
 from shoal.runtime.engine import Engine
 from shoal.runtime.errors import ConfigError, EngineError
 from shoal.runtime.model.digest import model_digest
@@ -21,6 +19,8 @@ from shoal.runtime.request.forward import AuditReport
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.scheduler.auditor import DEFAULT_TOLERANCE, PROFILE_SLACK, Auditor, fallback_depths
 from shoal.runtime.scheduler.memory import Memory
+from shoal.runtime.worker import audit as audit_pass
+from shoal.runtime.worker.drift import cosine, relative_error
 from shoal.shop.task import KINDS, chat, make_list, make_question
 
 from .test_cuda_worker import on_cuda_path

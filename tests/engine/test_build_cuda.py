@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from shoal.kernels.attention.tiling import shared_memory
-from shoal.runtime import build_cuda
-from shoal.runtime.build_cuda import build_cuda_worker
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.errors import ConfigError
+from shoal.runtime.worker.gpu import build as build_cuda
+from shoal.runtime.worker.gpu.build import build_cuda_worker
 
 from .tiny import make_engine, write_model
 

@@ -12,15 +12,17 @@ import pytest
 import torch
 
 from shoal.kernels.attention.tiling import choose_tiling
-from shoal.runtime import canvas_slots, cuda_worker, fused_layers
-from shoal.runtime.block_sampler import BlockSampler
-from shoal.runtime.canvas_slots import CanvasSlots
-from shoal.runtime.cuda_runner import CudaRunner
-from shoal.runtime.cuda_worker import CudaWorker
-from shoal.runtime.device_arrays import on_device
-from shoal.runtime.forward_graphs import ForwardGraphs
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.warm_up_sizes import warm_up_sizes
+from shoal.runtime.worker.gpu import layers as fused_layers
+from shoal.runtime.worker.gpu import slots as canvas_slots
+from shoal.runtime.worker.gpu import worker as cuda_worker
+from shoal.runtime.worker.gpu.arrays import on_device
+from shoal.runtime.worker.gpu.graphs import ForwardGraphs
+from shoal.runtime.worker.gpu.runner import CudaRunner
+from shoal.runtime.worker.gpu.sampler import BlockSampler
+from shoal.runtime.worker.gpu.slots import CanvasSlots
+from shoal.runtime.worker.gpu.warm_up import warm_up_sizes
+from shoal.runtime.worker.gpu.worker import CudaWorker
 
 from .tiny import make_engine, tokens, write_profile
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from shoal.kernels.attention.dense import gather_kv_reference, write_kv_reference
-from shoal.runtime.dense_kv import DenseKV
+from shoal.runtime.worker.cpu.dense_kv import DenseKV
 
 from .tiny import make_engine, tokens
 

@@ -5,9 +5,9 @@ from dataclasses import fields
 import pytest
 import torch
 
-from shoal.runtime import forward_graphs
-from shoal.runtime.forward_graphs import ForwardGraphs
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.worker.gpu import graphs as forward_graphs
+from shoal.runtime.worker.gpu.graphs import ForwardGraphs
 
 from .test_cuda_worker import on_cuda_path, requests
 from .tiny import make_engine, write_profile

@@ -10,11 +10,11 @@ import torch
 
 from shoal.radix_cache.config import TreeConfig
 from shoal.radix_cache.depth_profile import DepthProfile
-from shoal.runtime import build_cuda
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.errors import ConfigError
 from shoal.runtime.model.settings import boundary_depths, pool_sizes
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.worker.gpu import build as build_cuda
 
 from .tiny import all_pages, free_pages, make_engine, tokens, write_profile
 

@@ -7,7 +7,7 @@ import torch
 
 from shoal import Engine
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.worker import Worker
+from shoal.runtime.worker.worker import Worker
 from shoal.shop.task import KINDS, chat, make_list, make_question
 
 from ..engine import tiny

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from shoal.runtime.canvas_slots import CanvasSlots
-from shoal.runtime.cuda_runner import CudaRunner
-from shoal.runtime.kv_pool import BoundaryPool, KVPool
 from shoal.runtime.model.loader import load_model
-from shoal.runtime.refresh_plan import plan_refresh
 from shoal.runtime.request.forward import ForwardItem
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.worker.gpu.refresh_plan import plan_refresh
+from shoal.runtime.worker.gpu.runner import CudaRunner
+from shoal.runtime.worker.gpu.slots import CanvasSlots
+from shoal.runtime.worker.pools import BoundaryPool, KVPool
 
 from ..engine import tiny
 from ..engine.tiny import tokens

@@ -20,7 +20,7 @@ from shoal.runtime.request.forward import AddRequest, AuditReport, Forward, Forw
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.wire import Codec
 from shoal.runtime.wire_errors import pack_error, unpack_error
-from shoal.runtime.worker_trace import TraceOptions
+from shoal.runtime.worker.trace import TraceOptions
 
 MODEL = ModelConfig("llada", 6, 32, 2, 2, 16, 48, 64, 64, 160, 1e4, 1e-5, False, False, False, 60, 3, 3)
 FACTS = Facts(

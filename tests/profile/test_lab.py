@@ -12,8 +12,8 @@ from shoal.profile.lab import Lab
 from shoal.profile.measure import Measurer, edit_distance
 from shoal.profile.plan import Unit
 from shoal.runtime.config import EngineConfig
-from shoal.runtime.drift import cached_layer, uncached_pass
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.worker.drift import cached_layer, uncached_pass
 
 from ..engine.test_cuda_worker import on_cuda_path
 from ..engine.tiny import make_engine, tokens

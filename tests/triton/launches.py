@@ -28,17 +28,17 @@ from triton.runtime.jit import JITFunction
 from shoal.kernels import dispatch
 from shoal.kernels.attention import gpu
 from shoal.kernels.attention.groups import SharedGroups
-from shoal.runtime.block_sampler import BlockSampler
-from shoal.runtime.build_cuda import build_cuda_worker
-from shoal.runtime.canvas_slots import CanvasSlots
 from shoal.runtime.config import EngineConfig
-from shoal.runtime.cuda_worker import CudaWorker
-from shoal.runtime.forward_graphs import ForwardGraphs
-from shoal.runtime.kv_pool import BoundaryPool, KVPool
 from shoal.runtime.model import loader
 from shoal.runtime.model.config import Architecture, ModelConfig
 from shoal.runtime.request.forward import AddRequest, Forward, ForwardItem, Release
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.worker.gpu.build import build_cuda_worker
+from shoal.runtime.worker.gpu.graphs import ForwardGraphs
+from shoal.runtime.worker.gpu.sampler import BlockSampler
+from shoal.runtime.worker.gpu.slots import CanvasSlots
+from shoal.runtime.worker.gpu.worker import CudaWorker
+from shoal.runtime.worker.pools import BoundaryPool, KVPool
 from tests.triton.compile_kernels import TargetOnly
 
 LAYERS, POSITIONS, MOST_TOKENS, FORWARDS = 2, 4096, 16384, 300

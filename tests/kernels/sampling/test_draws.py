@@ -14,7 +14,7 @@ from shoal.kernels.sampling.canvas_state import CanvasState
 from shoal.kernels.sampling.masked_rows import MaskedRows
 from shoal.kernels.sampling.philox import gumbel_of_words
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.sampler import choose_tokens, gumbel
+from shoal.runtime.worker.cpu.sampler import choose_tokens, gumbel
 
 VOCABULARY = 126_464
 BEST = 77_777
@@ -137,7 +137,7 @@ def test_the_samplers_uniforms_have_53_bits(monkeypatch):
         seen.append(uniform.clone())
         return gumbel(uniform)
 
-    monkeypatch.setattr("shoal.runtime.sampler.gumbel", keep)
+    monkeypatch.setattr("shoal.runtime.worker.cpu.sampler.gumbel", keep)
     choose_tokens(torch.zeros(20, 5000), SamplingParams(temperature=1), torch.Generator().manual_seed(0))
     scaled = torch.cat(seen) * 2.0**53
     assert scaled.shape == (20, 5000)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import ConfigError
-from .model.config import ModelConfig
+from ...errors import ConfigError
+from ...model.config import ModelConfig
 
 _GRAPHS = 1 << 30
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..kernels.attention.tiling import AttentionTiling, choose_tiling, request_lanes, shared_memory
-from .cuda_runner import CudaRunner
+from ....kernels.attention.tiling import AttentionTiling, choose_tiling, request_lanes, shared_memory
+from .runner import CudaRunner
 
 _ROWS = (*range(32, 1025, 32), 1536, 2048, 3072, 4096)
 _OTHERS_ROWS = (256, 1024)

@@ -11,17 +11,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels.attention.groups import SharedGroups
-from ..kernels.attention.reference import attention, shared_attention
-from ..kernels.layers.kv_write import rope_write_kv
-from ..kernels.layers.rms_norm import rms_norm
-from ..kernels.layers.rope import rope_table
-from ..kernels.layers.row_norm import RowNorm
-from ..kernels.layers.swiglu import swiglu
-from .kv_pool import KVPool
-from .model.decoder import Decoder
-from .model.linear import Linear
-from .row_layout import Layout
+from ....kernels.attention.groups import SharedGroups
+from ....kernels.attention.reference import attention, shared_attention
+from ....kernels.layers.kv_write import rope_write_kv
+from ....kernels.layers.rms_norm import rms_norm
+from ....kernels.layers.rope import rope_table
+from ....kernels.layers.row_norm import RowNorm
+from ....kernels.layers.swiglu import swiglu
+from ...model.decoder import Decoder
+from ...model.linear import Linear
+from ..pools import KVPool
+from .layout import Layout
 
 _FEW_ROWS = 128
 """Up to so many rows norms are put off: more of them and reading hidden states again costs more than a launch."""

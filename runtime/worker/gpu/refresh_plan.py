@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .device_arrays import Array, to_device
-from .request.forward import ForwardItem
-from .row_layout import Layout, Spans, layout, spans
+from ...request.forward import ForwardItem
+from .arrays import Array, to_device
+from .layout import Layout, Spans, layout, spans
 
 
 @dataclass(frozen=True, slots=True)

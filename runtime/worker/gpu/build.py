@@ -7,19 +7,19 @@ from dataclasses import replace
 
 import torch
 
-from ..kernels.attention.tiling import most_shared_memory, shared_memory
-from .block_sampler import BlockSampler
-from .canvas_slots import CanvasSlots
-from .config import EngineConfig
-from .cuda_runner import CudaRunner
-from .cuda_worker import CudaWorker
-from .device_arrays import on_device
-from .errors import ConfigError
-from .forward_graphs import ForwardGraphs
-from .gpu_memory import forward_bytes, gpu_budget
-from .kv_pool import BoundaryPool, KVPool
-from .model.config import ModelConfig
-from .model.decoder import Decoder
+from ....kernels.attention.tiling import most_shared_memory, shared_memory
+from ...config import EngineConfig
+from ...errors import ConfigError
+from ...model.config import ModelConfig
+from ...model.decoder import Decoder
+from ..pools import BoundaryPool, KVPool
+from .arrays import on_device
+from .graphs import ForwardGraphs
+from .memory import forward_bytes, gpu_budget
+from .runner import CudaRunner
+from .sampler import BlockSampler
+from .slots import CanvasSlots
+from .worker import CudaWorker
 
 logger = logging.getLogger(__name__)
 MAX_BLOCK_LENGTH = 128

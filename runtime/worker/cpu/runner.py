@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.attention.dense import paged_attention_reference, ragged_attention_reference, write_kv_reference
+from ....kernels.attention.dense import paged_attention_reference, ragged_attention_reference, write_kv_reference
+from ...model.decoder import Decoder
+from ...request.forward import ForwardItem, Pages
+from ..pools import BoundaryPool, KVPool
 from .dense_kv import DenseKV
-from .kv_pool import BoundaryPool, KVPool
-from .model.decoder import Decoder
-from .request.forward import ForwardItem, Pages
 
 
 @dataclass(slots=True)

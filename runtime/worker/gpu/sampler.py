@@ -7,12 +7,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.attention.batch import AttentionBatch
-from ..kernels.sampling.block_confidence import block_confidence
-from ..kernels.sampling.commit import commit
-from ..kernels.sampling.masked_rows import masked_rows
-from .canvas_slots import CanvasSlots
-from .fused_layers import FusedLayers
+from ....kernels.attention.batch import AttentionBatch
+from ....kernels.sampling.block_confidence import block_confidence
+from ....kernels.sampling.commit import commit
+from ....kernels.sampling.masked_rows import masked_rows
+from .layers import FusedLayers
+from .slots import CanvasSlots
 
 
 class BlockSampler:

@@ -11,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .audit_pass import AuditPass
-from .block_sampler import BlockSampler
-from .cuda_runner import CudaRunner
-from .device_arrays import on_device
-from .errors import EngineError
-from .forward_graphs import ForwardGraphs
-from .host_canvas import HostCanvas
+from ...errors import EngineError
+from ...request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
+from ..audit import AuditPass
+from ..canvas import HostCanvas
+from ..cpu.sampler import NOT_FINITE, finite_scores
+from .arrays import on_device
+from .graphs import ForwardGraphs
 from .refresh_plan import plan_refresh
-from .request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
-from .sampler import NOT_FINITE, finite_scores
-from .warm_up_sizes import warm_up_sizes
+from .runner import CudaRunner
+from .sampler import BlockSampler
+from .warm_up import warm_up_sizes
 
 logger = logging.getLogger(__name__)
 Blocks = npt.NDArray[np.int64]

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .audit_pass import AuditPass
-from .errors import EngineError
-from .model_runner import Entry, ModelRunner
-from .request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
-from .request.sampling_params import SamplingParams
-from .sampler import choose_commits, choose_tokens, finite_scores, quota
+from ..errors import EngineError
+from ..request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
+from ..request.sampling_params import SamplingParams
+from .audit import AuditPass
+from .cpu.runner import Entry, ModelRunner
+from .cpu.sampler import choose_commits, choose_tokens, finite_scores, quota
 
 logger = logging.getLogger(__name__)
 

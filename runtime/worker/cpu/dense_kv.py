@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..kernels.attention.dense import gather_kv_reference
+from ....kernels.attention.dense import gather_kv_reference
 
 
 class DenseKV:

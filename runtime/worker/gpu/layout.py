@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ..kernels.attention.batch import AttentionBatch
-from .device_arrays import Array
+from ....kernels.attention.batch import AttentionBatch
+from .arrays import Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..kernels.sampling.confidence import confidence
-from .errors import EngineError
-from .request.sampling_params import DEFAULT_THRESHOLD, SamplingParams
+from ....kernels.sampling.confidence import confidence
+from ...errors import EngineError
+from ...request.sampling_params import DEFAULT_THRESHOLD, SamplingParams
 
 NOT_FINITE = "the model's logits are not finite (NaN or infinity): its weights are broken, or its activations overflow"
 """What a request fails with whose logits at a mask give no probabilities."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import EngineError, InvalidRequestError, shorten
+from ..errors import EngineError, InvalidRequestError, shorten
 
 logger = logging.getLogger(__name__)
 ACTIVITIES = ("CPU", "GPU")

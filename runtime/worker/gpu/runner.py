@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels.attention.groups import SharedGroups
-from ..kernels.attention.tiling import num_sms
-from ..kernels.layers.embed import embed
-from .canvas_slots import CanvasSlots
-from .fused_layers import FusedLayers
-from .kv_pool import BoundaryPool, KVPool
-from .model.decoder import Decoder
+from ....kernels.attention.groups import SharedGroups
+from ....kernels.attention.tiling import num_sms
+from ....kernels.layers.embed import embed
+from ...model.decoder import Decoder
+from ..pools import BoundaryPool, KVPool
+from .layers import FusedLayers
+from .layout import Layout
 from .refresh_plan import RefreshPlan
-from .row_layout import Layout
+from .slots import CanvasSlots
 
 _MAX_SPLITS = 8
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .request.sampling_params import SamplingParams
-from .sampler import quota
+from ..request.sampling_params import SamplingParams
+from .cpu.sampler import quota
 
 
 @dataclass(slots=True)

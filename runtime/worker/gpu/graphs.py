@@ -23,14 +23,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.attention.groups import SharedGroups, SharedPlan, plan_shared_groups
-from ..kernels.attention.tiling import num_sms
-from .block_sampler import BlockSampler
-from .cuda_runner import CudaRunner
-from .device_arrays import Array, DeviceArrays
-from .host_canvas import HostCanvas
-from .request.forward import ForwardItem
-from .row_layout import Layout, layout
+from ....kernels.attention.groups import SharedGroups, SharedPlan, plan_shared_groups
+from ....kernels.attention.tiling import num_sms
+from ...request.forward import ForwardItem
+from ..canvas import HostCanvas
+from .arrays import Array, DeviceArrays
+from .layout import Layout, layout
+from .runner import CudaRunner
+from .sampler import BlockSampler
 
 logger = logging.getLogger(__name__)
 MIN_SHARERS = 4

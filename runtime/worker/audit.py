@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..model.decoder import Decoder
+from ..request.forward import AuditReport, ForwardItem, StepResult
 from .drift import cached_layer, cosine, relative_error, uncached_pass
-from .kv_pool import KVPool
-from .model.decoder import Decoder
-from .request.forward import AuditReport, ForwardItem, StepResult
+from .pools import KVPool
 
 logger = logging.getLogger(__name__)
 

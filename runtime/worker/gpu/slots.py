@@ -7,9 +7,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.sampling.canvas_state import STRATEGIES, CanvasState, acceptance_bounds
-from .errors import EngineError
-from .request.sampling_params import DEFAULT_THRESHOLD, SamplingParams
+from ....kernels.sampling.canvas_state import STRATEGIES, CanvasState, acceptance_bounds
+from ...errors import EngineError
+from ...request.sampling_params import DEFAULT_THRESHOLD, SamplingParams
 
 MAX_STOP_IDS = 32
 """Tokens that can end a text on a GPU, the model's EOS included."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .model.config import ModelConfig
+from ..model.config import ModelConfig
 
 _COPIED_AT_ONCE = 32
 """Pages; bounds the memory that a copy takes: 128 MiB for pages of 4 MiB."""

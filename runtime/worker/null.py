@@ -7,13 +7,13 @@ import time
 
 import numpy as np
 
-from ..radix_cache.config import TreeConfig
-from .config import EngineConfig
-from .model.config import ModelConfig
-from .model.hub import resolve_model_folder
-from .model.settings import boundary_depths, default_block_length, layers_of_band, load_profile, pool_sizes
-from .request.facts import Facts
-from .request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
+from ...radix_cache.config import TreeConfig
+from ..config import EngineConfig
+from ..model.config import ModelConfig
+from ..model.hub import resolve_model_folder
+from ..model.settings import boundary_depths, default_block_length, layers_of_band, load_profile, pool_sizes
+from ..request.facts import Facts
+from ..request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..kernels.attention.dense import gather_kv_reference, ragged_attention_reference
-from .kv_pool import KVPool
-from .model.decoder import Decoder
+from ...kernels.attention.dense import gather_kv_reference, ragged_attention_reference
+from ..model.decoder import Decoder
+from .pools import KVPool
 
 Visit = Callable[[int, Tensor, Tensor], None]
 """(layer, k, v): the fresh keys (rotated) and values of a layer, each [tokens, kv_heads, head_dim]."""

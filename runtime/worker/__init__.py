@@ -1,0 +1,1 @@
+"""Forwards: canvases, pools, samplers, on a CPU or a GPU."""
