@@ -21,7 +21,7 @@ import torch
 from benchmarks.table import Table
 from shoal import Engine, SamplingParams
 from shoal.provenance import commit, hardware
-from shoal.runtime import engine as engine_module
+from shoal.runtime.engine import engine as engine_module
 from shoal.shop.task import KINDS, chat, make_list, make_question
 
 PARAMS = SamplingParams(max_new_tokens=32, block_length=8, steps=16)

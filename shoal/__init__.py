@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .frontend import *  # noqa: F403
     from .radix_cache.depth_profile import DepthProfile as DepthProfile
     from .runtime.config import EngineConfig as EngineConfig
-    from .runtime.engine import Engine as Engine
+    from .runtime.engine.engine import Engine as Engine
     from .runtime.errors import CacheInUseError as CacheInUseError
     from .runtime.errors import ConfigError as ConfigError
     from .runtime.errors import EngineClosedError as EngineClosedError
@@ -37,7 +37,7 @@ _HOME = {
     "CacheInUseError": "runtime.errors",
     "ConfigError": "runtime.errors",
     "DepthProfile": "radix_cache.depth_profile",
-    "Engine": "runtime.engine",
+    "Engine": "runtime.engine.engine",
     "EngineClosedError": "runtime.errors",
     "EngineConfig": "runtime.config",
     "EngineError": "runtime.errors",

@@ -121,7 +121,7 @@ def generate(
         raise typer.BadParameter("give exactly one of --prompt and --chat")
     if system is not None and chat is None:
         raise typer.BadParameter("--system goes with --chat")
-    from .runtime.engine import Engine
+    from .runtime.engine.engine import Engine
     from .runtime.request.sampling_params import SamplingParams
 
     sampling = SamplingParams(

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
             from .runtime.cpu_tuning import limit_spinning
 
             limit_spinning()
-            from .runtime.local_service import LocalService
+            from .runtime.engine.service import LocalService
 
             service = LocalService(engine)
         else:

@@ -15,7 +15,7 @@ from ..backend import Call, Filled, Reply, Scored
 from .figures import figures_of
 
 if TYPE_CHECKING:
-    from ...runtime.engine import Engine
+    from ...runtime.engine.engine import Engine
     from ...runtime.request.request import CacheMode, RequestOutput
 
 _REMEMBERED = 4096

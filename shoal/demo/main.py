@@ -75,7 +75,7 @@ QUICK: dict[str, Any] = {"list_sizes": (44, 60), "questions": 10, "sweep_questio
 
 def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     """Run the demo, print its report, write its files, and return what the JSON file holds."""
-    logging.getLogger("shoal.runtime.build").setLevel(logging.ERROR)  # the report names the profile itself
+    logging.getLogger("shoal.runtime.engine.build").setLevel(logging.ERROR)  # the report names the profile itself
     begin = time.perf_counter()
     workload = options.workload
     sweep = workload.sample(options.sweep_questions) if options.sweep_questions else None

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..radix_cache.depth_profile import DepthProfile
 from ..radix_cache.node import Namespace
-from ..runtime.build import Parts, build_parts
 from ..runtime.config import EngineConfig
+from ..runtime.engine.build import Parts, build_parts
 from ..runtime.errors import ConfigError, EngineError
 from ..runtime.request.forward import AddRequest, Forward, ForwardItem, Release
 from ..runtime.request.request import CacheMode, Pages, Request, RequestOutput

@@ -18,7 +18,7 @@ from torch import Tensor
 from shoal.radix_cache.eviction_policy import EVICTION_POLICIES
 from shoal.radix_cache.node import Namespace
 from shoal.radix_cache.tree import RadixTree
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import CacheInUseError, InvalidRequestError, QueueFullError
 from shoal.runtime.request.forward import Forward
 from shoal.runtime.request.request import CacheMode, Request, RequestOutput

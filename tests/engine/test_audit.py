@@ -11,7 +11,7 @@ import torch
 
 from shoal.radix_cache.config import TreeConfig
 from shoal.radix_cache.depth_profile import DepthProfile
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import ConfigError, EngineError
 from shoal.runtime.model.digest import model_digest
 from shoal.runtime.model.hub import resolve_model_folder

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shoal.radix_cache.depth_profile import DepthProfile
-from shoal.runtime.build import choose_device
 from shoal.runtime.config import EngineConfig
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.build import choose_device
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import (
     ConfigError,
     InvalidRequestError,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import InvalidRequestError
 from shoal.runtime.request.request import CacheMode, Request
 from shoal.runtime.request.sampling_params import SamplingParams

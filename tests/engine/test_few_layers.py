@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import ConfigError
 from shoal.runtime.request.request import CACHE_MODES
 from shoal.runtime.request.sampling_params import SamplingParams

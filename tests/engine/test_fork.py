@@ -17,8 +17,8 @@ from shoal.frontend import EngineBackend, driver, function, gen
 from shoal.frontend.backend import Call, Reply
 from shoal.frontend.errors import ProgramEndedError
 from shoal.runtime.config import EngineConfig
-from shoal.runtime.engine import Engine
-from shoal.runtime.local_service import LocalService
+from shoal.runtime.engine.engine import Engine
+from shoal.runtime.engine.service import LocalService
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.service.service import GenerateInput
 

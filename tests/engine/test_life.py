@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from shoal.runtime import engine as engine_module
-from shoal.runtime.engine import Engine
-from shoal.runtime.engine_loop import EngineLoop
+from shoal.runtime.engine import engine as engine_module
+from shoal.runtime.engine.engine import Engine
+from shoal.runtime.engine.loop import EngineLoop
 from shoal.runtime.errors import EngineClosedError, EngineError, ModelLoadError
 from shoal.runtime.request.request import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams

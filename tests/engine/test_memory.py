@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from shoal.radix_cache.eviction_policy import EVICTION_POLICIES
-from shoal.runtime import build
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine import build
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import PoolTooSmallError
 from shoal.runtime.request.request import CacheMode
 from shoal.runtime.request.sampling_params import SamplingParams

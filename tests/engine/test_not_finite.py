@@ -10,10 +10,10 @@ import torch
 from fastapi import FastAPI
 
 from shoal.runtime.config import EngineConfig
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
+from shoal.runtime.engine.service import LocalService
 from shoal.runtime.errors import EngineError
 from shoal.runtime.http.app import create_app
-from shoal.runtime.local_service import LocalService
 from shoal.runtime.request.request import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.server_config import ServerConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import InvalidRequestError, QueueFullError, RequestTimeoutError
 from shoal.runtime.request.request import CacheMode, Request, RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import InvalidRequestError
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.request.scoring import SCORE_METHODS, ScorePlan

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.request.request import CacheMode, RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.shop.task import chat, make_list, make_question

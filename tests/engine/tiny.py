@@ -12,7 +12,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from shoal.radix_cache.depth_profile import DepthProfile
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.scheduler.scheduler import Scheduler
 
 from ..models.checkpoints import write_folder

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from shoal.frontend import set_default_backend
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
 from shoal.shop.task import PriceList, make_list
 
 from ..engine.tiny import make_engine, write_model

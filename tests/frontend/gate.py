@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 from shoal.frontend import EngineBackend, driver
 from shoal.frontend.backend import Call, Reply
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
 
 
 class Gate(EngineBackend):

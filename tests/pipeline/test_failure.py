@@ -16,8 +16,8 @@ import pytest
 
 from shoal.runtime.child import SPARED_SIGNALS, Spec
 from shoal.runtime.config import EngineConfig
+from shoal.runtime.engine.service import LocalService
 from shoal.runtime.errors import ConfigError, EngineClosedError, EngineError, ModelLoadError, QueueFullError
-from shoal.runtime.local_service import LocalService
 from shoal.runtime.pipeline import Pipeline
 from shoal.runtime.pipeline_client import PipelineClient
 from shoal.runtime.pipeline_config import PipelineConfig

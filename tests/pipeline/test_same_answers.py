@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.pipeline_client import PipelineClient
 from shoal.runtime.request.request import CacheMode, RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams

@@ -14,7 +14,7 @@ from shoal.profile.command import make_parser, parse
 from shoal.profile.options import ProfileOptions
 from shoal.profile.store import Store
 from shoal.radix_cache.depth_profile import DepthProfile
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import ConfigError
 from shoal.runtime.request.sampling_params import SamplingParams
 

@@ -14,7 +14,7 @@ import sys
 
 import pytest
 
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.shop.task import ask_cheaper, ask_colour, ask_price, ask_total
 

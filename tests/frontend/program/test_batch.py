@@ -13,7 +13,7 @@ from shoal.frontend.backends.engine import EngineBackend
 from shoal.frontend.language.expressions import RoleBegin, RoleEnd, Text
 from shoal.frontend.program.batch import plan
 from shoal.frontend.program.trace import trace
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
 from shoal.shop.task import make_list, make_question
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import shoal as sgl
 from shoal.frontend import EngineBackend
-from shoal.runtime.engine import Engine
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from ...engine.tiny import CHARACTERS, assert_nothing_lost, make_engine, write_model

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from .request.intake import Intake
-from .request.request import CacheMode, Request
-from .request.sampling_params import SamplingParams
-from .request.scoring import ScorePlan, choice_tokens
-from .service.service import Prompt
+from ..request.intake import Intake
+from ..request.request import CacheMode, Request
+from ..request.sampling_params import SamplingParams
+from ..request.scoring import ScorePlan, choice_tokens
+from ..service.service import Prompt
 
 WARM_UP = SamplingParams(max_new_tokens=0)
 

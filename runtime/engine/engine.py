@@ -13,20 +13,20 @@ from typing import Any
 
 import torch
 
-from ..radix_cache.errors import LockError
-from ..radix_cache.node import Namespace
+from ...radix_cache.errors import LockError
+from ...radix_cache.node import Namespace
+from ..config import EngineConfig
+from ..errors import ConfigError, InvalidRequestError, shorten
+from ..request.intake import Intake, is_single
+from ..request.request import CacheMode, Request, RequestOutput
+from ..request.sampling_params import SamplingParams
+from ..request.scoring import ScoreMethod, ScoreOutput
+from ..service.service import Prompt
+from ..text.chat_markers import PLAIN, ChatMarkers
+from ..text.parts import TextPart
 from .build import Parts, build_parts, choose_device
-from .config import EngineConfig
-from .engine_loop import EngineLoop, Listener
-from .errors import ConfigError, InvalidRequestError, shorten
-from .request.intake import Intake, is_single
-from .request.request import CacheMode, Request, RequestOutput
-from .request.sampling_params import SamplingParams
-from .request.scoring import ScoreMethod, ScoreOutput
+from .loop import EngineLoop, Listener
 from .score_groups import WARM_UP, score_groups
-from .service.service import Prompt
-from .text.chat_markers import PLAIN, ChatMarkers
-from .text.parts import TextPart
 
 logger = logging.getLogger(__name__)
 DEFAULT_SCORE_METHOD: ScoreMethod = "pseudo"

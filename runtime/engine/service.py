@@ -8,17 +8,17 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .birthplace import Birthplace
-from .config import EngineConfig
-from .daemon_call import in_a_daemon
+from ..birthplace import Birthplace
+from ..config import EngineConfig
+from ..daemon_call import in_a_daemon
+from ..errors import CacheInUseError, EngineClosedError, InvalidRequestError, ShoalError, shorten
+from ..request.request import RequestOutput
+from ..service.service import GenerateInput, Message, ServiceInfo, ServiceStatus, State
+from ..service.stats import SchedulerStats
+from ..text.chat_markers import markers_error
+from ..text.parts import TextPart
+from ..worker.trace import TraceOptions
 from .engine import Engine
-from .errors import CacheInUseError, EngineClosedError, InvalidRequestError, ShoalError, shorten
-from .request.request import RequestOutput
-from .service.service import GenerateInput, Message, ServiceInfo, ServiceStatus, State
-from .service.stats import SchedulerStats
-from .text.chat_markers import markers_error
-from .text.parts import TextPart
-from .worker.trace import TraceOptions
 
 _POLL_S = 0.02
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from .birthplace import Birthplace
-from .errors import EngineClosedError, EngineError, InvalidRequestError, ShoalError
-from .request.request import Request, RequestOutput
-from .scheduler.scheduler import Scheduler
+from ..birthplace import Birthplace
+from ..errors import EngineClosedError, EngineError, InvalidRequestError, ShoalError
+from ..request.request import Request, RequestOutput
+from ..scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 Listener = Callable[[RequestOutput], None]

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from ..radix_cache.config import TreeConfig
-from ..radix_cache.depth_profile import DepthProfile
-from ..radix_cache.errors import RadixCacheError
-from .config import EngineConfig
-from .errors import ConfigError
-from .model.decoder import Decoder
-from .model.hub import resolve_model_folder
-from .model.loader import load_model
-from .model.settings import (
+from ...radix_cache.config import TreeConfig
+from ...radix_cache.depth_profile import DepthProfile
+from ...radix_cache.errors import RadixCacheError
+from ..config import EngineConfig
+from ..errors import ConfigError
+from ..model.decoder import Decoder
+from ..model.hub import resolve_model_folder
+from ..model.loader import load_model
+from ..model.settings import (
     boundary_depths,
     default_block_length,
     layers_of_band,
@@ -25,16 +25,16 @@ from .model.settings import (
     load_tokenizer,
     pool_sizes,
 )
-from .request.facts import Facts, build_scheduler
-from .scheduler.reuse import ReusePlanner
-from .scheduler.scheduler import Scheduler
-from .text.tokenizer import Tokenizer
-from .worker.cpu.runner import ModelRunner
-from .worker.gpu.build import build_cuda_worker, max_block_length, with_cuda_budget
-from .worker.gpu.slots import MAX_STOP_IDS
-from .worker.gpu.worker import CudaWorker
-from .worker.pools import BoundaryPool, KVPool
-from .worker.worker import Worker
+from ..request.facts import Facts, build_scheduler
+from ..scheduler.reuse import ReusePlanner
+from ..scheduler.scheduler import Scheduler
+from ..text.tokenizer import Tokenizer
+from ..worker.cpu.runner import ModelRunner
+from ..worker.gpu.build import build_cuda_worker, max_block_length, with_cuda_budget
+from ..worker.gpu.slots import MAX_STOP_IDS
+from ..worker.gpu.worker import CudaWorker
+from ..worker.pools import BoundaryPool, KVPool
+from ..worker.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
