@@ -42,8 +42,8 @@ from benchmarks.server_process import ServerProcess
 from shoal import SamplingParams
 from shoal.provenance import commit, hardware
 from shoal.runtime.config import EngineConfig
-from shoal.runtime.pipeline_client import PipelineClient
-from shoal.runtime.pipeline_config import PipelineConfig
+from shoal.runtime.pipeline.client import PipelineClient
+from shoal.runtime.pipeline.config import PipelineConfig
 from shoal.runtime.service.service import GenerateInput
 
 NEW_TOKENS, BLOCK = 64, 32

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.overhead import IN_FLIGHT, Row
 from shoal import Engine, SamplingParams
 from shoal.runtime.config import EngineConfig
-from shoal.runtime.pipeline_client import PipelineClient
+from shoal.runtime.pipeline.client import PipelineClient
 from shoal.runtime.service.service import GenerateInput
 from shoal.shop.task import chat, make_list, make_question
 

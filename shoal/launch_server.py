@@ -14,7 +14,7 @@ from .runtime.errors import ConfigError, ShoalError
 from .runtime.flags import add_flags, given
 from .runtime.model.config import ModelConfig
 from .runtime.model.hub import local_model_folder
-from .runtime.pipeline_config import PipelineConfig
+from .runtime.pipeline.config import PipelineConfig
 from .runtime.server_config import ServerConfig
 from .runtime.text.tokenizer import check_tokenizer_files
 from .runtime.worker.trace import why_not_writable
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
 
             service = LocalService(engine)
         else:
-            from .runtime.pipeline_client import PipelineClient
+            from .runtime.pipeline.client import PipelineClient
 
             service = PipelineClient(engine, pipeline, log_level=server.log_level, log_json=server.log_json)
         code = run_server(service, server, engine.model_path)

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from shoal.runtime.detokenizer_process import Detokenizer
+from shoal.runtime.pipeline.detokenizer import Detokenizer
+from shoal.runtime.pipeline.messages import Output
 from shoal.runtime.text.running import RunningText
 from shoal.runtime.text.stream import TextStream
-from shoal.runtime.wire import Output
 
 SPECIAL = ["<|end|>", "<|mask|>"]
 PARTS = ["a", "b", "ab", " ", " b", "  ", "é", "€", "😀", "\ufffd", "\n"]

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from shoal.runtime.pipeline_client import PipelineClient
+from shoal.runtime.pipeline.client import PipelineClient
 
 from .running import running, wait_idle
 

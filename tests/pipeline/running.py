@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from shoal.runtime.config import EngineConfig
-from shoal.runtime.pipeline_client import PipelineClient
-from shoal.runtime.pipeline_config import PipelineConfig
+from shoal.runtime.pipeline.client import PipelineClient
+from shoal.runtime.pipeline.config import PipelineConfig
 from shoal.runtime.request.request import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.service.service import GenerateInput

@@ -14,14 +14,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shoal.runtime.child import SPARED_SIGNALS, Spec
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.engine.service import LocalService
 from shoal.runtime.errors import ConfigError, EngineClosedError, EngineError, ModelLoadError, QueueFullError
-from shoal.runtime.pipeline import Pipeline
-from shoal.runtime.pipeline_client import PipelineClient
-from shoal.runtime.pipeline_config import PipelineConfig
-from shoal.runtime.wire import ROLES, Role
+from shoal.runtime.pipeline.child import SPARED_SIGNALS, Spec
+from shoal.runtime.pipeline.client import PipelineClient
+from shoal.runtime.pipeline.config import PipelineConfig
+from shoal.runtime.pipeline.messages import ROLES, Role
+from shoal.runtime.pipeline.processes import Pipeline
 
 from .running import Traces, alive, arrived, held, last, make_client, request, until, until_running, wait_gone
 
@@ -118,7 +118,7 @@ async def test_a_start_that_fails_raises_a_typed_error_and_leaves_nothing(option
 
 def test_a_model_that_is_being_fetched_holds_up_no_end(monkeypatch):
     fetched = threading.Event()
-    monkeypatch.setattr("shoal.runtime.pipeline_client.resolve_model_folder", lambda _: fetched.wait())
+    monkeypatch.setattr("shoal.runtime.pipeline.client.resolve_model_folder", lambda _: fetched.wait())
 
     async def start_and_stop() -> None:
         client = make_client()
@@ -328,7 +328,7 @@ def test_children_and_sockets_do_not_outlive_a_killed_parent(when, kind):
 
 UNWATCHED = [
     sys.executable, "-c",
-    "import shoal.runtime.child as child; child._watch_parent = lambda spec: None; child.main()",
+    "import shoal.runtime.pipeline.child as child; child._watch_parent = lambda spec: None; child.main()",
 ]  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.runtime.endpoints import NAMES, Endpoints
 from shoal.runtime.errors import ConfigError
+from shoal.runtime.pipeline.sockets import NAMES, Endpoints
 
 from .running import last, request
 

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from shoal.runtime.engine.engine import Engine
-from shoal.runtime.pipeline_client import PipelineClient
+from shoal.runtime.pipeline.client import PipelineClient
 from shoal.runtime.request.request import CacheMode, RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.service.service import GenerateInput

@@ -10,7 +10,6 @@ from contextlib import aclosing
 import pytest
 import zmq
 
-from shoal.runtime.endpoints import NAMES
 from shoal.runtime.errors import (
     CacheInUseError,
     InvalidRequestError,
@@ -19,7 +18,8 @@ from shoal.runtime.errors import (
     QueueFullError,
     RequestTimeoutError,
 )
-from shoal.runtime.pipeline_client import PipelineClient
+from shoal.runtime.pipeline.client import PipelineClient
+from shoal.runtime.pipeline.sockets import NAMES
 from shoal.runtime.text.chat_markers import ChatMarkers
 
 from ..engine.tiny import write_model

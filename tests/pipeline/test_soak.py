@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shoal.runtime.errors import RequestTimeoutError
-from shoal.runtime.pipeline_client import PipelineClient
+from shoal.runtime.pipeline.client import PipelineClient
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.service.service import GenerateInput
 

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shoal.runtime import errors, wire
+from shoal.runtime import errors
 from shoal.runtime.errors import InvalidRequestError, PoolTooSmallError, ShoalError, WireError
 from shoal.runtime.model.config import ModelConfig
+from shoal.runtime.pipeline import messages as wire
+from shoal.runtime.pipeline.errors import pack_error, unpack_error
+from shoal.runtime.pipeline.messages import Codec
 from shoal.runtime.request.facts import Facts
 from shoal.runtime.request.forward import AddRequest, AuditReport, Forward, ForwardItem, Release, StepResult
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.wire import Codec
-from shoal.runtime.wire_errors import pack_error, unpack_error
 from shoal.runtime.worker.trace import TraceOptions
 
 MODEL = ModelConfig("llada", 6, 32, 2, 2, 16, 48, 64, 64, 160, 1e4, 1e-5, False, False, False, 60, 3, 3)

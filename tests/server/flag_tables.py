@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.flags import markdown_table
-from shoal.runtime.pipeline_config import PipelineConfig
+from shoal.runtime.pipeline.config import PipelineConfig
 from shoal.runtime.server_config import ServerConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 
+from ..request.facts import Facts
+from ..scheduler.scheduler import WorkerLink
+from ..worker.trace import WorkerTrace
 from .child import Child
 from .inbox import Inbox, Outbox
-from .request.facts import Facts
-from .scheduler.scheduler import WorkerLink
-from .wire import Add, Drop, FromWorker, Results, Run, StartTrace, StopTrace, ToWorker
-from .worker.trace import WorkerTrace
+from .messages import Add, Drop, FromWorker, Results, Run, StartTrace, StopTrace, ToWorker
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +51,10 @@ class WorkerProcess:
     def _build(self) -> tuple[WorkerLink, Facts]:
         spec = self._child.spec
         if spec.pipeline.null_worker:
-            from .worker.null import build_null_worker
+            from ..worker.null import build_null_worker
 
             options = spec.pipeline
             return build_null_worker(spec.engine, options.null_tokens, options.null_delay_s)
-        from .engine.build import build_worker
+        from ..engine.build import build_worker
 
         return build_worker(spec.engine)

@@ -13,17 +13,18 @@ from dataclasses import asdict
 
 import zmq
 
+from ..errors import EngineError, ShoalError
+from ..request.facts import Facts, build_scheduler
+from ..request.forward import AddRequest, Forward, Release, StepResult
+from ..request.request import Request
+from ..scheduler.scheduler import Scheduler
+from ..text.decoder import load_decoder
+from ..text.running import Decodes
+from ..text.stream import TextStream
 from .child import Child
-from .errors import EngineError, ShoalError
+from .errors import pack_error
 from .inbox import Inbox, Outbox
-from .request.facts import Facts, build_scheduler
-from .request.forward import AddRequest, Forward, Release, StepResult
-from .request.request import Request
-from .scheduler.scheduler import Scheduler
-from .text.decoder import load_decoder
-from .text.running import Decodes
-from .text.stream import TextStream
-from .wire import (
+from .messages import (
     Abort,
     Accepted,
     Add,
@@ -43,7 +44,6 @@ from .wire import (
     ToWorker,
     tokens_from,
 )
-from .wire_errors import pack_error
 
 logger = logging.getLogger(__name__)
 _IDLE_MS = 1000

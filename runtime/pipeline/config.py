@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ConfigError, shorten
+from ..errors import ConfigError, shorten
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar
 
 import zmq
 
-from .endpoints import Endpoints
-from .errors import WireError
-from .wire import Codec
+from ..errors import WireError
+from .messages import Codec
+from .sockets import Endpoints
 
 logger = logging.getLogger(__name__)
 _M = TypeVar("_M")

@@ -12,12 +12,12 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 import msgspec
 import numpy as np
 
-from .errors import WireError
-from .request.facts import Facts
-from .request.forward import AddRequest, Forward, Release, StepResult
-from .request.request import CacheMode, FinishReason
-from .request.sampling_params import SamplingParams
-from .worker.trace import TraceOptions
+from ..errors import WireError
+from ..request.facts import Facts
+from ..request.forward import AddRequest, Forward, Release, StepResult
+from ..request.request import CacheMode, FinishReason
+from ..request.sampling_params import SamplingParams
+from ..worker.trace import TraceOptions
 
 VERSION: Literal[1] = 1
 MAX_FRAME_BYTES = 64 << 20

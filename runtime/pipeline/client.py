@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 import zmq
 
-from .birthplace import Birthplace
-from .child import FAILED
-from .config import EngineConfig
-from .daemon_call import in_a_daemon
-from .errors import (
+from ..birthplace import Birthplace
+from ..config import EngineConfig
+from ..daemon_call import in_a_daemon
+from ..errors import (
     CacheInUseError,
     EngineClosedError,
     EngineError,
@@ -24,19 +23,19 @@ from .errors import (
     ShoalError,
     WireError,
 )
+from ..model.hub import resolve_model_folder
+from ..request.facts import Facts
+from ..request.request import RequestOutput
+from ..service.service import GenerateInput, Message, ServiceInfo, ServiceStatus
+from ..service.stats import SchedulerStats
+from ..text.chat_markers import PLAIN
+from ..text.parts import TextPart
+from ..worker.trace import TraceOptions
+from .child import FAILED
+from .config import PipelineConfig
+from .errors import unpack_error
 from .inbox import Inbox, Outbox
-from .model.hub import resolve_model_folder
-from .output_stream import OutputStream
-from .pipeline import Pipeline, child_config, how_it_ended
-from .pipeline_config import PipelineConfig
-from .questions import Questions
-from .request.facts import Facts
-from .request.request import RequestOutput
-from .service.service import GenerateInput, Message, ServiceInfo, ServiceStatus
-from .service.stats import SchedulerStats
-from .text.chat_markers import PLAIN
-from .text.parts import TextPart
-from .wire import (
+from .messages import (
     ROLES,
     Abort,
     Ask,
@@ -52,9 +51,10 @@ from .wire import (
     ToClient,
     ToTokenizer,
 )
-from .wire_errors import unpack_error
-from .wire_requests import generate_message, tokenize_message
-from .worker.trace import TraceOptions
+from .output_stream import OutputStream
+from .processes import Pipeline, child_config, how_it_ended
+from .questions import Questions
+from .requests import generate_message, tokenize_message
 
 logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 1.0

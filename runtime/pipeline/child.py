@@ -1,6 +1,6 @@
 """A process of the pipeline: how it starts, what it reports, and how it never outlives its parent.
 
-Started by `Pipeline` as `python -m shoal.runtime.child`. The parent writes one line of JSON (a `Spec`) to its standard
+Started by `Pipeline` as `python -m shoal.runtime.pipeline.child`. The parent writes one line of JSON (a `Spec`) to its standard
 input and keeps that pipe open: when it closes, because the parent wants it or is gone, the process ends.
 """
 
@@ -21,16 +21,16 @@ from typing import Any
 import msgspec
 import zmq
 
-from ..radix_cache.errors import RadixCacheError
-from .config import EngineConfig
-from .endpoints import Endpoints
-from .errors import ShoalError
+from ...radix_cache.errors import RadixCacheError
+from ..config import EngineConfig
+from ..errors import ShoalError
+from ..logs import configure_logging
+from ..request.facts import Facts
+from .config import PipelineConfig
+from .errors import pack_error
 from .inbox import Inbox, Outbox
-from .logs import configure_logging
-from .pipeline_config import PipelineConfig
-from .request.facts import Facts
-from .wire import Failed, Ready, Reply, Role, ToClient
-from .wire_errors import pack_error
+from .messages import Failed, Ready, Reply, Role, ToClient
+from .sockets import Endpoints
 
 logger = logging.getLogger(__name__)
 SPARED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -144,13 +144,13 @@ def _run(child: Child) -> None:
     """Heavy imports happen in the process that needs them: only the worker ever imports torch."""
     match child.spec.role:
         case "tokenizer":
-            from .tokenizer_process import TokenizerProcess as Process
+            from .tokenizer import TokenizerProcess as Process
         case "scheduler":
-            from .scheduler_process import SchedulerProcess as Process  # type: ignore[assignment]
+            from .scheduler import SchedulerProcess as Process  # type: ignore[assignment]
         case "worker":
-            from .worker_process import WorkerProcess as Process  # type: ignore[assignment]
+            from .worker import WorkerProcess as Process  # type: ignore[assignment]
         case "detokenizer":
-            from .detokenizer_process import DetokenizerProcess as Process  # type: ignore[assignment]
+            from .detokenizer import DetokenizerProcess as Process  # type: ignore[assignment]
     Process(child).run()
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from ..text.decoder import load_decoder
+from ..text.running import Decodes
+from ..text.stream import TextStream
 from .child import Child
 from .inbox import Inbox
-from .text.decoder import load_decoder
-from .text.running import Decodes
-from .text.stream import TextStream
-from .wire import Ask, Begin, Output, Outputs, ToDetokenizer
+from .messages import Ask, Begin, Output, Outputs, ToDetokenizer
 
 logger = logging.getLogger(__name__)
 

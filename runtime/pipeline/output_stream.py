@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from .errors import ShoalError
-from .request.request import Hole, RequestOutput, Timings
-from .wire import Output
-from .wire_errors import unpack_error
+from ..errors import ShoalError
+from ..request.request import Hole, RequestOutput, Timings
+from .errors import unpack_error
+from .messages import Output
 
 
 class OutputStream:

@@ -7,15 +7,16 @@ import os
 import sys
 from typing import Any
 
+from ..errors import InvalidRequestError, ShoalError
+from ..model.settings import load_tokenizer
+from ..request.facts import Facts
+from ..request.intake import Intake
+from ..text.chat_markers import PLAIN, markers_error
+from ..text.parts import TextPart
 from .child import Child
-from .errors import InvalidRequestError, ShoalError
+from .errors import pack_error
 from .inbox import Inbox, Outbox
-from .model.settings import load_tokenizer
-from .request.facts import Facts
-from .request.intake import Intake
-from .text.chat_markers import PLAIN, markers_error
-from .text.parts import TextPart
-from .wire import (
+from .messages import (
     Abort,
     Accepted,
     Ask,
@@ -30,7 +31,6 @@ from .wire import (
     ToScheduler,
     ToTokenizer,
 )  # fmt: skip
-from .wire_errors import pack_error
 
 logger = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import msgspec
 
-from .birthplace import Birthplace
+from ..birthplace import Birthplace
+from ..config import EngineConfig
+from ..cpu_tuning import limit_spinning
 from .child import SPARED_SIGNALS, Spec
-from .config import EngineConfig
-from .cpu_tuning import limit_spinning
-from .endpoints import Endpoints
-from .pipeline_config import PipelineConfig
-from .wire import ROLES, Role
+from .config import PipelineConfig
+from .messages import ROLES, Role
+from .sockets import Endpoints
 
 logger = logging.getLogger(__name__)
 _STOP_SECONDS = 2.0
@@ -58,7 +58,7 @@ class Pipeline:
 
     def start(self) -> None:
         """Start all processes; returns at once. That one has ended at once is for `ended` to say."""
-        command = [sys.executable, "-P", "-m", "shoal.runtime.child"]
+        command = [sys.executable, "-P", "-m", "shoal.runtime.pipeline.child"]
         for role in ROLES:
             spec = Spec(role, str(self.endpoints.directory), os.getpid(), self._config, self._options, *self._log)
             with _signals_held():
@@ -129,7 +129,7 @@ def child_config(config: EngineConfig, folder: Path) -> EngineConfig:
 
 def _environment() -> dict[str, str]:
     """This process's, with this very package first on the path and a limit on spinning."""
-    package = str(Path(__file__).absolute().parents[2])
+    package = str(Path(__file__).absolute().parents[3])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     limit_spinning(environment)

@@ -7,9 +7,9 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from .errors import EngineClosedError
-from .wire import Reply
-from .wire_errors import unpack_error
+from ..errors import EngineClosedError
+from .errors import unpack_error
+from .messages import Reply
 
 
 class Questions:

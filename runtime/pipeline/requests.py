@@ -6,10 +6,10 @@ import operator
 import time
 from typing import Any
 
-from .errors import InvalidRequestError, shorten
-from .service.service import GenerateInput
-from .text.parts import TextPart
-from .wire import Generate, Tokenize
+from ..errors import InvalidRequestError, shorten
+from ..service.service import GenerateInput
+from ..text.parts import TextPart
+from .messages import Generate, Tokenize
 
 
 def generate_message(number: str, request: GenerateInput) -> Generate:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import errors
-from .errors import EngineError, ShoalError
-from .wire import ErrorInfo, Scalar
+from .. import errors
+from ..errors import EngineError, ShoalError
+from .messages import ErrorInfo, Scalar
 
 _KINDS: dict[str, type[ShoalError]] = {
     name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, ShoalError)

@@ -11,8 +11,8 @@ from typing import Any
 
 import zmq
 
-from .errors import ConfigError
-from .wire import MAX_FRAME_BYTES
+from ..errors import ConfigError
+from .messages import MAX_FRAME_BYTES
 
 NAMES = ("tokenizer", "scheduler", "results", "worker", "detokenizer", "client")
 _LONGEST_PATH = 100  # a Unix socket's address has room for 107 bytes
