@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from .runtime.config import EngineConfig
 from .runtime.errors import ConfigError, ShoalError
 from .runtime.flags import add_flags, given
+from .runtime.http.config import ServerConfig
 from .runtime.model.config import ModelConfig
 from .runtime.model.hub import local_model_folder
 from .runtime.pipeline.config import PipelineConfig
-from .runtime.server_config import ServerConfig
 from .runtime.text.tokenizer import check_tokenizer_files
 from .runtime.worker.trace import why_not_writable
 

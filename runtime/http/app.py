@@ -14,16 +14,17 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
 
 from ..errors import ShoalError, shorten
-from ..server_config import ServerConfig, names
 from ..service.service import Service
-from . import administration, health, information, native, openai, score, tokenization
-from .errors import ApiError
+from .api_error import ApiError
+from .config import ServerConfig, names
 from .generation import ClientGoneError, Generations
 from .keys import KeyCheck
 from .metrics import Metrics
 from .middleware import AccessLog, BodyLimit
 from .origins import HostCheck, JSONBodies, OriginCheck
 from .replies import JSONReply
+from .routes import administration, health, information, native, openai, score
+from .routes import tokens as tokenization
 from .state import ServerState
 
 _ROUTERS = (native, score, openai, health, information, administration, tokenization)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..request.sampling_params import SamplingParams
-from ..server_config import ServerConfig
 from ..service.service import Prompt, ServiceInfo
-from .errors import bad_request
+from .api_error import bad_request
+from .config import ServerConfig
 
 
 def check_answers(count: int, words: str, field: str, info: ServiceInfo) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from ..errors import shorten
 from ..request.sampling_params import SamplingParams
-from ..server_config import ServerConfig
-from .errors import ApiError, bad_request
+from .api_error import ApiError, bad_request
+from .config import ServerConfig
 
 KNOBS = ("steps", "block_length", "threshold", "factor", "strategy")
 """Sampling parameters that only a diffusion model has."""

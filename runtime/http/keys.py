@@ -6,8 +6,8 @@ import hmac
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..server_config import ServerConfig
-from .errors import ApiError
+from .api_error import ApiError
+from .config import ServerConfig
 from .middleware import header, refuse
 
 OPEN_PATHS = frozenset({"/health", "/health_generate", "/ready", "/ping", "/metrics"})

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError
+from .api_error import ApiError
 from .generation import ClientGoneError
 from .metrics import Metrics
 from .replies import JSONReply

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import shorten
-from ..server_config import ServerConfig, names
-from .errors import ApiError
+from .api_error import ApiError
+from .config import ServerConfig, names
 from .middleware import header, refuse
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")

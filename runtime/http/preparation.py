@@ -11,8 +11,8 @@ from starlette.requests import Request
 
 from ..service.service import Prompt, Service
 from ..text.parts import TextPart, as_parts
+from .batch import Batch
 from .cost import check_work, is_within_model
-from .inputs import Batch
 from .state import ServerState
 
 _AT_A_TIME = 8

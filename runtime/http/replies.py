@@ -10,7 +10,7 @@ from orjson import dumps
 
 from ..request.request import RequestOutput
 from ..service.service import GenerateInput
-from .inputs import Batch
+from .batch import Batch
 
 
 class JSONReply(Response):

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import uvicorn
 
 from ..errors import ConfigError, EngineClosedError, ModelLoadError, ShoalError
-from ..server_config import ServerConfig
 from ..service.service import Service
 from .app import create_app
-from .health import decode_one_token
+from .config import ServerConfig
+from .routes.health import decode_one_token
 from .state import ServerState
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..errors import ShoalError
-from .errors import ApiError
+from .api_error import ApiError
 from .generation import ClientGoneError, until_disconnect
 
 logger = logging.getLogger(__name__)

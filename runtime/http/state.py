@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
-from ..server_config import ServerConfig
 from ..service.service import Service, ServiceStatus
 from ..service.stats import SchedulerStats
-from .errors import ApiError
+from .api_error import ApiError
+from .config import ServerConfig
 from .generation import Generations
 from .metrics import Metrics
 

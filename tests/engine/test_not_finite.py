@@ -14,9 +14,9 @@ from shoal.runtime.engine.engine import Engine
 from shoal.runtime.engine.service import LocalService
 from shoal.runtime.errors import EngineError
 from shoal.runtime.http.app import create_app
+from shoal.runtime.http.config import ServerConfig
 from shoal.runtime.request.request import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.server_config import ServerConfig
 
 from .test_cuda_worker import on_cuda_path
 from .tiny import assert_nothing_lost, make_engine, tokens

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.flags import markdown_table
+from shoal.runtime.http.config import ServerConfig
 from shoal.runtime.pipeline.config import PipelineConfig
-from shoal.runtime.server_config import ServerConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 BEGIN, END = "<!-- flags: begin -->\n", "<!-- flags: end -->\n"

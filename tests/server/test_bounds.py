@@ -14,10 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
+from shoal.runtime.http.api_error import ApiError
+from shoal.runtime.http.config import ServerConfig
 from shoal.runtime.http.cost import check_answers, check_work
-from shoal.runtime.http.errors import ApiError
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.server_config import ServerConfig
 
 from .process import ServerProcess, metric_values, wait_for, wait_idle
 

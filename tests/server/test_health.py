@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from shoal.runtime.errors import EngineError, QueueFullError
-from shoal.runtime.http.errors import ApiError
-from shoal.runtime.http.health import health_generate
+from shoal.runtime.http.api_error import ApiError
+from shoal.runtime.http.routes.health import health_generate
 from shoal.runtime.service.service import MAX_PRIORITY, GenerateInput
 
 

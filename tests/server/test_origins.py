@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from shoal.runtime.errors import ConfigError
 from shoal.runtime.http.app import create_app
-from shoal.runtime.server_config import ServerConfig
+from shoal.runtime.http.config import ServerConfig
 from shoal.runtime.service.service import ServiceStatus
 
 TREE = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shoal.runtime.http.inputs import tenant_key
+from shoal.runtime.http.batch import tenant_key
 
 from .process import chat_messages, chat_text
 

@@ -9,15 +9,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from ..request.request import RequestOutput
-from ..service.service import GenerateInput
-from .errors import bad_request
-from .inputs import Batch, adopt_routing, knobs_of, make_batch, merged
-from .preparation import prepared
-from .replies import JSONReply, meta_info
-from .schemas import GenerateBody
-from .sse import EventStream, event
-from .state import ServerState, ready_state
+from ...request.request import RequestOutput
+from ...service.service import GenerateInput
+from ..api_error import bad_request
+from ..batch import Batch, adopt_routing, knobs_of, make_batch, merged
+from ..preparation import prepared
+from ..replies import JSONReply, meta_info
+from ..schemas import GenerateBody
+from ..sse import EventStream, event
+from ..state import ServerState, ready_state
 
 router = APIRouter(tags=["native"])
 

@@ -10,12 +10,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
-from ..errors import EngineClosedError, QueueFullError
-from ..request.sampling_params import SamplingParams
-from ..service.service import PROBE_PRIORITY, GenerateInput, Service
-from .errors import ApiError
-from .replies import JSONReply
-from .state import ServerState, ready_state, server_state
+from ...errors import EngineClosedError, QueueFullError
+from ...request.sampling_params import SamplingParams
+from ...service.service import PROBE_PRIORITY, GenerateInput, Service
+from ..api_error import ApiError
+from ..replies import JSONReply
+from ..state import ServerState, ready_state, server_state
 
 router = APIRouter(tags=["health"])
 HEALTH_PROMPT_TOKEN = 1

@@ -9,18 +9,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from ..errors import RequestTimeoutError
-from ..request.request import RequestOutput
-from ..request.sampling_params import SamplingParams
-from ..request.scoring import MAX_CHOICES, ScoreOutput, ScorePlan
-from ..service.service import GenerateInput
-from ..text.parts import as_parts
-from .errors import bad_request
-from .inputs import check_unicode, routing_of, single_rid
-from .preparation import encode_all
-from .replies import JSONReply
-from .schemas import ScoreBody
-from .state import ServerState, ready_state
+from ...errors import RequestTimeoutError
+from ...request.request import RequestOutput
+from ...request.sampling_params import SamplingParams
+from ...request.scoring import MAX_CHOICES, ScoreOutput, ScorePlan
+from ...service.service import GenerateInput
+from ...text.parts import as_parts
+from ..api_error import bad_request
+from ..batch import check_unicode, routing_of, single_rid
+from ..preparation import encode_all
+from ..replies import JSONReply
+from ..schemas import ScoreBody
+from ..state import ServerState, ready_state
 
 router = APIRouter(tags=["native"])
 _AT_A_TIME = 16

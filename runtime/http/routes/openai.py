@@ -9,15 +9,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from ..errors import shorten
-from ..request.request import RequestOutput
-from .errors import ApiError, bad_request
-from .inputs import Batch, adopt_routing, chat_messages, knobs_of, make_batch, merged
-from .preparation import prepared
-from .replies import JSONReply, diffusion_info, usage
-from .schemas import ChatBody, CompletionBody, StreamOptions
-from .sse import EventStream, event
-from .state import ServerState, ready_state, server_state
+from ...errors import shorten
+from ...request.request import RequestOutput
+from ..api_error import ApiError, bad_request
+from ..batch import Batch, adopt_routing, chat_messages, knobs_of, make_batch, merged
+from ..preparation import prepared
+from ..replies import JSONReply, diffusion_info, usage
+from ..schemas import ChatBody, CompletionBody, StreamOptions
+from ..sse import EventStream, event
+from ..state import ServerState, ready_state, server_state
 
 COMPLETION_MAX_TOKENS = 16
 router = APIRouter(tags=["openai"])

@@ -10,14 +10,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 
-from ..errors import shorten
-from ..worker.trace import TraceOptions
-from .errors import ApiError, bad_request
-from .inputs import check_unicode
-from .keys import is_admin
-from .replies import JSONReply
-from .schemas import AbortBody, ProfileBody
-from .state import ServerState, ready_state, server_state
+from ...errors import shorten
+from ...worker.trace import TraceOptions
+from ..api_error import ApiError, bad_request
+from ..batch import check_unicode
+from ..keys import is_admin
+from ..replies import JSONReply
+from ..schemas import AbortBody, ProfileBody
+from ..state import ServerState, ready_state, server_state
 
 router = APIRouter(tags=["administration"])
 _MAX_WAIT_S = 600.0

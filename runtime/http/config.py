@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ConfigError, InvalidRequestError, shorten
-from .request.sampling_params import SamplingParams
+from ..errors import ConfigError, InvalidRequestError, shorten
+from ..request.sampling_params import SamplingParams
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")

@@ -10,11 +10,11 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from ..errors import EngineClosedError
-from ..service.stats import SchedulerStats
-from .errors import ApiError
-from .replies import JSONReply
-from .state import ServerState, ready_state, server_state
+from ...errors import EngineClosedError
+from ...service.stats import SchedulerStats
+from ..api_error import ApiError
+from ..replies import JSONReply
+from ..state import ServerState, ready_state, server_state
 
 router = APIRouter(tags=["information"])
 Ready = Annotated[ServerState, Depends(ready_state)]

@@ -13,9 +13,9 @@ from ..errors import shorten
 from ..request.request import CACHE_MODES
 from ..request.sampling_params import SamplingParams
 from ..service.service import MAX_PRIORITY, GenerateInput, Prompt
+from .api_error import bad_request
 from .cost import check_answers, check_work
 from .decoding import KNOBS, sampling_params
-from .errors import bad_request
 from .schemas import ChatMessage, Routing, ScoreBody
 from .state import ServerState
 

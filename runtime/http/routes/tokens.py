@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
-from ..text.parts import TextPart, as_parts
-from .errors import bad_request
-from .inputs import chat_messages, check_unicode
-from .replies import JSONReply
-from .schemas import DetokenizeBody, TokenizeBody
-from .state import ServerState, ready_state
+from ...text.parts import TextPart, as_parts
+from ..api_error import bad_request
+from ..batch import chat_messages, check_unicode
+from ..replies import JSONReply
+from ..schemas import DetokenizeBody, TokenizeBody
+from ..state import ServerState, ready_state
 
 router = APIRouter(tags=["tokenization"])
 Ready = Annotated[ServerState, Depends(ready_state)]
