@@ -78,8 +78,8 @@ def select(
 ) -> Select:
     """Append the best of `choices` and set variable `name` to it.
 
-    The default scores each choice by its mean masked pseudo-log-likelihood; runtime/request/scoring.py has the formulas,
-    choices.py the methods. Raises ExpressionError for no choices, empty or double ones.
+    The default scores each choice by its mean masked pseudo-log-likelihood; `runtime/request/scoring.py` has the
+    formulas, choices.py the methods. Raises ExpressionError for no choices, empty or double ones.
     """
     _check_name(name)
     if choices is None or isinstance(choices, str) or not isinstance(choices, Sequence) or not len(choices):

@@ -1,4 +1,4 @@
-"""How `select` decides between choices: from a diffusion model's own scores (formulas in runtime/request/scoring.py)."""
+"""How `select` decides between choices: by a diffusion model's own scores (runtime/request/scoring.py)."""
 
 from __future__ import annotations
 

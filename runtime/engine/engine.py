@@ -227,7 +227,7 @@ class Engine:
         cache_salt: str = "",
         shared_prefix: int = 0,
     ) -> ScoreOutput:
-        """How probable each of `choices` (texts or token ids) is behind the prompt; formulas in runtime/request/scoring.py.
+        """How probable each of `choices` (texts or token ids) is behind the prompt; see runtime/request/scoring.py.
 
         Raises InvalidRequestError for no choices, an empty one, an unknown method, and all that `generate` refuses.
         """

@@ -1,7 +1,7 @@
 """A process of the pipeline: how it starts, what it reports, and how it never outlives its parent.
 
-Started by `Pipeline` as `python -m shoal.runtime.pipeline.child`. The parent writes one line of JSON (a `Spec`) to its standard
-input and keeps that pipe open: when it closes, because the parent wants it or is gone, the process ends.
+Started by `Pipeline` as `python -m shoal.runtime.pipeline.child`. The parent writes one line of JSON (a `Spec`) to its
+standard input and keeps that pipe open: when it closes, because the parent wants it or is gone, the process ends.
 """
 
 from __future__ import annotations

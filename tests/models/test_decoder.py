@@ -190,7 +190,7 @@ def test_rows_are_invariant_with_the_kernels_of_an_avx2_cpu_too():
     """MKL told to use AVX2, in a process of its own: the probe must find what it does and the tiles mend it."""
     program = """
 import torch
-from shoal.runtime.linear import Linear, needed_tile
+from shoal.runtime.model.linear import Linear, needed_tile
 for inputs, outputs in ((256, 768), (256, 256), (704, 256), (1000, 150)):
     layer = Linear(torch.randn(inputs, outputs), batch_invariant=True)
     x = torch.randn(200, inputs)

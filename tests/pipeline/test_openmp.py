@@ -15,7 +15,7 @@ from .running import running
 
 ASK = """
 import sys
-from shoal.runtime import openmp
+from shoal.runtime import cpu_tuning as openmp
 openmp.limit_spinning = lambda *_: sys.exit(8 if "torch" in sys.modules else 7)
 """
 
