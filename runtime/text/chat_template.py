@@ -29,7 +29,7 @@ class ChatTemplate:
 
     A template may do anything with what it is given: trim, slice, change case, write JSON, or look for something. So a
     conversation is rendered twice where that matters: as it is, and with stand-ins for all characters in it with which
-    control tokens begin or end. If both give the same text, the second says where each of these characters came from.
+    special tokens begin or end. If both give the same text, the second says where each of these characters came from.
     If not, the template looks at such characters: then stand-ins are put only where messages spell a control token, and
     all of them again if that gives other control tokens.
 

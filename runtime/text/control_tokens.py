@@ -61,8 +61,10 @@ class ControlTokens:
         if rust is None:
             self._words = {tokenizer.convert_ids_to_tokens(token): token for token in self.ids}
         self._spellings = [word for word, token in self._words.items() if token in self.ids]
-        ends = {end for word in self._spellings for end in (word[0], word[-1])}
+        # Of all added tokens: one that begins in data could swallow the beginning of a template's.
+        ends = {end for word in self._words for end in (word[0], word[-1])}
         self.ends = frozenset(same for end in ends for same in (end, *end.upper(), *end.lower()))
+        self._longest = max(map(len, self._spellings), default=0)
         self._insides = "\n".join(word[1:-1].casefold() for word in self._spellings)
 
     def prepare(self) -> None:
@@ -88,12 +90,12 @@ class ControlTokens:
         """Characters of a piece of data without which it can't be any part of a control token that begins or ends in
         it, and, where it could be the middle of one (`<|` + data + `|>`), all of its letters."""
         core = text.strip()
-        whole = set(core) - {" ", "\n", "\t"} if core and self.inside(core) else set()
-        return frozenset(self.ends.intersection(text) | whole)
+        whole = {letter for letter in core if not letter.isspace()} if core and self.inside(core) else set()
+        return frozenset({end for end in self.ends if end in text} | whole)
 
     def inside(self, text: str) -> bool:
         """Whether a control token is spelled with `text` strictly inside, in any case."""
-        return text.casefold() in self._insides
+        return len(text) <= self._longest and text.casefold() in self._insides
 
     def mark_spellings(self, text: str, marks: Marks) -> str:
         """`text` with only the ends of control tokens marked, in whatever case they are spelled."""
@@ -119,11 +121,12 @@ class ControlTokens:
     def encode_marked(self, text: str, marks: Marks, add_special_tokens: bool) -> list[int]:
         """Token ids of a marked text: its control tokens are those that are spelled without a mark.
 
-        Where the tokenizer finds just these in the plain text, its ids are taken as they are.
+        Where just these are in the plain text too, and the tokenizer finds them, its ids are taken as they are.
         """
-        spans = self.spans(text)
-        ids = self._encode(marks.restore(text), add_special_tokens)
-        if [token for token in ids if token in self.ids] == [span.token for span in spans]:
+        spans, plain = self.spans(text), marks.restore(text)
+        ids = self._encode(plain, add_special_tokens)
+        found = [token for token in ids if token in self.ids]
+        if found == [span.token for span in spans] and (plain == text or self.spans(plain) == spans):
             return ids
         if self._rust is None:
             message = "the text spells a special token, which this kind of tokenizer can't take as ordinary text"
