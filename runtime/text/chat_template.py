@@ -65,9 +65,9 @@ class ChatTemplate:
             raise InvalidRequestError(f"{self.name} {words}: {reason}", field="messages", value=self.name) from error
 
     def render(self, messages: Sequence[Message], header: bool) -> Rendered:
-        """The conversation with marks. Raises as `text`; InvalidRequestError for a role that is part of the name of a
-        special token, too."""
-        self._check_roles(messages)
+        """The conversation with marks. Raises as `text`; InvalidRequestError for what is no message, too, and for a
+        role that is part of the name of a special token."""
+        self._check(messages)
         plain = self.text(messages, header)
         data = list(strings(messages))
         characters = frozenset[str]().union(*(self._tokens.to_mark(text) for text in data))
@@ -96,8 +96,11 @@ class ChatTemplate:
             message = f"{self.name} does not render these messages when their text is kept apart from its own"
             raise InvalidRequestError(f"{message}: {error}", field="messages", value=self.name) from error
 
-    def _check_roles(self, messages: Sequence[Message]) -> None:
+    def _check(self, messages: Sequence[Message]) -> None:
         for index, message in enumerate(messages):
+            if not isinstance(message, Mapping):
+                text = f"message {index} is {shorten(message)}; it must have a role and a content"
+                raise InvalidRequestError(text, field="messages", value=message)
             role = str(message.get("role", "")).strip()
             if role and role not in ROLES and self._tokens.inside(role):
                 text = f"role of message {index} is {shorten(role)}, which is part of the name of a special token"

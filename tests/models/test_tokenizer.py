@@ -216,6 +216,13 @@ def test_a_template_without_markers_is_an_error_for_programs_and_renders_chats(t
     assert tokenizer.apply_chat_template([QUESTION, QUESTION])
 
 
+@pytest.mark.parametrize("messages", ["red", [["user", "red"]], [None]])
+def test_what_is_no_message_is_refused(tmp_path, messages):
+    write_tokenizer(tmp_path, POLITE)
+    with pytest.raises(InvalidRequestError, match="message 0 is"):
+        Tokenizer.load(tmp_path).apply_chat_template(messages)
+
+
 def test_without_a_system_message_in_the_template_programs_have_none(tmp_path):
     strict = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     write_tokenizer(tmp_path, strict + POLITE.partition("{% for m in messages %}")[2])
