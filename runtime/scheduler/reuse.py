@@ -161,6 +161,9 @@ class ReusePlanner:
             if len(pages)
         )
         block_start, block_stop = request.block_span()
+        targets = None if request.targets is None else request.targets + np.array((len(request.prompt), 0))
+        if targets is None and block_start == block_stop:  # nobody reads its logits: one shows whether they are finite
+            targets = np.array([(request.total_tokens - 1, 0)])
         return ForwardItem(
             request.rid, cut, request.total_tokens, request.total_tokens, block_start, block_stop,
             join=0 if resumes else cut,
@@ -168,7 +171,7 @@ class ReusePlanner:
             resume=request.match.boundary_pages if resumes and request.match is not None else None,
             captures=captures,
             copies=self._copies(request),
-            targets=None if request.targets is None else request.targets + np.array((len(request.prompt), 0)),
+            targets=targets,
         )  # fmt: skip
 
     @staticmethod

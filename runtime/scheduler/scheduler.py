@@ -350,7 +350,7 @@ class Scheduler:
     def _advance(self, request: Request, result: StepResult) -> None:
         request.nfe += result.nfe
         request.computed_token_layers += result.token_layers
-        request.scores += tuple(result.scores)
+        request.scores += tuple(result.scores) if request.targets is not None else ()
         request.apply(result.positions, result.tokens, self._eos)
         counters = self.counters
         counters.nfe += result.nfe

@@ -15,7 +15,7 @@ from shoal.runtime.engine.service import LocalService
 from shoal.runtime.errors import EngineError
 from shoal.runtime.http.app import create_app
 from shoal.runtime.http.config import ServerConfig
-from shoal.runtime.request.request import RequestOutput
+from shoal.runtime.request.request import CACHE_MODES, RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .test_cuda_worker import on_cuda_path
@@ -100,9 +100,13 @@ def test_what_failed_is_not_captured_and_scores_fail_alike(folder, cuda):
         bad = bad_prompt(62)
         plain = engine._parts.worker.runner.decoder.embedding
         poison(engine, 62)
-        with pytest.raises(EngineError, match="logits are not finite"):
-            engine.generate(bad, SamplingParams(max_new_tokens=8))
-        assert engine._parts.scheduler.memory.tree.num_nodes in (0, 1)
+        for new in (8, 0):  # 0: nothing is decoded, and the prompt would be in the cache
+            for mode in CACHE_MODES:
+                with pytest.raises(EngineError, match="logits are not finite"):
+                    engine.generate(bad, SamplingParams(max_new_tokens=new), cache_mode=mode)
+        memory = engine._parts.scheduler.memory
+        assert memory.tree.num_nodes in (0, 1)
+        assert memory.lm_tree.num_nodes in (0, 1)
         with pytest.raises(EngineError, match="logits are not finite"):
             engine.score(bad, [tokens(3, 6), tokens(4, 7)], cache_mode="none")
         engine._parts.worker.runner.decoder.embedding = plain
