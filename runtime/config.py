@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..radix_cache.eviction_policy import EVICTION_POLICIES
 from .errors import ConfigError, shorten
+from .nearest_name import did_you_mean
 from .request.request import CACHE_MODES, CacheMode
 
 POLICIES = ("lpm", "fcfs", "dfs-weight")
@@ -90,6 +91,15 @@ class EngineConfig:
     seed: int = 0
     check_invariants: bool = False
 
+    def __new__(cls, **options: Any) -> Any:
+        """Raises ConfigError, with the nearest name, for an option that is none of the fields."""
+        known = tuple(cls.__dataclass_fields__)
+        for name in options:
+            if name not in known:
+                message = f"unknown engine option {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
+                raise ConfigError(message, field=name, value=options[name], limit=known)
+        return object.__new__(cls)
+
     def __post_init__(self) -> None:
         for name in ("max_running_requests", "log_interval"):
             self._at_least(name, 1)
@@ -131,12 +141,7 @@ class EngineConfig:
 
     @classmethod
     def build(cls, **options: Any) -> EngineConfig:
-        """From keyword arguments; an unknown one is a ConfigError that lists the known ones."""
-        known = [f.name for f in fields(cls)]
-        for name in options:
-            if name not in known:
-                message = f"unknown engine option {name!r}; known: {', '.join(known)}"
-                raise ConfigError(message, field=name, value=options[name], limit=known)
+        """From keyword arguments; an unknown one is a ConfigError that says which is nearest and lists all."""
         return cls(**options)
 
     def _at_least(self, name: str, low: int) -> None:

@@ -24,8 +24,8 @@ from .. import driver
 from ..backend import Backend, Call, Reply
 from ..errors import UnsupportedError
 from ..language import choices as own_choices
+from ..language.settings import names_given, settings
 from ..language.settings import sampling_params as make_params
-from ..language.settings import settings
 from ..language.trim import trim
 from .default import as_backend
 
@@ -139,7 +139,7 @@ class ShoalBackend(BaseBackend):
         tokens = tuple(_wait(self._encode(text, True)))
         seed = own.get("seed")
         seeds = [{} if seed is None else {"seed": seed + index} for index in range(params.n)]
-        return [Call(tokens, make_params({}, {**own, **one}), tuple(own)) for one in seeds]
+        return [Call(tokens, make_params({}, {**own, **one}), names_given(own)) for one in seeds]
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...runtime.errors import shorten
+from ...runtime.errors import InvalidRequestError, shorten
+from ...runtime.nearest_name import did_you_mean
 from ...runtime.request.sampling_params import SamplingParams
 from ..errors import UnsupportedError
 
@@ -14,12 +15,14 @@ OWN = (
     "stop_token_ids", "ignore_eos",
 )  # fmt: skip
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "min_tokens": (0,), "min_new_tokens": (0,), "stop_regex": ((), []), "top_p": (1, 1.0), "top_k": (-1,),
-    "min_p": (0, 0.0), "frequency_penalty": (0, 0.0), "presence_penalty": (0, 0.0), "return_logprob": (False,),
-    "logprob_start_len": (-1, 0), "top_logprobs_num": (0,), "return_text_in_logprobs": (False, True), "regex": (),
-    "json_schema": (), "num_api_spec_tokens": (),
+    "min_tokens": (0,), "min_new_tokens": (0,), "stop_regex": ((), []), "frequency_penalty": (0, 0.0),
+    "presence_penalty": (0, 0.0), "return_logprob": (False,), "logprob_start_len": (-1, 0), "top_logprobs_num": (0,),
+    "return_text_in_logprobs": (False, True), "regex": (), "json_schema": (), "num_api_spec_tokens": (),
 }  # fmt: skip
 """Settings of SGLang that are accepted where they change nothing: None, or one of these values."""
+TRUNCATION: dict[str, tuple[Any, ...]] = {"top_p": (1,), "top_k": (-1, 0), "min_p": (0,)}
+"""Settings that change nothing at temperature 0, where any number is accepted; above it, one of these values."""
+KNOWN = (*OWN, *TRUNCATION, *NEUTRAL)
 
 _INSTEAD = {
     "regex": "use select for one of several texts, dtype for a number, fill for fixed text around holes",
@@ -33,7 +36,7 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that were given (None: not given), checked.
 
     Raises UnsupportedError for one of SGLang's that would change the result and can't be had, InvalidRequestError for
-    a value out of range, TypeError for a name that neither has.
+    a value out of range and for a name that neither has.
     """
     chosen: dict[str, Any] = {}
     for name, value in values.items():
@@ -42,18 +45,39 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
                 instead = _INSTEAD.get(name, "leave it out")
                 message = f"{name} is {shorten(value)}; shoal can't honour it for a diffusion model: {instead}"
                 raise UnsupportedError(message, field=name, value=value, limit=NEUTRAL[name])
-        elif name not in OWN:
-            raise TypeError(f"unknown setting {name!r}; known: {', '.join((*OWN, *NEUTRAL))}")
+        elif name not in KNOWN:
+            message = f"unknown setting {name!r}{did_you_mean(name, KNOWN)}; known: {', '.join(KNOWN)}"
+            raise InvalidRequestError(message, field=name, value=value, limit=KNOWN)
         elif value is not None:
+            if name in TRUNCATION and (not isinstance(value, int | float) or isinstance(value, bool)):
+                message = f"{name} is {shorten(value)}; it must be a number"
+                raise InvalidRequestError(message, field=name, value=value, limit="a number")
             chosen[name] = value
     return chosen
 
 
+def names_given(*sources: Settings) -> tuple[str, ...]:
+    """The sampling parameters among settings: those that a request carries."""
+    return tuple(name for name in {name: None for source in sources for name in source} if name in OWN)
+
+
 def sampling_params(defaults: Settings, own: Settings) -> SamplingParams:
-    """SamplingParams of a call: its own settings over the program's. Raises InvalidRequestError."""
+    """SamplingParams of a call: its own settings over the program's.
+
+    Raises InvalidRequestError, or UnsupportedError for a cut of the distribution that tokens would be drawn from.
+    """
     merged = {**defaults, **own}
     rules = [name for name in ("steps", "threshold", "factor") if name in own]
     for name in ("steps", "threshold", "factor"):
         if rules and name not in rules:
             merged.pop(name, None)
-    return SamplingParams(**merged)
+    cuts = {name: merged.pop(name) for name in TRUNCATION if name in merged}
+    params = SamplingParams(**merged)
+    for name, value in cuts.items():
+        if params.temperature > 0 and value not in TRUNCATION[name]:
+            message = (
+                f"{name} is {shorten(value)} with temperature {params.temperature}; shoal draws from the whole "
+                "distribution: leave it out, or use temperature 0"
+            )
+            raise UnsupportedError(message, field=name, value=value, limit=TRUNCATION[name])
+    return params

@@ -11,7 +11,7 @@ from ...runtime.text.parts import TextPart
 from ..backend import Backend, Call, Reply
 from ..errors import ExpressionError
 from ..language.expressions import Expression, Fill, Gen, RoleBegin, RoleEnd, Text
-from ..language.settings import Settings, sampling_params
+from ..language.settings import Settings, names_given, sampling_params
 from ..language.trim import json_value, trim
 from .tape import Tape
 from .transcript import Segment
@@ -94,7 +94,7 @@ class Canvas:
         template = list(self._tokens[0])
         for hole, fixed in zip(self.fill.holes, self._tokens[1:], strict=True):
             template += [MASK] * hole.own["max_new_tokens"] + fixed
-        given = tuple({**defaults, **self.fill.own, "block_length": None, "max_new_tokens": None})
+        given = names_given(defaults, self.fill.own, {"block_length": None, "max_new_tokens": None})
         return Call(tokens, self._sampling(len(template)), given, tuple(template), shared_prefix)
 
     async def write(self, tape: Tape, reply: Reply) -> None:

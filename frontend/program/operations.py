@@ -13,7 +13,7 @@ from ...runtime.text.parts import TextPart
 from ..backend import Call, Reply
 from ..errors import ExpressionError, Location, ProgramError
 from ..language.expressions import Expression, Fill, Gen, RoleBegin, RoleEnd, Select, Text, names_of
-from ..language.settings import sampling_params
+from ..language.settings import names_given, sampling_params
 from ..language.trim import trim
 from .canvas import Canvas
 from .tape import Tape
@@ -50,7 +50,7 @@ class Append(Nothing):
         made = cls(expression, location)
         if isinstance(expression, Gen):
             made.params = sampling_params(tape.defaults, expression.own)
-            made.given = tuple({**tape.defaults, **expression.own})
+            made.given = names_given(tape.defaults, expression.own)
         elif isinstance(expression, Fill):
             made.canvas = Canvas(expression, tape.defaults)
         return made

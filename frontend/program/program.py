@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from ...runtime.errors import shorten
+from ...runtime.errors import InvalidRequestError, shorten
+from ...runtime.nearest_name import MISSPELT, nearest_name
 from .. import driver
 from ..backend import Backend
 from ..backends.default import as_backend
 from ..errors import ExpressionError, FrontendError
-from ..language.settings import NEUTRAL, OWN, settings
+from ..language.settings import KNOWN, settings
 from .batch import prefix_tokens
 from .batch_run import BatchResult, BatchRun
 from .state import ProgramState
@@ -173,7 +174,7 @@ class Program:
 
     def _split(self, args: Sequence[Any], values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arguments of the function, and settings."""
-        names = {name for name in values if (name in OWN or name in NEUTRAL or name == "n")} - set(self.arg_names)
+        names = {name for name in values if name in KNOWN or name == "n"} - set(self.arg_names)
         if values.get("n", 1) != 1 and "n" in names:
             raise FrontendError("n is given to gen(..., n=...), not to a run", field="n", value=values["n"])
         chosen = settings({name: values[name] for name in names if name != "n"})
@@ -184,8 +185,20 @@ class Program:
             if name in values:
                 raise TypeError(f"{self.__name__} got two values for {name!r}")
             arguments[name] = value
-        inspect.signature(self.func).bind(None, **arguments)
+        try:
+            inspect.signature(self.func).bind(None, **arguments)
+        except TypeError:
+            self._check_misspelt(arguments)
+            raise
         return arguments, chosen
+
+    def _check_misspelt(self, arguments: dict[str, Any]) -> None:
+        """Raise InvalidRequestError for an argument that resembles a setting."""
+        for name in set(arguments) - set(self.arg_names):
+            near = nearest_name(name, KNOWN, MISSPELT)
+            if near is not None:
+                message = f"{self.__name__} has no argument {name!r}, nor is it a setting; did you mean {near}?"
+                raise InvalidRequestError(message, field=name, value=arguments[name], limit=KNOWN)
 
     def _batch(self, batch: Sequence[Any], values: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         if not isinstance(batch, Sequence) or isinstance(batch, str):

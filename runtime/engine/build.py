@@ -19,6 +19,7 @@ from ..model.hub import resolve_model_folder
 from ..model.loader import load_model
 from ..model.settings import (
     boundary_depths,
+    check_pool,
     default_block_length,
     layers_of_band,
     load_profile,
@@ -87,6 +88,7 @@ def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> t
     if device.type == "cuda":
         config = with_cuda_budget(config, model, block_length, dtype)
     kv_pages, boundary_pages = pool_sizes(config, tree, profile)
+    check_pool(config, kv_pages, tree.num_bands, block_length)
     with _limits_of_memory(config, str(device)):
         kv = KVPool(model, kv_pages, page_size, band, dtype, device)
         boundary = BoundaryPool(model, boundary_pages, page_size, dtype, device)

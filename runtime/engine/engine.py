@@ -17,6 +17,7 @@ from ...radix_cache.errors import LockError
 from ...radix_cache.node import Namespace
 from ..config import EngineConfig
 from ..errors import ConfigError, InvalidRequestError, shorten
+from ..request.field_names import DEFAULT_NAMES
 from ..request.intake import Intake, is_single
 from ..request.request import CacheMode, Request, RequestOutput
 from ..request.sampling_params import SamplingParams
@@ -273,7 +274,7 @@ class Engine:
         tree, namespace = self._parts.scheduler.memory.tree, self._namespace(cache_salt)
         whole = len(tokens) // self.page_size * self.page_size
         if self.cached_tokens(tokens, cache_salt=cache_salt) < whole:
-            self.generate([tokens], WARM_UP, cache_mode="bicache", cache_salt=cache_salt)
+            _raised(*self._run(self._intake.requests([tokens], WARM_UP, "bicache", cache_salt, names=DEFAULT_NAMES)))
         return self._loop.call_and_wait(lambda: tree.pin(tokens, namespace))
 
     def cached_tokens(self, prompt: Prompt, *, cache_salt: str = "") -> int:

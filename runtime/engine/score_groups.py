@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
+from ..request.field_names import FieldNames
 from ..request.intake import Intake
 from ..request.request import CacheMode, Request
 from ..request.sampling_params import SamplingParams
@@ -12,6 +13,7 @@ from ..request.scoring import ScorePlan, choice_tokens
 from ..service.service import Prompt
 
 WARM_UP = SamplingParams(max_new_tokens=0)
+_NAMES = FieldNames(length="choices")
 
 
 def score_groups(
@@ -30,13 +32,14 @@ def score_groups(
     plan = ScorePlan(ids, method, intake.block_length, prompt_tokens=len(tokens))
     intake.check_choices(ids)
     prompts = [tokens] if plan.needs_warm_up else []
-    warm_up = intake.requests(prompts, WARM_UP, cache_mode, cache_salt, None, shared_prefix)
+    warm_up = intake.requests(prompts, WARM_UP, cache_mode, cache_salt, None, shared_prefix, names=_NAMES)
     size = intake.max_running_requests
 
     def group(start: int) -> list[Request]:
         chosen = range(start, min(start + size, plan.num_forwards))
         canvases, targets = [plan.canvas(i) for i in chosen], [plan.targets[i] for i in chosen]
-        return intake.requests([tokens] * len(chosen), None, cache_mode, cache_salt, canvases, len(tokens), targets)
+        prompts = [tokens] * len(chosen)
+        return intake.requests(prompts, None, cache_mode, cache_salt, canvases, len(tokens), targets, _NAMES)
 
     first = group(0)  # the longest canvas is in every group: what does not fit is found here
     return plan, itertools.chain((warm_up, first), map(group, range(size, plan.num_forwards, size)))

@@ -88,7 +88,7 @@ class LocalService:
         (inner,) = engine._intake.requests(
             [request.prompt], request.sampling, request.cache_mode, request.cache_salt,
             None if request.canvas is None else [request.canvas], request.shared_prefix,
-            None if request.targets is None else [request.targets],
+            None if request.targets is None else [request.targets], request.names,
         )  # fmt: skip
         inner.priority, inner.timeout_s = request.priority, request.timeout_s
         loop = asyncio.get_running_loop()
@@ -122,22 +122,17 @@ class LocalService:
         return len(found)
 
     async def tokenize(
-        self, prompt: str | Sequence[TextPart] | Sequence[Message], add_special_tokens: bool = True
+        self,
+        prompt: str | Sequence[TextPart] | Sequence[Message],
+        add_special_tokens: bool = True,
+        name: str = "prompt",
     ) -> list[int]:
         """See Service."""
-        return self._need_engine()._intake.encode_text(prompt, "prompt", add_special_tokens)
+        return self._need_engine()._intake.encode_text(prompt, name, add_special_tokens)
 
     async def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """See Service."""
-        engine = self._need_engine()
-        if engine.tokenizer is None:
-            raise InvalidRequestError("without a tokenizer there is no text", field="token_ids")
-        limit = engine.model_config.embedding_size
-        for token in token_ids:
-            if not 0 <= token < limit:
-                message = f"token id {token} must be at least 0 and below {limit}"
-                raise InvalidRequestError(message, field="token_ids", value=token, limit=limit)
-        return engine.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return self._need_engine()._intake.decode(token_ids, skip_special_tokens)
 
     async def flush_cache(self, timeout_s: float = 0.0) -> None:
         """See Service."""

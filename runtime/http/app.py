@@ -18,6 +18,7 @@ from ..service.service import Service
 from .api_error import ApiError
 from .config import ServerConfig, names
 from .generation import ClientGoneError, Generations
+from .invalid_body import describe, unreadable
 from .keys import KeyCheck
 from .metrics import Metrics
 from .middleware import AccessLog, BodyLimit
@@ -26,6 +27,7 @@ from .replies import JSONReply
 from .routes import administration, health, information, native, openai, score
 from .routes import tokens as tokenization
 from .state import ServerState
+from .wording import shown
 
 _ROUTERS = (native, score, openai, health, information, administration, tokenization)
 _CLIENT_CLOSED_REQUEST = 499
@@ -94,22 +96,12 @@ async def _shoal_error(request: Request, error: Any) -> Response:
 
 
 async def _invalid_body(request: Request, error: Any) -> Response:
-    """A body that is no JSON or has a field of a wrong type: the first few, by name."""
-    parts, first = [], None
-    for item in error.errors()[:5]:
-        if item["type"] == "json_invalid":
-            reason, place = item.get("ctx", {}).get("error", item["msg"]), item["loc"][-1]
-            parts.append(f"the body is no valid JSON: {reason} at character {place}")
-            first = "body"
-            continue
-        path = [str(step) for step in item["loc"] if step not in ("body", "query", "path")]
-        first = first or ".".join(path) or "body"
-        given = "" if item["type"] == "missing" else f" (got {shorten(item.get('input'))})"
-        parts.append(f"{'.'.join(path) or 'body'}: {item['msg']}{given}")
+    """A body that is no JSON or has a field of a wrong type."""
+    message, field = describe(error)
     kind = request.headers.get("content-type", "")
-    if first == "body" and "json" not in kind:
-        parts.append(f"content-type is {shorten(kind)}; send application/json")
-    return _reply(request, ApiError(400, "; ".join(parts), param=first))
+    if field == "body" and "json" not in kind:
+        message += f"; content-type is {shown(kind)}; send application/json"
+    return _reply(request, ApiError(400, message, param=field))
 
 
 async def _http_error(request: Request, error: Any) -> Response:
@@ -121,6 +113,9 @@ async def _http_error(request: Request, error: Any) -> Response:
         allowed = ", ".join(_methods(request))
         message = f"{request.method} is not allowed on {path}; it takes {allowed}"
         return _reply(request, ApiError(405, message, kind="MethodNotAllowedError"), {"allow": allowed})
+    if error.status_code == 400:
+        reason = f"the body can't be read: {unreadable(error.__cause__)}"
+        return _reply(request, ApiError(400, reason, param="body"))
     return _reply(request, ApiError(error.status_code, str(error.detail)), error.headers)
 
 

@@ -9,15 +9,18 @@ from typing import Any
 
 from starlette.requests import Request
 
-from ..errors import shorten
+from ..request.field_names import FieldNames
 from ..request.request import CACHE_MODES
 from ..request.sampling_params import SamplingParams
 from ..service.service import MAX_PRIORITY, GenerateInput, Prompt
 from .api_error import bad_request
 from .cost import check_answers, check_work
 from .decoding import KNOBS, sampling_params
+from .field_table import MESSAGE
+from .fields import check_fields
 from .schemas import ChatMessage, Routing, ScoreBody
 from .state import ServerState
+from .wording import shown
 
 REQUEST_ID_HEADER = "x-request-id"
 _RID = re.compile(r"[\x21-\x7e]{1,256}")
@@ -34,14 +37,13 @@ class Batch:
 
 def make_batch(
     state: ServerState, request: Request, body: Routing, prompts: Sequence[Prompt], values: Sequence[Mapping[str, Any]],
-    default_max_new_tokens: int,
+    names: Sequence[FieldNames], default_max_new_tokens: int,
 ) -> Batch:  # fmt: skip
-    """The inputs for `prompts` with sampling fields `values` (one each). Raises ApiError or InvalidRequestError."""
+    """The inputs for `prompts` with sampling fields `values` and names for errors (one each). Raises ApiError."""
     config = state.config
-    if not prompts:
-        raise bad_request("prompt", "there is no prompt; it must be at least one")
     if len(prompts) > config.max_batch:
-        raise bad_request("prompt", f"there are {len(prompts)} prompts; this server takes at most {config.max_batch}")
+        message = f"{names[0].prompt_field} has {len(prompts)} prompts; this server takes at most {config.max_batch}"
+        raise bad_request(names[0].prompt_field, message)
     counts = {_count(v.get("n", 1), config.max_n) for v in values}
     if len(counts) > 1:
         raise bad_request("n", "n differs between the prompts of one request; it must be the same")
@@ -49,22 +51,28 @@ def make_batch(
     if len(prompts) * n > config.max_batch:
         words = f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} answers"
         raise bad_request("n", f"{words}; this server gives at most {config.max_batch} in one request")
-    check_answers(len(prompts) * n, f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} answers", "prompt",
-                  state.service.info)  # fmt: skip
-    params = [sampling_params(v, config, default_max_new_tokens) for v in values]
-    check_work(config, state.service.info, prompts, params, n, "prompt")
-    for p in params:
-        _check_seeds(p, n)
-    check_unicode("prompt", prompts)
-    check_unicode("stop", [p.stop for p in params])
-    check_unicode("cache_salt", [body.cache_salt, body.extra_key])
+    check_answers(len(prompts) * n, f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} answers",
+                  names[0].prompt_field, state.service.info)  # fmt: skip
+    block = state.service.info.block_length
+    params = [
+        sampling_params(v, config, default_max_new_tokens, block, f.length) for v, f in zip(values, names, strict=True)
+    ]
+    check_work(config, state.service.info, prompts, params, n, names[0].prompt_field, names[0].length)
+    for prompt, name, chosen in zip(prompts, names, params, strict=True):
+        _check_seeds(chosen, n)
+        check_unicode(name.prompt, prompt)
+        check_unicode("stop", chosen.stop)
+    check_unicode("cache_salt", body.cache_salt)
+    check_unicode("extra_key", body.extra_key)
     rid, rids = _ids(state, request, body.rid, len(prompts))
     shared: dict[str, Any] = {
         **routing_of(body, state),
         "stream": bool(body.stream),
     }
     inputs = tuple(
-        GenerateInput(rid=_member(rids[i], k, n), prompt=prompt, sampling=_seeded(params[i], k), **shared)
+        GenerateInput(
+            rid=_member(rids[i], k, n), prompt=prompt, sampling=_seeded(params[i], k), names=names[i], **shared
+        )
         for i, prompt in enumerate(prompts)
         for k in range(n)
     )
@@ -73,9 +81,28 @@ def make_batch(
     return Batch(rid, inputs, n)
 
 
+def names_of(
+    prompt: str, prompts: Sequence[Any], single: bool, length: str, values: Sequence[Mapping[str, Any]]
+) -> list[FieldNames]:
+    """What the client calls prompt and canvas length of each of its prompts. ApiError (400) for a list of none."""
+    if not prompts:
+        raise bad_request(prompt, f"{prompt} is an empty list; it must have at least one prompt")
+    called = [prompt] if single else [f"{prompt}[{i}]" for i in range(len(prompts))]
+    return [FieldNames(name, length, "max_new_tokens" in v) for name, v in zip(called, values, strict=True)]
+
+
 def merged(*sources: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Fields of several mappings that are not null; the later ones win."""
-    return {name: value for source in sources if source for name, value in source.items() if value is not None}
+    """Fields of several mappings that are not null. Raises ApiError (400) for a field with two values."""
+    values: dict[str, Any] = {}
+    for source in sources:
+        for name, value in (source or {}).items():
+            if value is None:
+                continue
+            if name in values and values[name] != value:
+                message = f"{name} is given twice: {shown(values[name])} and {shown(value)}; send one of them"
+                raise bad_request(name, message)
+            values[name] = value
+    return values
 
 
 def knobs_of(values: Any) -> dict[str, Any]:
@@ -92,9 +119,9 @@ def adopt_routing(body: Routing, values: Any) -> None:
         if inner is None:
             continue
         if not isinstance(inner, str):
-            raise bad_request(name, f"{name} is {shorten(inner)}; it must be a string")
+            raise bad_request(name, f"{name} is {shown(inner)}; it must be a string")
         if getattr(body, name) not in (None, inner):
-            raise bad_request(name, f"{name} is {shorten(getattr(body, name))} and {shorten(inner)}; send one of them")
+            raise bad_request(name, f"{name} is {shown(getattr(body, name))} and {shown(inner)}; send one of them")
         setattr(body, name, inner)
 
 
@@ -104,13 +131,14 @@ def check_unicode(field: str, value: Any) -> None:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            message = f"{field} is {shorten(value)}, which can't be tokenized: it is no valid Unicode ({error.reason})"
+            message = f"{field} is {shown(value)}, which can't be tokenized: it is no valid Unicode ({error.reason})"
             raise bad_request(field, message) from None
     elif isinstance(value, Mapping):
-        check_unicode(field, list(value.values()))
+        for key, part in value.items():
+            check_unicode(f"{field}.{key}", part)
     elif isinstance(value, Sequence) and value and not isinstance(value[0], int):
-        for part in value:
-            check_unicode(field, part)
+        for index, part in enumerate(value):
+            check_unicode(f"{field}[{index}]", part)
 
 
 def chat_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
@@ -120,8 +148,7 @@ def chat_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
 
 def _content(message: ChatMessage, index: int) -> str:
     field = f"messages[{index}].content"
-    if message.fields().get("tool_calls"):
-        raise bad_request(f"messages[{index}].tool_calls", "tool calls are not supported")
+    check_fields(MESSAGE, message.fields())
     if message.content is None:
         raise bad_request(field, f"{field} is null; it must be text")
     if isinstance(message.content, str):
@@ -130,14 +157,14 @@ def _content(message: ChatMessage, index: int) -> str:
     for part in message.content:
         if part.get("type") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type")
-            raise bad_request(field, f"{field} has a part of type {shorten(kind)}; only text parts are supported")
+            raise bad_request(field, f"{field} has a part of type {shown(kind)}; only text parts are supported")
         texts.append(part["text"])
     return "".join(texts)
 
 
 def _count(n: Any, limit: int) -> int:
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= limit:
-        raise bad_request("n", f"n is {shorten(n)}; it must be an integer from 1 to {limit}")
+        raise bad_request("n", f"n is {shown(n)}; it must be an integer from 1 to {limit}")
     return n
 
 
@@ -162,9 +189,9 @@ def _ids(state: ServerState, request: Request, rid: str | list[str] | None, coun
     rids = [rid] if isinstance(rid, str) else rid
     for name in rids:
         if not _RID.fullmatch(name):
-            raise bad_request("rid", f"rid is {shorten(name)}; it must be 1 to 256 printable ASCII characters")
+            raise bad_request("rid", f"rid is {shown(name)}; it must be 1 to 256 printable ASCII characters")
         if generations.is_used(name):
-            raise bad_request("rid", f"rid {shorten(name)} is in use")
+            raise bad_request("rid", f"rid {shown(name)} is in use")
     if isinstance(rid, str):
         return rid, [rid] if count == 1 else [f"{rid}-{i}" for i in range(count)]
     if len(rids) != count:
@@ -202,7 +229,7 @@ def _member(rid: str, k: int, n: int) -> str:
 
 def _cache_mode(mode: str | None) -> Any:
     if mode is not None and mode not in CACHE_MODES:
-        raise bad_request("cache_mode", f"cache_mode is {shorten(mode)}; it must be one of {', '.join(CACHE_MODES)}")
+        raise bad_request("cache_mode", f"cache_mode is {shown(mode)}; it must be one of {', '.join(CACHE_MODES)}")
     return mode
 
 
@@ -217,5 +244,5 @@ def _timeout(seconds: float | None, state: ServerState) -> float | None:
     if seconds is None:
         return state.config.request_timeout_s
     if not 0 < seconds <= limit:  # no NaN either
-        raise bad_request("timeout_s", f"timeout_s is {shorten(seconds)}; it must be above 0 and at most {limit}")
+        raise bad_request("timeout_s", f"timeout_s is {shown(seconds)}; it must be above 0 and at most {limit}")
     return float(seconds)

@@ -41,8 +41,9 @@ class ServerConfig:
             each choice.
         max_new_tokens_limit: largest max_new_tokens. None: what the model's length allows.
         default_max_new_tokens: canvas length of requests that give none on /generate and the chat route
-            (/v1/completions takes 16, as OpenAI does).
-        default_steps: forward passes for the canvas of requests that give neither steps, threshold nor factor.
+            (/v1/completions takes 16, as OpenAI does); never over max_new_tokens_limit.
+        default_steps: forward passes for the canvas of requests that give neither steps, threshold nor factor;
+            rounded to what the blocks of their canvas allow.
         default_threshold: confidence threshold of such requests.
         default_factor: factor of such requests.
         default_strategy: what confidence is, for requests that give no strategy.
@@ -132,6 +133,12 @@ class ServerConfig:
         except InvalidRequestError as error:
             name = f"default_{error.field}"
             raise ConfigError(f"default_{error.message}", field=name, value=error.value, limit=error.limit) from error
+
+    def check_for(self, max_tokens: int) -> None:
+        """Raise ConfigError for a default that no request could have: it takes at most `max_tokens` tokens in all."""
+        if self.default_max_new_tokens >= max_tokens:
+            limit = f"at most {max_tokens - 1}: a request may have {max_tokens} tokens here, prompt and canvas"
+            _refuse("default_max_new_tokens", self.default_max_new_tokens, limit)
 
     def decoding_defaults(self) -> dict[str, Any]:
         """Sampling parameters of requests that say nothing about them (max_new_tokens is not among them)."""

@@ -29,12 +29,12 @@ def is_within_model(config: ServerConfig, info: ServiceInfo, answers: int) -> bo
 
 def check_work(
     config: ServerConfig, info: ServiceInfo, prompts: Sequence[Prompt], params: Sequence[SamplingParams], n: int,
-    field: str,
+    field: str, length: str = "max_new_tokens",
 ) -> None:  # fmt: skip
     """Raise ApiError for prompts and canvases, with `n` answers each, past max_request_tokens or max_request_forwards.
 
     Prompts that are not tokens yet count with their canvases alone. Where the model's maximum is the stricter limit,
-    lengths are left to the check of each answer.
+    lengths are left to the check of each answer. `field` and `length` are the client's names for prompts and canvases.
     """
     prompt_tokens = canvas_tokens = forwards = 0
     for prompt, sampling in zip(prompts, params, strict=True):
@@ -44,16 +44,16 @@ def check_work(
     positions, limit = n * (prompt_tokens + canvas_tokens), config.max_request_tokens
     if positions > limit and not is_within_model(config, info, n * len(prompts)):
         if n * prompt_tokens <= limit:
-            field = "max_new_tokens"
+            field = length
         message = (
             f"{field}: the answers have {n * prompt_tokens} prompt tokens and {n * canvas_tokens} canvas tokens "
-            f"(max_new_tokens) in all, {positions}; at most {limit} are taken in one request (max_request_tokens)"
+            f"({length}) in all, {positions}; at most {limit} are taken in one request (max_request_tokens)"
         )
         raise bad_request(field, message)
     if n * forwards > config.max_request_forwards and n * len(prompts) * info.max_tokens > config.max_request_forwards:
-        field = "steps" if any(sampling.steps for sampling in params) else "max_new_tokens"
+        field = "steps" if any(sampling.steps for sampling in params) else length
         message = (
-            f"{field}: the answers may take {n * forwards} forward passes in all (steps, or max_new_tokens, of each); "
+            f"{field}: the answers may take {n * forwards} forward passes in all (steps, or {length}, of each); "
             f"at most {config.max_request_forwards} are taken in one request (max_request_forwards)"
         )
         raise bad_request(field, message)

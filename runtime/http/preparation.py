@@ -33,27 +33,31 @@ async def prepared(state: ServerState, request: Request, batch: Batch) -> Batch:
         as_parts(item.prompt, item.sampling.split_special_tokens) if isinstance(item.prompt, str) else item.prompt
         for item in firsts
     ]
-    tokens = await state.generations.run(request, batch.rid, encode_all(state.service, prompts))
-    check_work(state.config, info, tokens, [item.sampling for item in firsts], batch.n, "prompt")
+    called, names, params = [i.names.prompt for i in firsts], firsts[0].names, [i.sampling for i in firsts]
+    tokens = await state.generations.run(request, batch.rid, encode_all(state.service, prompts, called))
+    check_work(state.config, info, tokens, params, batch.n, names.prompt_field, names.length)
     return replace(
         batch, inputs=tuple(replace(item, prompt=tokens[i // batch.n]) for i, item in enumerate(batch.inputs))
     )
 
 
 async def encode_all(
-    service: Service, prompts: Sequence[Prompt | Sequence[TextPart]], add_special_tokens: bool = True
-) -> list[list[int]]:
-    """Token ids of prompts, in order; those that are token ids stay as they are.
+    service: Service, prompts: Sequence[Prompt | Sequence[TextPart]], names: Sequence[str],
+    add_special_tokens: bool = True,
+) -> list[list[int]]:  # fmt: skip
+    """Token ids of prompts, in order, called `names` in errors; those that are token ids stay as they are.
 
     Few at a time are with the tokenizer, so that other requests get turns.
     """
 
-    async def encode(prompt: Any) -> list[int]:
+    async def encode(prompt: Any, name: str) -> list[int]:
         if isinstance(prompt, str) or (len(prompt) and not isinstance(prompt[0], int)):
-            return await service.tokenize(prompt, add_special_tokens)
+            return await service.tokenize(prompt, add_special_tokens, name)
         return prompt
 
     done: list[list[int]] = []
     for start in range(0, len(prompts), _AT_A_TIME):
-        done += await asyncio.gather(*map(encode, prompts[start : start + _AT_A_TIME]))
+        done += await asyncio.gather(
+            *map(encode, prompts[start : start + _AT_A_TIME], names[start : start + _AT_A_TIME])
+        )
     return done

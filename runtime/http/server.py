@@ -113,6 +113,7 @@ async def _start(service: StartableService, state: ServerState, listener: socket
     begin = time.monotonic()
     try:
         await service.start()
+        state.config.check_for(service.info.max_tokens)
         if not state.config.skip_warmup:
             await decode_one_token(service, "warm-up", _WARMUP_TOKENS)
     except ShoalError as error:

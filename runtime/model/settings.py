@@ -113,6 +113,17 @@ def _capture_pages(config: EngineConfig, tree: TreeConfig, profile: DepthProfile
     return max(needs, key=lambda need: need[1] / need[0], default=(tree.num_bands, 0))
 
 
+def check_pool(config: EngineConfig, kv_pages: int, num_bands: int, block_length: int) -> None:
+    """Raise ConfigError for a KV pool that does not hold one prompt token and a block of canvas."""
+    assert config.page_size is not None
+    name = "kv_cache_bytes" if config.kv_cache_tokens is None else "kv_cache_tokens"
+    tokens = kv_pages // num_bands * config.page_size
+    if min(tokens, config.kv_cache_tokens or tokens) <= block_length:
+        limit = f"room for at least {block_length + 1} tokens: one of a prompt and a block of {block_length}"
+        message = f"{name} is {getattr(config, name)}; it must be {limit}"
+        raise ConfigError(message, field=name, value=getattr(config, name), limit=limit)
+
+
 def default_block_length(folder: Path) -> int:
     """`block_length` of the model's generation_config.json; 32 where it says nothing."""
     path = folder / "generation_config.json"

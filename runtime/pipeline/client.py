@@ -287,11 +287,14 @@ class PipelineClient:
         return len(numbers)
 
     async def tokenize(
-        self, prompt: str | Sequence[TextPart] | Sequence[Message], add_special_tokens: bool = True
+        self,
+        prompt: str | Sequence[TextPart] | Sequence[Message],
+        add_special_tokens: bool = True,
+        name: str = "prompt",
     ) -> list[int]:
         """Token ids of text (in parts), or of chat messages; no BOS without `add_special_tokens`. Raises
         InvalidRequestError."""
-        return await self._reply(lambda number: tokenize_message(number, prompt, add_special_tokens))
+        return await self._reply(lambda number: tokenize_message(number, prompt, add_special_tokens, name))
 
     async def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids. Raises InvalidRequestError."""

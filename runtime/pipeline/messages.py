@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import WireError
 from ..request.facts import Facts
+from ..request.field_names import DEFAULT_NAMES, FieldNames
 from ..request.forward import AddRequest, Forward, Release, StepResult
 from ..request.request import CacheMode, FinishReason
 from ..request.sampling_params import SamplingParams
@@ -63,6 +64,7 @@ class Generate(_Message):
     canvas: list[int] | None = None
     shared_prefix: int = 0
     targets: list[tuple[int, int]] | None = None
+    names: FieldNames = DEFAULT_NAMES
 
 
 class Accepted(_Message):
@@ -92,13 +94,17 @@ class Abort(_Message):
 
 
 class Tokenize(_Message):
-    """Answered with the token ids of text, of chat messages, or of parts of a text: each with whether it is data."""
+    """Answered with the token ids of text, of chat messages, or of parts of a text: each with whether it is data.
+
+    They are called `name` in errors.
+    """
 
     number: int
     text: str | None
     messages: list[dict[str, Any]] | None
     add_special_tokens: bool = True
     parts: list[tuple[str, bool]] | None = None
+    name: str = "prompt"
 
 
 class Detokenize(_Message):

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from ..errors import InvalidRequestError, shorten
+from ..request.field_names import FieldNames
 from ..service.service import GenerateInput
 from ..text.parts import TextPart
 from .messages import Generate, Tokenize
@@ -24,30 +25,31 @@ def generate_message(number: str, request: GenerateInput) -> Generate:
     elif len(prompt) and all(isinstance(part, dict) for part in prompt):
         messages = [dict(part) for part in prompt]
     else:
-        token_ids = _token_ids(prompt)
+        token_ids = _token_ids(prompt, request.names)
     return Generate(
         number, text, token_ids, messages, request.sampling, request.cache_mode, request.cache_salt, request.priority,
         request.timeout_s, request.stream, time.monotonic(), None if request.canvas is None else list(request.canvas),
         request.shared_prefix, None if request.targets is None else list(request.targets),
+        request.names,
     )  # fmt: skip
 
 
-def tokenize_message(number: int, prompt: Any, add_special_tokens: bool) -> Tokenize:
+def tokenize_message(number: int, prompt: Any, add_special_tokens: bool, name: str) -> Tokenize:
     """The message that asks for the token ids of text, of text in parts, or of chat messages."""
     if isinstance(prompt, str):
-        return Tokenize(number, prompt, None, add_special_tokens)
+        return Tokenize(number, prompt, None, add_special_tokens, None, name)
     if prompt and all(isinstance(part, TextPart) for part in prompt):
-        return Tokenize(number, None, None, add_special_tokens, [tuple(part) for part in prompt])
-    return Tokenize(number, None, [dict(message) for message in prompt], add_special_tokens)
+        return Tokenize(number, None, None, add_special_tokens, [tuple(part) for part in prompt], name)
+    return Tokenize(number, None, [dict(message) for message in prompt], add_special_tokens, None, name)
 
 
-def _token_ids(prompt: Any) -> list[int]:
+def _token_ids(prompt: Any, names: FieldNames) -> list[int]:
     """A prompt that must be token ids. Raises InvalidRequestError."""
     try:
         ids = [operator.index(token) for token in prompt if not isinstance(token, bool)]
     except TypeError:
         ids = []
     if len(ids) != len(prompt) or not all(-(2**63) <= token < 2**63 for token in ids):
-        message = f"prompt is {shorten(prompt)}; it must be text, token ids or chat messages"
-        raise InvalidRequestError(message, field="prompts", value=shorten(prompt))
+        message = f"{names.prompt} is {shorten(prompt)}; it must be text, token ids or chat messages"
+        raise InvalidRequestError(message, field=names.prompt_field, value=shorten(prompt))
     return ids

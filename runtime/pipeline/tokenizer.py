@@ -96,7 +96,7 @@ class TokenizerProcess:
         (request,) = self._ready().requests(
             given, message.sampling, message.cache_mode, message.cache_salt,
             None if message.canvas is None else [message.canvas], message.shared_prefix,
-            None if message.targets is None else [message.targets],
+            None if message.targets is None else [message.targets], message.names,
         )  # fmt: skip
         return Accepted(
             message.rid, request.prompt.tobytes(), request.sampling, request.cache_mode, request.cache_salt,
@@ -107,10 +107,9 @@ class TokenizerProcess:
 
     def _tokenize(self, message: Tokenize) -> list[int]:
         prompt: Any = message.text if message.text is not None else message.messages or []
-        name = "text" if message.text is not None else "messages"
         if message.parts is not None:
-            prompt, name = [TextPart(*part) for part in message.parts], "parts"
-        return self._ready().encode_text(prompt, name, message.add_special_tokens)
+            prompt = [TextPart(*part) for part in message.parts]
+        return self._ready().encode_text(prompt, message.name, message.add_special_tokens)
 
     def _detokenize(self, message: Detokenize) -> str:
         return self._ready().decode(message.token_ids, message.skip_special_tokens)

@@ -12,7 +12,7 @@ from ..config import EngineConfig
 from ..model.config import ModelConfig
 from ..model.settings import boundary_depths
 from ..scheduler.auditor import Auditor
-from ..scheduler.memory import Memory, check_fits
+from ..scheduler.memory import Memory
 from ..scheduler.reuse import ReusePlanner
 from ..scheduler.scheduler import Scheduler, WorkerLink
 from ..service.service import ServiceInfo
@@ -54,14 +54,15 @@ class Facts:
         """Bands that the whole model needs."""
         return -(-self.model.num_layers // self.layers_per_band)
 
-    def check_size(self, prompt_tokens: int, canvas_tokens: int) -> None:
-        """Raise PoolTooSmallError for a request that could not run even alone."""
-        check_fits(prompt_tokens, canvas_tokens, self.kv_pages, self.num_bands, self.page_size)
+    @property
+    def pool_tokens(self) -> int:
+        """Most tokens, prompt and canvas, that the KV pool holds for one request."""
+        return self.kv_pages // self.num_bands * self.page_size
 
     @property
     def max_tokens(self) -> int:
         """Most tokens, prompt and canvas, that a request may have."""
-        return min(self.model.max_position_embeddings, self.kv_pages // self.num_bands * self.page_size)
+        return min(self.model.max_position_embeddings, self.pool_tokens)
 
     def service_info(
         self, config: EngineConfig, *, has_tokenizer: bool, has_chat_template: bool, chat_markers: dict[str, Any]

@@ -17,6 +17,8 @@ from ..text.parts import TextPart
 from ..text.stream import TextStream
 from ..text.tokenizer import Tokenizer
 from .facts import Facts
+from .field_names import FieldNames
+from .length_limit import check_length
 from .request import CACHE_MODES, CacheMode, Request
 from .sampling_params import SamplingParams
 
@@ -47,7 +49,17 @@ def _check_messages(messages: Sequence[Message], name: str) -> None:
             if not isinstance(message.get(key), str):
                 given = shorten(message[key]) if key in message else "missing"
                 text = f"{name}: {key} of message {index} is {given}; it must be text"
-                raise InvalidRequestError(text, field="prompts", value=message, limit="text")
+                raise InvalidRequestError(text, field=_field(name), value=message, limit="text")
+
+
+def _field(name: str) -> str:
+    """The field that a value called `name` is in: `prompts` of `prompts[3]`."""
+    return name.partition("[")[0]
+
+
+def _names(index: int, template: Any) -> FieldNames:
+    """What `Engine.generate` calls a prompt and its length."""
+    return FieldNames(f"prompts[{index}]", "max_new_tokens" if template is None else "canvas")
 
 
 def _is_list(value: Any) -> bool:
@@ -90,12 +102,13 @@ class Intake:
         canvas: Any = None,
         shared_prefix: int = 0,
         targets: Sequence[Sequence[tuple[int, int]]] | None = None,
+        names: FieldNames | None = None,
     ) -> list[Request]:
         """Requests for prompts that the engine was given, all checked.
 
         `canvas` is None or holds a template (or None) for each prompt; see `Engine.generate`. `targets` makes them
         scoring requests: for each canvas (position in it, token) pairs, at masks, whose log-probabilities its one
-        forward gives.
+        forward gives. `names`: of one prompt, for errors; None: those of `Engine.generate`.
 
         Raises InvalidRequestError or PoolTooSmallError, naming field, value and limit, for the first that is wrong.
         """
@@ -127,8 +140,8 @@ class Intake:
         for pairs in targets or ():
             self.check_choices([[token for _, token in pairs]])
         made = [
-            self._request(prompt, sampling, template, mode, cache_salt, shared_prefix, index)
-            for index, (prompt, sampling, template) in enumerate(zip(prompts, params, templates, strict=True))
+            self._request(prompt, sampling, canvas, mode, cache_salt, shared_prefix, names or _names(index, canvas))
+            for index, (prompt, sampling, canvas) in enumerate(zip(prompts, params, templates, strict=True))
         ]
         for request, pairs in zip(made, targets or (), strict=targets is not None):
             self._score(request, pairs)
@@ -146,7 +159,7 @@ class Intake:
         """Raise InvalidRequestError for token ids that can't be answers: outside of the vocabulary, or the mask."""
         mask = self._facts.model.mask_token_id
         for choice in choices:
-            self._check_ids(choice, "choices", "choices")
+            self._check_ids(choice, "choices")
             if mask in choice:
                 message = f"choices has token id {mask}, the mask: it is no possible answer"
                 raise InvalidRequestError(message, field="choices", value=mask)
@@ -169,7 +182,7 @@ class Intake:
         """Text of token ids. Raises InvalidRequestError for ids outside of the vocabulary, or without a tokenizer."""
         if self._tokenizer is None:
             raise InvalidRequestError("without a tokenizer there is no text", field="tokens")
-        self._check_ids(token_ids, "tokens", "tokens")
+        self._check_ids(token_ids, "tokens")
         return self._tokenizer.decode(token_ids, skip_special_tokens)
 
     def _templates(self, canvas: Any, count: int) -> list[Any]:
@@ -178,47 +191,47 @@ class Intake:
             raise InvalidRequestError(message, field="canvas", value=canvas, limit=count)
         return list(canvas)
 
-    def _template(self, canvas: Any, index: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _template(self, canvas: Any, names: FieldNames) -> np.ndarray[Any, np.dtype[np.int64]]:
         """A canvas template as an array, checked."""
         vocabulary = self._facts.model.embedding_size
         wrong = [t for t in canvas if not isinstance(t, int | np.integer) or isinstance(t, bool)]
         wrong += [t for t in canvas if not wrong and not -1 <= t < vocabulary]
         if wrong:
-            message = f"canvas of prompts[{index}] has {shorten(wrong[0])}; it must hold ids from 0 to {vocabulary - 1}"
+            message = f"canvas of {names.prompt} has {shorten(wrong[0])}; it must hold ids from 0 to {vocabulary - 1}"
             raise InvalidRequestError(f"{message}, and -1 for masks", field="canvas", value=wrong[0], limit=vocabulary)
         mask = self._facts.model.mask_token_id
         if mask in canvas:
-            message = f"canvas of prompts[{index}] has token id {mask}, the mask, which would stay in the answer"
+            message = f"canvas of {names.prompt} has token id {mask}, the mask, which would stay in the answer"
             raise InvalidRequestError(f"{message}: -1 marks what is to be filled", field="canvas", value=mask, limit=-1)
         if -1 not in canvas:
-            message = f"canvas of prompts[{index}] has no -1: there is no mask to fill"
+            message = f"canvas of {names.prompt} has no -1: there is no mask to fill"
             raise InvalidRequestError(message, field="canvas", value=list(canvas), limit="at least one -1")
         return np.array(canvas, np.int64)
 
     def _request(
         self, prompt: Any, params: SamplingParams, canvas: Any, mode: CacheMode, salt: str, shared_prefix: int,
-        index: int,
+        names: FieldNames,
     ) -> Request:  # fmt: skip
         if not isinstance(params, SamplingParams):
-            raise InvalidRequestError(
-                f"sampling_params[{index}] is {shorten(params)}; it must be a SamplingParams",
-                field="sampling_params", value=params,
-            )  # fmt: skip
+            message = f"sampling_params has {shorten(params)}; it must be a SamplingParams for each prompt"
+            raise InvalidRequestError(message, field="sampling_params", value=params)
         template = None
         if canvas is not None:
-            template = self._template(canvas, index)
+            template = self._template(canvas, names)
             if params.stop:
-                limit = "() with a canvas: its holes end at their own EOS or stop_token_ids"
-                raise InvalidRequestError(f"stop is {shorten(params.stop)}; it must be {limit}", field="stop",
-                                          value=params.stop, limit=limit)  # fmt: skip
+                message = "stop can't be used with a canvas: its holes end at their own EOS or stop_token_ids"
+                raise InvalidRequestError(message, field="stop", value=params.stop, limit=())
             # The canvas's length decides; a block_length has to divide it as it must max_new_tokens.
             params = replace(params, max_new_tokens=len(template))
-        params.check_for(self._facts.block_length)
+        params.check_for(self._facts.block_length, names.length)
         self._check_device_limits(params)
-        tokens = self._encode(prompt, f"prompts[{index}]", params.split_special_tokens)
+        tokens = self._encode(prompt, names.prompt, params.split_special_tokens)
         block_length = params.block_length or self._facts.block_length
         # Before anything of the canvas's size is made.
-        self._check_size(len(tokens), params.max_new_tokens or block_length, index)
+        check_length(
+            len(tokens), params.max_new_tokens, model=self._facts.model.max_position_embeddings,
+            pool=self._facts.pool_tokens, masks=block_length, block=params.block_length or 1, names=names,
+        )  # fmt: skip
         if params.stop and self._tokenizer is None:
             message = "without a tokenizer there is no text that a stop string could be found in"
             raise InvalidRequestError(message, field="stop", value=params.stop, limit=())
@@ -246,16 +259,6 @@ class Intake:
             message = f"stop_token_ids has {count} tokens; on this device it may have at most {most}"
             raise InvalidRequestError(message, field="stop_token_ids", value=count, limit=most)
 
-    def _check_size(self, prompt: int, canvas: int, index: int) -> None:
-        limit = self._facts.model.max_position_embeddings
-        if prompt + canvas > limit:
-            message = (
-                f"prompts[{index}] has {prompt} tokens and its canvas {canvas} (max_new_tokens): "
-                f"{prompt + canvas}, over the model's maximum of {limit}"
-            )
-            raise InvalidRequestError(message, field="max_new_tokens", value=prompt + canvas, limit=limit)
-        self._facts.check_size(prompt, canvas)
-
     def _encode(self, prompt: Any, name: str, split: bool | None = None) -> np.ndarray[Any, np.dtype[np.int64]]:
         if isinstance(prompt, str) or (_is_list(prompt) and len(prompt) and all(isinstance(p, dict) for p in prompt)):
             ids = self._encode_text(prompt, name, split=split)
@@ -263,18 +266,18 @@ class Intake:
             ids = list(map(int, prompt))
         else:
             message = f"{name} is {shorten(prompt)}; it must be text, token ids or chat messages"
-            raise InvalidRequestError(message, field="prompts", value=prompt)
+            raise InvalidRequestError(message, field=_field(name), value=prompt)
         if not ids:
-            raise InvalidRequestError(f"{name} is empty; it must have at least one token", field="prompts", limit=1)
-        self._check_ids(ids, name, "prompts")
+            raise InvalidRequestError(f"{name} is empty; it must have at least one token", field=_field(name), limit=1)
+        self._check_ids(ids, name)
         return np.array(ids, np.int64)
 
-    def _check_ids(self, ids: Sequence[int], name: str, field: str) -> None:
+    def _check_ids(self, ids: Sequence[int], name: str) -> None:
         vocabulary = self._facts.model.embedding_size
         if ids and (min(ids) < 0 or max(ids) >= vocabulary):
             bad = next(token for token in ids if not 0 <= token < vocabulary)
             message = f"{name} has token id {bad}; ids must be at least 0 and below {vocabulary}"
-            raise InvalidRequestError(message, field=field, value=bad, limit=vocabulary)
+            raise InvalidRequestError(message, field=_field(name), value=bad, limit=vocabulary)
 
     def _encode_text(
         self, prompt: str | Sequence[TextPart] | Sequence[Message], name: str, add_special_tokens: bool = True,
@@ -282,7 +285,7 @@ class Intake:
     ) -> list[int]:  # fmt: skip
         tokenizer = self._tokenizer
         if tokenizer is None:
-            raise InvalidRequestError(f"{name}: without a tokenizer, prompts must be token ids", field="prompts")
+            raise InvalidRequestError(f"{name}: without a tokenizer, prompts must be token ids", field=_field(name))
         try:
             if isinstance(prompt, str):
                 split = self._config.split_special_tokens if split is None else split
@@ -300,4 +303,4 @@ class Intake:
         # Tokenizers raise anything for text that is no valid Unicode.
         except Exception as error:
             message = f"{name} is {shorten(prompt)}, which can't be tokenized: {type(error).__name__}: {error}"
-            raise InvalidRequestError(message, field="prompts", value=prompt) from error
+            raise InvalidRequestError(message, field=_field(name), value=prompt) from error

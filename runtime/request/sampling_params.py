@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ..errors import InvalidRequestError, shorten
+from ..nearest_name import did_you_mean
 
 STRATEGIES = ("low_confidence", "entropy", "margin", "random")
 MAX_STOP_STRINGS = 16
@@ -54,6 +55,15 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     split_special_tokens: bool | None = None
+
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        """Raises InvalidRequestError, with the nearest name, for an argument that is none of the fields."""
+        for name in options:
+            if name not in cls.__dataclass_fields__:
+                message = f"{name} is no sampling parameter{did_you_mean(name, cls.__dataclass_fields__)}"
+                known = tuple(cls.__dataclass_fields__)
+                raise InvalidRequestError(message, field=name, value=options[name], limit=known)
+        return object.__new__(cls)
 
     def __post_init__(self) -> None:
         for name in ("stop", "stop_token_ids"):
@@ -104,17 +114,26 @@ class SamplingParams:
         size = self.block_length or default_block_length
         return tuple((at, min(at + size, self.max_new_tokens)) for at in range(0, self.max_new_tokens, size))
 
-    def check_for(self, default_block_length: int) -> None:
-        """Check what depends on the engine's default block length. Raises InvalidRequestError."""
-        self._check_steps(self.block_length or default_block_length)
+    def check_for(self, default_block_length: int, length_name: str = "max_new_tokens") -> None:
+        """Check what depends on the engine's default block length. Raises InvalidRequestError.
 
-    def _check_steps(self, block_length: int) -> None:
+        `length_name`: what the caller calls the canvas's length.
+        """
+        self._check_steps(self.block_length or default_block_length, length_name)
+
+    def _check_steps(self, block_length: int, length_name: str = "max_new_tokens") -> None:
         if self.steps is None or not self.max_new_tokens:
             return
         blocks = math.ceil(self.max_new_tokens / block_length)
         if self.steps % blocks or self.steps > self.max_new_tokens:
-            limit = f"a multiple of the {blocks} blocks, at most max_new_tokens = {self.max_new_tokens}"
+            limit = f"a multiple of the {blocks} blocks, at most {length_name} = {self.max_new_tokens}"
             _refuse("steps", self.steps, limit)
+
+
+def fitting_steps(steps: int, max_new_tokens: int, block_length: int) -> int:
+    """A quota near `steps` that a canvas takes: the next multiple of its blocks, or the largest where that is less."""
+    blocks = math.ceil(max_new_tokens / block_length)
+    return min(math.ceil(steps / blocks), max_new_tokens // blocks) * blocks
 
 
 def _check_int(name: str, value: Any, low: int, high: int = _MAX_INT) -> None:

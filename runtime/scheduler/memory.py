@@ -47,7 +47,12 @@ class Memory:
 
     def check_fits(self, prompt_tokens: int, canvas_tokens: int) -> None:
         """Raise PoolTooSmallError for a request that could not run even alone."""
-        check_fits(prompt_tokens, canvas_tokens, self.kv.num_pages, self.config.num_bands, self.config.page_size)
+        if self.pages_for(prompt_tokens + canvas_tokens) * self.config.num_bands > self.kv.num_pages:
+            tokens = self.kv.num_pages // self.config.num_bands * self.config.page_size
+            raise PoolTooSmallError(
+                f"prompt and canvas have {prompt_tokens} + {canvas_tokens} tokens; the KV pool holds {tokens}",
+                field="prompt", value=prompt_tokens + canvas_tokens, limit=tokens,
+            )  # fmt: skip
 
     def reserve(self, kv_pages: int, boundary_pages: int) -> tuple[Pages, Pages] | None:
         """Allocate pages of both pools, evicting cached prefixes as needed.
@@ -109,14 +114,3 @@ class Memory:
                     f"{name} pages: {allocator.num_free} free, {free} unreferenced of {allocator.num_pages}; "
                     f"{len(wrong)} with another count than tree and {len(held)} requests hold, first: page {page}"
                 )
-
-
-def check_fits(prompt_tokens: int, canvas_tokens: int, kv_pages: int, num_bands: int, page_size: int) -> None:
-    """Raise PoolTooSmallError when so many tokens don't fit a KV pool of `kv_pages` pages."""
-    needed = -(-(prompt_tokens + canvas_tokens) // page_size) * num_bands
-    if needed > kv_pages:
-        tokens = kv_pages // num_bands * page_size
-        raise PoolTooSmallError(
-            f"prompt and canvas have {prompt_tokens} + {canvas_tokens} tokens; the KV pool holds {tokens}",
-            field="prompt", value=prompt_tokens + canvas_tokens, limit=tokens,
-        )  # fmt: skip

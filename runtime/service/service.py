@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from ..request.field_names import DEFAULT_NAMES, FieldNames
 from ..request.request import CacheMode, RequestOutput
 from ..request.sampling_params import SamplingParams
 from ..text.chat_markers import PLAIN
@@ -42,6 +43,7 @@ class GenerateInput:
         canvas: a template: token ids, -1 for a mask; see `Engine.generate`. The outputs have `holes` then.
         shared_prefix: how many leading prompt tokens were computed on their own before.
         targets: (position in the canvas, token) pairs: a scoring request. The output has `scores`, and nothing else.
+        names: what the caller calls prompt and canvas length, for errors.
     """
 
     rid: str
@@ -55,6 +57,7 @@ class GenerateInput:
     canvas: Sequence[int] | None = None
     shared_prefix: int = 0
     targets: Sequence[tuple[int, int]] | None = None
+    names: FieldNames = DEFAULT_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +131,13 @@ class Service(Protocol):
         ...
 
     async def tokenize(
-        self, prompt: str | Sequence[TextPart] | Sequence[Message], add_special_tokens: bool = True
+        self,
+        prompt: str | Sequence[TextPart] | Sequence[Message],
+        add_special_tokens: bool = True,
+        name: str = "prompt",
     ) -> list[int]:
-        """Token ids of text, of text in parts, or of chat messages. Without `add_special_tokens` it is text inside a
-        prompt: no BOS is added. Raises InvalidRequestError."""
+        """Token ids of text, of text in parts, or of chat messages, called `name` in errors. Without
+        `add_special_tokens` it is text inside a prompt: no BOS is added. Raises InvalidRequestError."""
         ...
 
     async def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:

@@ -11,7 +11,7 @@ from ...radix_cache.config import TreeConfig
 from ..config import EngineConfig
 from ..model.config import ModelConfig
 from ..model.hub import resolve_model_folder
-from ..model.settings import boundary_depths, default_block_length, layers_of_band, load_profile, pool_sizes
+from ..model.settings import boundary_depths, check_pool, default_block_length, layers_of_band, load_profile, pool_sizes
 from ..request.facts import Facts
 from ..request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
 
@@ -101,8 +101,10 @@ def build_null_worker(config: EngineConfig, tokens: int, delay_s: float = 0.0) -
         boundary_page_bytes=config.page_size * model.hidden_size * 4,
     )  # fmt: skip
     kv_pages, boundary_pages = pool_sizes(config, tree, profile)
+    block_length = config.block_length or default_block_length(folder)
+    check_pool(config, kv_pages, tree.num_bands, block_length)
     facts = Facts(
-        folder=str(folder), model=model, block_length=config.block_length or default_block_length(folder),
+        folder=str(folder), model=model, block_length=block_length,
         kv_pages=kv_pages, boundary_pages=boundary_pages, kv_page_bytes=tree.kv_page_bytes,
         boundary_page_bytes=tree.boundary_page_bytes, depth_profile=profile.to_json(), device="none", dtype="float32",
         page_size=config.page_size, layers_per_band=band,

@@ -103,18 +103,24 @@ def test_text_ids_and_messages_mean_the_same(engine):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "size", "value"), [(tokens(150), 16, 166), (tokens(160), 8, 168), ([5], 10**15, 10**15 + 1)]
-)
-def test_more_than_the_models_maximum(engine, prompt, size, value):
+    ("prompt", "size", "field", "value", "advice"),
+    [(tokens(90), 80, "max_new_tokens", 170, "send max_new_tokens of at most 6"),
+     (tokens(160), 8, "prompts", 168, "shorten prompts[0] by 72 tokens, to at most 88"),
+     ([5], 10**15, "max_new_tokens", 10**15 + 1, "send max_new_tokens of at most 95")],
+)  # fmt: skip
+def test_more_than_the_models_maximum(engine, prompt, size, field, value, advice):
+    """What is advised fits the pool of 96 too."""
     with pytest.raises(InvalidRequestError, match="maximum of 160") as caught:
         engine.generate(prompt, SamplingParams(max_new_tokens=size))
-    assert (caught.value.field, caught.value.value, caught.value.limit) == ("max_new_tokens", value, 160)
+    assert (caught.value.field, caught.value.value, caught.value.limit) == (field, value, 96)
+    assert str(caught.value).endswith(advice)
 
 
 def test_more_than_the_pool(engine):
-    with pytest.raises(PoolTooSmallError, match=r"90 \+ 16 tokens; the KV pool holds 96") as caught:
+    words = r"prompts\[1\] has 90 tokens and max_new_tokens is 16: 106, over the 96 that the KV pool holds"
+    with pytest.raises(PoolTooSmallError, match=words) as caught:
         engine.generate([[5], tokens(90)], SamplingParams(max_new_tokens=16))
-    assert (caught.value.field, caught.value.value, caught.value.limit) == ("prompt", 106, 96)
+    assert (caught.value.field, caught.value.value, caught.value.limit) == ("max_new_tokens", 106, 96)
     assert engine.generate(tokens(80), SamplingParams(max_new_tokens=16, ignore_eos=True)).completion_tokens == 16
 
 
@@ -253,6 +259,8 @@ def test_engine_config(options, field):
 ENGINE: list[tuple[dict[str, Any], str]] = [
     ({"depth": 3}, "depth"), ({"depth": 8}, "depth"), ({"layers_per_band": 7, "depth": 0}, "layers_per_band"),
     ({"kv_cache_tokens": None, "kv_cache_bytes": 10}, "kv_cache_bytes"),
+    ({"kv_cache_tokens": None, "kv_cache_bytes": 9000}, "kv_cache_bytes"),
+    ({"kv_cache_tokens": 1}, "kv_cache_tokens"), ({"kv_cache_tokens": 8}, "kv_cache_tokens"),
     ({"kv_cache_tokens": 10**14}, "kv_cache_tokens"),
     ({"kv_cache_tokens": None, "kv_cache_bytes": 10**17}, "kv_cache_bytes"),
     ({"unknown": 1}, "unknown"), ({"config": EngineConfig()}, "config"),

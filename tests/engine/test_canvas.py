@@ -275,7 +275,7 @@ def test_bad_templates(engine, canvas, words):
 def test_other_mistakes_with_templates(engine):
     with pytest.raises(InvalidRequestError, match="one such list for each prompt"):
         engine.generate([tokens(5), tokens(6)], canvas=[[-1]])
-    with pytest.raises(InvalidRequestError, match="stop is"):
+    with pytest.raises(InvalidRequestError, match="stop can't be used with a canvas"):
         engine.generate(tokens(5), SamplingParams(stop="a"), canvas=[-1])
     with pytest.raises(InvalidRequestError, match="block_length"):
         engine.generate(tokens(5), SamplingParams(max_new_tokens=8, block_length=8), canvas=[-1] * 9)

@@ -60,7 +60,7 @@ def test_a_request_too_big_for_the_pool_is_told_so_and_the_others_go_on(llada):
             target=lambda: answers.extend(engine.generate([tokens(24, s) for s in range(4)], params()))
         )
         thread.start()
-        with pytest.raises(PoolTooSmallError, match="holds 64"):
+        with pytest.raises(PoolTooSmallError, match="over the 64 that the KV pool holds"):
             engine.generate(tokens(60), params())
         thread.join(60)
         assert [answer.finish_reason for answer in answers] == ["length"] * 4

@@ -114,14 +114,14 @@ async def test_stats_count_what_happened(client):
 @pytest.mark.parametrize(
     ("change", "error", "field"),
     [
-        ({"prompt": ""}, InvalidRequestError, "prompts"),
-        ({"prompt": []}, InvalidRequestError, "prompts"),
-        ({"prompt": [1, -5]}, InvalidRequestError, "prompts"),
-        ({"prompt": [10**9]}, InvalidRequestError, "prompts"),
+        ({"prompt": ""}, InvalidRequestError, "prompt"),
+        ({"prompt": []}, InvalidRequestError, "prompt"),
+        ({"prompt": [1, -5]}, InvalidRequestError, "prompt"),
+        ({"prompt": [10**9]}, InvalidRequestError, "prompt"),
         ({"prompt": [2**70]}, InvalidRequestError, None),
         ({"prompt": "\ud800"}, InvalidRequestError, None),
         ({"prompt": [1.5]}, InvalidRequestError, None),
-        ({"prompt": [{"role": "user"}, {}]}, InvalidRequestError, "prompts"),
+        ({"prompt": [{"role": "user"}, {}]}, InvalidRequestError, "prompt"),
         ({"prompt": [5] * 600, "size": 64}, InvalidRequestError, "max_new_tokens"),
         ({"cache_mode": "magic"}, InvalidRequestError, None),
     ],
@@ -239,7 +239,7 @@ async def test_a_full_queue_and_a_pool_too_small():
     async with running(
         max_running_requests=2, max_queued_requests=3, kv_cache_tokens=512, load_format="dummy"
     ) as client:
-        with pytest.raises(PoolTooSmallError, match="holds 512"):
+        with pytest.raises(PoolTooSmallError, match="over the 512 that the KV pool holds"):
             await collect(client, request("big", 512, prompt=[5] * 100))
         with held(client, "worker"):
             items = [request(f"q{n}", 120, steps=120, block_length=8) for n in range(12)]

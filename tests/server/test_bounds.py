@@ -35,7 +35,7 @@ def requests_made(client: httpx.Client) -> float:
         ("/score", {"input_ids": IDS * 2, "choices": [IDS] * 6}, "choices", "3600 forward.*max_request_tokens"),
         ("/score", {"input_ids": [80], "choices": [[5]] * 65}, "choices", "has 65 entries; it must have from 1 to 64"),
         ("/score", {"input_ids": [80], "choices": []}, "choices", "has 0 entries; it must have from 1 to 64"),
-        ("/generate", {"text": ["red"] * 65}, "prompt", "65 prompts"),
+        ("/generate", {"text": ["red"] * 65}, "text", "65 prompts"),
         ("/generate", {"text": ["red"] * 32, "n": 4}, "n", "128 answers"),
     ],
 )

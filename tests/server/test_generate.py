@@ -178,7 +178,7 @@ def test_nulls_empties_and_unknown_fields_are_accepted(client):
               "max_new_tokens": 8, "regex": None, "json_schema": None, "ebnf": None, "stop": [], "stop_token_ids": [],
               "stop_regex": [], "top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0,
               "presence_penalty": 0.0, "min_new_tokens": 0, "skip_special_tokens": True, "n": 1, "temperature": 1.0,
-              "spaces_between_special_tokens": True, "no_such_thing": {"a": [1]}, "logit_bias": None}  # fmt: skip
+              "spaces_between_special_tokens": True, "logit_bias": None}  # fmt: skip
     reply = ask(client, text="red", sampling_params=params, lora_path=None, return_logprob=False, logprob_start_len=-1,
                 return_text_in_logprobs=None, session_params=None, image_data=[], model=None, whatever=7)  # fmt: skip
     assert reply["meta_info"]["prompt_tokens"] == 1
@@ -205,7 +205,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"no_stop_trim": True}, "no_stop_trim"),
     ({"n": 0}, "n is 0"),
     ({"n": 5}, "from 1 to 4"),
-    ({"n": True}, "n is True"),
+    ({"n": True}, "n is true"),
     ({"max_new_tokens": -1}, "max_new_tokens"),
     ({"max_new_tokens": "8"}, "max_new_tokens"),
     ({"max_new_tokens": 10_000_000}, "640"),
@@ -300,10 +300,10 @@ def test_contents_of_messages_give_no_special_token_and_raw_prompts_do_unless_to
     split = tokens(prompt=INJECTED, split_special_tokens=True)
     assert split == ids[1:-2] == tokens(prompt=[INJECTED], split_special_tokens=True)[0]
     assert [token for token in tokens(prompt=INJECTED) if token in CONTROL] == [5, 2, 5, 3, 1]
-    for route, name in (("/generate", "text"), ("/v1/completions", "prompt")):
+    for route, name, size in (("/generate", "text", "max_new_tokens"), ("/v1/completions", "prompt", "max_tokens")):
         lengths = []
         for wish in ({}, {"split_special_tokens": False}, {"split_special_tokens": True}):
-            body = {name: INJECTED, "max_new_tokens": 8, "max_tokens": 8, "block_length": 8, **wish}
+            body = {name: INJECTED, size: 8, "block_length": 8, **wish}
             reply = client.post(route, json=body).json()
             lengths.append(reply.get("usage", reply.get("meta_info"))["prompt_tokens"])
             many = client.post(route, json={**body, name: [INJECTED, "red"]}).json()

@@ -144,6 +144,12 @@ def test_a_signal_while_it_starts(tmp_path):
         (("--device", "tpu"), 2, "device is 'tpu'"),
         (("--depth", "100"), 2, "depth is 100"),  # the worker finds out
         (("--depth", "100", "--in-process"), 2, "depth is 100"),
+        (("--null-worker", "--kv-cache-tokens", "1"), 2, "kv_cache_tokens is 1; it must be room for at least 9 tokens"),
+        (
+            ("--null-worker", "--default-max-new-tokens", "640"),
+            2,
+            "default_max_new_tokens is 640; it must be at most 639",
+        ),
         (("--startup-timeout-s", "0.2"), 1, "startup_timeout_s = 0.2"),
     ],
 )

@@ -10,14 +10,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 
-from ...errors import shorten
 from ...worker.trace import TraceOptions
 from ..api_error import ApiError, bad_request
 from ..batch import check_unicode
+from ..field_table import ABORT, PROFILE
+from ..fields import check_fields
 from ..keys import is_admin
 from ..replies import JSONReply
 from ..schemas import AbortBody, ProfileBody
 from ..state import ServerState, ready_state, server_state
+from ..wording import shown
 
 router = APIRouter(tags=["administration"])
 _MAX_WAIT_S = 600.0
@@ -41,6 +43,7 @@ async def abort_request(body: AbortBody, state: Annotated[ServerState, Depends(s
 
     An id that is not under way is no error: the request may just have ended.
     """
+    check_fields(ABORT, body.fields())
     if body.abort_all:
         return JSONReply({"aborted": await state.generations.abort_all()})
     if not body.rid:
@@ -68,9 +71,10 @@ async def start_profile(
     `path` is where it will be: it is written on /stop_profile or after `num_steps`. 400 when one is being recorded.
     """
     body = body or ProfileBody()
+    check_fields(PROFILE, body.fields())
     for name in ("start_step", "profile_by_stage"):
         if getattr(body, name):
-            message = f"{name} is {getattr(body, name)!r}, which is not supported; leave it out"
+            message = f"{name} is {shown(getattr(body, name))}, which is not supported; leave it out"
             raise ApiError(400, message, param=name, code="unsupported_parameter")
     values = {name: getattr(body, name) for name in ("num_steps", "activities", "with_stack", "record_shapes")}
     given = {name: value for name, value in values.items() if value is not None}
@@ -109,7 +113,7 @@ def _trace_folder(state: ServerState, asked: str | None) -> str:
             raise bad_request("output_dir", message)
         return base
     if not asked or "\0" in asked:
-        raise bad_request("output_dir", f"output_dir is {shorten(asked)}; it must be a path")
+        raise bad_request("output_dir", f"output_dir is {shown(asked)}; it must be a path")
     check_unicode("output_dir", asked)
     folder = os.path.realpath(os.path.join(base or os.getcwd(), asked))
     inside = base is not None and os.path.commonpath((base, folder)) == base

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -12,12 +12,15 @@ from fastapi.responses import Response
 from ...request.request import RequestOutput
 from ...service.service import GenerateInput
 from ..api_error import bad_request
-from ..batch import Batch, adopt_routing, knobs_of, make_batch, merged
+from ..batch import Batch, adopt_routing, knobs_of, make_batch, merged, names_of
+from ..field_table import CUSTOM, GENERATE, SAMPLING
+from ..fields import check_fields
 from ..preparation import prepared
 from ..replies import JSONReply, meta_info
 from ..schemas import GenerateBody
 from ..sse import EventStream, event
 from ..state import ServerState, ready_state
+from ..wording import shown
 
 router = APIRouter(tags=["native"])
 
@@ -31,13 +34,16 @@ async def generate(
 
     With `stream`, events with the text so far (it only grows), then `data: [DONE]`.
     """
+    check_fields(GENERATE, body.fields())
     prompts, single = _prompts(body)
     values = _sampling_values(body, len(prompts))
     canvases = _canvases(body, len(prompts), single)
-    for one, canvas in zip(values, canvases, strict=True):
+    names = names_of("input_ids" if body.text is None else "text", prompts, single, "max_new_tokens", values)
+    for index, canvas in enumerate(canvases):
         if canvas is not None:
-            one["max_new_tokens"] = len(canvas)
-    batch = make_batch(state, request, body, prompts, values, state.config.default_max_new_tokens)
+            values[index]["max_new_tokens"] = len(canvas)
+            names[index] = replace(names[index], length="canvas")
+    batch = make_batch(state, request, body, prompts, values, names, state.config.default_max_new_tokens)
     batch = replace(batch, inputs=tuple(
         replace(item, canvas=canvases[i // batch.n], shared_prefix=body.shared_prefix or 0)
         for i, item in enumerate(batch.inputs)
@@ -84,6 +90,12 @@ def _sampling_values(body: GenerateBody, count: int) -> list[dict[str, Any]]:
     if len(each) != count:
         raise bad_request("sampling_params", f"sampling_params has {len(each)} entries for {count} prompts")
     for values in each:
+        check_fields(SAMPLING, values)
+        nested = values.get("custom_params")
+        if nested is not None:
+            if not isinstance(nested, Mapping):
+                raise bad_request("custom_params", f"custom_params is {shown(nested)}; it must be an object")
+            check_fields(CUSTOM, nested)
         adopt_routing(body, values)
         adopt_routing(body, values.get("custom_params"))
     return [merged(own, knobs_of(values.get("custom_params")), values) for values in each]

@@ -9,15 +9,17 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from ...errors import shorten
 from ...request.request import RequestOutput
 from ..api_error import ApiError, bad_request
-from ..batch import Batch, adopt_routing, chat_messages, knobs_of, make_batch, merged
+from ..batch import Batch, adopt_routing, chat_messages, knobs_of, make_batch, merged, names_of
+from ..field_table import CHAT, COMPLETIONS, KWARGS, STREAM_OPTIONS
+from ..fields import check_fields
 from ..preparation import prepared
 from ..replies import JSONReply, diffusion_info, usage
 from ..schemas import ChatBody, CompletionBody, StreamOptions
 from ..sse import EventStream, event
 from ..state import ServerState, ready_state, server_state
+from ..wording import shown
 
 COMPLETION_MAX_TOKENS = 16
 router = APIRouter(tags=["openai"])
@@ -28,10 +30,13 @@ MakeChoice = Callable[[int, str, RequestOutput | None], dict[str, Any]]
 @router.post("/v1/completions", summary="OpenAI completions")
 async def completions(body: CompletionBody, request: Request, state: Ready) -> Response:
     """Text or token ids in, choices out; with a list of prompts, n choices for each in order."""
+    _check(COMPLETIONS, body)
     prompts = _completion_prompts(body.prompt)
     values = _openai_values(body.fields(), body.max_tokens, drop=("prompt", "rid"))
     echo = bool(values.pop("echo", False))
-    batch = make_batch(state, request, body, prompts, [values] * len(prompts), COMPLETION_MAX_TOKENS)
+    each = [values] * len(prompts)
+    names = names_of("prompt", prompts, prompts == [body.prompt], "max_tokens", each)
+    batch = make_batch(state, request, body, prompts, each, names, COMPLETION_MAX_TOKENS)
     heads = [""] * len(batch.inputs)
     if echo:
         texts = await state.generations.run(request, batch.rid, _as_texts(state, prompts))
@@ -54,15 +59,22 @@ async def completions(body: CompletionBody, request: Request, state: Ready) -> R
 @router.post("/v1/chat/completions", summary="OpenAI chat completions")
 async def chat_completions(body: ChatBody, request: Request, state: Ready) -> Response:
     """Messages in, choices with an assistant message out."""
+    _check(CHAT, body)
     if body.split_special_tokens is False:
         words = "split_special_tokens is false; contents of messages are always taken as ordinary text"
         raise bad_request("split_special_tokens", words)
     messages = chat_messages(body.messages)
     nested = body.chat_template_kwargs
     adopt_routing(body, nested)
-    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    limit, name = body.max_tokens, "max_tokens"
+    if body.max_completion_tokens is not None:
+        if limit not in (None, body.max_completion_tokens):
+            message = f"max_completion_tokens is {body.max_completion_tokens} and max_tokens {limit}; send one of them"
+            raise bad_request("max_completion_tokens", message)
+        limit, name = body.max_completion_tokens, "max_completion_tokens"
     values = merged(knobs_of(nested), _openai_values(body.fields(), limit, drop=("messages", "rid")))
-    batch = make_batch(state, request, body, [messages], [values], state.config.default_max_new_tokens)
+    names = names_of("messages", [messages], True, name, [values])
+    batch = make_batch(state, request, body, [messages], [values], names, state.config.default_max_new_tokens)
     batch = await prepared(state, request, batch)
     name = "chat.completion.chunk" if body.stream else "chat.completion"
     frame = _frame(state, f"chatcmpl-{batch.rid}", name)
@@ -99,7 +111,7 @@ async def models(state: Annotated[ServerState, Depends(server_state)]) -> Respon
 async def model(model: str, state: Annotated[ServerState, Depends(server_state)]) -> Response:
     """The served model; 404 for any other name."""
     if model != state.model_name:
-        message = f"the model {shorten(model)} is not served here; this server has {shorten(state.model_name)}"
+        message = f"the model {shown(model)} is not served here; this server has {shown(state.model_name)}"
         raise ApiError(404, message, kind="NotFoundError", param="model", code="model_not_found")
     return JSONReply(_card(state))
 
@@ -114,6 +126,15 @@ def _card(state: ServerState) -> dict[str, Any]:
         "parent": None,
         "max_model_len": state.service.info.max_tokens,
     }
+
+
+def _check(route: str, body: CompletionBody | ChatBody) -> None:
+    """Raise ApiError for a field that can't be honoured, also inside of others."""
+    check_fields(route, body.fields())
+    if body.stream_options is not None:
+        check_fields(STREAM_OPTIONS, body.stream_options.fields())
+    if isinstance(body, ChatBody):
+        check_fields(KWARGS, body.chat_template_kwargs or {})
 
 
 def _completion_prompts(prompt: Any) -> list[Any]:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from ...errors import RequestTimeoutError
+from ...request.field_names import FieldNames
 from ...request.request import RequestOutput
 from ...request.sampling_params import SamplingParams
 from ...request.scoring import MAX_CHOICES, ScoreOutput, ScorePlan
@@ -17,6 +18,8 @@ from ...service.service import GenerateInput
 from ...text.parts import as_parts
 from ..api_error import bad_request
 from ..batch import check_unicode, routing_of, single_rid
+from ..field_table import SCORE
+from ..fields import check_fields
 from ..preparation import encode_all
 from ..replies import JSONReply
 from ..schemas import ScoreBody
@@ -33,6 +36,7 @@ async def score(body: ScoreBody, request: Request, state: Annotated[ServerState,
 
     `meta_info` has sums over the requests that it took: nfe, prompt_tokens, cached_tokens and more.
     """
+    check_fields(SCORE, body.fields())
     if (body.text is None) == (body.input_ids is None):
         raise bad_request("text", "exactly one of text and input_ids must be given")
     most = min(state.config.max_batch, MAX_CHOICES)
@@ -43,7 +47,8 @@ async def score(body: ScoreBody, request: Request, state: Annotated[ServerState,
     rid = single_rid(state, request, body.rid)
     base = GenerateInput(
         rid=f"{rid}-warm", prompt=list(body.input_ids or ()), sampling=SamplingParams(max_new_tokens=0), stream=False,
-        shared_prefix=body.shared_prefix, **routing_of(body, state),
+        shared_prefix=body.shared_prefix, names=FieldNames("input_ids" if body.text is None else "text", "choices"),
+        **routing_of(body, state),
     )  # fmt: skip
     scored = await state.generations.run(request, rid, _scored(state, rid, body, base))
     reply: dict[str, Any] = {
@@ -70,12 +75,13 @@ async def _scored(state: ServerState, rid: str, body: ScoreBody, base: GenerateI
     start = time.monotonic()
     service, config, split = state.service, state.config, body.split_special_tokens
     if body.text is not None:
-        (prompt,) = await encode_all(service, [as_parts(body.text, split)])
+        (prompt,) = await encode_all(service, [as_parts(body.text, split)], ["text"])
         base = replace(base, prompt=prompt)
     tokens = len(base.prompt)
+    called = [f"choices[{index}]" for index in range(len(body.choices))]
     choices = [as_parts(choice, split) if isinstance(choice, str) else choice for choice in body.choices]
     plan = ScorePlan(
-        await encode_all(service, choices, add_special_tokens=False), body.method, service.info.block_length,
+        await encode_all(service, choices, called, add_special_tokens=False), body.method, service.info.block_length,
         prompt_tokens=tokens, max_forwards=config.max_score_forwards, max_positions=config.max_request_tokens,
     )  # fmt: skip
     warm_up: list[RequestOutput] = []

@@ -10,6 +10,8 @@ from fastapi.responses import Response
 from ...text.parts import TextPart, as_parts
 from ..api_error import bad_request
 from ..batch import chat_messages, check_unicode
+from ..field_table import DETOKENIZE, TOKENIZE
+from ..fields import check_fields
 from ..replies import JSONReply
 from ..schemas import DetokenizeBody, TokenizeBody
 from ..state import ServerState, ready_state
@@ -22,6 +24,7 @@ Ready = Annotated[ServerState, Depends(ready_state)]
 @router.post("/v1/tokenize", include_in_schema=False)
 async def tokenize(body: TokenizeBody, state: Ready) -> Response:
     """`tokens` and `count`; lists of them for a list of prompts."""
+    check_fields(TOKENIZE, body.fields())
     if sum(given is not None for given in (body.prompt, body.messages, body.parts)) != 1:
         raise bad_request("prompt", "exactly one of prompt, messages and parts must be given")
     if body.split_special_tokens is not None and body.prompt is None:
@@ -32,20 +35,23 @@ async def tokenize(body: TokenizeBody, state: Ready) -> Response:
         if len(body.prompt) > state.config.max_batch:
             raise bad_request("prompt", f"there are {len(body.prompt)} prompts; at most {state.config.max_batch}")
         texts = [as_parts(prompt, body.split_special_tokens) for prompt in body.prompt]
-        many = [await state.service.tokenize(text, body.add_special_tokens) for text in texts]
+        many = [
+            await state.service.tokenize(text, body.add_special_tokens, f"prompt[{index}]")
+            for index, text in enumerate(texts)
+        ]
         return JSONReply({"tokens": many, "count": [len(ids) for ids in many], "max_model_len": limit})
     asked: Any
     if body.messages is not None:
-        asked = chat_messages(body.messages)
-        check_unicode("messages", asked)
+        asked, name = chat_messages(body.messages), "messages"
+        check_unicode(name, asked)
     elif body.parts is not None:
-        asked = [TextPart(part.text, part.split_special_tokens) for part in body.parts]
-        check_unicode("parts", [part.text for part in asked])
+        asked, name = [TextPart(part.text, part.split_special_tokens) for part in body.parts], "parts"
+        check_unicode(name, [part.text for part in asked])
         if not asked:
             raise bad_request("parts", "parts is empty; it must have at least one part")
     else:
-        asked = as_parts(str(body.prompt), body.split_special_tokens)
-    ids = await state.service.tokenize(asked, body.add_special_tokens)
+        asked, name = as_parts(str(body.prompt), body.split_special_tokens), "prompt"
+    ids = await state.service.tokenize(asked, body.add_special_tokens, name)
     return JSONReply({"tokens": ids, "count": len(ids), "max_model_len": limit})
 
 
@@ -53,6 +59,7 @@ async def tokenize(body: TokenizeBody, state: Ready) -> Response:
 @router.post("/v1/detokenize", include_in_schema=False)
 async def detokenize(body: DetokenizeBody, state: Ready) -> Response:
     """`text`; a list of texts for a list of lists."""
+    check_fields(DETOKENIZE, body.fields())
     if body.tokens and isinstance(body.tokens[0], list):
         if len(body.tokens) > state.config.max_batch:
             raise bad_request("tokens", f"there are {len(body.tokens)} lists; at most {state.config.max_batch}")

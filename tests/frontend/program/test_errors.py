@@ -157,7 +157,7 @@ def test_a_fork_of_a_state_that_has_ended_leaves_nothing_waiting(tiny):
         (lambda: sgl.gen(ANY(3)), sgl.ExpressionError, "name is 3"),
         (lambda: sgl.gen("x", n=0), sgl.ExpressionError, "n is 0"),
         (lambda: sgl.gen("x", dtype=list), sgl.ExpressionError, "dtype is"),
-        (lambda: sgl.gen("x", top_p=0.5), sgl.UnsupportedError, "top_p is 0.5"),
+        (lambda: sgl.gen("x", top_p="high"), sgl.InvalidRequestError, "top_p is 'high'; it must be a number"),
         (lambda: sgl.gen("x", regex="a+"), sgl.UnsupportedError, "regex is 'a+'; shoal can't honour it"),
         (lambda: sgl.gen("x", json_schema="{}"), sgl.UnsupportedError, "use json_skeleton"),
         (lambda: sgl.frontend.image("a.png"), sgl.UnsupportedError, "image('a.png') can't be had"),
@@ -165,7 +165,11 @@ def test_a_fork_of_a_state_that_has_ended_leaves_nothing_waiting(tiny):
         (lambda: sgl.frontend.separate_reasoning(sgl.gen("x")), sgl.UnsupportedError, "separate_reasoning"),
         (lambda: sgl.gen("x", return_logprob=True), sgl.UnsupportedError, "return_logprob"),
         (lambda: sgl.gen("x", min_tokens=3), sgl.UnsupportedError, "min_tokens is 3"),
-        (lambda: sgl.gen("x", colour="red"), TypeError, "unknown setting 'colour'"),
+        (lambda: sgl.gen("x", colour="red"), sgl.InvalidRequestError, "unknown setting 'colour'; known: "),
+        (lambda: sgl.gen("x", treshold=0.5), sgl.InvalidRequestError, "'treshold'; did you mean threshold?"),
+        (lambda: sgl.gen_int("x", step=3), sgl.InvalidRequestError, "'step'; did you mean steps?"),
+        (lambda: sgl.SamplingParams(treshold=0.5), sgl.InvalidRequestError, "did you mean threshold?"),  # type: ignore[call-arg]
+        (lambda: sgl.Engine("shop", block_lenght=8), sgl.ConfigError, "did you mean block_length?"),
     ],
 )
 def test_bad_expressions(make, kind, words):
@@ -177,6 +181,22 @@ def test_bad_expressions(make, kind, words):
 def test_neutral_settings_of_sglang_are_accepted():
     sgl.gen("x", max_tokens=4, top_p=1.0, top_k=-1, min_p=0.0, frequency_penalty=0.0, presence_penalty=0,
             regex=None, json_schema=None, min_tokens=0, return_logprob=False)  # fmt: skip
+
+
+def append_gen_that_cuts_the_distribution(s):
+    s += "a" + sgl.gen("x", max_tokens=4, temperature=0.7, top_p=0.5)
+
+
+def test_cuts_of_the_distribution_are_accepted_where_they_change_nothing(tiny):
+    @sgl.function
+    def program(s):
+        s += "abc" + sgl.gen("plain", max_tokens=4, ignore_eos=True)
+
+    @sgl.function
+    def cut(s):
+        s += "abc" + sgl.gen("cut", max_tokens=4, ignore_eos=True, top_p=0.95, min_p=0.1)
+
+    assert cut.run(backend=tiny, top_k=5)["cut"] == program.run(backend=tiny)["plain"]
 
 
 def append_number(s):
@@ -204,6 +224,7 @@ def role_in_a_role(s):
     [
         (append_number, "3 can't be appended"),
         (append_gen_with_a_bad_setting, "temperature is -1"),
+        (append_gen_that_cuts_the_distribution, "top_p is 0.5 with temperature 0.7"),
         (gen_first, "has nothing before it"),
         (end_of_another_role, "assistant_end() inside a user message"),
         (role_in_a_role, "user_begin() inside a user message"),
@@ -234,6 +255,8 @@ def test_bad_runs(tiny):
         program.run(backend=tiny)
     with pytest.raises(TypeError, match="'y'"):
         program.run("a", y=2, backend=tiny)
+    with pytest.raises(sgl.InvalidRequestError, match=r"no argument 'temprature'.*did you mean temperature"):
+        program.run("a", temprature=0.5, backend=tiny)
     with pytest.raises(sgl.FrontendError, match="batch_kwargs is 'ab'"):
         program.run_batch("ab", backend=tiny)
     with pytest.raises(sgl.FrontendError, match=r"batch_kwargs\[1\] is {'y': 1}"):

@@ -1,0 +1,239 @@
+"""Every field that a client may send, and what becomes of it: one table for all routes.
+
+`fields.py` enforces it, docs/serving.md shows it, tests/server/test_fields.py tries each row at each place. The names
+are those of OpenAI's completion and chat schemas, SGLang's native and OpenAI schemas, vLLM's extra parameters, the
+routers in front of them, and the decoding options of published diffusion models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+GENERATE, COMPLETIONS, CHAT, SCORE = "/generate", "/v1/completions", "/v1/chat/completions", "/score"
+TOKENIZE, DETOKENIZE, ABORT, PROFILE = "/tokenize", "/detokenize", "/abort_request", "/start_profile"
+SAMPLING, CUSTOM, KWARGS = "sampling_params", "custom_params", "chat_template_kwargs"
+MESSAGE, STREAM_OPTIONS = "messages[]", "stream_options"
+
+ROUTES = (GENERATE, SCORE, COMPLETIONS, CHAT, TOKENIZE, DETOKENIZE, ABORT, PROFILE)
+INSIDE: Mapping[str, str] = {
+    SAMPLING: GENERATE, CUSTOM: GENERATE, KWARGS: CHAT, MESSAGE: CHAT, STREAM_OPTIONS: CHAT,
+}  # fmt: skip
+"""Objects inside of bodies, and a route that has each."""
+PLACES = (*ROUTES, *INSIDE)
+
+_OPENAI = (COMPLETIONS, CHAT)
+_GENERATING = (GENERATE, *_OPENAI)
+_SAMPLED = (*_GENERATING, SAMPLING)
+_DIFFUSION = (*_SAMPLED, CUSTOM, KWARGS)
+_COMPUTING = (*_GENERATING, SCORE)
+_TENANT = (*_DIFFUSION, SCORE)
+
+_NO_SUCH_THING = "diffusion decoding here has no such thing"
+_LOGPROBS = (
+    "a diffusion model fills its canvas in any order and has no log probabilities of the kind that an autoregressive "
+    "model gives"
+)
+_NO_MEDIA = "the models here take text only"
+_NO_TOOLS = "tools are not part of this version"
+_NO_GRAMMAR = "constrained decoding is not part of this version"
+_NO_SPLIT = "prefill and decoding are not split here"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One row.
+
+    Attributes:
+        name: as clients spell it.
+        served: places that honour it; its value is checked there.
+        neutral: values that other places accept: they ask for what happens anyway. Null and empty ones always are.
+        any_value: it can't change an answer: other places accept whatever it has.
+        why: of a refusal elsewhere.
+        use: names that take its place; the first that the place serves is advised.
+    """
+
+    name: str
+    served: tuple[str, ...] = ()
+    neutral: tuple[Any, ...] = ()
+    any_value: bool = False
+    why: str = _NO_SUCH_THING
+    use: tuple[str, ...] = ()
+
+
+def _ignored(*names: str) -> Iterable[Field]:
+    return (Field(name, any_value=True) for name in names)
+
+
+def _refused(why: str, *names: str) -> Iterable[Field]:
+    return (Field(name, why=why) for name in names)
+
+
+_ROWS = (
+    # Prompts
+    Field("text", (GENERATE, SCORE), use=("prompt", "messages")),
+    Field("input_ids", (GENERATE, SCORE), use=("prompt", "messages")),
+    Field("prompt", (COMPLETIONS, TOKENIZE), use=("text", "messages")),
+    Field("messages", (CHAT, TOKENIZE), use=("text", "prompt")),
+    Field("tokens", (DETOKENIZE,), use=("input_ids", "prompt")),
+    Field("canvas", (GENERATE,)),
+    Field("shared_prefix", (GENERATE, SCORE)),
+    Field("choices", (SCORE,)),
+    Field("method", (SCORE,)),
+    Field("sampling_params", (GENERATE,)),
+    Field("custom_params", (SAMPLING,), use=("chat_template_kwargs",)),
+    Field("chat_template_kwargs", (CHAT,)),
+    Field("parts", (TOKENIZE,)),
+    Field("split_special_tokens", (*_SAMPLED, SCORE, TOKENIZE), neutral=(False,)),
+    Field("add_special_tokens", (TOKENIZE,), neutral=(True,)),
+    Field("role", (MESSAGE,)),
+    Field("content", (MESSAGE,)),
+    Field("suffix", why="infilling is not part of this version"),
+    Field("echo", (COMPLETIONS,), neutral=(False,)),
+    # The canvas, and how it is filled
+    Field("max_new_tokens", (GENERATE, SAMPLING), use=("max_tokens",)),
+    Field("max_tokens", _OPENAI, use=("max_new_tokens",)),
+    Field("max_completion_tokens", (CHAT,), use=("max_new_tokens", "max_tokens")),
+    Field("block_length", _DIFFUSION),
+    Field("steps", _DIFFUSION),
+    Field("threshold", _DIFFUSION),
+    Field("factor", _DIFFUSION),
+    Field("strategy", _DIFFUSION),
+    Field("temperature", _SAMPLED, neutral=(1,)),
+    Field("top_p", _SAMPLED, neutral=(1,)),
+    Field("top_k", _SAMPLED, neutral=(-1, 0, 1 << 30)),
+    Field("min_p", _SAMPLED, neutral=(0,)),
+    Field("seed", _SAMPLED, any_value=True),
+    Field("sampling_seed", _SAMPLED, any_value=True),
+    Field("stop", _SAMPLED),
+    Field("stop_token_ids", _SAMPLED),
+    Field("ignore_eos", _SAMPLED, neutral=(False,)),
+    Field("n", _SAMPLED, neutral=(1,)),
+    # The request
+    Field("rid", (*_COMPUTING, ABORT), any_value=True),
+    Field("stream", _GENERATING, neutral=(False,)),
+    Field("stream_options", _OPENAI),
+    Field("include_usage", (STREAM_OPTIONS,)),
+    Field("continuous_usage_stats", (STREAM_OPTIONS,)),
+    Field("cache_mode", _TENANT),
+    Field("cache_salt", _TENANT),
+    Field("extra_key", _TENANT),
+    Field("priority", _COMPUTING),
+    Field("timeout_s", _COMPUTING),
+    Field("skip_special_tokens", (DETOKENIZE,), neutral=(True,)),
+    Field("abort_all", (ABORT,)),
+    *(
+        Field(name, (PROFILE,))
+        for name in ("output_dir", "num_steps", "activities", "with_stack", "record_shapes", "start_step",
+                     "profile_by_stage")
+    ),
+    # What can't change an answer
+    *_ignored(
+        "model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+        "prompt_cache_options", "prompt_cache_retention", "prediction", "moderation", "log_metrics", "no_logs",
+        "label", "custom_labels", "conversation_id", "request_id", "routing_key", "data_parallel_rank",
+        "routed_dp_rank", "received_time", "external_trace_header", "stream_interval", "logprob_start_len",
+        "return_text_in_logprobs", "return_cached_tokens_details", "return_meta_info", "spaces_between_special_tokens",
+        "separate_reasoning", "stream_reasoning", "include_reasoning", "include_obfuscation", "parallel_tool_calls",
+        "name", "abort_message", "finished_reason",
+    ),
+    # Reasoning and text length: the models here do none and have no dial
+    Field("reasoning_effort", any_value=True),
+    Field("verbosity", neutral=("medium",)),
+    Field("modalities", neutral=(["text"],), why=_NO_MEDIA),
+    # Distributions
+    Field("frequency_penalty", neutral=(0,)),
+    Field("presence_penalty", neutral=(0,)),
+    Field("repetition_penalty", neutral=(1,)),
+    Field("repeat_penalty", neutral=(1,)),
+    Field("length_penalty", neutral=(1,)),
+    Field("typical_p", neutral=(1,)),
+    Field("top_a", neutral=(0,)),
+    Field("logit_bias"),
+    Field("min_new_tokens", neutral=(0,)),
+    Field("min_tokens", neutral=(0,)),
+    Field("min_length", neutral=(0,)),
+    Field("best_of", neutral=(1,)),
+    Field("num_beams", neutral=(1,)),
+    Field("use_beam_search", neutral=(False,)),
+    Field("do_sample", use=("temperature",)),
+    Field("no_repeat_ngram_size", neutral=(0,)),
+    *_refused(_NO_SUCH_THING, "bad_words", "allowed_token_ids", "logits_processors", "custom_logit_processor"),
+    # Text that comes back
+    Field("no_stop_trim", neutral=(False,)),
+    Field("include_stop_str_in_output", neutral=(False,)),
+    Field("stop_regex"),
+    Field("return_logprob", neutral=(False,), why=_LOGPROBS),
+    Field("logprobs", neutral=(False,), why=_LOGPROBS),
+    Field("top_logprobs", neutral=(0,), why=_LOGPROBS),
+    Field("top_logprobs_num", neutral=(0,), why=_LOGPROBS),
+    Field("prompt_logprobs", why=_LOGPROBS),
+    Field("token_ids_logprob", why=_LOGPROBS),
+    *(
+        Field(name, neutral=(False,), why="the reply has no such part")
+        for name in ("return_hidden_states", "return_entropy", "return_bytes", "return_routed_experts",
+                     "return_token_ids", "return_tokens_as_token_ids", "return_prompt_token_ids", "return_token_strs")
+    ),
+    # Constrained decoding and tools
+    Field("response_format", neutral=({"type": "text"},), why=_NO_GRAMMAR),
+    *_refused(
+        _NO_GRAMMAR, "regex", "json_schema", "ebnf", "structural_tag", "structured_outputs", "guided_json",
+        "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend", "guided_whitespace_pattern",
+    ),
+    *_refused(_NO_TOOLS, "tools", "functions", "tool_calls", "tool_call_id", "web_search_options"),
+    Field("tool_choice", neutral=("none", "auto"), why=_NO_TOOLS),
+    Field("function_call", neutral=("none", "auto"), why=_NO_TOOLS),
+    # Prompts of other kinds, and other templates
+    *_refused(
+        _NO_MEDIA, "image_data", "video_data", "audio_data", "modalities_data", "input_embeds", "prompt_embeds",
+        "audio", "mm_processor_kwargs",
+    ),
+    *_refused("the model's own chat template is used", "chat_template", "documents"),
+    Field("add_generation_prompt", neutral=(True,), why="a chat ends with the assistant's turn"),
+    Field("continue_final_message", neutral=(False,), why="a chat ends with the assistant's turn"),
+    Field("truncate_prompt_tokens", why="a prompt is never cut: shorten it"),
+    Field("refusal"),
+    Field("annotations", any_value=True),
+    Field("reasoning_content", any_value=True),
+    # How other servers are run
+    *_refused("there are no sessions", "session_params", "session_id"),
+    *_refused("there are no adapters", "lora_path", "lora_id", "lora_request"),
+    *_refused(_NO_SPLIT, "bootstrap_host", "bootstrap_port", "bootstrap_room", "bootstrap_pair_key",
+              "kv_transfer_params"),
+    Field("background", neutral=(False,)),
+    Field("vllm_xargs"),
+    # Decoding options of published diffusion models, and other servers' names
+    Field("alg", use=("strategy",)),
+    Field("remasking", use=("strategy",)),
+    Field("conf_alg", use=("strategy",)),
+    Field("alg_temp", neutral=(0,)),
+    Field("eps", why="steps are spread evenly"),
+    Field("schedule", why="steps are spread evenly"),
+    Field("cfg_scale", neutral=(0,), why="there is no classifier-free guidance in this version"),
+    Field("mask_id", why="the model's configuration has it"),
+    Field("mask_token_id", why="the model's configuration has it"),
+    Field("logits_eos_inf", neutral=(False,)),
+    Field("confidence_eos_eot_inf", neutral=(False,)),
+    Field("eos_penalty", neutral=(0,)),
+    Field("use_cache", use=("cache_mode",)),
+    Field("dual_cache", use=("cache_mode",)),
+    Field("output_history", neutral=(False,)),
+    Field("gen_length", use=("max_new_tokens", "max_tokens")),
+    Field("max_length", use=("max_new_tokens", "max_tokens")),
+    Field("num_predict", use=("max_new_tokens", "max_tokens")),
+    Field("block_size", use=("block_length",)),
+    Field("diffusion_steps", use=("steps",)),
+    Field("denoising_steps", use=("steps",)),
+    Field("confidence_threshold", use=("threshold",)),
+    Field("random_seed", use=("seed",)),
+    Field("num_return_sequences", neutral=(1,), use=("n",)),
+    Field("stop_sequences", use=("stop",)),
+    Field("stop_words", use=("stop",)),
+    Field("eos_token_id", use=("stop_token_ids",)),
+    Field("timeout", use=("timeout_s",)),
+    Field("salt", use=("cache_salt",)),
+)  # fmt: skip
+
+FIELDS: Mapping[str, Field] = {field.name: field for field in _ROWS}
+"""The table, by name."""

@@ -1,0 +1,61 @@
+"""The tables of request fields in docs/serving.md, from the code.
+
+python -m tests.server.field_tables   # writes them anew
+"""
+
+from __future__ import annotations
+
+from shoal.runtime.http.field_table import FIELDS, PLACES, Field
+from shoal.runtime.http.wording import shown
+
+from .flag_tables import PAGE
+
+BEGIN, END = "<!-- fields: begin -->\n", "<!-- fields: end -->\n"
+
+
+def tables() -> str:
+    """What stands between the marks."""
+    served = [field for field in FIELDS.values() if field.served]
+    free = [field for field in FIELDS.values() if not field.served and field.any_value]
+    refused: dict[tuple[str, str], list[Field]] = {}
+    for field in FIELDS.values():
+        if not field.served and not field.any_value:
+            reason = f"send {' or '.join(f'`{name}`' for name in field.use)}" if field.use else field.why
+            refused.setdefault((_values(field), reason), []).append(field)
+    lines = ["| field | honoured in | accepted elsewhere |", "|---|---|---|"]
+    lines += [f"| `{field.name}` | {_places(field)} | {_values(field)} |" for field in served]
+    lines += ["", "Accepted with any value, as they can't change an answer: " + _names(free) + ".", ""]
+    lines += ["| refused | but for | because |", "|---|---|---|"]
+    lines += [f"| {_names(fields)} | {values} | {reason} |" for (values, reason), fields in refused.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _names(fields: list[Field]) -> str:
+    return ", ".join(f"`{field.name}`" for field in fields)
+
+
+def _places(field: Field) -> str:
+    return ", ".join(f"`{place}`" for place in PLACES if place in field.served)
+
+
+def _values(field: Field) -> str:
+    if field.any_value:
+        return "any value"
+    return ", ".join(f"`{shown(value)}`" for value in field.neutral) or "null"
+
+
+def split(page: str) -> tuple[str, str, str]:
+    """The page before, between and after the marks."""
+    before, _, rest = page.partition(BEGIN)
+    between, _, after = rest.partition(END)
+    return before, between, after
+
+
+def main() -> None:
+    """Write the tables anew."""
+    before, _, after = split(PAGE.read_text(encoding="utf-8"))
+    PAGE.write_text(f"{before}{BEGIN}{tables()}{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Every row of the table of request fields, at every place where clients can put it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from shoal.runtime.http import field_table
+from shoal.runtime.http.api_error import ApiError
+from shoal.runtime.http.field_table import (
+    ABORT,
+    CHAT,
+    COMPLETIONS,
+    CUSTOM,
+    DETOKENIZE,
+    FIELDS,
+    GENERATE,
+    INSIDE,
+    KWARGS,
+    MESSAGE,
+    PLACES,
+    PROFILE,
+    SAMPLING,
+    SCORE,
+    STREAM_OPTIONS,
+    TOKENIZE,
+)  # fmt: skip
+from shoal.runtime.http.fields import SERVED, accepts, check_fields, is_misplaced
+
+from . import field_tables
+from .flag_tables import PAGE
+
+NOTHING: tuple[Any, ...] = (None, [], {}, "")
+OBJECTS = ("sampling_params", "custom_params", "chat_template_kwargs", "stream_options")
+SAMPLES: dict[str, Any] = {
+    "text": "red", "input_ids": [5], "prompt": "red", "messages": [{"role": "user", "content": "red"}], "tokens": [5],
+    "canvas": [-1, 5, -1], "shared_prefix": 1, "choices": [[5]], "method": "one_shot", "sampling_params": {"n": 2},
+    "custom_params": {"steps": 1}, "chat_template_kwargs": {"steps": 1}, "add_special_tokens": False, "role": "user",
+    "content": "red", "echo": True, "max_new_tokens": 4, "max_tokens": 4, "max_completion_tokens": 4,
+    "block_length": 4, "steps": 1, "threshold": 0.5, "factor": 1.0, "strategy": "entropy", "temperature": 0.5,
+    "top_p": 1.0, "top_k": -1, "min_p": 0.0, "seed": 3, "sampling_seed": 3, "stop": ["."], "stop_token_ids": [7],
+    "ignore_eos": True, "n": 2, "rid": "sample", "stream": True, "stream_options": {"include_usage": True},
+    "include_usage": True, "continuous_usage_stats": True, "cache_mode": "dual", "cache_salt": "a", "extra_key": "b",
+    "priority": 1, "timeout_s": 60, "skip_special_tokens": False, "abort_all": True,
+    "parts": [{"text": "red"}], "split_special_tokens": True,
+}  # fmt: skip
+"""A value that is right, for every field that something honours (start_profile's have tests of their own)."""
+
+
+def body(place: str, extra: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Route and body with `extra` at a place."""
+    route = INSIDE.get(place, place)
+    bases: dict[str, dict[str, Any]] = {
+        GENERATE: {"text": "red", "sampling_params": {"max_new_tokens": 4}},
+        COMPLETIONS: {"prompt": "red", "max_tokens": 4},
+        CHAT: {"messages": [{"role": "user", "content": "red"}], "max_tokens": 4},
+        SCORE: {"text": "red", "choices": [[5]]},
+        TOKENIZE: {"prompt": "red"},
+        DETOKENIZE: {"tokens": [5]},
+        ABORT: {"rid": "nobody"},
+        PROFILE: {"num_steps": 1},
+    }
+    base = bases[route]
+    instead = {"input_ids": "text", "max_completion_tokens": "max_tokens", "canvas": "sampling_params",
+               "messages": "prompt", "parts": "prompt", "max_new_tokens": "sampling_params"}  # fmt: skip
+    for name, other in instead.items():
+        if place == route and name in extra and name in SERVED[place]:
+            base.pop(other, None)
+    if place == SAMPLING:
+        base["sampling_params"] |= extra
+    elif place == CUSTOM:
+        base["sampling_params"]["custom_params"] = extra
+    elif place == KWARGS:
+        base["chat_template_kwargs"] = extra
+    elif place == MESSAGE:
+        base["messages"][0] |= extra
+    elif place == STREAM_OPTIONS:
+        base |= {"stream": True, "stream_options": extra}
+    else:
+        base |= extra
+    return route, base
+
+
+def other_value(field: field_table.Field) -> Any:
+    """A value that is neither neutral nor empty."""
+    return next(value for value in (17, True, "17") if not any(value == neutral for neutral in field.neutral))
+
+
+# The table itself
+
+
+def test_rows_are_unique_and_name_what_exists():
+    assert len(field_table._ROWS) == len(FIELDS) > 180
+    for field in FIELDS.values():
+        assert set(field.served) <= set(PLACES), field.name
+        assert all(FIELDS[name].served for name in field.use), field.name
+        assert not (field.any_value and (field.neutral or field.use)), field.name
+
+
+def test_every_field_of_the_schemas_is_a_row():
+    from shoal.runtime.http import schemas
+
+    bodies: dict[str, type[schemas.Body]] = {
+        GENERATE: schemas.GenerateBody, COMPLETIONS: schemas.CompletionBody, CHAT: schemas.ChatBody,
+        SCORE: schemas.ScoreBody, TOKENIZE: schemas.TokenizeBody, DETOKENIZE: schemas.DetokenizeBody,
+        ABORT: schemas.AbortBody, PROFILE: schemas.ProfileBody, MESSAGE: schemas.ChatMessage,
+        STREAM_OPTIONS: schemas.StreamOptions,
+    }  # fmt: skip
+    for place, kind in bodies.items():
+        assert set(kind.model_fields) <= {*SERVED[place], "model"}, place
+
+
+def test_every_field_of_openai_s_client_is_a_row():
+    pytest.importorskip("openai")
+    from openai.types import completion_create_params
+    from openai.types.chat import completion_create_params as chat_create_params
+
+    for module in (completion_create_params, chat_create_params):
+        names = get_type_hints(module.CompletionCreateParamsBase)
+        assert len(names) > 15
+        assert set(names) - set(FIELDS) == set()
+
+
+def test_every_field_of_sglang_s_schemas_is_a_row():
+    """Read as text: importing them takes the CUDA engine."""
+    sglang = pytest.importorskip("sglang")
+    folder = Path(inspect.getfile(sglang)).parent / "srt"
+    openai = (folder / "entrypoints/openai/protocol.py").read_text(encoding="utf-8")
+    native = (folder / "managers/io_struct.py").read_text(encoding="utf-8")
+    sampling = (folder / "sampling/sampling_params.py").read_text(encoding="utf-8")
+    names = set(re.findall(r"^        (\w+): ", sampling, re.MULTILINE))
+    for text, kind in ((openai, "CompletionRequest"), (openai, "ChatCompletionRequest"), (native, "GenerateReqInput")):
+        found = re.search(rf"class {kind}\b.*?:\n(.*?)(?=\n(?:class |@dataclass))", text, re.DOTALL)
+        assert found is not None
+        names |= set(re.findall(r"^    (\w+):", found[1], re.MULTILINE))
+    assert len(names) > 60
+    assert names - set(FIELDS) == set()
+
+
+def test_the_tables_in_the_docs_are_the_code_s():
+    between = field_tables.split(PAGE.read_text(encoding="utf-8"))[1]
+    assert between == field_tables.tables(), "python -m tests.server.field_tables writes them anew"
+
+
+# The rule
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_place_honours_accepts_or_refuses_each_field_by_the_table(place):
+    for field in FIELDS.values():
+        for nothing in NOTHING:
+            check_fields(place, {field.name: nothing})
+        if place in field.served:
+            check_fields(place, {field.name: object()})
+            continue
+        if not is_misplaced(field, place):
+            for neutral in field.neutral:
+                check_fields(place, {field.name: neutral})
+        if accepts(field, place, other_value(field)):
+            assert field.any_value
+            continue
+        with pytest.raises(ApiError) as caught:
+            check_fields(place, {field.name: other_value(field)})
+        assert (caught.value.status, caught.value.param) == (400, field.name)
+        assert caught.value.message.startswith(f"{field.name} is ")
+        assert "leave it out" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "near"),
+    [
+        (GENERATE, "treshold", "threshold"), (CHAT, "treshold", "threshold"), (COMPLETIONS, "maxTokens", "max_tokens"),
+        (SCORE, "extrakey", "extra_key"), (SAMPLING, "max_new_token", "max_new_tokens"), (KWARGS, "step", "steps"),
+        (CUSTOM, "stategy", "strategy"), (CHAT, "temprature", "temperature"), (TOKENIZE, "prompts", "prompt"),
+        (GENERATE, "cache-salt", "cache_salt"), (ABORT, "abortAll", "abort_all"),
+    ],
+)  # fmt: skip
+def test_misspelt_names_are_refused_with_the_right_one(place, name, near):
+    with pytest.raises(ApiError, match=f"{name} is no field of {re.escape(place)}; did you mean {near}\\?") as caught:
+        check_fields(place, {name: 1})
+    assert caught.value.param == name
+
+
+def test_unknown_names_like_none_of_ours_are_accepted_and_logged_once_but_not_among_decoding_options(caplog):
+    for place in (GENERATE, COMPLETIONS, CHAT, TOKENIZE):
+        for _ in range(2):
+            check_fields(place, {"x_trace_of_tests": {"a": 1}, "quiet_of_tests": False})
+        assert sum("x_trace_of_tests" in line and place in line for line in caplog.messages) == 1
+    assert not any("quiet_of_tests" in line for line in caplog.messages)
+    for place in (SAMPLING, SCORE):
+        with pytest.raises(ApiError, match="x_trace_of_tests is no field of"):
+            check_fields(place, {"x_trace_of_tests": 1})
+
+
+# The same over HTTP
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place != PROFILE])
+def test_what_asks_for_nothing_is_accepted(client, place):
+    """All at once, with what routers and clients of other servers send beside."""
+    extra = {
+        field.name: next(iter(field.neutral), "17" if field.any_value else None)
+        for field in FIELDS.values()
+        if place not in field.served and not is_misplaced(field, place)
+    }
+    route, sent = body(place, extra)
+    reply = client.post(route, json=sent)
+    assert reply.status_code == 200, reply.text
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_can_not_be_had_is_refused(client, place):
+    for field in FIELDS.values():
+        value = other_value(field)
+        if place in field.served or accepts(field, place, value):
+            continue
+        route, sent = body(place, {field.name: value})
+        reply = client.post(route, json=sent)
+        assert (reply.status_code, reply.json()["param"]) == (400, field.name), (field.name, reply.text)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_honoured_is_looked_at(client, place):
+    """A value of a wrong type is refused by name: so the route reads the field."""
+    for name in SERVED[place]:
+        route, sent = body(place, {name: 17 if name in OBJECTS else {"wrong": 1}})
+        reply = client.post(route, json=sent)
+        assert reply.status_code == 400, (name, reply.text)
+        assert name in reply.json()["message"], (name, reply.text)
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place != PROFILE])
+def test_right_values_of_what_is_honoured_are_accepted(client, place):
+    for name in SERVED[place]:
+        route, sent = body(place, {name: SAMPLES[name]})
+        reply = client.post(route, json=sent)
+        assert reply.status_code == 200, (name, reply.text)
+
+
+@pytest.mark.parametrize(
+    ("route", "content", "words"),
+    [
+        (GENERATE, b'{"text": "\xff"}', "it is no UTF-8: invalid start byte at byte 10"),
+        (GENERATE, b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "it is nested too deeply"),
+        (GENERATE, b'{"x": ' + b"9" * 5000 + b"}", "it has a number of too many digits"),
+        (GENERATE, b'{"text": 5}', "text is 5; it should be a valid string, or it should be a valid list"),
+        (GENERATE, b'{"text": "red", "return_logprob": true}', "return_logprob is true, which is not supported"),
+        (GENERATE, b'{"text": "red", "ignore_eos": 1}', "ignore_eos is 1; it should be a valid boolean"),
+        (GENERATE, b'{"text": "red", "sampling_params": {"stop": [false]}}', "stop is false; it must be"),
+        (GENERATE, b'{"text": "red", "sampling_params": {"ignore_eos": "x"}}', 'ignore_eos is "x"; it must be true'),
+        (CHAT, b'{"messages": [{"content": "x"}]}', "messages[0].role is missing"),
+        (CHAT, b'{"messages": [{"role": "user", "content": 5}]}', "messages[0].content is 5; it should be"),
+        (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": -1}', "max_tokens is -1; it must be"),
+        (COMPLETIONS, b'{"prompt": "x", "max_tokens": 16, "block_length": 5}', "a divisor of max_tokens = 16"),
+        (COMPLETIONS, b'{"prompt": "x", "best_of": true}', "leave it out or send 1"),
+        (SCORE, b'{"text": "x", "choices": [true]}', "choices"),
+        (SCORE, b'{"text": "x"}', "choices is missing"),
+        (GENERATE, b'{"text": "x", "steps": 4, "sampling_params": {"steps": 8}}', "steps is given twice: 4 and 8"),
+        (
+            CHAT,
+            b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "max_completion_tokens": 8}',
+            "max_completion_tokens is 8 and max_tokens 4",
+        ),
+    ],
+)
+def test_messages_are_in_the_words_of_the_client(client, route, content, words):
+    """JSON's values and the names that were sent, not Python's; and always the reason."""
+    reply = client.post(route, content=content, headers={"content-type": "application/json"})
+    assert reply.status_code == 400
+    message = reply.json()["message"]
+    assert words in message
+    for foreign in ("None", "True", "False", "max_new_tokens", "prompts[", "parsing the body"):
+        assert foreign not in message

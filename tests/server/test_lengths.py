@@ -1,0 +1,82 @@
+"""What is too long over HTTP: the error names what the client sent, and its advice can be followed."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+
+def red(count: int) -> str:
+    """Text of so many tokens."""
+    return " ".join(["red"] * count)
+
+
+CHAT = [{"role": "user", "content": red(500)}]  # 503 tokens with the template's
+TOO_LONG: list[tuple[str, dict[str, Any], str, str]] = [
+    ("/generate", {"text": red(600)}, "text has 600 tokens and max_new_tokens is 128 by default",
+     "send max_new_tokens of at most 40"),
+    ("/generate", {"input_ids": [[5], [5] * 600], "sampling_params": {"max_new_tokens": 64}},
+     "input_ids[1] has 600 tokens and max_new_tokens is 64", "send max_new_tokens of at most 40"),
+    ("/generate", {"text": red(600), "canvas": [-1] * 64}, "text has 600 tokens and canvas 64 positions",
+     "send a canvas of at most 40"),
+    ("/generate", {"text": ["red", red(700)]}, "text[1] has 700 tokens",
+     "shorten text[1] by 188 tokens, to at most 512"),
+    ("/generate", {"text": red(639), "sampling_params": {"max_new_tokens": 0}}, "the masks behind it are 8",
+     "shorten text by 7 tokens, to at most 632"),
+    ("/v1/completions", {"prompt": red(603), "max_tokens": 100}, "prompt has 603 tokens and max_tokens is 100",
+     "send max_tokens of at most 37"),
+    ("/v1/completions", {"prompt": [red(630)]}, "prompt[0] has 630 tokens and max_tokens is 16 by default",
+     "send max_tokens of at most 10"),
+    ("/v1/completions", {"prompt": red(600), "max_tokens": 96, "block_length": 32}, "max_tokens is 96",
+     "send max_tokens of at most 32"),
+    ("/v1/completions", {"prompt": red(640), "max_tokens": 8}, "prompt has 640 tokens",
+     "shorten prompt by 8 tokens, to at most 632"),
+    ("/v1/chat/completions", {"messages": CHAT, "max_tokens": 200}, "messages has 503 tokens and max_tokens is 200",
+     "send max_tokens of at most 137"),
+    ("/v1/chat/completions", {"messages": CHAT, "max_completion_tokens": 200}, "max_completion_tokens is 200",
+     "send max_completion_tokens of at most 137"),
+    ("/score", {"text": red(630), "choices": [[5] * 9, [6]]},
+     "text has 630 tokens and the longest of choices takes a canvas of 16", "shorten text by 6 tokens, to at most 624"),
+]  # fmt: skip
+
+
+def follow(body: dict[str, Any], advice: str) -> dict[str, Any]:
+    """The body with what the advice names made as long as it says."""
+    number = int(re.findall(r"\d+", advice)[-1])
+    if "send a canvas" in advice:
+        return {**body, "canvas": [-1] * number}
+    if "send" in advice:
+        name = advice.split()[1]
+        inner = {"sampling_params": {name: number}} if name == "max_new_tokens" else {name: number}
+        return {**body, **inner}
+    name = advice.split()[1].partition("[")[0]
+    text = red(number)
+    return {**body, name: text if isinstance(body[name], str) else [*body[name][:-1], text]}
+
+
+@pytest.mark.parametrize(("route", "body", "words", "advice"), TOO_LONG, ids=[str(i) for i in range(len(TOO_LONG))])
+def test_the_error_names_what_was_sent_and_its_advice_works(client, route, body, words, advice):
+    reply = client.post(route, json=body)
+    assert reply.status_code == 400, reply.text
+    message = reply.json()["message"]
+    assert words in message
+    assert message.endswith(advice)
+    assert reply.json()["param"] in body or reply.json()["param"] in ("max_new_tokens", "max_tokens")
+    steps = {} if route == "/score" else {"threshold": 1e-6}  # as few forward passes as can be
+    followed = client.post(route, json={**follow(body, advice), **steps})
+    assert followed.status_code == 200, followed.text
+
+
+def test_tokenize_names_the_prompt_that_is_wrong(client):
+    for body, field, words in (
+        ({"prompt": ["red", "\ud800"]}, "prompt", "prompt[1] is"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "refuses the messages"),
+    ):
+        content = json.dumps(body).encode()  # ASCII: also half a surrogate pair gets through
+        reply = client.post("/tokenize", content=content, headers={"content-type": "application/json"})
+        assert reply.status_code == 400
+        assert reply.json()["param"].startswith(field)
+        assert words in reply.json()["message"]
