@@ -1,19 +1,60 @@
-"""How long threads of OpenMP wait awake for each other on a CPU."""
+"""How long idle OpenMP threads spin on a CPU."""
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import MutableMapping
+from importlib import import_module
+from types import ModuleType
 
+logger = logging.getLogger(__name__)
 SPIN_COUNT = "20000"
 """Turns of a thread's waiting loop; libgomp's own default is 300,000 (benchmarks/results/spinning.csv has others)."""
+_VARIABLES = frozenset({"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"})
+
+_unlimited = False
+"""Whether torch was loaded without a limit, by somebody else."""
 
 
 def limit_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set GOMP_SPINCOUNT in `environment`, unless it or OMP_WAIT_POLICY is there.
 
-    Between operations libgomp's threads wait awake, and meanwhile a core is lost to whatever else the machine runs, the
+    Between operations idle threads of libgomp spin, and meanwhile a core is lost to whatever else the machine runs, the
     thread they wait for among it. libgomp reads the variable when torch is loaded: call this before.
     """
-    if not environment.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+    if not environment.keys() & _VARIABLES:
         environment["GOMP_SPINCOUNT"] = SPIN_COUNT
+
+
+def load_torch() -> ModuleType:
+    """Import torch as `limit_spinning` asks for it, and leave the environment as it was.
+
+    When torch is there already it is too late, unless the variables are set: `warn_of_spinning` says so then.
+    """
+    global _unlimited
+    limited = bool(os.environ.keys() & _VARIABLES)
+    if "torch" in sys.modules:
+        _unlimited = not limited
+        return import_module("torch")
+    limit_spinning()
+    try:
+        return import_module("torch")
+    finally:
+        if not limited:
+            del os.environ["GOMP_SPINCOUNT"]
+
+
+def warn_of_spinning(threads: int) -> None:
+    """Log once, before computing on a CPU with so many threads, that they spin and what can be done about it."""
+    global _unlimited
+    if not _unlimited or threads < 2 or not sys.platform.startswith("linux"):
+        return
+    _unlimited = False
+    logger.warning(
+        "torch was imported before shoal.Engine, so its idle OpenMP threads spin for long: on cores with other load "
+        "this engine can be many times slower. Import shoal.Engine first, start the program with GOMP_SPINCOUNT=%s in "
+        "its environment, or call torch.set_num_threads(1)",
+        SPIN_COUNT,
+    )

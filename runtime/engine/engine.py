@@ -16,6 +16,7 @@ import torch
 from ...radix_cache.errors import LockError
 from ...radix_cache.node import Namespace
 from ..config import EngineConfig
+from ..cpu_tuning import warn_of_spinning
 from ..errors import ConfigError, InvalidRequestError, shorten
 from ..request.field_names import DEFAULT_NAMES
 from ..request.intake import Intake, is_single
@@ -45,6 +46,7 @@ def _build(config: EngineConfig) -> Parts:
     """
     if choose_device(config.device) != "cpu":
         return build_parts(config)
+    warn_of_spinning(torch.get_num_threads())
     with ThreadPoolExecutor(1, "shoal-build", torch.set_num_threads, (torch.get_num_threads(),)) as apart:
         return apart.submit(build_parts, config).result()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.runtime.cpu_tuning import SPIN_COUNT, limit_spinning
+from shoal.runtime import cpu_tuning
+from shoal.runtime.cpu_tuning import SPIN_COUNT, limit_spinning, load_torch, warn_of_spinning
 
 from .running import running
 
@@ -46,3 +48,55 @@ async def test_processes_of_a_pipeline_have_it_and_this_one_is_left_alone(monkey
 )
 def test_commands_ask_for_it_before_torch_is_loaded(code):
     assert subprocess.run([sys.executable, "-c", ASK + code], timeout=120, check=False).returncode == 7
+
+
+PROGRAM = """
+import os, sys
+from importlib.abc import MetaPathFinder
+
+NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+class Torch(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            print([os.environ.get(name) for name in NAMES])
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Torch())
+import shoal
+try:
+    CODE
+except ModuleNotFoundError as error:
+    print(error, [os.environ.get(name) for name in NAMES])
+"""
+
+
+@pytest.mark.parametrize(("given", "seen"), [
+    ({}, [SPIN_COUNT, None]), ({"GOMP_SPINCOUNT": "7"}, ["7", None]), ({"OMP_WAIT_POLICY": "active"}, [None, "active"]),
+])  # fmt: skip
+@pytest.mark.parametrize("code", ["shoal.Engine", "from shoal.runtime.engine.service import LocalService"])
+def test_a_program_loads_torch_with_the_limit_and_keeps_its_environment(code, given, seen):
+    environment = {name: value for name, value in os.environ.items() if name not in cpu_tuning._VARIABLES}
+    command = [sys.executable, "-c", PROGRAM.replace("CODE", code)]
+    done = subprocess.run(
+        command, env={**environment, **given}, capture_output=True, text=True, timeout=120, check=True
+    )
+    left = [given.get("GOMP_SPINCOUNT"), given.get("OMP_WAIT_POLICY")]
+    assert done.stdout == f"{seen}\ntorch {left}\n"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="libgomp is Linux's")
+@pytest.mark.parametrize(("given", "threads", "lines"), [
+    ({}, (2, 2), 1), ({}, (1, 2), 1), ({}, (1, 1), 0), ({"GOMP_SPINCOUNT": "7"}, (2, 2), 0),
+])  # fmt: skip
+def test_a_program_that_imported_torch_itself_is_told_once(monkeypatch, caplog, given, threads, lines):
+    for name in cpu_tuning._VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cpu_tuning, "_unlimited", False)
+    assert load_torch() is sys.modules["torch"]
+    with caplog.at_level(logging.WARNING, logger=cpu_tuning.__name__):
+        for count in threads:
+            warn_of_spinning(count)
+    assert [SPIN_COUNT in record.getMessage() for record in caplog.records] == [True] * lines
