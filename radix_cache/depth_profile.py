@@ -33,6 +33,8 @@ _PUBLISHED: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = {
         ),
     ),
 }
+# Made from causal models, as Dream was; none of them has a published profile.
+_SAME_TABLE = {"a2d": "dream"}
 
 
 @dataclass(frozen=True)
@@ -155,17 +157,17 @@ class DepthProfile:
 
     @classmethod
     def builtin(cls, architecture: str, num_layers: int) -> "DepthProfile":
-        """The conservative table for "llada" or "dream", scaled to `num_layers` (depths rounded down).
+        """The conservative table for "llada", "dream" or "a2d", scaled to `num_layers` (depths rounded down).
 
         Derived from published profiles of LLaDA-8B-Instruct (32 layers) and Dream-7B-Instruct (28 layers) with
         prefix-alone capture; capture from a first forward drifts less, so the table errs on the safe side.
         """
+        published = _SAME_TABLE.get(architecture, architecture)
         try:
-            layers, rows = _PUBLISHED[architecture]
+            layers, rows = _PUBLISHED[published]
         except KeyError:
-            raise ProfileError(
-                "architecture", f"no built-in table for {architecture!r}, only for {', '.join(_PUBLISHED)}"
-            ) from None
+            known = ", ".join([*_PUBLISHED, *_SAME_TABLE])
+            raise ProfileError("architecture", f"no built-in table for {architecture!r}, only for {known}") from None
         _check_int("num_layers", num_layers, 1)
         table = tuple((percent / 100, depth * num_layers // layers) for percent, depth in rows)
         return cls(
@@ -173,7 +175,7 @@ class DepthProfile:
             table=table,
             tolerance=0.97,
             metric="cosine",
-            source=f"built-in table for {architecture}, scaled from {layers} layers; not measured on this model",
+            source=f"built-in table for {published}, scaled from {layers} layers; not measured on this model",
         )
 
     def to_json(self) -> dict[str, Any]:

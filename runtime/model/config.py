@@ -1,4 +1,4 @@
-"""Shapes and constants of a LLaDA or Dream checkpoint, read from its Hugging Face `config.json`.
+"""Shapes and constants of a LLaDA, Dream or a2d checkpoint, read from its Hugging Face `config.json`.
 
 Sources of the field names: the published configurations of GSAI-ML/LLaDA-8B-Instruct and
 Dream-org/Dream-v0-Instruct-7B. What the decoder cannot run is refused here, before a weight is read.
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ..errors import ModelLoadError
 from .config_fields import Fields
 
-Architecture = Literal["llada", "dream"]
+Architecture = Literal["llada", "dream", "a2d"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +114,14 @@ class ModelConfig:
             return cls(**_llada_fields(fields))
         if isinstance(model_type, str) and model_type.lower() == "dream":
             return cls(**_dream_fields(fields))
+        if model_type == "a2d-llama":
+            return cls(**_a2d_llama_fields(fields))
         raise ModelLoadError(
-            f"model_type {model_type!r} is not supported: shoal runs 'llada' (LLaDA) and 'Dream' (Dream, DiffuCoder)",
+            f"model_type {model_type!r} is not supported: shoal runs 'llada' (LLaDA), 'Dream' (Dream, DiffuCoder) and "
+            "'a2d-llama' (a Llama made bidirectional)",
             field="model_type",
             value=model_type,
-            limit="'llada' or 'Dream'",
+            limit="'llada', 'Dream' or 'a2d-llama'",
         )
 
     @classmethod
@@ -232,6 +235,19 @@ def _dream_fields(fields: Fields) -> dict[str, Any]:
         "mask_token_id": fields.token_id("mask_token_id"),
         "eos_token_id": eos,
         "pad_token_id": fields.token_id("pad_token_id", default=eos),
+    }
+
+
+def _a2d_llama_fields(fields: Fields) -> dict[str, Any]:
+    """A causal Llama without its causal mask. `shift_logits` is shoal's own key: true where each token is still
+    predicted by the position before it, as the causal model did."""
+    for key in ("attention_bias", "mlp_bias"):
+        fields.expect(key, False, None, default=False)
+    return {
+        **_dream_fields(fields),
+        "architecture": "a2d",
+        "qkv_bias": False,
+        "shift_logits": fields.boolean("shift_logits", default=False),
     }
 
 

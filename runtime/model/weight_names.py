@@ -1,4 +1,4 @@
-"""Names and shapes of the tensors in LLaDA and Dream checkpoints."""
+"""Names and shapes of the tensors in LLaDA, Dream and a2d checkpoints."""
 
 from __future__ import annotations
 
@@ -62,6 +62,8 @@ WEIGHT_NAMES = {
         down="mlp.down_proj",
     ),
 }
+WEIGHT_NAMES["a2d"] = WEIGHT_NAMES["dream"]
+"""Qwen2 and Llama name their tensors alike."""
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""What LLaDA and Dream compute, written again in plain float64 PyTorch, straight from the stored tensor names.
+"""What LLaDA, Dream and a2d models compute, written again in plain float64 PyTorch, from the stored tensor names.
 
 Shares no code with shoal: dense bidirectional attention one head at a time, RoPE as complex rotations, norms and
 activations spelled out. Slow on purpose.
@@ -71,6 +71,30 @@ DREAM_TINY: dict[str, Any] = {
     "vocab_size": 93,
 }
 
+A2D_TINY: dict[str, Any] = {
+    "model_type": "a2d-llama",
+    "architectures": ["A2DLlamaLMHeadModel"],
+    "attention_bias": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "head_dim": 16,
+    "hidden_act": "silu",
+    "hidden_size": 48,
+    "intermediate_size": 112,
+    "mask_token_id": 16,
+    "max_position_embeddings": 128,
+    "mlp_bias": False,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100000.0,
+    "shift_logits": True,
+    "tie_word_embeddings": True,
+    "vocab_size": 93,
+}
+
 _LLADA_LAYER = {
     "attn_norm": "norm1",
     "q_proj": "q",
@@ -122,7 +146,7 @@ def random_state_dict(config: dict[str, Any], seed: int = 0, dtype: torch.dtype 
         kv = config["num_key_value_heads"] * hidden // config["num_attention_heads"]
         state["model.embed_tokens.weight"] = weight(config["vocab_size"], hidden) * math.sqrt(hidden)
         stem, names, layers = "model.layers.{}.", _DREAM_LAYER, config["num_hidden_layers"]
-        biased = True
+        biased = config["model_type"] == "Dream"
         state["model.norm.weight"] = norm(hidden)
         if not config["tie_word_embeddings"]:
             state["lm_head.weight"] = weight(config["vocab_size"], hidden)

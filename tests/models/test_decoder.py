@@ -17,13 +17,14 @@ from shoal.runtime.model.decoder import Decoder
 from shoal.runtime.model.loader import load_model
 
 from .checkpoints import write_folder
-from .oracle import DREAM_TINY, LLADA_TINY, oracle_logits, random_state_dict
+from .oracle import A2D_TINY, DREAM_TINY, LLADA_TINY, oracle_logits, random_state_dict
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "llada": LLADA_TINY,
     "llada-gqa-tied-biased": {**LLADA_TINY, "n_kv_heads": 1, "weight_tying": True, "include_qkv_bias": True},
     "llada-long-sums": {**LLADA_TINY, "mlp_hidden_size": 1500, "n_layers": 1},
     "dream": DREAM_TINY,
+    "a2d-llama": A2D_TINY,
     "dream-tied": {**DREAM_TINY, "tie_word_embeddings": True},
 }
 
@@ -129,9 +130,10 @@ def test_attend_gets_the_layer_index_and_heads_of_the_promised_shapes(model):
     assert seen == [(last, (4, config.num_heads, config.head_dim), kv, kv)]
 
 
-def test_only_dream_shifts_its_logits(model):
+def test_dream_shifts_its_logits_and_an_a2d_model_that_says_so(model):
     config, _, folder = model
-    assert load_model(folder).config.shift_logits == (config["model_type"] == "Dream")
+    shifts = config.get("shift_logits", config["model_type"] == "Dream")
+    assert load_model(folder).config.shift_logits == shifts
 
 
 def wide_config() -> ModelConfig:

@@ -11,7 +11,7 @@ import pytest
 from shoal.runtime.errors import ModelLoadError
 from shoal.runtime.model.config import DREAM_7B, LLADA_8B, ModelConfig
 
-from .oracle import DREAM_TINY, LLADA_TINY
+from .oracle import A2D_TINY, DREAM_TINY, LLADA_TINY
 
 # What the published GSAI-ML/LLaDA-8B-Instruct and Dream-org/Dream-v0-Instruct-7B say, where the tiny ones differ.
 LLADA_PUBLISHED = {
@@ -122,6 +122,10 @@ def test_digest_follows_every_field_and_nothing_else():
         (LLADA_TINY, "weight_tying", "no", "true or false"),
         (LLADA_TINY, "mask_token_id", None, "required"),
         (LLADA_TINY, "eos_token_id", "</s>", "token id"),
+        (A2D_TINY, "attention_bias", True, "False"),
+        (A2D_TINY, "mlp_bias", True, "False"),
+        (A2D_TINY, "shift_logits", "yes", "true or false"),
+        (A2D_TINY, "mask_token_id", None, "required"),
         (DREAM_TINY, "hidden_act", "gelu", "silu"),
         (DREAM_TINY, "use_sliding_window", True, "False"),
         (DREAM_TINY, "rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "null"),
@@ -169,3 +173,11 @@ def test_a_missing_or_broken_config_file_is_named(tmp_path, content):
 def test_a_folder_reads_as_its_config_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(DREAM_TINY))
     assert ModelConfig.from_folder(tmp_path) == ModelConfig.from_dict(DREAM_TINY)
+
+
+def test_an_a2d_model_shifts_its_logits_only_where_it_says_so():
+    config = ModelConfig.from_dict(A2D_TINY)
+    assert (config.architecture, config.qkv_bias, config.shift_logits) == ("a2d", False, True)
+    assert (config.head_dim, config.num_kv_heads, config.tie_word_embeddings) == (16, 1, True)
+    silent = {key: value for key, value in A2D_TINY.items() if key != "shift_logits"}
+    assert not ModelConfig.from_dict(silent).shift_logits

@@ -63,6 +63,7 @@ def test_builtin_values():
     assert DepthProfile.builtin("llada", 32).depth(0.5) == 11
     assert DepthProfile.builtin("dream", 28).depth(0.5) == 7
     assert DepthProfile.builtin("llada", 32).depth(0.04) == 0
+    assert DepthProfile.builtin("a2d", 28).table == DepthProfile.builtin("dream", 28).table
 
 
 def test_file_round_trip(tmp_path):
