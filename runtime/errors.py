@@ -66,5 +66,9 @@ class EngineError(ShoalError):
 
 def shorten(value: object, limit: int = 80) -> str:
     """`repr(value)`, cut to `limit` characters, for error messages."""
+    if isinstance(value, str | bytes | list | tuple) and len(value) > limit:
+        value = value[:limit]  # no long text of a long value
+        text = repr(value)
+        return text[: limit - 1] + "…"
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

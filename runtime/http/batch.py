@@ -14,7 +14,7 @@ from ..request.request import CACHE_MODES
 from ..request.sampling_params import SamplingParams
 from ..service.service import MAX_PRIORITY, GenerateInput, Prompt
 from .api_error import bad_request
-from .cost import check_answers, check_work
+from .cost import check_work
 from .decoding import KNOBS, sampling_params
 from .field_table import MESSAGE
 from .fields import check_fields
@@ -51,8 +51,6 @@ def make_batch(
     if len(prompts) * n > config.max_batch:
         words = f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} answers"
         raise bad_request("n", f"{words}; this server gives at most {config.max_batch} in one request")
-    check_answers(len(prompts) * n, f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} answers",
-                  names[0].prompt_field, state.service.info)  # fmt: skip
     block = state.service.info.block_length
     params = [
         sampling_params(v, config, default_max_new_tokens, block, f.length) for v, f in zip(values, names, strict=True)

@@ -11,17 +11,6 @@ from .api_error import bad_request
 from .config import ServerConfig
 
 
-def check_answers(count: int, words: str, field: str, info: ServiceInfo) -> None:
-    """Raise ApiError for more answers in one request than the scheduler would ever hold: trying again is no help."""
-    queued, running = info.engine["max_queued_requests"], info.engine["max_running_requests"]
-    if queued is not None and count > queued + running:
-        message = (
-            f"{words}; this server never holds more than {queued + running} at a time "
-            f"({running} running and max_queued_requests = {queued})"
-        )
-        raise bad_request(field, message)
-
-
 def is_within_model(config: ServerConfig, info: ServiceInfo, answers: int) -> bool:
     """Whether the model's maximum alone keeps so many answers within max_request_tokens."""
     return answers * info.max_tokens <= config.max_request_tokens

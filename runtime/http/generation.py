@@ -19,16 +19,18 @@ from ..errors import (
     EngineClosedError,
     EngineError,
     InvalidRequestError,
+    QueueFullError,
     RequestAbortedError,
     RequestTimeoutError,
     ShoalError,
 )
-from ..request.request import RequestOutput
+from ..request.request import RequestOutput, Timings
 from ..service.service import GenerateInput, Service
 from .metrics import Metrics
 
 request_logger = logging.getLogger("shoal.requests")
 _T = TypeVar("_T")
+_QUEUE_FULL_SECONDS = 0.1
 
 
 class ClientGoneError(Exception):
@@ -65,8 +67,10 @@ class Generations:
         if (work := self._works.get(rid)) is not None:
             return int(work.cancel())
         group = self._groups.get(rid)
-        ends = [await self._service.abort(member) for member in (group.rids if group is not None else (rid,))]
-        return sum(ends)
+        if group is not None:
+            return await group.abort()
+        waiting = sum(group.abort_waiting(rid) for group in self._groups.values())
+        return waiting or await self._service.abort(rid)
 
     def end(self, error: ShoalError) -> None:
         """End all requests under way with an error, and with the same error all that are opened from now on.
@@ -82,7 +86,8 @@ class Generations:
     async def abort_all(self) -> int:
         """End everything, also what the service still holds of requests that are gone; how much was told to end."""
         works = sum(work.cancel() for work in list(self._works.values()))
-        return works + await self._service.abort(None)
+        waiting = sum(group.abort_waiting() for group in self._groups.values())
+        return works + waiting + await self._service.abort(None)
 
     def open(self, rid: str, inputs: Sequence[GenerateInput], at_a_time: int | None = None) -> Generation:
         """A context in which `inputs` run, `at_a_time` of them (None: all); leaving it ends those that still do.
@@ -93,9 +98,11 @@ class Generations:
             raise self._end
         return Generation(self._service, self._metrics, self._groups, rid, inputs, at_a_time)
 
-    async def collect(self, request: Request, rid: str, inputs: Sequence[GenerateInput]) -> list[RequestOutput]:
+    async def collect(
+        self, request: Request, rid: str, inputs: Sequence[GenerateInput], at_a_time: int | None = None
+    ) -> list[RequestOutput]:
         """The terminal outputs, in order. Raises the first ShoalError, or ClientGoneError when the client leaves."""
-        async with self.open(rid, inputs) as generation:
+        async with self.open(rid, inputs, at_a_time) as generation:
             return await _while_connected(request, asyncio.ensure_future(generation.collect()))
 
     async def run(self, request: Request, rid: str, work: Awaitable[_T]) -> _T:
@@ -154,6 +161,8 @@ class Generation:
         self._inputs = inputs
         self._latest: dict[int, RequestOutput | BaseException] = {}
         self._failure: ShoalError | None = None
+        self._begun = False  # some have outputs: what finds the queue full from now on waits
+        self._waiting = {item.rid: index for index, item in enumerate(inputs)}
         self._news = asyncio.Event()
         self._turns = asyncio.Semaphore(at_a_time or max(1, len(inputs)))
         self._opened = time.monotonic()
@@ -177,10 +186,17 @@ class Generation:
         finally:
             self._groups.pop(self._rid, None)
 
-    @property
-    def rids(self) -> tuple[str, ...]:
-        """The ids of its generations."""
-        return tuple(item.rid for item in self._inputs)
+    async def abort(self) -> int:
+        """End all that wait or run; how many were told to end."""
+        waiting = self.abort_waiting()
+        return waiting + sum([await self._service.abort(item.rid) for item in self._inputs])
+
+    def abort_waiting(self, rid: str | None = None) -> int:
+        """End the generation `rid` (None: every one) that still waits for its turn; how many that were."""
+        ended = [rid for rid in ([rid] if rid is not None else list(self._waiting)) if rid in self._waiting]
+        for rid in ended:
+            self._put(self._waiting.pop(rid), _never_ran(rid))
+        return len(ended)
 
     def fail(self, error: ShoalError) -> None:
         """End it with an error, behind the outputs that are there already."""
@@ -219,7 +235,8 @@ class Generation:
 
     async def _pump(self, index: int) -> None:
         async with self._turns:
-            await self._generate(index)
+            if self._waiting.pop(self._inputs[index].rid, None) is not None:
+                await self._generate(index)
 
     async def _generate(self, index: int) -> None:
         item = self._inputs[index]
@@ -230,6 +247,14 @@ class Generation:
                 self._put(index, RequestTimeoutError(message, field="timeout_s", value=waited, limit=item.timeout_s))
                 return
             item = replace(item, timeout_s=item.timeout_s - waited)
+        while (error := await self._attempt(index, item)) is not None:
+            if not self._begun:
+                self._put(index, error)
+                return
+            await asyncio.sleep(_QUEUE_FULL_SECONDS)
+
+    async def _attempt(self, index: int, item: GenerateInput) -> QueueFullError | None:
+        """Run a generation to its end; the error when the queue had no room for it."""
         watch = self._metrics.watch()
         stream: AsyncGenerator[RequestOutput, None] = self._service.generate(item)
         finished = False
@@ -237,6 +262,7 @@ class Generation:
             async with contextlib.aclosing(stream):
                 async for output in stream:
                     finished = output.finished
+                    self._begun = True
                     watch.saw(output)
                     if finished:
                         _log(item, output)
@@ -244,6 +270,10 @@ class Generation:
             if not finished:
                 error = EngineError(f"request {item.rid} ended without a reply", field="rid", value=item.rid)
                 self._put(index, error)
+        except QueueFullError as error:
+            if not self._begun:
+                watch.failed(error)
+            return error
         except ShoalError as error:
             watch.failed(error)
             self._put(index, error)
@@ -252,6 +282,16 @@ class Generation:
             raise
         except Exception as error:
             self._put(index, error)
+        return None
+
+
+def _never_ran(rid: str) -> RequestOutput:
+    """The terminal output of a generation that was aborted before its turn."""
+    return RequestOutput(
+        rid, "", (), "abort", None, None, prompt_tokens=0, completion_tokens=0, cached_tokens=0, depth=0,
+        canvas_tokens=0, nfe=0, reused_token_layers=0, computed_token_layers=0, prefix_refreshes=0,
+        timings=Timings(0.0, None, 0.0),
+    )  # fmt: skip
 
 
 def _log(item: GenerateInput, output: RequestOutput) -> None:

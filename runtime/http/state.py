@@ -75,6 +75,12 @@ class ServerState:
         return {"http": os.getpid(), **getattr(self.service, "pids", {})}
 
     @property
+    def at_a_time(self) -> int:
+        """How many answers of one request are with the scheduler at a time: as many as may run, so that the requests
+        of others do not wait for all of a batch."""
+        return self.service.info.engine["max_running_requests"]
+
+    @property
     def default_cache_mode(self) -> str:
         """The cache mode of requests that name none."""
         return self.service.info.engine["cache_mode"]

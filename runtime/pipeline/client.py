@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -31,6 +32,7 @@ from ..service.stats import SchedulerStats
 from ..text.chat_markers import PLAIN
 from ..text.parts import TextPart
 from ..worker.trace import TraceOptions
+from .abort_lane import RETRY_SECONDS, AbortLane
 from .child import FAILED
 from .config import PipelineConfig
 from .errors import unpack_error
@@ -38,6 +40,7 @@ from .inbox import Inbox, Outbox
 from .messages import (
     ROLES,
     Abort,
+    AbortAll,
     Ask,
     Begin,
     Detokenize,
@@ -91,6 +94,7 @@ class PipelineClient:
         self._numbers = itertools.count()
         self._streams: dict[str, OutputStream] = {}
         self._by_rid: dict[str, str] = {}
+        self._aborts = AbortLane(lambda number: self._outbox.send_nowait(Abort(number)))
         self._questions = Questions()
         self._ready: dict[str, Ready] = {}
         self._failure: ShoalError | None = None
@@ -178,7 +182,8 @@ class PipelineClient:
         self._status = ServiceStatus("draining", "the server is shutting down")
         await self._until_idle(drain_timeout_s)
         if self._streams and not self._dead.is_set():
-            await self.abort()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.abort(), _GRACE_SECONDS)
             await self._until_idle(_GRACE_SECONDS)
         await self._die("the server was shut down", EngineClosedError)
 
@@ -233,6 +238,7 @@ class PipelineClient:
         for stream in self._streams.values():
             stream.fail(kind(reason))
         self._questions.close(reason)
+        self._aborts.close()
         current = asyncio.current_task()
         for task in self._tasks:
             if task is not current:
@@ -276,15 +282,20 @@ class PipelineClient:
         finally:
             del self._streams[number], self._by_rid[request.rid]
             if sent and not finished and self.status.state != "dead":
-                self._send(Abort(number))
+                self._aborts.abort(number)
 
     async def abort(self, rid: str | None = None) -> int:
-        """End a request early, or all of them; how many were told to end."""
+        """End a request early, or all that the processes hold, known here or not; how many were told to end."""
         self._require_alive()
-        numbers = list(self._streams) if rid is None else [self._by_rid[rid]] if rid in self._by_rid else []
-        for number in numbers:
-            self._send(Abort(number))
-        return len(numbers)
+        if rid is not None:
+            if rid in self._by_rid:
+                self._aborts.abort(self._by_rid[rid])
+            return int(rid in self._by_rid)
+        while True:
+            try:
+                return await self._reply(AbortAll)
+            except QueueFullError:
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def tokenize(
         self,
@@ -298,8 +309,7 @@ class PipelineClient:
 
     async def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids. Raises InvalidRequestError."""
-        ids = [int(token) for token in token_ids]
-        return await self._reply(lambda number: Detokenize(number, ids, skip_special_tokens))
+        return await self._reply(lambda number: Detokenize(number, list(map(int, token_ids)), skip_special_tokens))
 
     async def flush_cache(self, timeout_s: float = 0.0) -> None:
         """Drop every cached prefix. Raises CacheInUseError when requests are under way after `timeout_s` seconds."""
@@ -345,9 +355,9 @@ class PipelineClient:
 
     def _send(self, message: ToTokenizer) -> None:
         try:
-            sent = self._outbox.send_nowait(message)
-        except WireError as error:
-            raise InvalidRequestError(error.message, field="request", limit=error.limit) from error
+            sent = not self._aborts.is_behind and self._outbox.send_nowait(message)
+        except WireError as e:
+            raise InvalidRequestError(e.message, field="request", limit=e.limit) from e
         if not sent:
             raise QueueFullError("the tokenizer is too far behind: try again later", field="tokenizer")
 

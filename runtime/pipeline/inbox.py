@@ -43,9 +43,9 @@ class Inbox(Generic[_M]):
             if message is not None:
                 return message
 
-    def drain(self, handle: Callable[[_M], object]) -> None:
-        """Hand every message that has arrived to `handle`; does not wait."""
-        while True:
+    def drain(self, handle: Callable[[_M], object], has_room: Callable[[], bool] = lambda: True) -> None:
+        """Hand every message that has arrived to `handle`, as long as there is room for more; does not wait."""
+        while has_room():
             try:
                 frame = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:

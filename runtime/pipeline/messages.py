@@ -93,6 +93,14 @@ class Abort(_Message):
     rid: str
 
 
+class AbortAll(_Message):
+    """End every request; answered by the scheduler with how many that is. The tokenizer ends those that it still holds
+    and adds their number to `ended`."""
+
+    number: int
+    ended: int = 0
+
+
 class Tokenize(_Message):
     """Answered with the token ids of text, of chat messages, or of parts of a text: each with whether it is data.
 
@@ -197,6 +205,11 @@ class Output(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     scores: list[float] = []
 
 
+def aborted(rid: str) -> Output:
+    """The terminal output of a request that was aborted before the scheduler had it."""
+    return Output(rid, 0, [], 0, "", "abort", None, None, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, None, 0.0)
+
+
 class Outputs(_Message):
     """Progress of requests in one step."""
 
@@ -235,8 +248,8 @@ class Failed(_Message):
     error: ErrorInfo
 
 
-ToTokenizer = Begin | Generate | Abort | Tokenize | Detokenize | Ask | StartTrace | StopTrace
-ToScheduler = Begin | Accepted | Abort | Ask | StartTrace | StopTrace
+ToTokenizer = Begin | Generate | Abort | AbortAll | Tokenize | Detokenize | Ask | StartTrace | StopTrace
+ToScheduler = Begin | Accepted | Abort | AbortAll | Ask | StartTrace | StopTrace
 ToWorker = Add | Drop | Run | StartTrace | StopTrace
 FromWorker = Results
 ToDetokenizer = Begin | Outputs | Ask

@@ -26,6 +26,7 @@ from .errors import pack_error
 from .inbox import Inbox, Outbox
 from .messages import (
     Abort,
+    AbortAll,
     Accepted,
     Add,
     Ask,
@@ -87,7 +88,7 @@ class SchedulerProcess:
         self._results: Inbox[FromWorker] = child.inbox("results", FromWorker)
         self._detokenizer: Outbox[ToDetokenizer] = child.outbox("detokenizer", ToDetokenizer)
         self._worker = WorkerSocket(child)
-        self._deferred: deque[Accepted | Abort | Ask] = deque()
+        self._deferred: deque[Accepted | Abort | AbortAll | Ask] = deque()
         self._sent: dict[str, int] = {}
         self._decoder: Decodes | None = None
 
@@ -144,6 +145,10 @@ class SchedulerProcess:
                 self._detokenizer.send(message)
             case StartTrace() | StopTrace():
                 self._worker.trace(message)
+            case AbortAll():
+                ended = message.ended + len(self._held())
+                self._deferred.append(message)
+                self._child.reply(message.number, lambda: ended)  # a forward may be in flight for long
             case Accepted() | Abort() | Ask():
                 self._deferred.append(message)
             case Begin():
@@ -157,6 +162,9 @@ class SchedulerProcess:
                     self._add(message)
                 case Abort():
                     self._abort(message.rid)
+                case AbortAll():
+                    for rid in self._scheduler.rids:
+                        self._abort(rid)
                 case Ask():
                     self._answer(message)
 
@@ -182,6 +190,19 @@ class SchedulerProcess:
         request = self._scheduler.end(rid)
         if request is not None:
             self._deliver([request])
+
+    def _held(self) -> set[str]:
+        """Ids of requests that will be there once the deferred messages have taken effect."""
+        rids = set(self._scheduler.rids)
+        for message in self._deferred:
+            match message:
+                case Accepted():
+                    rids.add(message.rid)
+                case Abort():
+                    rids.discard(message.rid)
+                case AbortAll():
+                    rids.clear()
+        return rids
 
     def _answer(self, message: Ask) -> None:
         scheduler = self._scheduler

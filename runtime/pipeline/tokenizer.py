@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
+
+import zmq
 
 from ..errors import InvalidRequestError, ShoalError
 from ..model.settings import load_tokenizer
@@ -13,30 +16,42 @@ from ..request.facts import Facts
 from ..request.intake import Intake
 from ..text.chat_markers import PLAIN, markers_error
 from ..text.parts import TextPart
+from .backlog import Backlog
 from .child import Child
 from .errors import pack_error
 from .inbox import Inbox, Outbox
+from .long_texts import LongTexts
 from .messages import (
     Abort,
+    AbortAll,
     Accepted,
     Ask,
     Begin,
     Detokenize,
     Generate,
+    Outputs,
     Refused,
+    Reply,
     StartTrace,
     StopTrace,
     ToDetokenizer,
     Tokenize,
     ToScheduler,
     ToTokenizer,
+    aborted,
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)
+_LONG_TEXT = 65536
+"""Characters from which on a text is tokenized apart: some 50 ms."""
+_BACKLOG = 10_000
 
 
 class TokenizerProcess:
-    """All that a client asks for comes through here, so that an abort never overtakes its request."""
+    """All that a client asks for comes through here, so that an abort never overtakes its request.
+
+    What has arrived is read before each piece of work: an abort takes effect at once, also on requests that wait here.
+    """
 
     def __init__(self, child: Child):
         self._child = child
@@ -44,6 +59,8 @@ class TokenizerProcess:
         self._scheduler: Outbox[ToScheduler] = child.outbox("scheduler", ToScheduler)
         self._detokenizer: Outbox[ToDetokenizer] = child.outbox("detokenizer", ToDetokenizer)
         self._intake: Intake | None = None
+        self._backlog: Backlog[ToTokenizer] = Backlog(_BACKLOG)
+        self._long: LongTexts[Generate | Tokenize, Accepted | Refused | Reply] = LongTexts(self._long_work)
 
     def run(self) -> None:
         """Serve until the process ends."""
@@ -62,54 +79,73 @@ class TokenizerProcess:
                 markers = markers_error(error)
             tokenizer.prepare()
         self._child.ready(has_tokenizer=tokenizer is not None, has_chat_template=template, chat_markers=markers)
+        poller = zmq.Poller()
+        poller.register(self._inbox.socket, zmq.POLLIN)
+        poller.register(self._long.ready, zmq.POLLIN)
         while True:
-            self._handle(self._inbox.receive())
+            if not self._backlog:
+                poller.poll()
+            self._inbox.drain(self._receive, lambda: self._backlog.has_room)
+            self._long.take(lambda _, result: self._pass_on(result))
+            if self._backlog:
+                self._handle(self._backlog.next())
+
+    def _receive(self, message: ToTokenizer) -> None:
+        match message:
+            case Generate():
+                self._backlog.put(message, message.rid)
+            case Abort(rid=rid):
+                if self._backlog.drop(rid) or self._long.drop(rid):
+                    self._child.tell(Outputs([aborted(rid)]))
+                else:
+                    self._scheduler.send(message)
+            case AbortAll():
+                rids = [*self._backlog.drop_all(), *self._long.drop_all()]
+                self._child.tell(Outputs([aborted(rid) for rid in rids]))
+                self._scheduler.send(AbortAll(message.number, len(rids)))
+            case _:
+                self._backlog.put(message)
 
     def _handle(self, message: ToTokenizer) -> None:
         match message:
-            case Generate():
-                self._generate(message)
-            case Abort() | Ask() | StartTrace() | StopTrace():
+            case Generate() | Tokenize() if self._intake is not None and _text_length(message) > _LONG_TEXT:
+                self._long.put(message, message.rid if isinstance(message, Generate) else None)
+            case Generate() | Tokenize():
+                self._pass_on(self._worked(message, self._ready))
+            case Ask() | StartTrace() | StopTrace():
                 self._scheduler.send(message)
-            case Tokenize():
-                self._child.reply(message.number, lambda: self._tokenize(message))
             case Detokenize():
                 self._child.reply(message.number, lambda: self._detokenize(message))
             case Begin():
                 self._begin(message.facts)
 
+    def _pass_on(self, result: Accepted | Refused | Reply) -> None:
+        if isinstance(result, Accepted):
+            self._scheduler.send(result)
+        else:
+            self._child.tell(result)
+
+    def _long_work(self) -> Callable[[Generate | Tokenize], Accepted | Refused | Reply]:
+        """What the thread for long texts does. Its tokenizer is its own: two threads can't share one."""
+        engine, facts = self._child.spec.engine, self._facts
+        intake = Intake(engine, facts, load_tokenizer(engine, engine.model_path))
+        return lambda message: self._worked(message, lambda: intake)
+
+    def _worked(self, message: Generate | Tokenize, intake: Callable[[], Intake]) -> Accepted | Refused | Reply:
+        try:
+            if isinstance(message, Generate):
+                return _accepted(message, intake())
+            return Reply(message.number, _tokens(message, intake()))
+        except ShoalError as error:
+            if isinstance(message, Generate):
+                return Refused(message.rid, pack_error(error))
+            return Reply(message.number, error=pack_error(error))
+
     def _begin(self, facts: Facts) -> None:
+        self._facts = facts
         self._intake = Intake(self._child.spec.engine, facts, self._tokenizer)
         self._scheduler.send(Begin(facts))
         self._detokenizer.send(Begin(facts))
-
-    def _generate(self, message: Generate) -> None:
-        try:
-            self._scheduler.send(self._accept(message))
-        except ShoalError as error:
-            self._child.tell(Refused(message.rid, pack_error(error)))
-
-    def _accept(self, message: Generate) -> Accepted:
-        given: list[Any] = [p for p in (message.text, message.token_ids, message.messages) if p is not None]
-        if len(given) != 1:
-            raise InvalidRequestError("give exactly one of text, token ids and messages", field="prompt")
-        (request,) = self._ready().requests(
-            given, message.sampling, message.cache_mode, message.cache_salt,
-            None if message.canvas is None else [message.canvas], message.shared_prefix,
-            None if message.targets is None else [message.targets], message.names,
-        )  # fmt: skip
-        return Accepted(
-            message.rid, request.prompt.tobytes(), request.sampling, request.cache_mode, request.cache_salt,
-            request.block_length, request.seed, message.priority, message.timeout_s, message.stream, message.arrival,
-            None if request.template is None else request.template.tobytes(), request.shared_prefix,
-            None if request.targets is None else request.targets.tobytes(),
-        )  # fmt: skip
-
-    def _tokenize(self, message: Tokenize) -> list[int]:
-        prompt: Any = message.text if message.text is not None else message.messages or []
-        if message.parts is not None:
-            prompt = [TextPart(*part) for part in message.parts]
-        return self._ready().encode_text(prompt, message.name, message.add_special_tokens)
 
     def _detokenize(self, message: Detokenize) -> str:
         return self._ready().decode(message.token_ids, message.skip_special_tokens)
@@ -118,6 +154,38 @@ class TokenizerProcess:
         if self._intake is None:
             raise InvalidRequestError("the server is not up yet", field="status")
         return self._intake
+
+
+def _text_length(message: Generate | Tokenize) -> int:
+    """Characters of the texts in a message."""
+    texts: list[Any] = [message.text, *(m.get("content") for m in message.messages or ())]
+    if isinstance(message, Tokenize):
+        texts += [part[0] for part in message.parts or ()]
+    return sum(len(text) for text in texts if isinstance(text, str))
+
+
+def _accepted(message: Generate, intake: Intake) -> Accepted:
+    given: list[Any] = [p for p in (message.text, message.token_ids, message.messages) if p is not None]
+    if len(given) != 1:
+        raise InvalidRequestError("give exactly one of text, token ids and messages", field="prompt")
+    (request,) = intake.requests(
+        given, message.sampling, message.cache_mode, message.cache_salt,
+        None if message.canvas is None else [message.canvas], message.shared_prefix,
+        None if message.targets is None else [message.targets], message.names,
+    )  # fmt: skip
+    return Accepted(
+        message.rid, request.prompt.tobytes(), request.sampling, request.cache_mode, request.cache_salt,
+        request.block_length, request.seed, message.priority, message.timeout_s, message.stream, message.arrival,
+        None if request.template is None else request.template.tobytes(), request.shared_prefix,
+        None if request.targets is None else request.targets.tobytes(),
+    )  # fmt: skip
+
+
+def _tokens(message: Tokenize, intake: Intake) -> list[int]:
+    prompt: Any = message.text if message.text is not None else message.messages or []
+    if message.parts is not None:
+        prompt = [TextPart(*part) for part in message.parts]
+    return intake.encode_text(prompt, message.name, message.add_special_tokens)
 
 
 def _do_without_torch() -> None:

@@ -14,7 +14,8 @@ from ..model.settings import boundary_depths
 from ..scheduler.auditor import Auditor
 from ..scheduler.memory import Memory
 from ..scheduler.reuse import ReusePlanner
-from ..scheduler.scheduler import Scheduler, WorkerLink
+from ..scheduler.scheduler import Scheduler
+from ..scheduler.worker_link import WorkerLink
 from ..service.service import ServiceInfo
 
 

@@ -81,6 +81,7 @@ class Intake:
         self._tokenizer = tokenizer
         if tokenizer is not None:
             tokenizer.protect((facts.model.mask_token_id, facts.model.eos_token_id))
+            tokenizer.limit(facts.max_tokens)
         self._ids = itertools.count()
 
     @property

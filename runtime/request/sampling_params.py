@@ -12,6 +12,7 @@ from ..nearest_name import did_you_mean
 
 STRATEGIES = ("low_confidence", "entropy", "margin", "random")
 MAX_STOP_STRINGS = 16
+MAX_STOP_TOKEN_IDS = 1024
 DEFAULT_THRESHOLD = 0.9
 MAX_TEMPERATURE = 1e30
 """Above, noise times temperature would leave fp32. All tokens are alike probable long before."""
@@ -37,7 +38,7 @@ class SamplingParams:
         temperature: 0 takes the most probable token; above, tokens are drawn with Gumbel noise.
         seed: of the draws; the same seed gives the same tokens whatever else runs. None draws one.
         stop: strings (or one string) that end the text; they are not part of it. Kept as a tuple.
-        stop_token_ids: token ids that end the text, beside the model's EOS. Kept as a tuple.
+        stop_token_ids: at most 1,024 token ids that end the text, beside the model's EOS. Kept as a tuple.
         ignore_eos: go on to the end of the canvas; EOS and stop_token_ids are then ordinary tokens.
         split_special_tokens: of a prompt that is text: encode what spells a special token as ordinary text (True), or
             as that token (False); None: the engine's default. Contents of messages are always ordinary text.
@@ -74,6 +75,10 @@ class SamplingParams:
                 value = (value,)
             elif not isinstance(value, Sequence | Set):
                 _refuse(name, value, "a list")
+            most = {"stop": MAX_STOP_STRINGS, "stop_token_ids": MAX_STOP_TOKEN_IDS}[name]
+            if len(value) > most:
+                message = f"{name} has {len(value)} entries; it must have at most {most}"
+                raise InvalidRequestError(message, field=name, value=len(value), limit=most)
             object.__setattr__(self, name, tuple(value))
         _check_int("max_new_tokens", self.max_new_tokens, 0)
         for name in ("block_length", "steps"):
@@ -93,8 +98,6 @@ class SamplingParams:
             _refuse("strategy", self.strategy, f"one of {', '.join(STRATEGIES)}")
         if self.seed is not None:
             _check_int("seed", self.seed, 0, 2**63 - 1)
-        if len(self.stop) > MAX_STOP_STRINGS:
-            _refuse("stop", self.stop, f"at most {MAX_STOP_STRINGS} strings")
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 _refuse("stop", text, "strings of at least one character")

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 
@@ -19,25 +18,10 @@ from .auditor import Auditor
 from .counters import BatchLog, Counters
 from .memory import Memory
 from .reuse import ReusePlanner
+from .worker_link import WorkerLink
 
 logger = logging.getLogger(__name__)
 _IDLE_CHECK_SECONDS = 1.0
-
-
-class WorkerLink(Protocol):
-    """How the scheduler reaches the worker: the worker itself in one process, a socket pair between two."""
-
-    def add(self, message: AddRequest) -> None:
-        """Create a canvas."""
-        ...
-
-    def release(self, message: Release) -> None:
-        """Drop canvases."""
-        ...
-
-    def forward(self, message: Forward) -> list[StepResult]:
-        """Run forwards. A link that can't wait for the results raises; its owner calls plan and apply itself."""
-        ...
 
 
 class Scheduler:
@@ -91,6 +75,11 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether any request waits or runs."""
         return bool(self._requests)
+
+    @property
+    def rids(self) -> frozenset[str]:
+        """Ids of the requests that wait or run."""
+        return frozenset(self._requests)
 
     @property
     def num_waiting(self) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelLoadError
+from .bound import CHARACTERS_PER_TOKEN, check_may_fit
 from .chat_markers import PLAIN, ChatMarkers, chat_markers
 from .chat_template import ChatTemplate, Message
 from .control_tokens import ControlTokens
@@ -35,6 +36,7 @@ class Tokenizer:
         self._backend = backend
         self._template_name = template_name
         self._tokens = ControlTokens(backend)
+        self._max_tokens: int | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -79,6 +81,20 @@ class Tokenizer:
         150,000 tokens that is a second."""
         self._tokens.prepare()
 
+    def limit(self, max_tokens: int) -> None:
+        """From now on, refuse texts that can't fit `max_tokens` before all of them is tokenized.
+
+        What encodes raises InvalidRequestError for them; what is a little too long passes.
+        """
+        self._max_tokens = max_tokens
+
+    def _check(self, text: str) -> None:
+        if self._max_tokens is None or len(text) <= CHARACTERS_PER_TOKEN * self._max_tokens:
+            return
+        added = self._backend.added_tokens_decoder.values()
+        spaces_count = not any(token.lstrip or token.rstrip for token in added)
+        check_may_fit(text, lambda t: self._backend.encode(t, add_special_tokens=False), self._max_tokens, spaces_count)
+
     def encode(self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False) -> list[int]:
         """Token ids of `text`. Special tokens written in it are recognised, unless `split_special_tokens` makes them
         ordinary text; BOS and EOS are added only where the tokenizer's own files say so, and never without
@@ -87,6 +103,7 @@ class Tokenizer:
 
     def encode_parts(self, parts: Sequence[TextPart], add_special_tokens: bool = True) -> list[int]:
         """Token ids of parts as one text: those that are data give no special token."""
+        self._check("".join(part.text for part in parts))
         return self._tokens.encode_parts(parts, add_special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -112,6 +129,7 @@ class Tokenizer:
         that it does not render.
         """
         text, marks = self._template().render(messages, add_generation_prompt)
+        self._check(marks.restore(text))
         return self._tokens.encode_marked(text, marks, add_special_tokens=False)
 
     def chat_markers(self) -> ChatMarkers:

@@ -43,11 +43,11 @@ TRACE = wire.StartTrace(7, TraceOptions(output_dir="/traces", num_steps=3, activ
 
 SOCKETS: dict[str, tuple[Any, list[Any]]] = {
     "tokenizer": (wire.ToTokenizer, [
-        wire.Begin(FACTS), GENERATE, CHAT, wire.Abort("r"), wire.Tokenize(1, "text", None),
+        wire.Begin(FACTS), GENERATE, CHAT, wire.Abort("r"), wire.AbortAll(9), wire.Tokenize(1, "text", None),
         wire.Detokenize(2, [1, 2], True), wire.Ask(3, "stats"), TRACE, wire.StopTrace(8),
     ]),
     "scheduler": (wire.ToScheduler, [
-        wire.Begin(FACTS), wire.Abort("r"), wire.Ask(4, "flush"), TRACE, wire.StopTrace(8),
+        wire.Begin(FACTS), wire.Abort("r"), wire.AbortAll(9, 2), wire.Ask(4, "flush"), TRACE, wire.StopTrace(8),
         wire.Accepted("r", np.arange(4).tobytes(), SAMPLING, "lm", "", 8, 5, 0, None, True, 1.5),
     ]),
     "worker": (wire.ToWorker, [

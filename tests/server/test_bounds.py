@@ -16,7 +16,7 @@ import pytest
 
 from shoal.runtime.http.api_error import ApiError
 from shoal.runtime.http.config import ServerConfig
-from shoal.runtime.http.cost import check_answers, check_work
+from shoal.runtime.http.cost import check_work
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .process import ServerProcess, metric_values, wait_for, wait_idle
@@ -49,8 +49,8 @@ def test_too_much_work_is_refused_by_name_before_any_request_is_made(client, rou
     assert requests_made(client) == before
 
 
-def info(max_tokens: int = 4096, queued: int | None = None) -> Any:
-    return SimpleNamespace(max_tokens=max_tokens, engine={"max_queued_requests": queued, "max_running_requests": 4})
+def info(max_tokens: int = 4096) -> Any:
+    return SimpleNamespace(max_tokens=max_tokens)
 
 
 @pytest.mark.parametrize(
@@ -75,15 +75,6 @@ def test_answers_are_refused_by_their_work_together(prompts, n, sampling, limit,
 
 def test_lengths_are_left_to_the_models_maximum_where_that_is_stricter():
     check_work(ServerConfig(), info(640), [[1]], [SamplingParams(max_new_tokens=10**9)], 1, "prompt")
-
-
-def test_a_batch_that_never_fits_the_queue_is_no_retryable_refusal():
-    """One that fits only while nothing else waits is left to the queue, which answers 503."""
-    check_answers(6, "6 answers", "prompt", info(queued=2))
-    check_answers(10**6, "many", "prompt", info(queued=None))
-    with pytest.raises(ApiError, match=r"7 answers; .* 6 at a time .*max_queued_requests = 2") as caught:
-        check_answers(7, "7 answers", "prompt", info(queued=2))
-    assert (caught.value.status, caught.value.retryable) == (400, False)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from shoal.runtime.errors import EngineClosedError, InvalidRequestError
-from shoal.runtime.http.generation import Generations
+from shoal.runtime.errors import EngineClosedError, InvalidRequestError, QueueFullError
+from shoal.runtime.http.generation import Generations, _never_ran
 from shoal.runtime.http.metrics import Metrics
 from shoal.runtime.service.service import GenerateInput
 
@@ -81,3 +81,73 @@ async def test_what_the_server_s_end_cuts_short_ends_with_its_error_alone(monkey
     with pytest.raises(EngineClosedError, match="shutting down"):
         generations.open("b", [])
     assert generations.num_active == 0
+
+
+class Turns(Service):
+    """Answers with an abort when told to. Has room for `room` requests."""
+
+    def __init__(self, room: int = 10**6) -> None:
+        self.room = room
+        self.most = 0
+        self.refused = 0
+        self.ends: dict[str, asyncio.Event] = {}
+
+    async def generate(self, request: GenerateInput) -> AsyncGenerator[Any, None]:
+        if len(self.ends) >= self.room:
+            self.refused += 1
+            raise QueueFullError("full")
+        end = self.ends[request.rid] = asyncio.Event()
+        self.most = max(self.most, len(self.ends))
+        await end.wait()
+        yield _never_ran(request.rid)
+
+    async def abort(self, rid: str | None = None) -> int:
+        ends = [self.ends.pop(rid)] if rid in self.ends else []
+        for end in ends:
+            end.set()
+        return len(ends)
+
+
+def inputs(count: int) -> list[GenerateInput]:
+    return [GenerateInput(rid=f"r{n}", prompt="a") for n in range(count)]
+
+
+async def test_generations_take_turns_and_those_that_wait_can_be_aborted():
+    service: Any = Turns()
+    generations = Generations(service, Metrics())
+    async with generations.open("all", inputs(9), 2) as generation:
+        collecting = asyncio.create_task(generation.collect())
+        await asyncio.sleep(0.01)
+        assert list(service.ends) == ["r0", "r1"]
+        assert await generations.abort("r5") == 1
+        assert await generations.abort("r0") == 1
+        assert await generations.abort("r0") == 0
+        await asyncio.sleep(0.01)
+        assert list(service.ends) == ["r1", "r2"]
+        assert await generations.abort("all") == 7
+        assert [output.finish_reason for output in await collecting] == ["abort"] * 9
+    assert (service.most, generations.num_active) == (2, 0)
+
+
+async def test_the_rest_of_a_batch_waits_for_a_queue_that_is_full_and_the_start_of_one_does_not():
+    service: Any = Turns(room=1)
+    generations = Generations(service, Metrics())
+    async with generations.open("one", inputs(1)) as first:
+        await asyncio.sleep(0.01)
+        async with generations.open("two", [GenerateInput(rid="second", prompt="a")]) as second:
+            with pytest.raises(QueueFullError):
+                await second.collect()
+        await generations.abort("r0")
+        await first.collect()
+    async with generations.open("batch", inputs(2), 1) as batch:
+        collecting = asyncio.create_task(batch.collect())
+        await asyncio.sleep(0.01)
+        service.ends["other"] = asyncio.Event()
+        await service.abort("r0")
+        while service.refused < 3:
+            await asyncio.sleep(0.01)
+        await service.abort("other")
+        while "r1" not in service.ends:
+            await asyncio.sleep(0.01)
+        await service.abort("r1")
+        assert len(await collecting) == 2

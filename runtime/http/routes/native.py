@@ -52,7 +52,7 @@ async def generate(
     headers = {"x-request-id": batch.rid}
     if body.stream:
         return await EventStream(_events(state, batch), headers).prepare(request)
-    outputs = await state.generations.collect(request, batch.rid, batch.inputs)
+    outputs = await state.generations.collect(request, batch.rid, batch.inputs, state.at_a_time)
     replies = [_reply(state, o, item) for o, item in zip(outputs, batch.inputs, strict=True)]
     return JSONReply(replies[0] if single and batch.n == 1 else replies, headers=headers)
 
@@ -115,7 +115,7 @@ def _reply(state: ServerState, output: RequestOutput, item: GenerateInput) -> di
 
 
 async def _events(state: ServerState, batch: Batch) -> AsyncGenerator[bytes, None]:
-    async with state.generations.open(batch.rid, batch.inputs) as generation:
+    async with state.generations.open(batch.rid, batch.inputs, state.at_a_time) as generation:
         async for index, output in generation.outputs():
             reply = _reply(state, output, batch.inputs[index])
             if len(batch.inputs) > 1:

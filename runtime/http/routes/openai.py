@@ -50,7 +50,7 @@ async def completions(body: CompletionBody, request: Request, state: Ready) -> R
     if body.stream:
         events = _events(state, batch, frame, heads, body.stream_options, choice)
         return await EventStream(events, _headers(batch)).prepare(request)
-    outputs = await state.generations.collect(request, batch.rid, batch.inputs)
+    outputs = await state.generations.collect(request, batch.rid, batch.inputs, state.at_a_time)
     choices = [choice(i, heads[i] + output.text, output) for i, output in enumerate(outputs)]
     counted = usage(batch, outputs, state.config.enable_cache_report)
     return JSONReply({**frame, "choices": choices, "usage": counted}, headers=_headers(batch))
@@ -87,7 +87,7 @@ async def chat_completions(body: ChatBody, request: Request, state: Ready) -> Re
         heads = [""] * len(batch.inputs)
         events = _events(state, batch, frame, heads, body.stream_options, delta, opening=True)
         return await EventStream(events, _headers(batch)).prepare(request)
-    outputs = await state.generations.collect(request, batch.rid, batch.inputs)
+    outputs = await state.generations.collect(request, batch.rid, batch.inputs, state.at_a_time)
     choices = [
         {
             "index": i,
@@ -192,7 +192,7 @@ async def _events(
             data["usage"] = usage(batch, latest, report)
         return event(data)
 
-    async with state.generations.open(batch.rid, batch.inputs) as generation:
+    async with state.generations.open(batch.rid, batch.inputs, state.at_a_time) as generation:
         async for index, output in generation.outputs():
             before = latest[index]
             latest[index] = output

@@ -28,6 +28,8 @@ from ..state import ServerState, ready_state
 router = APIRouter(tags=["native"])
 _AT_A_TIME = 16
 """Most scoring requests of one call that the scheduler holds, so that other clients get turns."""
+_TOKENS_AT_A_TIME = 1024
+"""Most token positions of these together, where they are more than one: a forward of so many keeps nobody waiting."""
 
 
 @router.post("/score", summary="How probable a model finds each of several choices behind a prompt")
@@ -93,7 +95,8 @@ async def _scored(state: ServerState, rid: str, body: ScoreBody, base: GenerateI
                 canvas=plan.canvas(i), targets=plan.targets[i], shared_prefix=tokens)
         for i in range(plan.num_forwards)
     ]  # fmt: skip
-    async with state.generations.open(f"{rid}-scores", inputs, _AT_A_TIME) as generation:
+    at_a_time = min(_AT_A_TIME, max(1, _TOKENS_AT_A_TIME // (tokens + plan.canvas_length)))
+    async with state.generations.open(f"{rid}-scores", inputs, at_a_time) as generation:
         return plan.gather(await generation.collect(), warm_up)
 
 
