@@ -45,6 +45,9 @@ class EngineConfig:
         max_running_requests: requests with a canvas at a time.
         max_queued_requests: requests that may wait beyond the free places among the running ones; more are refused.
             None: any number.
+        max_overtakes: requests of higher priority that may start before the one that has waited longest, or preempt
+            it, until it is next whatever its priority and keeps its place (of the same priority 8 times as many,
+            which the schedule policy puts first).
         log_interval: block-step forwards between two lines of the log.
         max_refresh_tokens: tokens that one refresh, or the block steps of modes `none` and `prefix` in one forward, may
             compute (a single request may exceed it); None: 8192 on a CPU, 16384 on a GPU.
@@ -79,6 +82,7 @@ class EngineConfig:
     mem_fraction_static: float = 0.88
     max_running_requests: int = 32
     max_queued_requests: int | None = None
+    max_overtakes: int = 4
     log_interval: int = 40
     max_refresh_tokens: int | None = None
     max_steps_per_message: int | None = None
@@ -101,7 +105,7 @@ class EngineConfig:
         return object.__new__(cls)
 
     def __post_init__(self) -> None:
-        for name in ("max_running_requests", "log_interval"):
+        for name in ("max_running_requests", "max_overtakes", "log_interval"):
             self._at_least(name, 1)
         for name in ("page_size", "layers_per_band", "kv_cache_tokens", "kv_cache_bytes", "max_refresh_tokens",
                      "max_steps_per_message", "block_length", "max_queued_requests"):  # fmt: skip

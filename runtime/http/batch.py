@@ -19,7 +19,7 @@ from .decoding import KNOBS, sampling_params
 from .field_table import MESSAGE
 from .fields import check_fields
 from .schemas import ChatMessage, Routing, ScoreBody
-from .state import ServerState
+from .state import ServerState, is_admin
 from .wording import shown
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -64,7 +64,7 @@ def make_batch(
     check_unicode("extra_key", body.extra_key)
     rid, rids = _ids(state, request, body.rid, len(prompts))
     shared: dict[str, Any] = {
-        **routing_of(body, state),
+        **routing_of(body, request, state),
         "stream": bool(body.stream),
     }
     inputs = tuple(
@@ -202,12 +202,12 @@ def single_rid(state: ServerState, request: Request, rid: str | None) -> str:
     return _ids(state, request, rid, 1)[0]
 
 
-def routing_of(body: Routing | ScoreBody, state: ServerState) -> dict[str, Any]:
+def routing_of(body: Routing | ScoreBody, request: Request, state: ServerState) -> dict[str, Any]:
     """cache_mode, cache_salt, priority and timeout_s of a GenerateInput. Raises ApiError for what is out of range."""
     return {
         "cache_mode": _cache_mode(body.cache_mode),
         "cache_salt": tenant_key(body.cache_salt or "", body.extra_key or ""),
-        "priority": _priority(body.priority),
+        "priority": _priority(body.priority, request, state),
         "timeout_s": _timeout(body.timeout_s, state),
     }
 
@@ -231,10 +231,12 @@ def _cache_mode(mode: str | None) -> Any:
     return mode
 
 
-def _priority(priority: int | None) -> int:
-    if priority is not None and abs(priority) > MAX_PRIORITY:
-        raise bad_request("priority", f"priority is {priority}; it must be from -{MAX_PRIORITY} to {MAX_PRIORITY}")
-    return priority or 0
+def _priority(priority: int | None, request: Request, state: ServerState) -> int:
+    limit = MAX_PRIORITY if is_admin(request) else state.config.max_priority
+    if priority is not None and not -MAX_PRIORITY <= priority <= limit:
+        words = "" if limit == MAX_PRIORITY else " (--max-priority; the admin key may ask for more)"
+        raise bad_request("priority", f"priority is {priority}; it must be from -{MAX_PRIORITY} to {limit}{words}")
+    return min(0, limit) if priority is None else priority
 
 
 def _timeout(seconds: float | None, state: ServerState) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError, InvalidRequestError, shorten
 from ..request.sampling_params import SamplingParams
+from ..service.service import MAX_PRIORITY
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
@@ -48,11 +49,19 @@ class ServerConfig:
         default_factor: factor of such requests.
         default_strategy: what confidence is, for requests that give no strategy.
         default_temperature: temperature of requests that give none. 0 takes the most probable token.
+        max_priority: largest `priority` that a request may ask for. Only the admin key may ask for more.
         request_timeout_s: seconds after which a request that gives no timeout_s is ended. None: never.
         max_request_timeout_s: largest timeout_s that a request may ask for.
         keep_alive_s: seconds that an idle connection is kept.
+        max_connections: most open connections; past it the one that was silent longest is closed, and when all are
+            busy only health and metrics are answered. None: what the limit of open files allows, at most 4096.
+        max_header_bytes: largest request line and headers together.
+        max_headers: most headers of a request.
+        header_timeout_s: seconds that a client may take to send the headers, from the connection or the first byte on.
+        send_timeout_s: seconds after which a client that reads nothing of a reply is dropped.
         drain_timeout_s: seconds that running requests get after SIGTERM.
         health_timeout_s: seconds that /health_generate waits for a sign of life.
+        health_interval_s: seconds for which a result of /health_generate is given to further callers.
         skip_warmup: be ready without a warm-up request.
         enable_cache_report: say in the usage of the OpenAI routes how many prompt tokens came from the cache.
         in_process: run scheduler and worker in the HTTP server's own process instead of in processes of their own.
@@ -84,11 +93,18 @@ class ServerConfig:
     default_factor: float | None = None
     default_strategy: str = "low_confidence"
     default_temperature: float = 0.0
+    max_priority: int = 0
     request_timeout_s: float | None = None
     max_request_timeout_s: float = 3600.0
     keep_alive_s: int = 75
+    max_connections: int | None = None
+    max_header_bytes: int = 65536
+    max_headers: int = 100
+    header_timeout_s: float = 20.0
+    send_timeout_s: float = 60.0
     drain_timeout_s: float = 30.0
     health_timeout_s: float = 20.0
+    health_interval_s: float = 1.0
     skip_warmup: bool = False
     enable_cache_report: bool = True
     in_process: bool = False
@@ -116,16 +132,26 @@ class ServerConfig:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 _refuse("allowed_origins", origin, "SCHEME://HOST or SCHEME://HOST:PORT without a path, or *")
         limits = ("max_batch", "max_request_tokens", "max_request_forwards", "max_score_forwards")
-        for name in ("max_body_bytes", "max_n", *limits, "keep_alive_s", "default_max_new_tokens"):
+        for name in ("max_body_bytes", "max_headers", "max_n", *limits, "keep_alive_s", "default_max_new_tokens"):
             _integer(name, getattr(self, name), 1)
-        if self.max_new_tokens_limit is not None:
-            _integer("max_new_tokens_limit", self.max_new_tokens_limit, 1)
-        for name in ("body_timeout_s", "max_request_timeout_s", "health_timeout_s"):
+        for name in ("max_new_tokens_limit", "max_connections"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name), 1)
+        _integer("max_header_bytes", self.max_header_bytes, 1024)
+        for name in (
+            "body_timeout_s",
+            "header_timeout_s",
+            "send_timeout_s",
+            "max_request_timeout_s",
+            "health_timeout_s",
+        ):
             _seconds(name, getattr(self, name))
         if self.request_timeout_s is not None:
             _seconds("request_timeout_s", self.request_timeout_s)
-        if not _is_number(self.drain_timeout_s) or self.drain_timeout_s < 0:
-            _refuse("drain_timeout_s", self.drain_timeout_s, "a number of seconds of at least 0")
+        for name in ("drain_timeout_s", "health_interval_s"):
+            if not _is_number(getattr(self, name)) or getattr(self, name) < 0:
+                _refuse(name, getattr(self, name), "a number of seconds of at least 0")
+        _integer("max_priority", self.max_priority, -MAX_PRIORITY, MAX_PRIORITY)
         if self.log_level not in LOG_LEVELS:
             _refuse("log_level", self.log_level, "one of " + ", ".join(LOG_LEVELS))
         try:

@@ -9,10 +9,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .api_error import ApiError
 from .config import ServerConfig
 from .middleware import header, refuse
+from .state import IS_ADMIN
 
 OPEN_PATHS = frozenset({"/health", "/health_generate", "/ready", "/ping", "/metrics"})
 ADMIN_PATHS = frozenset({"/flush_cache", "/abort_request", "/cache", "/start_profile", "/stop_profile"})
-_IS_ADMIN = "shoal.is_admin"
 
 
 class KeyCheck:
@@ -32,7 +32,7 @@ class KeyCheck:
         if scope["type"] == "http":
             sent = _sent_key(scope)
             ordinary, admin = _equal(sent, self._key), _equal(sent, self._admin_key)  # both: no timing leak
-            scope[_IS_ADMIN] = admin
+            scope[IS_ADMIN] = admin
             error = self._refusal(scope, ordinary, admin)
             if error is not None:
                 await refuse(error, scope, receive, send, {"www-authenticate": "Bearer"})
@@ -52,11 +52,6 @@ class KeyCheck:
             return None
         message = "a valid key is needed: Authorization: Bearer KEY"
         return ApiError(401, message, kind="AuthenticationError", code="invalid_api_key")
-
-
-def is_admin(scope: Scope) -> bool:
-    """Whether the request has the admin key; never on a server without one."""
-    return bool(scope.get(_IS_ADMIN))
 
 
 def _sent_key(scope: Scope) -> bytes:

@@ -17,7 +17,7 @@ from ..errors import ConfigError, EngineClosedError, ModelLoadError, ShoalError
 from ..service.service import Service
 from .app import create_app
 from .config import ServerConfig
-from .routes.health import decode_one_token
+from .probe import decode_one_token
 from .state import ServerState
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,10 @@ from .api_error import ApiError
 from .config import ServerConfig
 from .generation import Generations
 from .metrics import Metrics
+from .probe import SharedProbe
 
+IS_ADMIN = "shoal.is_admin"
+"""Key of a request's ASGI scope: whether it has the admin key."""
 _ANSWER_S = 10.0
 
 
@@ -28,6 +31,7 @@ class ServerState:
         warm: the warm-up request is done.
         draining: the server was told to end; requests under way go on.
         started: wall-clock seconds since the epoch, for `created` fields.
+        probe: what /health_generate asks.
         digest_key: of the digests that stand for salts; a plain hash of a tenant's name could be guessed.
     """
 
@@ -39,6 +43,10 @@ class ServerState:
     draining: bool = False
     started: float = field(default_factory=time.time)
     digest_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    probe: SharedProbe = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.probe = SharedProbe(self.service, self.config.health_timeout_s, self.config.health_interval_s)
 
     @property
     def status(self) -> ServiceStatus:
@@ -84,6 +92,11 @@ class ServerState:
     def default_cache_mode(self) -> str:
         """The cache mode of requests that name none."""
         return self.service.info.engine["cache_mode"]
+
+
+def is_admin(request: Request) -> bool:
+    """Whether the request came with the admin key; never on a server without one."""
+    return bool(request.scope.get(IS_ADMIN))
 
 
 def server_state(request: Request) -> ServerState:

@@ -115,6 +115,7 @@ def build_scheduler(
     return Scheduler(
         memory, plans, worker, eos_token_id=model.eos_token_id,
         max_running_requests=config.max_running_requests, max_queued_requests=config.max_queued_requests,
+        max_overtakes=config.max_overtakes,
         max_refresh_tokens=config.max_refresh_tokens, max_steps_per_message=config.max_steps_per_message,
         policy=config.schedule_policy, log_interval=config.log_interval, check_invariants=config.check_invariants,
         auditor=Auditor(memory, config.audit_rate, config.audit_tolerance, config.seed),

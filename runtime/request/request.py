@@ -114,6 +114,8 @@ class Request:
 
     `counted_tokens` are the text tokens that the scheduler's counters have of it.
 
+    `ticket` is its place in the order of arrival, `age` what later requests have cost it (see Admission).
+
     `stepped_at` is the forward in which it last took its turn, where not all block steps fit one.
 
     `template` (int64 [max_new_tokens], -1 for a mask) is a canvas with fixed tokens. `targets` (int64 [n, 2]: position
@@ -135,6 +137,8 @@ class Request:
     shared_prefix: int = 0
     arrival: float = field(default_factory=time.monotonic)
     priority: int = 0
+    ticket: int = 0
+    age: int = 0
     timeout_s: float | None = None
     streaming: bool = True
 

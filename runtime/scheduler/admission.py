@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
 from ...radix_cache.config import TreeConfig
@@ -13,27 +15,42 @@ from .memory import Memory
 from .policy import admission_order, victims
 from .reuse import ReusePlanner
 
+POLICY_SHARE = 8
+"""How many starts of requests of the same priority age a waiting one as much as one of higher priority: putting the
+longest cached prefix first is what makes hits."""
+
 
 class Admission:
     """Waiting requests, in order of arrival, and what it takes to admit them.
 
     Args:
         memory, planner: what a request needs before it can run.
-        policy, max_running, max_queued: see EngineConfig.
+        policy, max_running, max_queued, max_overtakes: see EngineConfig.
+
+    Ageing: whenever a request starts while an older one waits, the oldest of those ages, and so does a request that is
+    preempted. At `max_overtakes` by requests of higher priority, or POLICY_SHARE times as many of its own, the oldest
+    is next, whatever the priorities, and a request that old is not preempted. So every request starts and ends however
+    many of higher priority come, or of better fit for the cache. Starts are counted, not seconds: what happens is
+    determined by the order of the requests.
 
     Attributes:
         waiting: requests that were not admitted yet, or were put back.
     """
 
-    def __init__(self, memory: Memory, planner: ReusePlanner, policy: str, max_running: int, max_queued: int | None):
+    def __init__(
+        self, memory: Memory, planner: ReusePlanner, policy: str, max_running: int, max_queued: int | None,
+        max_overtakes: int,
+    ):  # fmt: skip
         self.memory = memory
         self.planner = planner
         self._policy = policy
         self._max_running = max_running
         self._max_queued = max_queued
+        self._old = max_overtakes * POLICY_SHARE
         self.waiting: list[Request] = []
         self._blocked = False  # the first in the queue found no memory, and nothing has changed since
         self._put_off: Request | None = None
+        self._tickets = itertools.count()
 
     def queue(self, request: Request, running: int) -> None:
         """Take a request in, while `running` run. Raises QueueFullError."""
@@ -42,19 +59,28 @@ class Admission:
             if queued >= self._max_queued:
                 message = f"{queued} requests wait already, as many as may (max_queued_requests): try again later"
                 raise QueueFullError(message, field="max_queued_requests", value=queued, limit=self._max_queued)
+        request.ticket = next(self._tickets)
         self.waiting.append(request)
         self._blocked = False
 
     def put_back(self, request: Request) -> None:
         """A running request waits again, before those that never ran."""
+        request.age += POLICY_SHARE
         self.waiting.insert(0, request)
         self._blocked = False
 
     def remove(self, request: Request) -> None:
-        """A request has started, or ended while it waited."""
+        """A request has ended while it waited."""
         self.waiting.remove(request)
         if request is self._put_off:
             self._put_off = None
+
+    def started(self, request: Request) -> None:
+        """A request waits no longer; the oldest of those that do ages if it came before."""
+        self.remove(request)
+        oldest = min(self.waiting, key=lambda r: r.ticket, default=request)
+        if oldest.ticket < request.ticket:
+            oldest.age += POLICY_SHARE if request.priority > oldest.priority else 1
 
     def put_off(self, request: Request) -> None:
         """Take back what `admit` gave a request: no forward has room for it yet.
@@ -80,9 +106,9 @@ class Admission:
         if min((r.priority for r in running), default=math.inf) >= max(r.priority for r in self.waiting):
             return
         request = self._order()[0]
-        if self._follows(request, self._leading(running)):
+        if request.age < self._old and self._follows(request, self._leading(running)):
             return  # it will not start now, and who was put back would take its own place again
-        weaker = victims(running, request.priority)
+        weaker = victims((r for r in running if r.age < self._old), request.priority)
         kv, config = self.memory.kv, self.memory.config
         shared = self.planner.cached_tokens(request) // config.page_size
         needed = (self.memory.pages_for(request.total_tokens) - shared) * config.num_bands
@@ -106,10 +132,10 @@ class Admission:
         if not self.waiting or self._blocked or len(running) >= self._max_running:
             return
         leading = self._leading(running.values())
-        for request in self._order():
-            if len(running) >= self._max_running:
-                return
-            if self._follows(request, leading):
+        order = deque(self._order())
+        while order and len(running) < self._max_running:
+            request = order.popleft()
+            if request.age < self._old and self._follows(request, leading):
                 continue
             admitted = self.planner.admit(request)
             if not admitted and not running:
@@ -122,13 +148,26 @@ class Admission:
                 return
             self._lead(leading, request)
             yield request, True
+            aged = self._aged()
+            if aged is not None and aged in order:
+                order.remove(aged)
+                order.appendleft(aged)
 
     def _order(self) -> list[Request]:
         """Waiting requests in the order in which they should be admitted."""
         order = admission_order(self._policy, self.waiting, self.planner)
         if self._put_off is not None:
             order.sort(key=lambda r: (-r.priority, r is not self._put_off))
+        aged = self._aged()
+        if aged is not None:
+            order.remove(aged)
+            order.insert(0, aged)
         return order
+
+    def _aged(self) -> Request | None:
+        """The oldest waiting request, if it has to be next."""
+        oldest = min(self.waiting, key=lambda r: r.ticket, default=None)
+        return oldest if oldest is not None and oldest.age >= self._old else None
 
     def _leading(self, running: Iterable[Request]) -> RadixTree:
         """A tree without pages of the prompts that will be in the cache before long."""

@@ -21,16 +21,16 @@ from .reuse import ReusePlanner
 from .worker_link import WorkerLink
 
 logger = logging.getLogger(__name__)
-_IDLE_CHECK_SECONDS = 1.0
+_IDLE_CHECK_SECONDS, _REFRESHES_IN_ROW = 1.0, 4
 
 
 class Scheduler:
     """Continuous batching over one worker.
 
     `plan` says what the worker should run next: a refresh batch (first forwards of newly admitted requests and block
-    starts of running ones) when there is any, else a block step of everything that runs. `apply` takes the results.
-    `step` does both with a worker that answers at once. Nothing else may be called between a plan that returned a
-    forward and its apply, but `add`, `stats` and `has_work`.
+    starts of running ones) when there is any, else, and after four of them, a block step of all that can do one.
+    `apply` takes the results. `step` does both with a worker that answers at once. Nothing else may be called between
+    a plan that returned a forward and its apply, but `add`, `stats` and `has_work`.
 
     Every request that `add` accepted shows up exactly once, finished, in what `take` (or `step`), `end` or `abort`
     return.
@@ -41,14 +41,14 @@ class Scheduler:
         worker: runs them.
         auditor: audits hits; None: none are.
         eos_token_id: ends a text.
-        max_running_requests, max_queued_requests, max_refresh_tokens, max_steps_per_message, policy, log_interval,
-        check_invariants: see EngineConfig.
+        max_running_requests, max_queued_requests, max_overtakes, max_refresh_tokens, max_steps_per_message, policy,
+        log_interval, check_invariants: see EngineConfig.
     """
 
     def __init__(
         self, memory: Memory, planner: ReusePlanner, worker: WorkerLink, *, eos_token_id: int,
         max_running_requests: int, max_refresh_tokens: int, max_steps_per_message: int, policy: str,
-        check_invariants: bool, max_queued_requests: int | None = None, log_interval: int = 40,
+        check_invariants: bool, max_overtakes: int, max_queued_requests: int | None = None, log_interval: int = 40,
         auditor: Auditor | None = None,
     ):  # fmt: skip
         self.memory = memory
@@ -56,7 +56,7 @@ class Scheduler:
         self.planner = planner
         self._worker = worker
         self._eos = eos_token_id
-        self._admission = Admission(memory, planner, policy, max_running_requests, max_queued_requests)
+        self._admission = Admission(memory, planner, policy, max_running_requests, max_queued_requests, max_overtakes)
         self._max_refresh_tokens = max_refresh_tokens
         self._max_steps = max_steps_per_message
         self._check = check_invariants
@@ -67,7 +67,7 @@ class Scheduler:
         self._running: dict[str, Request] = {}
         self._ending: list[tuple[Request, ForwardItem]] = []  # done, but for the pass that mode `lm` captures
         self._in_flight: tuple[ForwardItem, ...] = ()
-        self._final = False
+        self._final, self._refreshes_in_row = False, 0
         self._progress: dict[Request, None] = {}
         self._next_deadline = math.inf
 
@@ -169,19 +169,21 @@ class Scheduler:
         self._final = bool(self._ending)
         if self._final:
             return self._fly(self._next_finals(), 1)
-        refreshes = self._next_refreshes()
+        steps = self._next_block_steps() if self._refreshes_in_row >= _REFRESHES_IN_ROW else ()
+        refreshes = [] if steps else self._next_refreshes()
+        self._refreshes_in_row = self._refreshes_in_row + 1 if refreshes else 0
         if refreshes:
             self.counters.refresh_forwards += 1
             then = self._steps_behind(refreshes)
             return self._fly(tuple(refreshes), self._max_steps if then else 1, then)
         if self._running:
             self._log.block_step(self._running, self.num_waiting)
-            return self._fly(self._next_block_steps(), self._max_steps)
+            return self._fly(steps or self._next_block_steps(), 1 if steps else self._max_steps)
         return None
 
     def _next_block_steps(self) -> tuple[ForwardItem, ...]:
-        """A block step of everybody; of those that compute more than their block, in turns, what a forward may hold."""
-        steps = [(request, self.planner.block_step(request)) for request in self._running.values()]
+        """A block step of all that need no refresh; those that compute more than their block, as a forward has room."""
+        steps = [(r, self.planner.block_step(r)) for r in self._running.values() if not r.needs_refresh]
         wide = [(request, item.stop - item.start) for request, item in steps if not item.is_block_alone]
         if sum(tokens for _, tokens in wide) <= self._max_refresh_tokens:
             return tuple(item for _, item in steps)
@@ -224,10 +226,8 @@ class Scheduler:
             elif request.finish_reason is None:
                 state = "running" if request.rid in self._running else "waiting"
                 message = f"not done within timeout_s = {request.timeout_s:g} seconds (it was {state})"
-                limit = request.timeout_s
-                request.error = RequestTimeoutError(
-                    message, field="timeout_s", value=now - request.arrival, limit=limit
-                )
+                limit, waited = request.timeout_s, now - request.arrival
+                request.error = RequestTimeoutError(message, field="timeout_s", value=waited, limit=limit)
                 request.finish_reason = "abort"
                 self._finish(request)
 
@@ -276,7 +276,7 @@ class Scheduler:
         self._admission.put_back(request)
 
     def _start(self, request: Request) -> None:
-        self._admission.remove(request)
+        self._admission.started(request)
         self.planner.starts(request)
         self._running[request.rid] = request
         request.admitted_at = request.admitted_at or time.monotonic()

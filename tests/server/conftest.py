@@ -13,7 +13,7 @@ from shoal.shop.task import PriceList, make_list
 from .process import ServerProcess
 
 FLAGS = ("--kv-cache-tokens", "16384", "--max-running-requests", "16", "--check-invariants", "--max-n", "4",
-         "--max-batch", "64", "--max-body-bytes", "1000000", "--log-requests")  # fmt: skip
+         "--max-batch", "64", "--max-priority", "9", "--max-body-bytes", "1000000", "--log-requests")  # fmt: skip
 
 
 @pytest.fixture(scope="session")

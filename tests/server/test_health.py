@@ -11,6 +11,7 @@ import pytest
 
 from shoal.runtime.errors import EngineError, QueueFullError
 from shoal.runtime.http.api_error import ApiError
+from shoal.runtime.http.probe import SharedProbe
 from shoal.runtime.http.routes.health import health_generate
 from shoal.runtime.service.service import MAX_PRIORITY, GenerateInput
 
@@ -48,7 +49,8 @@ class Service:
 
 async def probe(service: Service, limit: float) -> int:
     """The status code."""
-    state: Any = types.SimpleNamespace(service=service, config=types.SimpleNamespace(health_timeout_s=limit))
+    shared: Any = service
+    state: Any = types.SimpleNamespace(probe=SharedProbe(shared, limit, 0.0))
     try:
         reply = await health_generate(state)
     except ApiError as error:
@@ -75,3 +77,35 @@ async def test_a_forward_that_only_began_is_no_sign_of_life(refuses):
 async def test_a_probe_that_fails_says_why():
     with pytest.raises(EngineError, match="the forward failed"):
         await probe(Service(finishes=None, refuses=EngineError("the forward failed: x")), 5)
+
+
+async def test_however_many_ask_one_probe_runs():
+    """It needs no key: whoever asks must not make the worker compute more than once in a while."""
+    service: Any = Service(finishes=2)
+    shared = SharedProbe(service, 30, interval_s=3600)
+    first = asyncio.create_task(shared.check())
+    await asyncio.sleep(0)
+    await asyncio.gather(*(shared.check() for _ in range(50)))
+    await first
+    await shared.check()
+    assert (len(service.seen), service.closed) == (1, 1)
+
+
+async def test_one_who_leaves_does_not_end_it_for_the_others():
+    service: Any = Service(finishes=3)
+    shared = SharedProbe(service, 30, interval_s=3600)
+    leaves, stays = asyncio.create_task(shared.check()), asyncio.create_task(shared.check())
+    await asyncio.sleep(0)
+    leaves.cancel()
+    await stays
+    assert len(service.seen) == 1
+
+
+@pytest.mark.parametrize(("interval", "probes"), [(0.0, 3), (3600.0, 1)])
+async def test_a_result_is_given_again_for_an_interval_also_a_bad_one(interval, probes):
+    service: Any = Service(finishes=None, refuses=EngineError("the forward failed: x"))
+    shared = SharedProbe(service, 30, interval)
+    for _ in range(3):
+        with pytest.raises(EngineError, match="the forward failed"):
+            await shared.check()
+    assert len(service.seen) == probes

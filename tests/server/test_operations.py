@@ -69,6 +69,18 @@ class TestKeys:
         reply = asked(method, url, headers=bearer(ADMIN_KEY), json={"rid": "none"})
         assert reply.status_code == {"/cache/": 307, "/start_profile": 400}.get(path, 200)
 
+    @pytest.mark.parametrize(("route", "body"), [
+        ("/generate", {"text": "red"}), ("/score", {"text": "red", "choices": ["blue"]}),
+        ("/v1/completions", {"prompt": "red"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "red"}]}),
+    ])  # fmt: skip
+    def test_only_the_admin_key_goes_before_all_others(self, locked, route, body):
+        """Nobody has raised --max-priority."""
+        for key, priority, status in ((KEY, 1, 400), (KEY, 0, 200), (KEY, -1, 200), (ADMIN_KEY, 1000, 200)):
+            reply = httpx.post(locked.url + route, json={**body, "priority": priority}, headers=bearer(key), timeout=60)
+            assert reply.status_code == status, reply.text
+            assert status == 200 or "--max-priority" in reply.json()["message"]
+
     def test_keys_are_shown_nowhere(self, locked):
         info = httpx.get(f"{locked.url}/server_info", headers=bearer(KEY), timeout=60).text
         for text in (info, locked.log_text(), httpx.get(f"{locked.url}/metrics", timeout=60).text):

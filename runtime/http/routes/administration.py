@@ -15,10 +15,9 @@ from ..api_error import ApiError, bad_request
 from ..batch import check_unicode
 from ..field_table import ABORT, PROFILE
 from ..fields import check_fields
-from ..keys import is_admin
 from ..replies import JSONReply
 from ..schemas import AbortBody, ProfileBody
-from ..state import ServerState, ready_state, server_state
+from ..state import ServerState, is_admin, ready_state, server_state
 from ..wording import shown
 
 router = APIRouter(tags=["administration"])
@@ -59,7 +58,7 @@ async def cache(request: Request, state: Annotated[ServerState, Depends(ready_st
     a server with an admin key, since they are what others have sent.
     """
     snapshot = await state.service.cache_snapshot()
-    return JSONReply(_without_secrets(snapshot, state.digest_key, tokens=is_admin(request.scope)))
+    return JSONReply(_without_secrets(snapshot, state.digest_key, tokens=is_admin(request)))
 
 
 @router.post("/start_profile", summary="Record what the worker does")

@@ -50,7 +50,7 @@ async def score(body: ScoreBody, request: Request, state: Annotated[ServerState,
     base = GenerateInput(
         rid=f"{rid}-warm", prompt=list(body.input_ids or ()), sampling=SamplingParams(max_new_tokens=0), stream=False,
         shared_prefix=body.shared_prefix, names=FieldNames("input_ids" if body.text is None else "text", "choices"),
-        **routing_of(body, state),
+        **routing_of(body, request, state),
     )  # fmt: skip
     scored = await state.generations.run(request, rid, _scored(state, rid, body, base))
     reply: dict[str, Any] = {
