@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import uvicorn
@@ -17,6 +18,8 @@ from ..errors import ConfigError, EngineClosedError, ModelLoadError, ShoalError
 from ..service.service import Service
 from .app import create_app
 from .config import ServerConfig
+from .connection import Connection
+from .gate import ConnectionLimits, Gate
 from .probe import decode_one_token
 from .state import ServerState
 
@@ -43,15 +46,18 @@ async def serve(service: StartableService, config: ServerConfig, model_name: str
     under way finish for up to `drain_timeout_s`, ends the rest and stops; a second signal cuts the waiting short.
     """
     signals = _Signals()
+    gate = Gate(ConnectionLimits.of(config))
     listener = listen(config.host, config.port)
     logger.info("Listening on %s, ready when the model is", _address(listener))
     app = create_app(service, config, config.served_model_name or model_name)
     state: ServerState = app.state.server
     http = _Server(
         uvicorn.Config(
-            app, lifespan="off", log_config=None, access_log=False, server_header=False, http="httptools",
+            app, lifespan="off", log_config=None, access_log=False, server_header=False, ws="none",
+            http=partial(Connection, gate),  # type: ignore[arg-type]
             timeout_keep_alive=config.keep_alive_s, timeout_graceful_shutdown=_LAST_REPLIES_S,
-        )
+        ),
+        gate,
     )  # fmt: skip
     serving = asyncio.create_task(http.serve(sockets=[listener]))
     starting = asyncio.create_task(_start(service, state, listener))
@@ -154,7 +160,18 @@ async def _drain(state: ServerState, signals: _Signals, starting: asyncio.Task[S
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without signal handlers of its own."""
+    """uvicorn without signal handlers of its own, and with a look at its connections once a second."""
+
+    def __init__(self, config: uvicorn.Config, gate: Gate):
+        super().__init__(config)
+        self._gate = gate
+
+    async def on_tick(self, counter: int) -> bool:
+        """See uvicorn.Server: called ten times a second."""
+        if counter % 10 == 0:
+            connections: set[Any] = self.server_state.connections
+            self._gate.check(connections, asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

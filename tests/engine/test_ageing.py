@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from shoal.runtime.engine.engine import Engine
 
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.request.request import Request
 from shoal.runtime.scheduler.admission import POLICY_SHARE
 

@@ -1,0 +1,87 @@
+"""How many connections are open at once, and which of them goes when there are too many."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+from .config import ServerConfig
+from .connection import Connection, full_error
+
+logger = logging.getLogger(__name__)
+RESERVE = 32
+"""Connections past the limit that are still served, for RESERVED_PATHS alone."""
+_OTHER_FILES = 128 + RESERVE
+_MOST = 4096
+_WARNING_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Limits of connections: see ServerConfig."""
+
+    max_connections: int
+    max_header_bytes: int
+    max_headers: int
+    header_timeout_s: float
+    send_timeout_s: float
+
+    @classmethod
+    def of(cls, config: ServerConfig) -> ConnectionLimits:
+        """With a number of connections that the process's open files allow. Raises ConfigError for one past it."""
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        room = _MOST if files == resource.RLIM_INFINITY else max(1, files - _OTHER_FILES)
+        asked = config.max_connections
+        if asked is not None and asked > room and files != resource.RLIM_INFINITY:
+            message = f"max_connections is {asked}; the limit of {files} open files (ulimit -n) has room for {room}"
+            raise ConfigError(message, field="max_connections", value=asked, limit=room)
+        return cls(asked or min(_MOST, room), config.max_header_bytes, config.max_headers, config.header_timeout_s,
+                   config.send_timeout_s)  # fmt: skip
+
+
+class Gate:
+    """Keeps connections below the limit: a new one past it takes the place of the one that was silent longest.
+
+    Only when all are busy with requests does it become one of the RESERVE, and past these it is refused.
+    """
+
+    def __init__(self, limits: ConnectionLimits):
+        self.limits = limits
+        self._dropped = self._refused = 0
+        self._warned_at = -_WARNING_S
+
+    def opened(self, connection: Connection) -> None:
+        """Make room for a connection that is now open, or refuse it."""
+        others: Collection[Connection] = connection.connections  # type: ignore[assignment]
+        if len(others) <= self.limits.max_connections:
+            return
+        idle = (other for other in others if other is not connection and other.is_idle)
+        idlest = min(idle, key=lambda other: other.active_at, default=None)
+        if idlest is not None:
+            idlest.drop()
+            self._dropped += 1
+        else:
+            connection.is_reserve = True
+            if len(others) > self.limits.max_connections + RESERVE:
+                connection.answer(full_error())
+                self._refused += 1
+        self._warn()
+
+    def check(self, connections: Collection[Connection], now: float) -> None:
+        """Close the connections whose time is over; call it about once a second."""
+        for connection in list(connections):
+            connection.check(now)
+
+    def _warn(self) -> None:
+        now = time.monotonic()
+        if now - self._warned_at < _WARNING_S:
+            return
+        logger.warning(
+            "%d connections are open, as many as may be (--max-connections): %d silent ones were closed, %d refused",
+            self.limits.max_connections, self._dropped, self._refused,
+        )  # fmt: skip
+        self._warned_at, self._dropped, self._refused = now, 0, 0
