@@ -134,7 +134,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 DISTRIBUTION = {"zmq": "pyzmq"}
 OURS = {"shoal", "tests", "benchmarks", "common"}
 NEVER_IMPORTED = {
-    "httptools": "uvicorn is told to use it",
     "pybase64": "sglang 0.5.2 needs it and does not say so",
     "pytest-timeout": "a plugin",
     "setuptools": "builds the wheel and the sdist below, in processes of their own",
