@@ -10,16 +10,17 @@ from typing import Any
 from ...runtime.errors import shorten
 from .. import driver
 from ..errors import ExpressionError, ProgramCancelledError, ProgramError, UnknownVariableError, UnsupportedError
-from ..language.expressions import RoleBegin, RoleEnd, flat
+from ..language.expressions import flat
 from ..language.holes import fill
 from .branching import Fork, Wait
 from .location import here
+from .messages import Messages
 from .operations import Append, Read, Scope
 from .tape import Tape
 from .usage import Usage
 
 
-class ProgramState:
+class ProgramState(Messages):
     """Text so far and variables. Appending (`s += ...`) returns at once; reading waits for what is read.
 
     In an `async` function read with `await s.get(name)`, `await s.wait()`, `await s.get_text()`: a reading that blocks
@@ -60,30 +61,6 @@ class ProgramState:
     def fill(self, *parts: Any, **values: Any) -> None:
         """Append a canvas of fixed text and holes that are filled together; see `shoal.fill`."""
         self.append(fill(*parts, **values))
-
-    def system(self, expression: Any = None) -> Any:
-        """Append a system message; without an argument a context manager for one."""
-        return self._message("system", expression)
-
-    def user(self, expression: Any = None) -> Any:
-        """Append a user message; without an argument a context manager for one."""
-        return self._message("user", expression)
-
-    def assistant(self, expression: Any = None) -> Any:
-        """Append an assistant message; without an argument a context manager for one."""
-        return self._message("assistant", expression)
-
-    def _message(self, role: str, expression: Any) -> Any:
-        if expression is None:
-            return self._role_scope(role)
-        self.append([RoleBegin(role), *flat(expression), RoleEnd(role)])
-        return None
-
-    @contextmanager
-    def _role_scope(self, role: str) -> Generator[None, None, None]:
-        self.append(RoleBegin(role))
-        yield
-        self.append(RoleEnd(role))
 
     @contextmanager
     def var_scope(self, name: str) -> Generator[None, None, None]:

@@ -8,7 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from ..language.expressions import Expression, Fill, Gen, OpenText, RoleBegin, RoleEnd, Select, Text, flat, names_of
+from ..language.expressions import Expression, Fill, Gen, OpenText, Select, Text, flat, names_of
+from .messages import Messages
 
 tracing: ContextVar[bool] = ContextVar("tracing", default=False)
 """Whether a function is being traced: a program that it runs must not call anything."""
@@ -66,7 +67,7 @@ class Trace:
     straight: bool = False
 
 
-class TraceState:
+class TraceState(Messages):
     """Stands in for a ProgramState: notes what is appended, stops the trace where a real value would be needed."""
 
     def __init__(self, trace: Trace):
@@ -101,32 +102,6 @@ class TraceState:
         self._open = False
         for part in parts:
             self.append(part)
-
-    def system(self, expression: Any = None) -> Any:
-        """See ProgramState."""
-        return self._message("system", expression)
-
-    def user(self, expression: Any = None) -> Any:
-        """See ProgramState."""
-        return self._message("user", expression)
-
-    def assistant(self, expression: Any = None) -> Any:
-        """See ProgramState."""
-        return self._message("assistant", expression)
-
-    def _message(self, role: str, expression: Any) -> Any:
-        if expression is None:
-            return self._scope(RoleBegin(role), RoleEnd(role))
-        self.append(RoleBegin(role))
-        self.append(expression)
-        self.append(RoleEnd(role))
-        return None
-
-    @contextmanager
-    def _scope(self, begin: Expression, end: Expression) -> Generator[None, None, None]:
-        self.append(begin)
-        yield
-        self.append(end)
 
     @contextmanager
     def var_scope(self, name: str) -> Generator[None, None, None]:
