@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from shoal import Engine, RequestOutput, SamplingParams
 from shoal.provenance import commit, hardware
-from shoal.runtime.request.request import CACHE_MODES, CacheMode
+from shoal.runtime.config import CACHE_MODES, CacheMode
 from shoal.shop import vocabulary
 from shoal.shop.evaluate import render
 from shoal.shop.task import KINDS, MAX_ITEMS, Question, chat, make_list, make_question

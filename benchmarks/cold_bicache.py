@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.table import Table
 from shoal import Engine, RequestOutput, SamplingParams
 from shoal.provenance import commit, hardware
-from shoal.runtime.request.request import CacheMode
+from shoal.runtime.config import CacheMode
 from shoal.shop.task import KINDS, chat, make_list, make_question
 
 PARAMS = SamplingParams(max_new_tokens=32, block_length=4)

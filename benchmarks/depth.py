@@ -25,9 +25,9 @@ from tqdm import tqdm
 import shoal
 from shoal import DepthProfile, Engine, RequestOutput, SamplingParams
 from shoal.provenance import commit, hardware
+from shoal.runtime.config import CacheMode
 from shoal.runtime.model.digest import model_digest
 from shoal.runtime.model.hub import resolve_model_folder
-from shoal.runtime.request.request import CacheMode
 from shoal.shop.task import KINDS, PriceList, Question, chat, make_list, make_question
 
 SIZES = (6, 10, 18, 32, 50, 70)

@@ -13,6 +13,7 @@ from shoal.runtime.config import EngineConfig
 from shoal.runtime.pipeline.messages import Codec, FromWorker, Results, Run, ToWorker
 from shoal.runtime.request.facts import build_scheduler
 from shoal.runtime.request.request import Request
+from shoal.runtime.request.spec import RequestSpec
 from shoal.runtime.text.stream import TextStream
 from shoal.runtime.worker.null import build_null_worker
 
@@ -35,15 +36,19 @@ def scheduling(repeats: int) -> list[Row]:
             while scheduler.num_running + scheduler.num_waiting < IN_FLIGHT:
                 made += 1
                 sampling = SamplingParams(max_new_tokens=512, block_length=512, ignore_eos=True)
-                scheduler.add(Request(str(made), prompt, sampling, "bicache", "", BLOCK, 1, TextStream(None)))
+                spec = RequestSpec(
+                    rid=str(made), prompt=prompt, sampling=sampling, cache_mode="bicache", cache_salt="",
+                    block_length=BLOCK, seed=1,
+                )  # fmt: skip
+                scheduler.add(Request(spec, TextStream(None)))
             begin = time.perf_counter()
-            forward = scheduler.plan()
-            if forward is not None:
-                message = to_worker.decode(to_worker.encode(Run(forward)))
+            planned = scheduler.plan()
+            if planned is not None:
+                message = to_worker.decode(to_worker.encode(Run(planned.forward)))
                 middle = time.perf_counter()
                 results = worker.forward(message.forward)
                 own -= time.perf_counter() - middle
-                scheduler.apply(from_worker.decode(from_worker.encode(Results(results))).results)
+                scheduler.apply(planned, from_worker.decode(from_worker.encode(Results(results))).results)
             scheduler.take()
             own += time.perf_counter() - begin
         return own / steps

@@ -33,7 +33,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.server_process import ServerProcess
 from shoal.provenance import commit, hardware
-from shoal.runtime.request.request import CACHE_MODES
+from shoal.runtime.config import CACHE_MODES
 from shoal.shop.task import KINDS, Question, chat, make_list, make_question
 
 CANVAS, BLOCK, STEPS = 32, 8, 16

@@ -38,8 +38,9 @@ from benchmarks.model_shapes import SHAPES, write_shape
 from benchmarks.table import Table
 from shoal import Engine, SamplingParams
 from shoal.provenance import commit, hardware
+from shoal.runtime.config import CacheMode
 from shoal.runtime.request.forward import ForwardItem
-from shoal.runtime.request.request import CacheMode, Request
+from shoal.runtime.request.request import Request
 from shoal.runtime.scheduler.reuse import ReusePlanner
 from shoal.runtime.worker.gpu.worker import CudaWorker
 
@@ -77,7 +78,10 @@ class IntervalPlanner(ReusePlanner):
         """The forward that starts a later block."""
         start, stop = request.block_span()
         total, size = request.total_tokens, self.memory.config.page_size
-        due = self.refresh_interval is not None and request.nfe - request.nfe_at_refresh >= self.refresh_interval
+        due = (
+            self.refresh_interval is not None
+            and request.tally.nfe - request.tally.nfe_at_refresh >= self.refresh_interval
+        )
         low = 0 if due else len(request.prompt) // size * size
         return ForwardItem(request.rid, low, total, total, start, stop, join=low)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..radix_cache.eviction_policy import EVICTION_POLICIES
 from .errors import ConfigError, shorten
 from .nearest_name import did_you_mean
-from .request.request import CACHE_MODES, CacheMode
 
+CacheMode = Literal["none", "prefix", "dual", "lm", "bicache"]
+CACHE_MODES: tuple[CacheMode, ...] = get_args(CacheMode)
 POLICIES = ("lpm", "fcfs", "dfs-weight")
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .runtime.errors import ModelLoadError as ModelLoadError
     from .runtime.errors import PoolTooSmallError as PoolTooSmallError
     from .runtime.errors import ShoalError as ShoalError
-    from .runtime.request.request import RequestOutput as RequestOutput
+    from .runtime.request.output import RequestOutput as RequestOutput
     from .runtime.request.sampling_params import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
@@ -44,7 +44,7 @@ _HOME = {
     "InvalidRequestError": "runtime.errors",
     "ModelLoadError": "runtime.errors",
     "PoolTooSmallError": "runtime.errors",
-    "RequestOutput": "runtime.request.request",
+    "RequestOutput": "runtime.request.output",
     "SamplingParams": "runtime.request.sampling_params",
     "ShoalError": "runtime.errors",
 }

@@ -15,8 +15,9 @@ from ..backend import Call, Filled, Reply, Scored
 from .figures import figures_of
 
 if TYPE_CHECKING:
+    from ...runtime.config import CacheMode
     from ...runtime.engine.engine import Engine
-    from ...runtime.request.request import CacheMode, RequestOutput
+    from ...runtime.request.output import RequestOutput
 
 _REMEMBERED = 4096
 

@@ -15,17 +15,20 @@ import torch
 
 from ...radix_cache.errors import LockError
 from ...radix_cache.node import Namespace
-from ..config import EngineConfig
+from ..config import CacheMode, EngineConfig
 from ..cpu_tuning import warn_of_spinning
 from ..errors import ConfigError, InvalidRequestError, shorten
 from ..request.field_names import DEFAULT_NAMES
 from ..request.intake import Intake, is_single
-from ..request.request import CacheMode, Request, RequestOutput
+from ..request.output import RequestOutput
+from ..request.request import Request
 from ..request.sampling_params import SamplingParams
 from ..request.scoring import ScoreMethod, ScoreOutput
+from ..request.spec import RequestSpec
 from ..service.service import Prompt
 from ..text.chat_markers import PLAIN, ChatMarkers
 from ..text.parts import TextPart
+from ..text.stream import TextStream
 from .build import Parts, build_parts, choose_device
 from .loop import EngineLoop, Listener
 from .score_groups import WARM_UP, score_groups
@@ -117,15 +120,20 @@ class Engine:
         if single and canvas is not None:
             canvas = [canvas]
         prompts = [prompts] if single else prompts
-        made = self._intake.requests(prompts, sampling_params, cache_mode, cache_salt, canvas, shared_prefix)
-        return made, single
+        made = self._intake.specs(prompts, sampling_params, cache_mode, cache_salt, canvas, shared_prefix)
+        return self._open(made), single
 
     def _request(self, prompt: Prompt, *options: Any) -> Request:
         """As `_requests`, of what is one prompt whatever it looks like."""
         sampling_params, cache_mode, cache_salt, canvas, shared_prefix = options
         templates = None if canvas is None else [canvas]
-        (request,) = self._intake.requests([prompt], sampling_params, cache_mode, cache_salt, templates, shared_prefix)
-        return request
+        specs = self._intake.specs([prompt], sampling_params, cache_mode, cache_salt, templates, shared_prefix)
+        return self._open(specs)[0]
+
+    def _open(self, specs: Sequence[RequestSpec]) -> list[Request]:
+        """Requests for the scheduler, each with a stream for its text."""
+        tokenizer = self._parts.tokenizer
+        return [Request(spec, TextStream(tokenizer, tuple(spec.sampling.stop))) for spec in specs]
 
     def _run(self, requests: list[Request], on_output: Listener | None = None) -> list[RequestOutput]:
         """Terminal outputs of requests, in their order."""
@@ -236,7 +244,7 @@ class Engine:
         """
         options = cache_mode, cache_salt, shared_prefix
         plan, groups = score_groups(self._intake, prompt, choices, method, *options)
-        done = [_raised(output) for requests in groups for output in self._run(requests)]
+        done = [_raised(output) for specs in groups for output in self._run(self._open(specs))]
         warm = len(done) - plan.num_forwards
         return plan.gather(done[warm:], done[:warm])
 
@@ -253,7 +261,7 @@ class Engine:
         """As `score`, awaitable."""
         options = cache_mode, cache_salt, shared_prefix
         plan, groups = score_groups(self._intake, prompt, choices, method, *options)
-        done = [_raised(output) for requests in groups for output in await self._async_run(requests)]
+        done = [_raised(output) for specs in groups for output in await self._async_run(self._open(specs))]
         warm = len(done) - plan.num_forwards
         return plan.gather(done[warm:], done[:warm])
 
@@ -276,7 +284,8 @@ class Engine:
         tree, namespace = self._parts.scheduler.memory.tree, self._namespace(cache_salt)
         whole = len(tokens) // self.page_size * self.page_size
         if self.cached_tokens(tokens, cache_salt=cache_salt) < whole:
-            _raised(*self._run(self._intake.requests([tokens], WARM_UP, "bicache", cache_salt, names=DEFAULT_NAMES)))
+            specs = self._intake.specs([tokens], WARM_UP, "bicache", cache_salt, names=DEFAULT_NAMES)
+            _raised(*self._run(self._open(specs)))
         return self._loop.call_and_wait(lambda: tree.pin(tokens, namespace))
 
     def cached_tokens(self, prompt: Prompt, *, cache_salt: str = "") -> int:

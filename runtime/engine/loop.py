@@ -14,7 +14,8 @@ import torch
 
 from ..birthplace import Birthplace
 from ..errors import EngineClosedError, EngineError, InvalidRequestError, ShoalError
-from ..request.request import Request, RequestOutput
+from ..request.output import RequestOutput
+from ..request.request import Request
 from ..scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
+from ..config import CacheMode
 from ..request.field_names import FieldNames
 from ..request.intake import Intake
-from ..request.request import CacheMode, Request
 from ..request.sampling_params import SamplingParams
 from ..request.scoring import ScorePlan, choice_tokens
+from ..request.spec import RequestSpec
 from ..service.service import Prompt
 
 WARM_UP = SamplingParams(max_new_tokens=0)
@@ -19,7 +20,7 @@ _NAMES = FieldNames(length="choices")
 def score_groups(
     intake: Intake, prompt: Prompt, choices: Sequence[str | Sequence[int]], method: str, cache_mode: CacheMode | None,
     cache_salt: str, shared_prefix: int,
-) -> tuple[ScorePlan, Iterator[list[Request]]]:  # fmt: skip
+) -> tuple[ScorePlan, Iterator[list[RequestSpec]]]:  # fmt: skip
     """The plan for some choices, and its requests in groups to run one after the other.
 
     The first group warms the prompt (it is empty if one request does it all). The others score, as many at a time as
@@ -32,14 +33,14 @@ def score_groups(
     plan = ScorePlan(ids, method, intake.block_length, prompt_tokens=len(tokens))
     intake.check_choices(ids)
     prompts = [tokens] if plan.needs_warm_up else []
-    warm_up = intake.requests(prompts, WARM_UP, cache_mode, cache_salt, None, shared_prefix, names=_NAMES)
+    warm_up = intake.specs(prompts, WARM_UP, cache_mode, cache_salt, None, shared_prefix, names=_NAMES)
     size = intake.max_running_requests
 
-    def group(start: int) -> list[Request]:
+    def group(start: int) -> list[RequestSpec]:
         chosen = range(start, min(start + size, plan.num_forwards))
         canvases, targets = [plan.canvas(i) for i in chosen], [plan.targets[i] for i in chosen]
         prompts = [tokens] * len(chosen)
-        return intake.requests(prompts, None, cache_mode, cache_salt, canvases, len(tokens), targets, _NAMES)
+        return intake.specs(prompts, None, cache_mode, cache_salt, canvases, len(tokens), targets, _NAMES)
 
     first = group(0)  # the longest canvas is in every group: what does not fit is found here
     return plan, itertools.chain((warm_up, first), map(group, range(size, plan.num_forwards, size)))

@@ -12,7 +12,7 @@ from ..birthplace import Birthplace
 from ..config import EngineConfig
 from ..daemon_call import in_a_daemon
 from ..errors import CacheInUseError, EngineClosedError, InvalidRequestError, ShoalError, shorten
-from ..request.request import RequestOutput
+from ..request.output import RequestOutput
 from ..service.service import GenerateInput, Message, ServiceInfo, ServiceStatus, State
 from ..service.stats import SchedulerStats
 from ..text.chat_markers import markers_error
@@ -85,12 +85,12 @@ class LocalService:
         engine = self._need_engine()
         if request.rid in self._active:
             raise InvalidRequestError(f"rid {shorten(request.rid)} is in use", field="rid", value=request.rid)
-        (inner,) = engine._intake.requests(
+        (spec,) = engine._intake.specs(
             [request.prompt], request.sampling, request.cache_mode, request.cache_salt,
             None if request.canvas is None else [request.canvas], request.shared_prefix,
             None if request.targets is None else [request.targets], request.names,
         )  # fmt: skip
-        inner.priority, inner.timeout_s = request.priority, request.timeout_s
+        (inner,) = engine._open([replace(spec, priority=request.priority, timeout_s=request.timeout_s)])
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[RequestOutput] = asyncio.Queue()
         self._active[request.rid] = inner.rid

@@ -9,8 +9,8 @@ from typing import Any
 
 from starlette.requests import Request
 
+from ..config import CACHE_MODES
 from ..request.field_names import FieldNames
-from ..request.request import CACHE_MODES
 from ..request.sampling_params import SamplingParams
 from ..service.service import MAX_PRIORITY, GenerateInput, Prompt
 from .api_error import bad_request

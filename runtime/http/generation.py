@@ -24,7 +24,7 @@ from ..errors import (
     RequestTimeoutError,
     ShoalError,
 )
-from ..request.request import RequestOutput, Timings
+from ..request.output import RequestOutput, Timings
 from ..service.service import GenerateInput, Service
 from .metrics import Metrics
 

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ..errors import InvalidRequestError, PoolTooSmallError, QueueFullError, RequestTimeoutError, ShoalError
-from ..request.request import RequestOutput
+from ..request.output import RequestOutput
 from ..service.stats import SchedulerStats
 
 _GAUGES = (
@@ -32,7 +32,7 @@ _COUNTERS = (
     ("aborted", "num_aborted_requests", "Requests ended by their client."),
     ("timed_out", "num_timed_out_requests", "Requests not done within their time."),
     ("failed", "num_failed_requests", "Requests that failed, also because logits were not finite."),
-    ("retractions", "num_retractions", "Running requests put back for one of higher priority."),
+    ("preemptions", "num_retractions", "Running requests preempted by one of higher priority."),
     ("prompt_tokens", "prompt_tokens", "Prompt tokens of admitted requests."),
     ("generated_tokens", "generation_tokens", "Text tokens."),
     ("canvas_tokens", "canvas_tokens", "Masks committed, also behind the end of a text."),

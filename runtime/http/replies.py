@@ -8,7 +8,7 @@ from typing import Any
 from fastapi.responses import Response
 from orjson import dumps
 
-from ..request.request import RequestOutput
+from ..request.output import RequestOutput
 from ..service.service import GenerateInput
 from .batch import Batch
 
@@ -32,7 +32,7 @@ def meta_info(output: RequestOutput, item: GenerateInput, default_mode: str) -> 
         "completion_tokens": output.completion_tokens,
         "cached_tokens": output.cached_tokens,
         "weight_version": "default",
-        "num_retractions": output.retractions,
+        "num_retractions": output.preemptions,
         **diffusion_info(output, item, default_mode),
     }
     if output.finished:

@@ -26,7 +26,7 @@ from ..errors import (
 )
 from ..model.hub import resolve_model_folder
 from ..request.facts import Facts
-from ..request.request import RequestOutput
+from ..request.output import RequestOutput
 from ..service.service import GenerateInput, Message, ServiceInfo, ServiceStatus
 from ..service.stats import SchedulerStats
 from ..text.chat_markers import PLAIN

@@ -12,12 +12,14 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 import msgspec
 import numpy as np
 
+from ..config import CacheMode
 from ..errors import WireError
 from ..request.facts import Facts
 from ..request.field_names import DEFAULT_NAMES, FieldNames
 from ..request.forward import AddRequest, Forward, Release, StepResult
-from ..request.request import CacheMode, FinishReason
+from ..request.output import FinishReason
 from ..request.sampling_params import SamplingParams
+from ..request.spec import RequestSpec
 from ..worker.trace import TraceOptions
 
 VERSION: Literal[1] = 1
@@ -68,23 +70,9 @@ class Generate(_Message):
 
 
 class Accepted(_Message):
-    """A request whose prompt is tokens and whose limits are checked. `prompt`: int64, as bytes; `canvas` too, and
-    `targets`, row by row."""
+    """A request whose prompt is tokens and whose limits are checked."""
 
-    rid: str
-    prompt: bytes
-    sampling: SamplingParams
-    cache_mode: CacheMode
-    cache_salt: str
-    block_length: int
-    seed: int
-    priority: int
-    timeout_s: float | None
-    stream: bool
-    arrival: float
-    canvas: bytes | None = None
-    shared_prefix: int = 0
-    targets: bytes | None = None
+    spec: RequestSpec
 
 
 class Abort(_Message):
@@ -197,7 +185,7 @@ class Output(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     nfe: int
     computed_token_layers: int
     prefix_refreshes: int
-    retractions: int
+    preemptions: int
     queue_s: float
     first_text_s: float | None
     total_s: float
@@ -318,10 +306,3 @@ def _decode_array(kind: Any, value: Any) -> Any:
             if math.prod(shape) * dtype.itemsize == len(data):
                 return np.frombuffer(data, dtype).reshape(shape)
     raise ValueError(f"no array of {dtype}")
-
-
-def tokens_from(data: bytes) -> Any:
-    """int64 [n] from its bytes, read-only. Raises WireError when they are no whole numbers."""
-    if len(data) % 8:
-        raise WireError(f"{len(data)} bytes are no int64 tokens", field="prompt", value=len(data))
-    return np.frombuffer(data, np.int64)

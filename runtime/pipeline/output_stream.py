@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 
 from ..errors import ShoalError
-from ..request.request import Hole, RequestOutput, Timings
+from ..request.output import Hole, RequestOutput, Timings
 from .errors import unpack_error
 from .messages import Output
 
@@ -78,7 +78,7 @@ class OutputStream:
             computed_token_layers=output.computed_token_layers,
             prefix_refreshes=output.prefix_refreshes,
             timings=Timings(output.queue_s, output.first_text_s, output.total_s),
-            retractions=output.retractions,
+            preemptions=output.preemptions,
             holes=tuple(Hole(hole.start, hole.stop, tuple(hole.tokens), hole.text) for hole in output.holes),
             scores=tuple(output.scores),
         )

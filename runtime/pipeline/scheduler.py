@@ -43,7 +43,6 @@ from .messages import (
     ToDetokenizer,
     ToScheduler,
     ToWorker,
-    tokens_from,
 )
 
 logger = logging.getLogger(__name__)
@@ -103,16 +102,16 @@ class SchedulerProcess:
         poller.register(self._results.socket, zmq.POLLIN)
         while True:
             self._take_deferred()
-            forward = scheduler.plan()
-            if forward is None:
+            planned = scheduler.plan()
+            if planned is None:
                 self._deliver(scheduler.take())
                 scheduler.check_if_due()
                 if not self._deferred and dict(poller.poll(_RETRY_MS if scheduler.has_work else _IDLE_MS)):
                     self._inbox.drain(self._receive)
                 continue
-            self._worker.run(forward)
+            self._worker.run(planned.forward)
             self._deliver(scheduler.take())
-            scheduler.apply(self._wait(poller))
+            scheduler.apply(planned, self._wait(poller))
 
     def _build(self, facts: Facts) -> Scheduler:
         config = self._child.spec.engine
@@ -170,21 +169,12 @@ class SchedulerProcess:
 
     def _add(self, message: Accepted) -> None:
         try:
-            sampling = message.sampling
-            request = Request(
-                rid=message.rid, prompt=tokens_from(message.prompt), sampling=sampling, cache_mode=message.cache_mode,
-                cache_salt=message.cache_salt, block_length=message.block_length, seed=message.seed,
-                # Only a stop string decides when a request ends; all other text is the detokenizer's.
-                stream=TextStream(self._decoder if sampling.stop else None, tuple(sampling.stop)),
-                arrival=message.arrival, priority=message.priority, timeout_s=message.timeout_s,
-                streaming=message.stream, shared_prefix=message.shared_prefix,
-                template=None if message.canvas is None else tokens_from(message.canvas),
-            )  # fmt: skip
-            if message.targets is not None:
-                request.score(tokens_from(message.targets).reshape(-1, 2))
-            self._scheduler.add(request)
+            stop = tuple(message.spec.sampling.stop)
+            # Only a stop string decides when a request ends; all other text is the detokenizer's.
+            stream = TextStream(self._decoder if stop else None, stop)
+            self._scheduler.add(Request(message.spec, stream))
         except ShoalError as error:
-            self._child.tell(Refused(message.rid, pack_error(error)))
+            self._child.tell(Refused(message.spec.rid, pack_error(error)))
 
     def _abort(self, rid: str) -> None:
         request = self._scheduler.end(rid)
@@ -197,7 +187,7 @@ class SchedulerProcess:
         for message in self._deferred:
             match message:
                 case Accepted():
-                    rids.add(message.rid)
+                    rids.add(message.spec.rid)
                 case Abort():
                     rids.discard(message.rid)
                 case AbortAll():
@@ -230,11 +220,11 @@ class SchedulerProcess:
             self._sent[request.rid] = start + len(tokens)
         else:
             return None
-        times = request.timings()
+        times, tally = request.timings(), request.tally
         return Output(
-            request.rid, start, list(tokens), 0, request.stream.text if request.sampling.stop else None,
+            request.rid, start, list(tokens), 0, request.stream.text if request.spec.sampling.stop else None,
             request.finish_reason, request.matched_stop, None if request.error is None else pack_error(request.error),
-            len(request.prompt), request.cached_tokens, request.cached_depth, request.canvas_tokens, request.nfe,
-            request.computed_token_layers, request.prefix_refreshes, request.retractions, times.queue,
-            times.first_text, times.total, [HolePiece(*hole) for hole in request.hole_tokens()], list(request.scores),
+            len(request.prompt), tally.cached_tokens, tally.depth, request.canvas.num_committed, tally.nfe,
+            tally.computed_token_layers, tally.prefix_refreshes, tally.preemptions, times.queue, times.first_text,
+            times.total, [HolePiece(*hole) for hole in request.hole_tokens()], list(request.scores),
         )  # fmt: skip

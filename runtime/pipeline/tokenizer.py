@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import zmq
@@ -168,17 +169,15 @@ def _accepted(message: Generate, intake: Intake) -> Accepted:
     given: list[Any] = [p for p in (message.text, message.token_ids, message.messages) if p is not None]
     if len(given) != 1:
         raise InvalidRequestError("give exactly one of text, token ids and messages", field="prompt")
-    (request,) = intake.requests(
+    (spec,) = intake.specs(
         given, message.sampling, message.cache_mode, message.cache_salt,
         None if message.canvas is None else [message.canvas], message.shared_prefix,
         None if message.targets is None else [message.targets], message.names,
     )  # fmt: skip
-    return Accepted(
-        message.rid, request.prompt.tobytes(), request.sampling, request.cache_mode, request.cache_salt,
-        request.block_length, request.seed, message.priority, message.timeout_s, message.stream, message.arrival,
-        None if request.template is None else request.template.tobytes(), request.shared_prefix,
-        None if request.targets is None else request.targets.tobytes(),
-    )  # fmt: skip
+    return Accepted(replace(
+        spec, rid=message.rid, priority=message.priority, timeout_s=message.timeout_s, stream=message.stream,
+        arrival=message.arrival,
+    ))  # fmt: skip
 
 
 def _tokens(message: Tokenize, intake: Intake) -> list[int]:

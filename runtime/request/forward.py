@@ -22,7 +22,7 @@ class AddRequest:
 
     `page_table` is int32 [bands, ceil((prompt + canvas) / page_size)]; the worker keeps it until `Release`.
     `steps_per_block` is the quota of forwards for a block, None when confidence decides. `committed` are the tokens of
-    the first canvas positions when these are no masks any more (a request that was put back and starts again).
+    the first canvas positions when these are no masks any more (a preempted request that starts again).
     `canvas` is a template, int64 [canvas_length]: a token where it is fixed, -1 for a mask. Fixed tokens are never
     masks, and EOS inside a hole stops nothing; `committed` is empty then.
     """

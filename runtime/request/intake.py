@@ -10,17 +10,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..config import EngineConfig
+from ..config import CACHE_MODES, CacheMode, EngineConfig
 from ..errors import InvalidRequestError, ShoalError, shorten
 from ..service.service import Message, Prompt
 from ..text.parts import TextPart
-from ..text.stream import TextStream
 from ..text.tokenizer import Tokenizer
 from .facts import Facts
 from .field_names import FieldNames
 from .length_limit import check_length
-from .request import CACHE_MODES, CacheMode, Request
 from .sampling_params import SamplingParams
+from .spec import RequestSpec
 
 __all__ = ["Intake", "Prompt", "is_single"]
 
@@ -94,7 +93,7 @@ class Intake:
         """How many requests run together at most."""
         return self._config.max_running_requests
 
-    def requests(
+    def specs(
         self,
         prompts: Any,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
@@ -104,7 +103,7 @@ class Intake:
         shared_prefix: int = 0,
         targets: Sequence[Sequence[tuple[int, int]]] | None = None,
         names: FieldNames | None = None,
-    ) -> list[Request]:
+    ) -> list[RequestSpec]:
         """Requests for prompts that the engine was given, all checked.
 
         `canvas` is None or holds a template (or None) for each prompt; see `Engine.generate`. `targets` makes them
@@ -141,20 +140,20 @@ class Intake:
         for pairs in targets or ():
             self.check_choices([[token for _, token in pairs]])
         made = [
-            self._request(prompt, sampling, canvas, mode, cache_salt, shared_prefix, names or _names(index, canvas))
+            self._spec(prompt, sampling, canvas, mode, cache_salt, shared_prefix, names or _names(index, canvas))
             for index, (prompt, sampling, canvas) in enumerate(zip(prompts, params, templates, strict=True))
         ]
-        for request, pairs in zip(made, targets or (), strict=targets is not None):
-            self._score(request, pairs)
-        return made
+        if targets is None:
+            return made
+        return [self._scoring(spec, pairs) for spec, pairs in zip(made, targets, strict=True)]
 
-    def _score(self, request: Request, pairs: Sequence[tuple[int, int]]) -> None:
-        template = request.template
+    def _scoring(self, spec: RequestSpec, pairs: Sequence[tuple[int, int]]) -> RequestSpec:
+        template = spec.template
         for position, _ in pairs:
             if template is None or not 0 <= position < len(template) or template[position] >= 0:
                 message = f"targets has position {position}; it must be one of a mask of the canvas"
                 raise InvalidRequestError(message, field="targets", value=position)
-        request.score(np.array(pairs, np.int64).reshape(-1, 2))
+        return replace(spec, targets=np.array(pairs, np.int64).reshape(-1, 2))
 
     def check_choices(self, choices: Sequence[Sequence[int]]) -> None:
         """Raise InvalidRequestError for token ids that can't be answers: outside of the vocabulary, or the mask."""
@@ -209,10 +208,10 @@ class Intake:
             raise InvalidRequestError(message, field="canvas", value=list(canvas), limit="at least one -1")
         return np.array(canvas, np.int64)
 
-    def _request(
+    def _spec(
         self, prompt: Any, params: SamplingParams, canvas: Any, mode: CacheMode, salt: str, shared_prefix: int,
         names: FieldNames,
-    ) -> Request:  # fmt: skip
+    ) -> RequestSpec:  # fmt: skip
         if not isinstance(params, SamplingParams):
             message = f"sampling_params has {shorten(params)}; it must be a SamplingParams for each prompt"
             raise InvalidRequestError(message, field="sampling_params", value=params)
@@ -236,7 +235,7 @@ class Intake:
         if params.stop and self._tokenizer is None:
             message = "without a tokenizer there is no text that a stop string could be found in"
             raise InvalidRequestError(message, field="stop", value=params.stop, limit=())
-        return Request(
+        return RequestSpec(
             rid=f"{next(self._ids)}-{secrets.token_hex(4)}",
             prompt=tokens,
             sampling=params,
@@ -244,7 +243,6 @@ class Intake:
             cache_salt=salt,
             block_length=block_length,
             seed=params.seed if params.seed is not None else secrets.randbits(63),
-            stream=TextStream(self._tokenizer, params.stop),
             template=template,
             shared_prefix=shared_prefix,
         )

@@ -1,4 +1,4 @@
-"""The queue: which waiting requests start now, who has to wait for whom, and who gives way."""
+"""The queue: which waiting requests start now, which wait for another's capture, which running ones are preempted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ...radix_cache.tree import RadixTree
 from ..errors import QueueFullError
 from ..request.request import Request
 from .memory import Memory
-from .policy import admission_order, victims
+from .modes import MODES
+from .policy import admission_order, preemptible
 from .reuse import ReusePlanner
 
 POLICY_SHARE = 8
@@ -34,7 +35,7 @@ class Admission:
     determined by the order of the requests.
 
     Attributes:
-        waiting: requests that were not admitted yet, or were put back.
+        waiting: requests that were not admitted yet, or were preempted.
     """
 
     def __init__(
@@ -59,13 +60,13 @@ class Admission:
             if queued >= self._max_queued:
                 message = f"{queued} requests wait already, as many as may (max_queued_requests): try again later"
                 raise QueueFullError(message, field="max_queued_requests", value=queued, limit=self._max_queued)
-        request.ticket = next(self._tickets)
+        request.tally.ticket = next(self._tickets)
         self.waiting.append(request)
         self._blocked = False
 
-    def put_back(self, request: Request) -> None:
-        """A running request waits again, before those that never ran."""
-        request.age += POLICY_SHARE
+    def requeue(self, request: Request) -> None:
+        """A preempted request waits again, before those that never ran."""
+        request.tally.age += POLICY_SHARE
         self.waiting.insert(0, request)
         self._blocked = False
 
@@ -78,25 +79,24 @@ class Admission:
     def started(self, request: Request) -> None:
         """A request waits no longer; the oldest of those that do ages if it came before."""
         self.remove(request)
-        oldest = min(self.waiting, key=lambda r: r.ticket, default=request)
-        if oldest.ticket < request.ticket:
-            oldest.age += POLICY_SHARE if request.priority > oldest.priority else 1
+        oldest = min(self.waiting, key=lambda r: r.tally.ticket, default=request)
+        if oldest.tally.ticket < request.tally.ticket:
+            oldest.tally.age += POLICY_SHARE if request.priority > oldest.priority else 1
 
     def put_off(self, request: Request) -> None:
         """Take back what `admit` gave a request: no forward has room for it yet.
 
-        From now on it is the first among those of its priority: who finds more in the cache must not pass it for ever.
+        From now on it is the first of its priority: requests that find more in the cache must not pass it for ever.
         """
         self.memory.release(request)
-        request.cached_tokens = request.cached_depth = 0
         self._put_off = request
 
     def changed(self) -> None:
-        """Memory was given back, or the cache holds more: who found no memory may find some now."""
+        """Pages were freed or captured; blocked requests may now fit."""
         self._blocked = False
 
-    def giving_way(self, running: Iterable[Request]) -> Iterator[Request]:
-        """Running requests that the caller has to put back, one by one, for the most important one that waits.
+    def preempted(self, running: Iterable[Request]) -> Iterator[Request]:
+        """Running requests that the caller has to preempt, one by one, for the most important one that waits.
 
         None when that would not help it, and no more than it needs.
         """
@@ -106,20 +106,20 @@ class Admission:
         if min((r.priority for r in running), default=math.inf) >= max(r.priority for r in self.waiting):
             return
         request = self._order()[0]
-        if request.age < self._old and self._follows(request, self._leading(running)):
-            return  # it will not start now, and who was put back would take its own place again
-        weaker = victims((r for r in running if r.age < self._old), request.priority)
+        if request.tally.age < self._old and self._follows(request, self._leading(running)):
+            return  # it will not start now, and a preempted request would take its own place again
+        weaker = preemptible((r for r in running if r.tally.age < self._old), request.priority)
         kv, config = self.memory.kv, self.memory.config
         shared = self.planner.cached_tokens(request) // config.page_size
         needed = (self.memory.pages_for(request.total_tokens) - shared) * config.num_bands
-        gained = sum(v.own_kv.size + (v.match.kv_pages.size if v.match is not None else 0) for v in weaker)
+        gained = sum(_pages_of(other) for other in weaker)
         if needed > kv.num_free + kv.num_reclaimable + gained:
             return
-        for number, victim in enumerate(weaker):
-            if len(running) - number < self._max_running and self.planner.admit(request):
+        for number, other in enumerate(weaker):
+            if len(running) - number < self._max_running and self._grant(request):
                 self.put_off(request)  # it is admitted in its turn
                 return
-            yield victim
+            yield other
 
     def admit(self, running: Mapping[str, Request]) -> Iterator[tuple[Request, bool]]:
         """Give waiting requests their memory, one by one, as long as the caller asks for more and memory lasts.
@@ -135,11 +135,11 @@ class Admission:
         order = deque(self._order())
         while order and len(running) < self._max_running:
             request = order.popleft()
-            if request.age < self._old and self._follows(request, leading):
+            if request.tally.age < self._old and self._follows(request, leading):
                 continue
-            admitted = self.planner.admit(request)
+            admitted = self._grant(request)
             if not admitted and not running:
-                admitted = self.planner.admit(request, capture=False)
+                admitted = self._grant(request, capture=False)
                 if not admitted:
                     yield request, False
                     continue
@@ -152,6 +152,10 @@ class Admission:
             if aged is not None and aged in order:
                 order.remove(aged)
                 order.appendleft(aged)
+
+    def _grant(self, request: Request, capture: bool = True) -> bool:
+        request.grant = self.planner.admit(request, capture)
+        return request.grant is not None
 
     def _order(self) -> list[Request]:
         """Waiting requests in the order in which they should be admitted."""
@@ -166,27 +170,36 @@ class Admission:
 
     def _aged(self) -> Request | None:
         """The oldest waiting request, if it has to be next."""
-        oldest = min(self.waiting, key=lambda r: r.ticket, default=None)
-        return oldest if oldest is not None and oldest.age >= self._old else None
+        oldest = min(self.waiting, key=lambda r: r.tally.ticket, default=None)
+        return oldest if oldest is not None and oldest.tally.age >= self._old else None
 
     def _leading(self, running: Iterable[Request]) -> RadixTree:
         """A tree without pages of the prompts that will be in the cache before long."""
         config = self.memory.config
         leading = RadixTree(TreeConfig(config.page_size, config.num_layers, config.layers_per_band))
         for request in running:
-            if request.cache_mode == "lm":  # captured when it has finished, not after its first forward
+            if MODES[request.spec.cache_mode].captures == "finished":  # not captured after its first forward
                 self._lead(leading, request)
         return leading
 
     def _lead(self, leading: RadixTree, request: Request) -> None:
-        tokens = len(request.prompt) if request.cache_mode == "lm" else request.capture_tokens
+        whole = MODES[request.spec.cache_mode].captures == "finished"
+        tokens = len(request.prompt) if whole else request.grant.capture_tokens if request.grant is not None else 0
         if tokens:
             depth = self.memory.config.num_layers
             leading.capture(request.prompt[:tokens], self.planner.namespace(request), depth=depth, ratio=1.0)
 
     def _follows(self, request: Request, leading: RadixTree) -> bool:
-        if self.memory.tree_for(request.cache_mode) is None:
+        if self.memory.tree_for(request.spec.cache_mode) is None:
             return False
         shared = leading.match(request.prompt, self.planner.namespace(request), touch=False).num_tokens
         reusable = self.planner.reusable
         return reusable(request, shared) > reusable(request, self.planner.cached_tokens(request))
+
+
+def _pages_of(request: Request) -> int:
+    """KV pages that preempting a request may free: its own and those that it shares."""
+    grant = request.grant
+    if grant is None:
+        return 0
+    return grant.own_kv.size + (grant.match.kv_pages.size if grant.match is not None else 0)

@@ -14,6 +14,7 @@ from ...radix_cache.node import Node
 from ..request.forward import AuditReport
 from ..request.request import Request
 from .memory import Memory
+from .modes import MODES
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +74,13 @@ class Auditor:
 
         0 layers: it is not audited.
         """
-        if not self._rate or request.cache_mode != "bicache" or not request.cached_tokens:
+        if not self._rate or MODES[request.spec.cache_mode].captures != "prompt" or not request.tally.cached_tokens:
             return 0, False
         if self._draw.random() >= self._rate:
             return 0, False
         clean = len(self._window) == _WINDOW and min(self._window) == self._memory.config.num_layers
         self._tokens = not clean or not self._tokens
-        return request.cached_depth, self._tokens
+        return request.tally.depth, self._tokens
 
     def record(self, request: Request, match: Match, report: AuditReport) -> None:
         """Take an audit's report into account; `match` is what the request reused (it may have been unlocked since)."""

@@ -25,7 +25,7 @@ class Counters:
     aborted: int = 0
     timed_out: int = 0
     failed: int = 0
-    retractions: int = 0
+    preemptions: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     canvas_tokens: int = 0
@@ -43,20 +43,20 @@ class Counters:
 
     def admitted(self, request: Request, shares: bool) -> None:
         """A request got its pages; `shares`: its cache mode looks prefixes up."""
-        if not request.retractions:
+        if not request.tally.preemptions:
             self.prompt_tokens += len(request.prompt)
         if shares:
             self.cache_queries += 1
-            self.cache_hits += request.cached_tokens > 0
+            self.cache_hits += request.tally.cached_tokens > 0
             self.cache_query_tokens += len(request.prompt)
-            self.cache_hit_tokens += request.cached_tokens
-            self.reused_token_layers += request.cached_tokens * request.cached_depth
+            self.cache_hit_tokens += request.tally.cached_tokens
+            self.reused_token_layers += request.tally.cached_tokens * request.tally.depth
 
     def text(self, request: Request) -> None:
         """Text may have grown."""
-        new = max(0, request.num_text_tokens - request.counted_tokens)
+        new = max(0, request.num_text_tokens - request.tally.counted_tokens)
         self.generated_tokens += new
-        request.counted_tokens += new
+        request.tally.counted_tokens += new
 
     def finished(self, request: Request, timed_out: bool) -> None:
         """A request ended."""
@@ -121,13 +121,13 @@ class BatchLog:
         """A refresh batch that admitted requests is about to run."""
         if not admitted or not logger.isEnabledFor(logging.INFO):
             return
-        cached = sum(request.cached_tokens for request in admitted)
+        cached = sum(request.tally.cached_tokens for request in admitted)
         logger.info(
             "Prefill batch, #new-seq: %d, #new-token: %d, #cached-token: %d, token usage: %.2f, #running-req: %d, "
             "#queue-req: %d, mean reuse depth: %.1f, input throughput (token/s): %.2f",
             len(admitted), sum(len(request.prompt) for request in admitted) - cached, cached, self.usage(),
             running - len(admitted), waiting,
-            sum(r.cached_tokens * r.cached_depth for r in admitted) / cached if cached else 0.0,
+            sum(r.tally.cached_tokens * r.tally.depth for r in admitted) / cached if cached else 0.0,
             self.input_throughput,
         )  # fmt: skip
 

@@ -9,10 +9,14 @@ import numpy as np
 from ...radix_cache.config import TreeConfig
 from ...radix_cache.depth_profile import DepthProfile
 from ...radix_cache.errors import InvariantError
+from ...radix_cache.match import Match
 from ...radix_cache.page_allocator import PageAllocator
 from ...radix_cache.tree import RadixTree
+from ..config import CacheMode
 from ..errors import CacheInUseError, PoolTooSmallError
-from ..request.request import CacheMode, Pages, Request
+from ..request.grant import Pages
+from ..request.request import Request
+from .modes import MODES
 
 
 class Memory:
@@ -35,11 +39,13 @@ class Memory:
 
     def tree_for(self, mode: CacheMode) -> tuple[RadixTree, DepthProfile] | None:
         """Tree and profile of a cache mode; None for modes that share nothing between requests."""
-        if mode == "bicache":
-            return self.tree, self.reuse_profile
-        if mode == "lm":
-            return self.lm_tree, self.lm_profile
-        return None
+        match MODES[mode].captures:
+            case "prompt":
+                return self.tree, self.reuse_profile
+            case "finished":
+                return self.lm_tree, self.lm_profile
+            case None:
+                return None
 
     def pages_for(self, tokens: int) -> int:
         """Pages of one band that hold `tokens` positions."""
@@ -72,14 +78,19 @@ class Memory:
         return self.kv.alloc(kv_pages), self.boundary.alloc(boundary_pages)
 
     def release(self, request: Request) -> None:
-        """Give back everything that a request holds: its lock and its pages. Safe to call twice."""
-        trees = self.tree_for(request.cache_mode)
-        if request.match is not None and request.match.locked and trees is not None:
-            trees[0].unlock(request.match)
-        request.match = None
-        self.kv.release(request.own_kv)
-        self.boundary.release(request.own_boundary)
-        request.own_kv = request.own_boundary = np.empty(0, np.int32)
+        """Take back a request's grant: its lock and its pages. Safe to call twice."""
+        grant, request.grant = request.grant, None
+        if grant is None:
+            return
+        self.unlock(request.spec.cache_mode, grant.match)
+        self.kv.release(grant.own_kv)
+        self.boundary.release(grant.own_boundary)
+
+    def unlock(self, mode: CacheMode, match: Match | None) -> None:
+        """Give up the lock on a cached prefix of a cache mode's tree."""
+        trees = self.tree_for(mode)
+        if match is not None and match.locked and trees is not None:
+            trees[0].unlock(match)
 
     def flush(self) -> None:
         """Drop every cached prefix of both trees. Raises CacheInUseError, with nothing dropped, while any is locked."""
@@ -101,8 +112,9 @@ class Memory:
             kv += references.kv
             boundary += references.boundary
         for request in held:
-            np.add.at(kv, request.own_kv, 1)
-            np.add.at(boundary, request.own_boundary, 1)
+            if request.grant is not None:
+                np.add.at(kv, request.grant.own_kv, 1)
+                np.add.at(boundary, request.grant.own_boundary, 1)
         for name, allocator, expected in (("KV", self.kv, kv), ("boundary", self.boundary, boundary)):
             allocator.check_invariants()
             actual = allocator.refcount(np.arange(allocator.num_pages))

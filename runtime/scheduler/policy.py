@@ -1,4 +1,4 @@
-"""In which order waiting requests are admitted, and which running ones give way."""
+"""In which order waiting requests are admitted, and which running ones may be preempted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def admission_order(policy: str, waiting: Sequence[Request], planner: ReusePlann
     cached = {request.rid: planner.cached_tokens(request) for request in head}
     if policy == "lpm":
         return sorted(head, key=lambda r: (-r.priority, -cached[r.rid])) + tail
-    prefix = {r.rid: (r.cache_mode, r.cache_salt, r.prompt[: cached[r.rid]].tobytes()) for r in head}
+    prefix = {r.rid: (r.spec.cache_mode, r.spec.cache_salt, r.prompt[: cached[r.rid]].tobytes()) for r in head}
     weight = Counter(prefix[rid] for rid, tokens in cached.items() if tokens)
     first: dict[tuple[str, str, bytes], int] = {}
     for place, request in enumerate(head):
@@ -35,7 +35,7 @@ def admission_order(policy: str, waiting: Sequence[Request], planner: ReusePlann
     return sorted(head, key=lambda r: (-r.priority, -weight[prefix[r.rid]], first[prefix[r.rid]])) + tail
 
 
-def victims(running: Iterable[Request], priority: int) -> list[Request]:
-    """Running requests that may be put back for one of `priority`: the least important first, then the youngest."""
+def preemptible(running: Iterable[Request], priority: int) -> list[Request]:
+    """Running requests that one of `priority` may preempt: the least important first, then the youngest."""
     lower = [request for request in running if request.priority < priority]
-    return sorted(lower, key=lambda r: (r.priority, -(r.admitted_at or 0.0)))
+    return sorted(lower, key=lambda r: (r.priority, -(r.tally.admitted_at or 0.0)))

@@ -10,12 +10,45 @@ computed, so that on a miss it is mode `dual`. Its own pages are then written ag
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ...radix_cache.node import Namespace
 from ..request.forward import ForwardItem
-from ..request.request import Pages, Request
+from ..request.grant import NO_PAGES, Grant, Pages
+from ..request.request import Request
 from .memory import Memory
+from .modes import MODES
+
+
+class CapturePlan(NamedTuple):
+    """Leading tokens that a first forward captures, to which depth, the depths of boundary states, and the request's
+    refresh interval."""
+
+    tokens: int
+    depth: int
+    levels: tuple[int, ...]
+    refresh_interval: int | None
+
+
+NO_CAPTURE = CapturePlan(0, 0, (), None)
+
+
+def held(request: Request) -> Grant:
+    """The grant of a request that is admitted."""
+    assert request.grant is not None, request.rid
+    return request.grant
+
+
+def _copies(grant: Grant) -> Pages | None:
+    """Page ids [2, n], from and to: what of the capture is not the request's or the tree's own page."""
+    if grant.capture_table is None:
+        return None
+    bands, pages = grant.capture_table.shape
+    own = grant.page_table[:bands, :pages]
+    differs = own != grant.capture_table
+    return np.stack((own[differs], grant.capture_table[differs]))
 
 
 class ReusePlanner:
@@ -42,29 +75,28 @@ class ReusePlanner:
 
     def namespace(self, request: Request) -> Namespace:
         """Namespace of a request's prefixes."""
-        return Namespace(request.cache_salt, "final" if request.cache_mode == "lm" else self.memory.profile.capture)
+        spec = request.spec
+        final = MODES[spec.cache_mode].captures == "finished"
+        return Namespace(spec.cache_salt, "final" if final else self.memory.profile.capture)
 
     def cached_tokens(self, request: Request) -> int:
         """Prompt tokens that the tree knows at the moment; changes nothing."""
-        trees = self.memory.tree_for(request.cache_mode)
+        trees = self.memory.tree_for(request.spec.cache_mode)
         if trees is None:
             return 0
         return trees[0].match(request.prompt, self.namespace(request), touch=False).num_tokens
 
-    def admit(self, request: Request, capture: bool = True) -> bool:
-        """Match, lock and allocate everything that the request needs to its end; False when memory is short.
+    def admit(self, request: Request, capture: bool = True) -> Grant | None:
+        """Match, lock and allocate everything that the request needs to its end; None when memory is short.
 
         With `capture` off the request shares nothing: for pools too small to hold a capture beside it.
         """
         memory, config = self.memory, self.memory.config
         page_size, pages = config.page_size, memory.pages_for(request.total_tokens)
         bands = config.num_bands
-        table = np.empty((bands, pages), np.int32)
-        cut = depth = 0
-        request.capture_tokens = request.capture_depth = 0
-        request.refresh_interval = None
-        trees = memory.tree_for(request.cache_mode) if capture else None
+        trees = memory.tree_for(request.spec.cache_mode) if capture else None
         whole = (len(request.prompt) - self.shift) // page_size * page_size
+        match, cut, depth = None, 0, 0
         if trees is not None:
             tree, profile = trees
             match = tree.match(
@@ -72,53 +104,54 @@ class ReusePlanner:
                 max_tokens=min(whole, self.reusable(request, self.cached_tokens(request))), touch=False,
             )  # fmt: skip
             tree.lock(match)
-            request.match, cut, depth = match, match.cut, match.depth
+            cut, depth = match.cut, match.depth
+        plan = self._plan_capture(request, whole) if trees is not None else NO_CAPTURE
+        counts = {level: (whole - (cut if level <= depth else 0)) // page_size for level in plan.levels}
         shared_bands, shared_pages = config.bands(depth), cut // page_size
-        boundaries = self._plan_capture(request, whole, cut, depth) if trees is not None else {}
         own = bands * pages - shared_bands * shared_pages
-        copied = self._pages_to_copy(request, shared_bands * shared_pages)
-        reserved = memory.reserve(own + copied, sum(boundaries.values()))
+        copied = self._pages_to_copy(plan, shared_bands * shared_pages)
+        reserved = memory.reserve(own + copied, sum(counts.values()))
         if reserved is None:
-            memory.release(request)
-            return False
-        request.own_kv, request.own_boundary = reserved
+            memory.unlock(request.spec.cache_mode, match)
+            return None
+        own_kv, own_boundary = reserved
+        table = np.empty((bands, pages), np.int32)
         mine = np.ones(table.shape, np.bool_)
-        if cut and request.match is not None:
+        if cut and match is not None:
             mine[:shared_bands, :shared_pages] = False
-            table[:shared_bands, :shared_pages] = request.match.kv_pages
-        table[mine] = request.own_kv[:own]
-        request.page_table = table
-        request.capture_table = None
+            table[:shared_bands, :shared_pages] = match.kv_pages
+        table[mine] = own_kv[:own]
+        capture_table = None
         if copied:
-            offered = np.s_[: config.bands(request.capture_depth), : request.capture_tokens // page_size]
-            request.capture_table = table[offered].copy()
-            request.capture_table[mine[offered]] = request.own_kv[own:]
-        request.boundary_table = {}
-        begin = 0
-        for level, count in boundaries.items():
-            request.boundary_table[level] = request.own_boundary[begin : begin + count]
-            begin += count
-        request.cached_tokens, request.cached_depth = cut, depth
-        request.join, request.depth = cut, depth
-        return True
+            offered = np.s_[: config.bands(plan.depth), : plan.tokens // page_size]
+            capture_table = table[offered].copy()
+            capture_table[mine[offered]] = own_kv[own:]
+        ends = np.cumsum(list(counts.values()), dtype=np.int64).tolist()
+        states = {level: own_boundary[end - counts[level] : end] for level, end in zip(counts, ends, strict=True)}
+        return Grant(
+            match=match, page_table=table, capture_table=capture_table, own_kv=own_kv, own_boundary=own_boundary,
+            cut=cut, depth=depth, capture_tokens=plan.tokens, capture_depth=plan.depth, boundary_table=states,
+            refresh_interval=plan.refresh_interval, join=cut, join_depth=depth,
+        )  # fmt: skip
 
     def starts(self, request: Request) -> None:
         """The request that was admitted runs now: what it found in the cache is used."""
-        trees = self.memory.tree_for(request.cache_mode)
-        if request.match is not None and trees is not None:
-            trees[0].touch(request.match)
+        trees, grant = self.memory.tree_for(request.spec.cache_mode), request.grant
+        if grant is not None and grant.match is not None and trees is not None:
+            trees[0].touch(grant.match)
 
     def reusable(self, request: Request, cached: int) -> int:
-        """How many of `cached` prompt tokens may be reused: in mode `lm` all, else whole pages before a margin.
+        """How many of `cached` prompt tokens may be reused: of finished sequences all, else pages before a margin.
 
         What the caller has warmed on its own (`shared_prefix`) needs no margin: nothing stood behind it then. Only if
         all of it is there: where the cache knows less, it is another prompt that parts from this one.
         """
-        if request.cache_mode == "lm":
+        spec = request.spec
+        if MODES[spec.cache_mode].captures == "finished":
             return cached
         size = self.memory.config.page_size
-        warmed = (request.shared_prefix - self.shift) // size * size
-        unmargined = min(cached, request.shared_prefix) if cached >= warmed else 0
+        warmed = (spec.shared_prefix - self.shift) // size * size
+        unmargined = min(cached, spec.shared_prefix) if cached >= warmed else 0
         return max(0, cached - self.reuse_margin, unmargined) // size * size
 
     def _interval(self, request: Request, whole: int) -> int | None:
@@ -127,154 +160,143 @@ class ReusePlanner:
             return self.memory.profile.interval(whole / request.total_tokens)
         return self.refresh_interval or None
 
-    def _plan_capture(self, request: Request, whole: int, cut: int, depth: int) -> dict[int, int]:
-        """Decide how much the first forward captures; boundary pages needed for each depth."""
-        config, profile = self.memory.config, self.memory.profile
-        # A request that was put back has commits on its canvas: not what a first forward sees. Nor has a scored answer.
-        again = request.retractions and request.block
-        if request.cache_mode != "bicache" or not whole or again or request.targets is not None:
-            return {}
+    def _plan_capture(self, request: Request, whole: int) -> CapturePlan:
+        """How much the first forward captures of a prompt of `whole` tokens in whole pages."""
+        config, profile, spec = self.memory.config, self.memory.profile, request.spec
+        # A preempted request has commits on its canvas, a scored answer tokens behind the prompt: no first forward.
+        again = request.tally.preemptions and request.canvas.block
+        if MODES[spec.cache_mode].captures != "prompt" or not whole or again or spec.targets is not None:
+            return NO_CAPTURE
         own = profile.depth(whole / request.total_tokens)
         if not own:
-            return {}
-        request.capture_tokens = whole
-        request.refresh_interval = self._interval(request, whole)
-        request.capture_depth = own if request.refresh_interval is not None else profile.max_depth
-        levels = [level for level in config.boundary_depths if level <= request.capture_depth]
-        size = config.page_size
-        return {level: (whole - (cut if level <= depth else 0)) // size for level in levels}
+            return NO_CAPTURE
+        interval = self._interval(request, whole)
+        depth = own if interval is not None else profile.max_depth
+        levels = tuple(level for level in config.boundary_depths if level <= depth)
+        return CapturePlan(whole, depth, levels, interval)
 
-    def _pages_to_copy(self, request: Request, shared: int) -> int:
+    def _pages_to_copy(self, plan: CapturePlan, shared: int) -> int:
         """KV pages of the capture that the request will write again itself; `shared` of its pages are the tree's."""
-        if not self.stores or not request.capture_tokens or request.refresh_interval != 1:
+        if not self.stores or not plan.tokens or plan.refresh_interval != 1:
             return 0
         config = self.memory.config
-        return config.bands(request.capture_depth) * (request.capture_tokens // config.page_size) - shared
+        return config.bands(plan.depth) * (plan.tokens // config.page_size) - shared
 
     def first_forward(self, request: Request) -> ForwardItem:
         """The prefix refresh that starts a request; on a miss a plain full forward."""
-        cut, depth = request.cached_tokens, request.cached_depth
+        grant, targets = held(request), request.spec.targets
+        cut, depth = grant.cut, grant.depth
         resumes = cut > 0 and depth < self.memory.config.num_layers
         captures = tuple(
-            (level, cut if level <= depth else 0, pages)
-            for level, pages in request.boundary_table.items()
-            if len(pages)
+            (level, cut if level <= depth else 0, pages) for level, pages in grant.boundary_table.items() if len(pages)
         )
         block_start, block_stop = request.block_span()
-        targets = None if request.targets is None else request.targets + np.array((len(request.prompt), 0))
-        if targets is None and block_start == block_stop:  # nobody reads its logits: one shows whether they are finite
+        if targets is not None:
+            targets = targets + np.array((len(request.prompt), 0))
+        elif block_start == block_stop:  # no logits are read: one shows whether they are finite
             targets = np.array([(request.total_tokens - 1, 0)])
         return ForwardItem(
             request.rid, cut, request.total_tokens, request.total_tokens, block_start, block_stop,
             join=0 if resumes else cut,
             depth=depth if resumes else 0,
-            resume=request.match.boundary_pages if resumes and request.match is not None else None,
+            resume=grant.match.boundary_pages if resumes and grant.match is not None else None,
             captures=captures,
-            copies=self._copies(request),
+            copies=_copies(grant),
             targets=targets,
         )  # fmt: skip
 
-    @staticmethod
-    def _copies(request: Request) -> Pages | None:
-        """Page ids [2, n], from and to: what of the capture is not the request's or the tree's own page."""
-        if request.capture_table is None or request.page_table is None:
-            return None
-        bands, pages = request.capture_table.shape
-        own = request.page_table[:bands, :pages]
-        differs = own != request.capture_table
-        return np.stack((own[differs], request.capture_table[differs]))
-
     def captured(self, request: Request) -> None:
         """After the first forward: offer the prompt to the tree and keep what the request resumes from."""
-        memory, config = self.memory, self.memory.config
-        if not request.capture_tokens:
-            if request.cache_mode == "bicache" and request.match is not None and 0 < request.depth < config.num_layers:
-                request.refresh_interval = self._interval(request, request.join)
-                request.resume = request.match.boundary_pages
+        memory, config, grant = self.memory, self.memory.config, held(request)
+        request.tally.captured_tokens = grant.capture_tokens
+        if not grant.capture_tokens:
+            mode = MODES[request.spec.cache_mode]
+            if mode.refreshes_prefix and grant.match is not None and 0 < grant.depth < config.num_layers:
+                grant.refresh_interval = self._interval(request, grant.join)
+                grant.resume = grant.match.boundary_pages
             return
-        assert request.page_table is not None
-        whole, depth = request.capture_tokens, request.capture_depth
+        whole, depth = grant.capture_tokens, grant.capture_depth
         pages, ratio = whole // config.page_size, whole / request.total_tokens
-        boundaries = {level: self._boundary_row(request, level, pages) for level in request.boundary_table}
-        offered = request.page_table[: config.bands(depth), :pages]
+        boundaries = {level: self._boundary_row(grant, level, pages) for level in grant.boundary_table}
+        offered = grant.page_table[: config.bands(depth), :pages]
         if self.stores:
             memory.tree.capture(
                 request.prompt[:whole], self.namespace(request), depth=depth, ratio=ratio,
-                kv_pages=offered if request.capture_table is None else request.capture_table,
+                kv_pages=offered if grant.capture_table is None else grant.capture_table,
                 boundary_pages=boundaries,
             )  # fmt: skip
-        if request.refresh_interval == 1:
-            self._captured_copies(request)
+        if grant.refresh_interval == 1:
+            self._captured_copies(grant)
             return
-        request.join, request.depth = whole, memory.profile.depth(ratio)
-        keep = np.empty(0, np.int32)
-        if request.refresh_interval is not None and request.depth < config.num_layers:
-            request.resume = boundaries[request.depth]
-            keep = request.boundary_table[request.depth]
-        memory.boundary.release(request.own_boundary[~np.isin(request.own_boundary, keep)])
-        request.own_boundary = keep
+        grant.join, grant.join_depth = whole, memory.profile.depth(ratio)
+        keep = NO_PAGES
+        if grant.refresh_interval is not None and grant.join_depth < config.num_layers:
+            grant.resume = boundaries[grant.join_depth]
+            keep = grant.boundary_table[grant.join_depth]
+        memory.boundary.release(grant.own_boundary[~np.isin(grant.own_boundary, keep)])
+        grant.own_boundary = keep
 
-    def _captured_copies(self, request: Request) -> None:
+    def _captured_copies(self, grant: Grant) -> None:
         """With an interval of 1: leave the copies to the tree, and go on with what the request found there."""
         memory = self.memory
-        if request.match is not None and 0 < request.depth < memory.config.num_layers:
-            request.resume = request.match.boundary_pages
-        if request.capture_table is not None and request.page_table is not None:
-            copies = np.isin(request.own_kv, request.page_table, invert=True)
-            memory.kv.release(request.own_kv[copies])
-            request.own_kv = request.own_kv[~copies]
-        memory.boundary.release(request.own_boundary)
-        request.own_boundary = np.empty(0, np.int32)
+        if grant.match is not None and 0 < grant.depth < memory.config.num_layers:
+            grant.resume = grant.match.boundary_pages
+        if grant.capture_table is not None:
+            copies = np.isin(grant.own_kv, grant.page_table, invert=True)
+            memory.kv.release(grant.own_kv[copies])
+            grant.own_kv = grant.own_kv[~copies]
+        memory.boundary.release(grant.own_boundary)
+        grant.own_boundary = NO_PAGES
 
-    def _boundary_row(self, request: Request, level: int, pages: int) -> Pages:
+    def _boundary_row(self, grant: Grant, level: int, pages: int) -> Pages:
         """Boundary pages at `level` for the whole captured prompt; -1 where the request never had these states."""
-        own = request.boundary_table[level]
+        own = grant.boundary_table[level]
         row = np.full(pages, -1, np.int32)
         row[pages - len(own) :] = own
-        if level == request.cached_depth and request.match is not None:
-            row[: pages - len(own)] = request.match.boundary_pages
+        if level == grant.depth and grant.match is not None:
+            row[: pages - len(own)] = grant.match.boundary_pages
         return row
 
     def refresh(self, request: Request) -> ForwardItem:
         """The forward that starts a later block: a canvas refresh, or a prefix refresh when one is due."""
         block_start, block_stop = request.block_span()
-        total, mode = request.total_tokens, request.cache_mode
-        start = request.join if mode in ("bicache", "lm") else 0
-        interval = request.refresh_interval
-        due = interval is not None and request.nfe - request.nfe_at_refresh >= interval
-        if mode == "bicache" and start and due and request.resume is not None:
+        total, mode, grant, tally = request.total_tokens, MODES[request.spec.cache_mode], held(request), request.tally
+        start = grant.join if mode.keeps_join else 0
+        interval = grant.refresh_interval
+        due = interval is not None and tally.nfe - tally.nfe_at_refresh >= interval
+        if mode.refreshes_prefix and start and due and grant.resume is not None:
             return ForwardItem(
-                request.rid, start, total, total, block_start, block_stop, join=0, depth=request.depth,
-                resume=request.resume,
+                request.rid, start, total, total, block_start, block_stop, join=0, depth=grant.join_depth,
+                resume=grant.resume,
             )  # fmt: skip
         return ForwardItem(request.rid, start, total, total, block_start, block_stop, join=start)
 
     def block_step(self, request: Request) -> ForwardItem:
         """A step inside a block: over the block alone, the block and all behind it, or everything, by cache mode."""
         block_start, block_stop = request.block_span()
-        total, mode = request.total_tokens, request.cache_mode
-        start = 0 if mode == "none" else block_start - self.shift
-        stop = block_stop if mode in ("dual", "bicache", "lm") else total
+        total, stop_at = request.total_tokens, MODES[request.spec.cache_mode].step_stop
+        start = 0 if stop_at == "all" else block_start - self.shift
+        stop = block_stop if stop_at == "block" else total
         return ForwardItem(request.rid, start, stop, total, block_start, block_stop, join=start)
 
     def final_forward(self, request: Request) -> ForwardItem | None:
-        """Mode `lm`: the pass over the finished sequence whose KVs are captured; None when there is nothing new."""
-        if request.cache_mode != "lm" or request.page_table is None or not request.started:
+        """The pass over a finished sequence that is captured as such (mode `lm`); None when there is nothing new."""
+        spec, grant = request.spec, request.grant
+        if MODES[spec.cache_mode].captures != "finished" or grant is None or not request.started:
             return None
-        if request.targets is not None:
+        if spec.targets is not None:
             return None
-        length = len(request.prompt) + request.frontier
-        if length // self.memory.config.page_size * self.memory.config.page_size <= request.join:
+        length = len(request.prompt) + request.canvas.frontier
+        if length // self.memory.config.page_size * self.memory.config.page_size <= grant.join:
             return None
-        return ForwardItem(request.rid, request.join, length, length, length, length, join=request.join)
+        return ForwardItem(request.rid, grant.join, length, length, length, length, join=grant.join)
 
     def final_captured(self, request: Request) -> None:
-        """Mode `lm`: offer prompt and answer, all layers, to the tree."""
-        assert request.page_table is not None
-        config = self.memory.config
-        tokens = np.concatenate((request.prompt, np.array(request.canvas[: request.frontier], np.int64)))
+        """After that pass: offer prompt and answer, all layers, to the tree."""
+        config, canvas = self.memory.config, request.canvas
+        tokens = np.concatenate((request.prompt, np.array(canvas.tokens[: canvas.frontier], np.int64)))
         pages = len(tokens) // config.page_size
         self.memory.lm_tree.capture(
             tokens[: pages * config.page_size], self.namespace(request), depth=config.num_layers, ratio=1.0,
-            kv_pages=request.page_table[:, :pages], boundary_pages={},
+            kv_pages=held(request).page_table[:, :pages], boundary_pages={},
         )  # fmt: skip

@@ -5,23 +5,38 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import EngineError, InvalidRequestError, PoolTooSmallError, RequestTimeoutError
 from ..request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
-from ..request.request import Request, RequestOutput
+from ..request.output import RequestOutput
+from ..request.request import Request
 from ..service.stats import SchedulerStats
 from .admission import Admission
 from .auditor import Auditor
 from .counters import BatchLog, Counters
 from .memory import Memory
-from .reuse import ReusePlanner
+from .modes import MODES
+from .reuse import ReusePlanner, held
 from .worker_link import WorkerLink
 
 logger = logging.getLogger(__name__)
 _IDLE_CHECK_SECONDS, _REFRESHES_IN_ROW = 1.0, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A forward to run, and what its results are for: `apply` takes it back with them.
+
+    Attributes:
+        forward: for the worker.
+        finals: its items are passes over finished sequences that are captured (mode `lm`).
+    """
+
+    forward: Forward
+    finals: bool = False
 
 
 class Scheduler:
@@ -29,8 +44,8 @@ class Scheduler:
 
     `plan` says what the worker should run next: a refresh batch (first forwards of newly admitted requests and block
     starts of running ones) when there is any, else, and after four of them, a block step of all that can do one.
-    `apply` takes the results. `step` does both with a worker that answers at once. Nothing else may be called between
-    a plan that returned a forward and its apply, but `add`, `stats` and `has_work`.
+    `apply` takes the results. `step` does both with a worker that answers at once. Between a plan and its apply only
+    `add`, `stats` and `has_work` may be called.
 
     Every request that `add` accepted shows up exactly once, finished, in what `take` (or `step`), `end` or `abort`
     return.
@@ -66,8 +81,8 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._running: dict[str, Request] = {}
         self._ending: list[tuple[Request, ForwardItem]] = []  # done, but for the pass that mode `lm` captures
-        self._in_flight: tuple[ForwardItem, ...] = ()
-        self._final, self._refreshes_in_row = False, 0
+        self._in_flight: Planned | None = None
+        self._refreshes_in_row = 0
         self._progress: dict[Request, None] = {}
         self._next_deadline = math.inf
 
@@ -83,7 +98,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that were not admitted yet, or were put back."""
+        """Requests that were not admitted yet, or were preempted."""
         return len(self._admission.waiting)
 
     @property
@@ -107,7 +122,7 @@ class Scheduler:
         try:
             if request.rid in self._requests:
                 raise InvalidRequestError(f"rid {request.rid!r} is in use", field="rid", value=request.rid)
-            self.check_fits(len(request.prompt), request.canvas_length)
+            self.check_fits(len(request.prompt), request.spec.canvas_length)
             self._admission.queue(request, self.num_running)
         except Exception:
             self.counters.refused += 1
@@ -115,8 +130,8 @@ class Scheduler:
         self.counters.requests += 1
         self._requests[request.rid] = request
         self._log.work()
-        if request.timeout_s is not None:
-            self._next_deadline = min(self._next_deadline, request.arrival + request.timeout_s)
+        if request.spec.timeout_s is not None:
+            self._next_deadline = min(self._next_deadline, request.spec.arrival + request.spec.timeout_s)
 
     def abort(self, rid: str) -> RequestOutput | None:
         """As `end`; the terminal output."""
@@ -136,9 +151,9 @@ class Scheduler:
     def step(self) -> list[RequestOutput]:
         """Run one forward; outputs of the requests that made progress or ended."""
         while True:
-            forward = self.plan()
-            if forward is not None:
-                self.apply(self._worker.forward(forward))
+            planned = self.plan()
+            if planned is not None:
+                self.apply(planned, self._worker.forward(planned.forward))
             if not self._ending:
                 break
         outputs = [request.output() for request in self.take()]
@@ -162,23 +177,22 @@ class Scheduler:
 
     # Planning
 
-    def plan(self) -> Forward | None:
+    def plan(self) -> Planned | None:
         """What to run next; None when there is nothing (requests may have ended, see `take`)."""
-        assert not self._in_flight
+        assert self._in_flight is None
         self._expire()
-        self._final = bool(self._ending)
-        if self._final:
-            return self._fly(self._next_finals(), 1)
+        if self._ending:
+            return self._fly(Forward(self._next_finals()), finals=True)
         steps = self._next_block_steps() if self._refreshes_in_row >= _REFRESHES_IN_ROW else ()
         refreshes = [] if steps else self._next_refreshes()
         self._refreshes_in_row = self._refreshes_in_row + 1 if refreshes else 0
         if refreshes:
             self.counters.refresh_forwards += 1
             then = self._steps_behind(refreshes)
-            return self._fly(tuple(refreshes), self._max_steps if then else 1, then)
+            return self._fly(Forward(tuple(refreshes), self._max_steps if then else 1, then))
         if self._running:
             self._log.block_step(self._running, self.num_waiting)
-            return self._fly(steps or self._next_block_steps(), 1 if steps else self._max_steps)
+            return self._fly(Forward(steps or self._next_block_steps(), 1 if steps else self._max_steps))
         return None
 
     def _next_block_steps(self) -> tuple[ForwardItem, ...]:
@@ -187,15 +201,15 @@ class Scheduler:
         wide = [(request, item.stop - item.start) for request, item in steps if not item.is_block_alone]
         if sum(tokens for _, tokens in wide) <= self._max_refresh_tokens:
             return tuple(item for _, item in steps)
-        wide.sort(key=lambda pair: pair[0].stepped_at)
+        wide.sort(key=lambda pair: pair[0].tally.stepped_at)
         count = self._fitting([tokens for _, tokens in wide])
         for request, _ in wide[:count]:
-            request.stepped_at = self.counters.forwards
+            request.tally.stepped_at = self.counters.forwards
         waiting = {request.rid for request, _ in wide[count:]}
         return tuple(item for request, item in steps if request.rid not in waiting)
 
     def _fitting(self, tokens: list[int]) -> int:
-        """How many of items of so many tokens, from the first on, a forward may hold; one at least."""
+        """How many leading items, of so many tokens each, fit one forward's token budget (at least one)."""
         return max(1, int(np.searchsorted(np.cumsum(tokens), self._max_refresh_tokens, side="right")))
 
     def _steps_behind(self, refreshes: list[ForwardItem]) -> tuple[ForwardItem, ...]:
@@ -207,11 +221,11 @@ class Scheduler:
         steps = (self.planner.block_step(self._running[item.rid]) for item in refreshes)
         return tuple(item for item in steps if item.block_stop > item.block_start)
 
-    def _fly(self, items: tuple[ForwardItem, ...], max_steps: int, then: tuple[ForwardItem, ...] = ()) -> Forward:
+    def _fly(self, forward: Forward, finals: bool = False) -> Planned:
         self.counters.forwards += 1
         self._log.work()
-        self._in_flight = items
-        return Forward(items, max_steps, then)
+        self._in_flight = Planned(forward, finals)
+        return self._in_flight
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -219,21 +233,21 @@ class Scheduler:
             return
         self._next_deadline = math.inf
         for request in list(self._requests.values()):
-            if request.timeout_s is None:
+            limit, arrival = request.spec.timeout_s, request.spec.arrival
+            if limit is None:
                 continue
-            if now < request.arrival + request.timeout_s:
-                self._next_deadline = min(self._next_deadline, request.arrival + request.timeout_s)
+            if now < arrival + limit:
+                self._next_deadline = min(self._next_deadline, arrival + limit)
             elif request.finish_reason is None:
                 state = "running" if request.rid in self._running else "waiting"
-                message = f"not done within timeout_s = {request.timeout_s:g} seconds (it was {state})"
-                limit, waited = request.timeout_s, now - request.arrival
-                request.error = RequestTimeoutError(message, field="timeout_s", value=waited, limit=limit)
+                message = f"not done within timeout_s = {limit:g} seconds (it was {state})"
+                request.error = RequestTimeoutError(message, field="timeout_s", value=now - arrival, limit=limit)
                 request.finish_reason = "abort"
                 self._finish(request)
 
     def _next_refreshes(self) -> list[ForwardItem]:
-        for request in self._admission.giving_way(self._running.values()):
-            self._put_back(request)
+        for request in self._admission.preempted(self._running.values()):
+            self._preempt(request)
         items: list[ForwardItem] = []
         tokens = 0
         for request in self._running.values():
@@ -263,32 +277,34 @@ class Scheduler:
         return items
 
     def _next_finals(self) -> tuple[ForwardItem, ...]:
-        """Mode `lm`: passes over finished sequences, as many as a forward may hold."""
+        """Passes over finished sequences (mode `lm`), as many as fit one forward."""
         items = [item for _, item in self._ending]
         return tuple(items[: self._fitting([item.stop - item.join for item in items])])
 
-    def _put_back(self, request: Request) -> None:
+    def _preempt(self, request: Request) -> None:
         self._running.pop(request.rid)
         self._worker.release(Release((request.rid,)))
         self.memory.release(request)
-        request.retract()
-        self.counters.retractions += 1
-        self._admission.put_back(request)
+        request.preempt()
+        self.counters.preemptions += 1
+        self._admission.requeue(request)
 
     def _start(self, request: Request) -> None:
         self._admission.started(request)
         self.planner.starts(request)
         self._running[request.rid] = request
-        request.admitted_at = request.admitted_at or time.monotonic()
-        self.counters.admitted(request, self.memory.tree_for(request.cache_mode) is not None)
+        grant, tally = held(request), request.tally
+        tally.cached_tokens, tally.depth = grant.cut, grant.depth
+        tally.admitted_at = tally.admitted_at or time.monotonic()
+        self.counters.admitted(request, MODES[request.spec.cache_mode].captures is not None)
         self._make_canvas(request)
 
     def _make_canvas(self, request: Request) -> None:
-        assert request.page_table is not None
+        spec, canvas = request.spec, request.canvas
         self._worker.add(
             AddRequest(
-                request.rid, request.prompt, request.canvas_length, request.sampling, request.seed,
-                request.steps_per_block, request.page_table, request.committed_tokens(), request.template_now(),
+                spec.rid, spec.prompt, spec.canvas_length, spec.sampling, spec.seed, spec.steps_per_block,
+                held(request).page_table, canvas.leading(), canvas.template(),
             )
         )  # fmt: skip
 
@@ -302,17 +318,19 @@ class Scheduler:
 
     # Results
 
-    def apply(self, results: list[StepResult]) -> None:
-        """Take the results of the forward that `plan` returned, one an item, in order."""
-        items, self._in_flight = self._in_flight, ()
-        if self._final:
+    def apply(self, planned: Planned, results: list[StepResult]) -> None:
+        """Take the results of the forward in flight, which `plan` returned: one an item, in order."""
+        assert planned is self._in_flight
+        self._in_flight = None
+        if planned.finals:
             self._captured_finished(results)
             return
         audited = []
-        for item, result in zip(items, results, strict=True):
+        for item, result in zip(planned.forward.items, results, strict=True):
             request = self._running[item.rid]
-            if result.audit is not None and result.error is None and request.match is not None:
-                audited.append((request, request.match, result.audit))
+            match = held(request).match
+            if result.audit is not None and result.error is None and match is not None:
+                audited.append((request, match, result.audit))
             if result.error is not None:
                 request.fail(EngineError(f"the forward failed: {result.error}", field="rid", value=request.rid))
                 self._finish(request)
@@ -326,8 +344,8 @@ class Scheduler:
     def _refreshed(self, request: Request, item: ForwardItem) -> None:
         request.needs_refresh = False
         if item.join == 0 or not request.started:
-            request.prefix_refreshes += 1
-            request.nfe_at_refresh = request.nfe
+            request.tally.prefix_refreshes += 1
+            request.tally.nfe_at_refresh = request.tally.nfe
             self.counters.prefix_refreshes += 1
         if request.started:
             self.counters.canvas_refreshes += 1
@@ -337,15 +355,17 @@ class Scheduler:
         self._admission.changed()
 
     def _advance(self, request: Request, result: StepResult) -> None:
-        request.nfe += result.nfe
-        request.computed_token_layers += result.token_layers
-        request.scores += tuple(result.scores) if request.targets is not None else ()
+        tally, canvas, counters = request.tally, request.canvas, self.counters
+        refreshes = MODES[request.spec.cache_mode].refreshes
+        tally.nfe += result.nfe
+        tally.computed_token_layers += result.token_layers
+        request.scores += tuple(result.scores) if request.spec.targets is not None else ()
         request.apply(result.positions, result.tokens, self._eos)
-        counters = self.counters
         counters.nfe += result.nfe
         counters.computed_token_layers += result.token_layers
-        if request.diverged:
-            request.keep_shown()
+        if canvas.diverged:
+            canvas.keep_shown()
+            request.needs_refresh = refreshes
             self._worker.release(Release((request.rid,)))
             self._make_canvas(request)
             return
@@ -358,17 +378,17 @@ class Scheduler:
             else:
                 self._ending.append((request, item))
             return
-        if request.skip_full_blocks():
-            request.needs_refresh = request.cache_mode != "none"
-        if result.tokens and request.streaming:
+        if canvas.skip_full_blocks():
+            request.needs_refresh = refreshes
+        if result.tokens and request.spec.stream:
             self._progress[request] = None
 
     def _captured_finished(self, results: list[StepResult]) -> None:
-        """Mode `lm`: the passes over some finished sequences are done; capture them."""
+        """The passes over some finished sequences (mode `lm`) are done: capture them."""
         ending, self._ending = self._ending[: len(results)], self._ending[len(results) :]
         for (request, _), result in zip(ending, results, strict=True):
             if result.error is None:
-                request.computed_token_layers += result.token_layers
+                request.tally.computed_token_layers += result.token_layers
                 self.counters.computed_token_layers += result.token_layers
                 self.planner.final_captured(request)
             self._finish(request)

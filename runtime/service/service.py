@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from ..config import CacheMode
 from ..request.field_names import DEFAULT_NAMES, FieldNames
-from ..request.request import CacheMode, RequestOutput
+from ..request.output import RequestOutput
 from ..request.sampling_params import SamplingParams
 from ..text.chat_markers import PLAIN
 from ..text.parts import TextPart
@@ -23,7 +24,7 @@ State = Literal["starting", "up", "draining", "dead"]
 MAX_PRIORITY = 1 << 31
 """Largest priority that the HTTP layer lets a caller ask for, and its negative the smallest."""
 PROBE_PRIORITY = -MAX_PRIORITY - 1
-"""Below every caller's: nobody is put back for it."""
+"""Below any client priority, so a probe never preempts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ class SchedulerStats:
 
     Attributes:
         running: requests with pages and a canvas now.
-        waiting: requests not admitted yet, retracted ones included.
+        waiting: requests not admitted yet, preempted ones included.
         kv_pages: pages of the KV pool; `kv_pages_free` nobody holds, `kv_pages_tree` the radix trees hold,
             `kv_pages_requests` are neither free nor evictable: running requests (or pins) hold them. A page may be
             in both.
@@ -21,8 +21,8 @@ class SchedulerStats:
         requests: requests accepted. Each of them ends in exactly one of finished_stop, finished_length, aborted,
             timed_out or failed; what the scheduler refuses (queue full, too long for the pool) counts in
             `refused` alone, what is refused before it gets there not at all.
-        retractions: running requests that were put back because one of higher priority needed their place.
-        prompt_tokens: of the requests that were admitted (a retracted request counts once).
+        preemptions: running requests that were preempted by one of higher priority.
+        prompt_tokens: of the requests that were admitted (a preempted request counts once).
         generated_tokens: tokens of texts: committed, contiguous, not behind the end; fixed ones of templates included.
         canvas_tokens: masks committed, also behind the end of a text.
         cache_query_tokens: prompt tokens looked up in the radix trees; `cache_hit_tokens` of them were reused.
@@ -63,7 +63,7 @@ class SchedulerStats:
     aborted: int = 0
     timed_out: int = 0
     failed: int = 0
-    retractions: int = 0
+    preemptions: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     canvas_tokens: int = 0

@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 
 from .. import provenance
+from ..runtime.config import CACHE_MODES
 from ..runtime.errors import ConfigError
-from ..runtime.request.request import CACHE_MODES
 from . import environment
 from .plot import SUFFIXES, plot_depths
 from .progress import progress

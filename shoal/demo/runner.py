@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..frontend import ProgramState, assistant, function, gen, system, user
+from ..runtime.config import CACHE_MODES
 from ..runtime.engine.engine import Engine
 from ..runtime.errors import ConfigError, shorten
-from ..runtime.request.request import CACHE_MODES
 from ..runtime.request.sampling_params import SamplingParams
 from .progress import Advance
 from .tally import Answer, Tally

@@ -16,12 +16,15 @@ from torch import Tensor
 
 from ..radix_cache.depth_profile import DepthProfile
 from ..radix_cache.node import Namespace
-from ..runtime.config import EngineConfig
+from ..runtime.config import CacheMode, EngineConfig
 from ..runtime.engine.build import Parts, build_parts
 from ..runtime.errors import ConfigError, EngineError
 from ..runtime.request.forward import AddRequest, Forward, ForwardItem, Release
-from ..runtime.request.request import CacheMode, Pages, Request, RequestOutput
+from ..runtime.request.grant import Pages
+from ..runtime.request.output import RequestOutput
+from ..runtime.request.request import Request
 from ..runtime.request.sampling_params import SamplingParams
+from ..runtime.request.spec import RequestSpec
 from ..runtime.scheduler.reuse import ReusePlanner
 from ..runtime.text.stream import TextStream
 from ..runtime.worker.drift import cached_layer, cosine, relative_error, uncached_pass
@@ -106,9 +109,12 @@ class Lab:
         self.planner.cut, self.planner.refresh_interval, self.planner.reuse_margin = cut, interval, margin
         requests = [
             Request(
-                rid=f"profile-{next(self._ids)}", prompt=np.array(prompt, np.int64), sampling=sampling,
-                cache_mode=mode, cache_salt=salt, block_length=sampling.block_length or self.parts.facts.block_length,
-                seed=0, stream=TextStream(self.parts.tokenizer), streaming=False,
+                RequestSpec(
+                    rid=f"profile-{next(self._ids)}", prompt=np.array(prompt, np.int64), sampling=sampling,
+                    cache_mode=mode, cache_salt=salt, seed=0, stream=False,
+                    block_length=sampling.block_length or self.parts.facts.block_length,
+                ),
+                TextStream(self.parts.tokenizer),
             )
             for prompt in prompts
         ]  # fmt: skip

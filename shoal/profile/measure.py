@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..runtime.request.request import RequestOutput
+from ..runtime.request.output import RequestOutput
 from ..runtime.request.sampling_params import SamplingParams
 from .data import Row
 from .lab import Captured, Lab

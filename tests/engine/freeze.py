@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from shoal.runtime.engine.engine import Engine
-from shoal.runtime.request.request import RequestOutput
+from shoal.runtime.request.output import RequestOutput
 
 
 class Freeze:
@@ -61,6 +61,6 @@ def frozen_with(engine: Engine, count: int, canvas: int = 0) -> Freeze:
     scheduler = engine._parts.scheduler
 
     def there() -> int:
-        return sum(request.canvas_length >= canvas for request in scheduler._requests.values())
+        return sum(request.spec.canvas_length >= canvas for request in scheduler._requests.values())
 
     return Freeze(engine, lambda _: scheduler.num_running >= count <= there(), lambda: 0 < there() < count)

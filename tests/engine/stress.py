@@ -18,13 +18,15 @@ from torch import Tensor
 from shoal.radix_cache.eviction_policy import EVICTION_POLICIES
 from shoal.radix_cache.node import Namespace
 from shoal.radix_cache.tree import RadixTree
+from shoal.runtime.config import CacheMode
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import CacheInUseError, InvalidRequestError, QueueFullError
 from shoal.runtime.request.forward import Forward
-from shoal.runtime.request.request import CacheMode, Request, RequestOutput
+from shoal.runtime.request.output import RequestOutput
+from shoal.runtime.request.request import Request
 from shoal.runtime.request.sampling_params import SamplingParams
 
-from .tiny import VOCABULARY, by_hand, make_engine, tokens, write_profile
+from .tiny import VOCABULARY, by_hand, make_engine, open_requests, tokens, write_profile
 
 MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache", "bicache", "bicache")
 EXACT = ("none", "prefix", "dual")  # nothing reused across requests
@@ -96,7 +98,7 @@ class Stress:
         run_message, budget = worker.forward, self.options["max_refresh_tokens"]
 
         def within_budget(message: Forward) -> Any:
-            if self.scheduler.counters.refresh_forwards > self.refreshes or self.scheduler._final:
+            if self.scheduler.counters.refresh_forwards > self.refreshes or self._finals():
                 self.refreshes = self.scheduler.counters.refresh_forwards
                 tokens = sum(item.stop - item.join for item in message.items)
                 assert tokens <= budget or len(message.items) == 1, "a refresh holds too much"
@@ -106,6 +108,10 @@ class Stress:
             return run_message(message)
 
         worker.forward = within_budget
+
+    def _finals(self) -> bool:
+        """Whether passes over finished sequences are in flight."""
+        return self.scheduler._in_flight is not None and self.scheduler._in_flight.finals
 
     # What happens to it
 
@@ -156,12 +162,11 @@ class Stress:
         elif kind < 0.3:
             canvas, targets = [[-1, 7, -1, -1, -1, -1, -1, -1]], [[(0, 5), (2, 6)]]
         shared = chooser.choice([0, 0, len(prompt)])
-        (request,) = self.engine._intake.requests(
-            [prompt], sampling if targets is None else None, mode, salt, canvas, shared, targets
-        )
-        request.priority = chooser.choice([0, 0, 1, 2])
-        request.timeout_s = chooser.choice([None, None, None, 4.5, 20.5])
-        request.streaming = chooser.random() < 0.7
+        (request,) = open_requests(
+            self.engine, [prompt], sampling if targets is None else None, mode, salt, canvas, shared, targets,
+            priority=chooser.choice([0, 0, 1, 2]), timeout_s=chooser.choice([None, None, None, 4.5, 20.5]),
+            stream=chooser.random() < 0.7,
+        )  # fmt: skip
         try:
             self.scheduler.add(request)
         except QueueFullError:
@@ -218,26 +223,27 @@ class Stress:
         if output.finished:
             self.ends.append((self.alive.pop(output.rid), output))
         else:
-            assert request.streaming
+            assert request.spec.stream
 
     def check(self) -> None:
         """Accounts, and what stands in the pages that somebody may read."""
         self.scheduler.check()
         memory, size = self.memory, self.memory.config.page_size
         running = list(self.scheduler._running.values())
-        own = np.concatenate([r.own_kv for r in running]) if running else np.empty(0, np.int32)
+        grants = [request.grant for request in running if request.grant is not None]
+        assert len(grants) == len(running)
+        own = np.concatenate([grant.own_kv for grant in grants]) if grants else np.empty(0, np.int32)
         assert len(np.unique(own)) == len(own), "a page has two owners"
         for tree, path, ids in self._nodes():
             assert len(path) % size == 0, tree
             self._reads(path, ids[0], len(path) // size - ids.shape[1])
-        for request in running:
-            assert request.page_table is not None
-            assert request.cached_tokens % size == 0
-            assert request.cached_depth <= memory.profile.depth(request.cached_tokens / request.total_tokens) or (
-                request.cache_mode == "lm"
+        for request, grant in zip(running, grants, strict=True):
+            assert grant.cut % size == 0
+            assert grant.depth <= memory.profile.depth(grant.cut / request.total_tokens) or (
+                request.spec.cache_mode == "lm"
             )
             if request.started:
-                self._reads(request.prompt.tolist()[: len(request.prompt) // size * size], request.page_table[0], 0)
+                self._reads(request.prompt.tolist()[: len(request.prompt) // size * size], grant.page_table[0], 0)
 
     def _reads(self, path: list[int], ids: Any, first: int) -> None:
         """Pages `ids` hold layer 0 of tokens `path` from page `first` on."""

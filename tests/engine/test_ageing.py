@@ -51,7 +51,7 @@ def test_a_waiting_request_is_overtaken_so_many_times_and_no_more(llada, policy)
         before = 3  # they came earlier: going first, they overtake nobody
         flood.until(low)
         assert driver.order.index(low.rid) == before + OVERTAKES
-        assert low.retractions == 0
+        assert low.tally.preemptions == 0
         assert_nothing_lost_after(driver, engine)
 
 
@@ -64,12 +64,12 @@ def test_a_running_request_is_preempted_so_many_times_and_no_more(llada):
         floods = 0
         while low.finish_reason is None:
             assert floods < 50, "it starves"
-            if driver.scheduler.num_running == 1 and low.admitted_at and not driver.scheduler.num_waiting:
+            if driver.scheduler.num_running == 1 and low.tally.admitted_at and not driver.scheduler.num_waiting:
                 high = make(engine, 100 + floods, 1000, threshold=None, steps=4)
                 driver.add(high)
                 floods += 1
             driver.step()
-        assert 0 < low.retractions <= OVERTAKES
+        assert 0 < low.tally.preemptions <= OVERTAKES
         assert driver.end(low).finish_reason == "length"
         driver.run()
         assert_nothing_lost(engine)
@@ -85,7 +85,7 @@ def test_two_places_and_three_clients_of_the_highest_priority(llada):
         for victim in victims:
             flood.until(victim)
         assert all(driver.end(victim).finish_reason == "length" for victim in victims)
-        assert all(victim.retractions <= OVERTAKES for victim in victims)
+        assert all(victim.tally.preemptions <= OVERTAKES for victim in victims)
         assert_nothing_lost_after(driver, engine)
 
 
@@ -120,13 +120,13 @@ def test_an_old_request_preempts_nobody_of_higher_priority(llada):
         driver.add(high)
         driver.step()
         low = make(engine, 1)
-        low.age = 10 * POLICY_SHARE
+        low.tally.age = 10 * POLICY_SHARE
         driver.add(low)
         other = make(engine, 3, 5)
         driver.add(other)
         driver.run()
         assert driver.order == [high.rid, low.rid, other.rid]
-        assert high.retractions == 0
+        assert high.tally.preemptions == 0
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -16,9 +16,12 @@ from shoal.runtime.errors import ConfigError, EngineError
 from shoal.runtime.model.digest import model_digest
 from shoal.runtime.model.hub import resolve_model_folder
 from shoal.runtime.request.forward import AuditReport
+from shoal.runtime.request.request import Request
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.request.spec import RequestSpec
 from shoal.runtime.scheduler.auditor import DEFAULT_TOLERANCE, PROFILE_SLACK, Auditor, fallback_depths
 from shoal.runtime.scheduler.memory import Memory
+from shoal.runtime.text.stream import TextStream
 from shoal.runtime.worker import audit as audit_pass
 from shoal.runtime.worker.drift import cosine, relative_error
 from shoal.shop.task import KINDS, chat, make_list, make_question
@@ -237,7 +240,12 @@ def test_other_tokens_lower_the_limit_level_by_level_without_drift():
 def test_audits_that_find_nothing_compare_tokens_every_second_time():
     watch, _ = auditor()
     good = [0.0] * 4
-    hit = type("R", (), {"cache_mode": "bicache", "cached_tokens": 32, "cached_depth": 16})()
+    spec = RequestSpec(
+        rid="r", prompt=np.arange(40), sampling=SamplingParams(), cache_mode="bicache", cache_salt="", block_length=8,
+        seed=0,
+    )  # fmt: skip
+    hit = Request(spec, TextStream(None))
+    hit.tally.cached_tokens, hit.tally.depth = 32, 16
     for _ in range(16):
         assert watch.wants(hit) == (16, True)
         find(watch, good)

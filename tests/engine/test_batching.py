@@ -9,11 +9,12 @@ import pytest
 
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.radix_cache.node import Namespace
+from shoal.runtime.config import CacheMode
 from shoal.runtime.request.forward import Forward
-from shoal.runtime.request.request import CacheMode, RequestOutput
+from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 
-from .tiny import MASK, assert_nothing_lost, by_hand, make_engine, tokens, write_profile
+from .tiny import MASK, assert_nothing_lost, by_hand, make_engine, open_requests, tokens, write_profile
 
 PREFIX = tokens(17, 99)
 RULES: list[dict[str, Any]] = [
@@ -169,8 +170,8 @@ def test_modes_that_share_nothing_wait_for_nobody(llada, monkeypatch):
         monkeypatch.setattr(worker, "forward", record)
         params = SamplingParams(max_new_tokens=8, steps=1, ignore_eos=True)
         scheduler = by_hand(engine)
-        requests = engine._intake.requests([tokens(24, 1)], params, "bicache", "")
-        requests += engine._intake.requests([tokens(24, 1)] * 2, params, "dual", "")
+        requests = open_requests(engine, [tokens(24, 1)], params, "bicache", "")
+        requests += open_requests(engine, [tokens(24, 1)] * 2, params, "dual", "")
         for request in requests:
             scheduler.add(request)
         while scheduler.has_work:
@@ -263,7 +264,7 @@ def test_policies_order_the_queue(llada, policy):
     with make_engine(llada, schedule_policy=policy, max_running_requests=1) as engine:
         engine.generate([short, long], SamplingParams(max_new_tokens=0))
         prompts = {"new": tokens(9, 3), "short1": [*short, 9], "long": [*long, 9], "short2": [*short, 8, 9]}
-        requests = engine._intake.requests(list(prompts.values()), params, "bicache", "")
+        requests = open_requests(engine, list(prompts.values()), params, "bicache", "")
         names = {r.rid: name for r, name in zip(requests, prompts, strict=True)}
         scheduler = by_hand(engine)
         for request in requests:

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from shoal.runtime.config import CacheMode
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import InvalidRequestError
-from shoal.runtime.request.request import CacheMode, Request
+from shoal.runtime.request.request import Request
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .oracle import Dense, Session, commits
 from .test_priorities import EXACT, MODES, Driver
-from .tiny import EOS, assert_nothing_lost, make_engine, tokens
+from .tiny import EOS, assert_nothing_lost, make_engine, open_requests, tokens
 from .tiny import MASK as MASK_ID
 
 GAP = 1e-4
@@ -189,8 +190,7 @@ def test_templates_and_plain_requests_in_one_batch(engine):
 def filling(engine: Engine, seed: int, template: Sequence[int], mode: CacheMode, priority: int = 0) -> Request:
     """A request with a template, threshold 0.6."""
     params = SamplingParams(threshold=0.6, seed=1)
-    (request,) = engine._intake.requests([tokens(21, seed)], params, mode, "", [list(template)])
-    request.priority = priority
+    (request,) = open_requests(engine, [tokens(21, seed)], params, mode, "", [list(template)], priority=priority)
     return request
 
 
@@ -212,7 +212,7 @@ def test_a_template_that_was_put_back_ends_as_if_it_had_not_been(folder, name_of
         driver.add(high)
         driver.run()
         end = driver.end(low)
-        assert end.retractions == int(put_back)
+        assert end.preemptions == int(put_back)
         assert driver.order == ([high.rid, low.rid] if put_back else [low.rid, high.rid])
         assert (end.token_ids, end.text, end.holes) == (expected.token_ids, expected.text, expected.holes)
         assert (end.finish_reason, end.canvas_tokens) == ("length", expected.canvas_tokens)
@@ -237,7 +237,7 @@ def test_every_hole_of_a_template_that_was_put_back_keeps_its_length_and_place(f
                     driver.step()
         driver.run()
         end = driver.end(low)
-        assert end.retractions >= 1
+        assert end.preemptions >= 1
         assert [(hole.start, hole.stop) for hole in end.holes] == runs(template)
         ids = list(end.token_ids)
         for hole in end.holes:  # what is fixed stands between what the holes hold

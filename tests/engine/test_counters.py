@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.runtime.request.request import CACHE_MODES, RequestOutput
+from shoal.runtime.config import CACHE_MODES
+from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.scheduler.throughput import WINDOW_S, Throughput
 
-from .tiny import by_hand, make_engine, tokens
+from .tiny import by_hand, make_engine, open_requests, tokens
 
 
 @pytest.mark.parametrize("mode", CACHE_MODES)
@@ -67,7 +68,7 @@ def test_throughputs_say_something_while_a_request_runs(llada):
     with make_engine(llada) as engine:
         scheduler = by_hand(engine)
         params = SamplingParams(max_new_tokens=24, block_length=1, steps=24, ignore_eos=True)
-        (request,) = engine._intake.requests([tokens(20)], params, "dual", "")
+        (request,) = open_requests(engine, [tokens(20)], params, "dual", "")
         scheduler.add(request)
         for _ in range(8):
             scheduler.step()

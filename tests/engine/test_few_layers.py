@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from shoal.runtime.config import CACHE_MODES
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import ConfigError
-from shoal.runtime.request.request import CACHE_MODES
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .tiny import LLADA, assert_nothing_lost, tokens

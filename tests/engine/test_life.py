@@ -21,7 +21,7 @@ from shoal.runtime.engine import engine as engine_module
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.engine.loop import EngineLoop
 from shoal.runtime.errors import EngineClosedError, EngineError, ModelLoadError
-from shoal.runtime.request.request import RequestOutput
+from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .freeze import Freeze, frozen_with

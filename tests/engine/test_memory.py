@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from shoal.radix_cache.eviction_policy import EVICTION_POLICIES
+from shoal.runtime.config import CacheMode
 from shoal.runtime.engine import build
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import PoolTooSmallError
-from shoal.runtime.request.request import CacheMode
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .freeze import Freeze
-from .tiny import all_pages, assert_nothing_lost, by_hand, free_pages, make_engine, tokens, write_profile
+from .tiny import all_pages, assert_nothing_lost, by_hand, free_pages, make_engine, open_requests, tokens, write_profile
 
 MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache")
 
@@ -136,7 +136,7 @@ def test_a_request_that_has_to_wait_evicts_nothing_in_vain(llada):
         scheduler = engine._parts.scheduler
         seen: list[Any] = []
         with Freeze(engine, lambda outputs: scheduler.num_waiting == 1 and len(seen) > 4) as frozen:
-            requests = engine._intake.requests([tokens(40, 2), tokens(40, 3)], params(24), "dual", "")
+            requests = open_requests(engine, [tokens(40, 2), tokens(40, 3)], params(24), "dual", "")
             engine._loop.submit(requests, seen.append)
             assert frozen.held.wait(60)
             assert {output.rid for output in seen} == {requests[0].rid}
@@ -176,8 +176,8 @@ def run_with_random_aborts(engine: Engine, seed: int, monkeypatch: pytest.Monkey
                 chooser.randrange(12), chooser.randrange(9)
             )
             options = params(chooser.choice([0, 4, 8, 20]), threshold=chooser.choice([0.3, 0.6, 1.0]))
-            (request,) = engine._intake.requests(
-                [prompt or [5]], options, chooser.choice(MODES), chooser.choice(["", "a"])
+            (request,) = open_requests(
+                engine, [prompt or [5]], options, chooser.choice(MODES), chooser.choice(["", "a"])
             )
             scheduler.add(request)
             alive[request.rid] = True
@@ -284,7 +284,9 @@ def test_passes_over_finished_sequences_keep_to_the_token_budget(llada):
         plain, sizes = worker.forward, []
 
         def forward(message):
-            if scheduler._final:
+            planned = scheduler._in_flight
+            assert planned is not None
+            if planned.finals:
                 sizes.append(sum(item.stop - item.join for item in message.items))
             return plain(message)
 
@@ -309,7 +311,7 @@ def test_a_long_miss_is_not_passed_for_ever_by_hits(llada, policy):
         scheduler = by_hand(engine)
 
         def ask(prompt: list[int], size: int, steps: int, mode: CacheMode = "bicache") -> Any:
-            (request,) = engine._intake.requests([prompt], params(size, steps=steps, threshold=None), mode, "")
+            (request,) = open_requests(engine, [prompt], params(size, steps=steps, threshold=None), mode, "")
             scheduler.add(request)
             return request
 
@@ -318,9 +320,9 @@ def test_a_long_miss_is_not_passed_for_ever_by_hits(llada, policy):
         for step in range(6):
             ask(base + tokens(3, 10 + step), 8, 1)
             scheduler.step()
-            if long.admitted_at is not None:
+            if long.tally.admitted_at is not None:
                 break
-        assert long.admitted_at is not None
+        assert long.tally.admitted_at is not None
         assert scheduler.num_waiting + scheduler.num_running > 1
         while scheduler.has_work:
             scheduler.step()
@@ -332,13 +334,13 @@ def test_a_request_that_a_forward_had_no_room_for_holds_and_reports_nothing(llad
         base = tokens(40, 1)
         engine.generate(base, params(8, steps=1, threshold=None))
         scheduler = by_hand(engine)
-        requests = engine._intake.requests([base + tokens(3, n) for n in (2, 3)], params(8), "bicache", "")
+        requests = open_requests(engine, [base + tokens(3, n) for n in (2, 3)], params(8), "bicache", "")
         for request in requests:
             scheduler.add(request)
         scheduler.step()
         scheduler.check()
         first, second = requests
-        assert first.cached_tokens == 40
+        assert first.tally.cached_tokens == 40
         assert scheduler.num_waiting == 1
         locks = scheduler.memory.tree.num_locks
         output = scheduler.abort(second.rid)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from fastapi import FastAPI
 
-from shoal.runtime.config import EngineConfig
+from shoal.runtime.config import CACHE_MODES, EngineConfig
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.engine.service import LocalService
 from shoal.runtime.errors import EngineError
 from shoal.runtime.http.app import create_app
 from shoal.runtime.http.config import ServerConfig
-from shoal.runtime.request.request import CACHE_MODES, RequestOutput
+from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .test_cuda_worker import on_cuda_path

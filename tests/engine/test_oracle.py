@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shoal.runtime.engine.engine import Engine
-from shoal.runtime.request.request import RequestOutput
+from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .oracle import Answer, Cache, Dense, answer

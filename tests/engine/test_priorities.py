@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from shoal.runtime.config import CacheMode
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import InvalidRequestError, QueueFullError, RequestTimeoutError
-from shoal.runtime.request.request import CacheMode, Request, RequestOutput
+from shoal.runtime.request.output import RequestOutput
+from shoal.runtime.request.request import Request
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .test_cuda_worker import on_cuda_path
-from .tiny import assert_nothing_lost, by_hand, make_engine, tokens
+from .tiny import assert_nothing_lost, by_hand, make_engine, open_requests, tokens
 
 MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache")
 EXACT: tuple[CacheMode, ...] = ("none", "prefix", "dual")  # nothing reused across requests
@@ -21,12 +24,9 @@ EXACT: tuple[CacheMode, ...] = ("none", "prefix", "dual")  # nothing reused acro
 
 def make(engine: Engine, seed: int, priority: int = 0, mode: CacheMode = "dual", **options: Any) -> Request:
     """A request of 24 tokens and a canvas of 32 in blocks of 8."""
-    own = {name: options.pop(name) for name in ("timeout_s", "streaming") if name in options}
+    own = {name: options.pop(name) for name in ("timeout_s", "stream", "arrival") if name in options}
     sampling = SamplingParams(**{"max_new_tokens": 32, "threshold": 0.6, "ignore_eos": True, "seed": 1, **options})
-    (request,) = engine._intake.requests([tokens(24, seed)], sampling, mode, "")
-    request.priority = priority
-    for name, value in own.items():
-        setattr(request, name, value)
+    (request,) = open_requests(engine, [tokens(24, seed)], sampling, mode, "", priority=priority, **own)
     return request
 
 
@@ -75,7 +75,7 @@ def test_higher_priorities_are_admitted_first(llada, policy):
         driver.add(*requests)
         driver.run()
         assert driver.order == [requests[i].rid for i in (1, 3, 2, 0, 4)]
-        assert engine._parts.scheduler.counters.retractions == 0
+        assert engine._parts.scheduler.counters.preemptions == 0
         assert_nothing_lost(engine)
 
 
@@ -102,9 +102,9 @@ def test_a_request_that_was_put_back_ends_as_if_it_had_not_been(folder, name, mo
         assert driver.order == [high.rid, low.rid]
         end = driver.end(low)
         assert (end.token_ids, end.text, end.finish_reason) == (expected.token_ids, expected.text, "length")
-        assert end.retractions == 1
+        assert end.preemptions == 1
         assert end.nfe >= expected.nfe
-        assert driver.end(high).retractions == 0
+        assert driver.end(high).preemptions == 0
         assert_nothing_lost(engine)
 
 
@@ -125,7 +125,7 @@ def test_the_worker_of_the_gpu_starts_again_in_the_same_way(folder, mode):
             driver.add(high)
             driver.run()
             assert driver.order == [high.rid, low.rid]
-            assert driver.end(low).retractions == 1
+            assert driver.end(low).preemptions == 1
             assert driver.end(low).token_ids == expected.token_ids
 
 
@@ -137,7 +137,7 @@ def test_it_starts_again_at_its_block_not_from_the_beginning(llada):
         driver.add(low)
         for _ in range(8 * 3 + 4):
             driver.step()
-        assert low.block == 3
+        assert low.canvas.block == 3
         driver.add(make(engine, 2, 1, **rule))
         driver.run()
         assert driver.end(low).nfe == 32 + 4
@@ -156,8 +156,8 @@ def test_memory_is_taken_from_lower_priorities_and_no_more_than_needed(llada):
         high = make(engine, 9, 5)
         driver.add(high)
         driver.step()
-        assert high.admitted_at is not None
-        assert [request.retractions for request in running] == [0, 0, 1]
+        assert high.tally.admitted_at is not None
+        assert [request.tally.preemptions for request in running] == [0, 0, 1]
         driver.run()
         assert all(driver.end(request).finish_reason == "length" for request in (*running, high))
         assert_nothing_lost(engine)
@@ -174,12 +174,12 @@ def test_nobody_is_put_back_when_that_would_not_help(llada):
         driver.add(large)
         while not driver.order:
             assert driver.scheduler.num_running == 2
-            assert driver.scheduler.counters.retractions == 0
+            assert driver.scheduler.counters.preemptions == 0
             driver.step()
         assert driver.order == [equal.rid]
         driver.run()
         assert driver.order == [equal.rid, large.rid, lower.rid]
-        assert driver.end(lower).retractions == 1  # now it did help
+        assert driver.end(lower).preemptions == 1  # now it did help
         assert_nothing_lost(engine)
 
 
@@ -200,9 +200,9 @@ def test_random_priorities_aborts_and_time_outs_lose_nothing(folder, name, seed)
                 mode = chooser.choice(MODES)
                 prompt_seed = chooser.randrange(5)
                 size = chooser.choice([0, 8, 32])
-                request = make(engine, prompt_seed, chooser.randrange(4), mode, max_new_tokens=size)
-                if chooser.random() < 0.1:
-                    request.timeout_s = chooser.choice([0.0001, 0.01])
+                priority = chooser.randrange(4)
+                timeout = chooser.choice([0.0001, 0.01]) if chooser.random() < 0.1 else None
+                request = make(engine, prompt_seed, priority, mode, max_new_tokens=size, timeout_s=timeout)
                 driver.add(request)
                 alive.append(request)
             driver.step()
@@ -215,13 +215,14 @@ def test_random_priorities_aborts_and_time_outs_lose_nothing(folder, name, seed)
         assert all(end.finished for end in ends.values())
         assert len(driver.order) == len(set(driver.order)) == len(alive)
         counters = driver.scheduler.counters
-        assert counters.retractions == sum(end.retractions for end in ends.values()) > 0
+        assert counters.preemptions == sum(end.preemptions for end in ends.values()) > 0
         assert counters.requests == len(alive) == sum((counters.finished_length, counters.aborted, counters.timed_out))
         assert counters.timed_out == sum(isinstance(end.error, RequestTimeoutError) for end in ends.values())
         for request in alive:  # modes without sharing across requests: as if alone
             end = ends[request.rid]
-            if end.finish_reason == "length" and request.cache_mode in EXACT:
-                alone = engine.generate(request.prompt.tolist(), request.sampling, cache_mode=request.cache_mode)
+            if end.finish_reason == "length" and request.spec.cache_mode in EXACT:
+                spec = request.spec
+                alone = engine.generate(spec.prompt.tolist(), spec.sampling, cache_mode=spec.cache_mode)
                 expected[end.rid] = alone.token_ids
                 assert end.token_ids == alone.token_ids
         assert expected
@@ -236,12 +237,12 @@ def test_what_was_committed_before_is_not_captured_again(llada):
         driver.add(low)
         for _ in range(12):
             driver.step()
-        assert low.block == 1
+        assert low.canvas.block == 1
         engine._parts.scheduler.memory.tree.evict(10**6)  # its lock is on nothing: it made the capture itself
         driver.add(make(engine, 2, 1, mode="none"))
         driver.run()
-        assert driver.end(low).retractions == 1
-        assert low.capture_tokens == 0
+        assert driver.end(low).preemptions == 1
+        assert low.tally.captured_tokens == 0
         namespace = driver.scheduler.planner.namespace(low)
         assert driver.scheduler.memory.tree.match(low.prompt, namespace, touch=False).num_tokens == 0
         assert_nothing_lost(engine)
@@ -253,10 +254,8 @@ def test_time_outs_of_running_and_waiting_requests(llada, monkeypatch):
     with make_engine(llada, max_running_requests=1) as engine:
         driver = Driver(engine)
         first, second, third = (
-            make(engine, seed, timeout_s=timeout) for seed, timeout in ((1, 5.0), (2, 8.0), (3, None))
+            make(engine, seed, timeout_s=timeout, arrival=now[0]) for seed, timeout in ((1, 5.0), (2, 8.0), (3, None))
         )
-        for request in (first, second, third):
-            request.arrival = now[0]
         driver.add(first, second, third)
         for _ in range(4):
             driver.step()
@@ -271,7 +270,7 @@ def test_time_outs_of_running_and_waiting_requests(llada, monkeypatch):
         assert "running" in error.message
         assert driver.end(first).finish_reason == "abort"
         assert driver.end(first).token_ids
-        second.timeout_s = 5.0
+        second.spec = replace(second.spec, timeout_s=5.0)
         now[0] += 10
         driver.step()
         assert driver.end(second).finish_reason == "abort"
@@ -329,7 +328,7 @@ def test_who_waits_for_a_running_request_s_capture_puts_nobody_back(llada):
         driver.add(follower)
         driver.run(500)
         assert [driver.end(request).finish_reason for request in (first, other, follower)] == ["length"] * 3
-        assert driver.scheduler.counters.retractions == 0
+        assert driver.scheduler.counters.preemptions == 0
         assert driver.end(follower).cached_tokens >= 24
         assert_nothing_lost(engine)
 
@@ -337,7 +336,7 @@ def test_who_waits_for_a_running_request_s_capture_puts_nobody_back(llada):
 def test_without_streaming_only_the_end_is_reported(llada):
     with make_engine(llada) as engine:
         driver = Driver(engine)
-        quiet, loud = make(engine, 1, streaming=False), make(engine, 1)
+        quiet, loud = make(engine, 1, stream=False), make(engine, 1)
         driver.add(quiet, loud)
         driver.run()
         assert len(driver.outputs[quiet.rid]) == 1

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from shoal.runtime.config import CacheMode
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import InvalidRequestError
-from shoal.runtime.request.request import CacheMode, Request, RequestOutput
+from shoal.runtime.request.output import RequestOutput
+from shoal.runtime.request.request import Request
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .test_cuda_worker import on_cuda_path
 from .test_priorities import EXACT, Driver, make
-from .tiny import assert_nothing_lost, by_hand, make_engine, tokens, write_profile
+from .tiny import assert_nothing_lost, by_hand, make_engine, open_requests, tokens, write_profile
 
 TEMPLATE = [-1] * 3 + [9, 10] + [-1] * 7 + [11] * 5 + [-1] * 7  # three blocks of eight
 
@@ -35,25 +38,26 @@ def test_a_template_that_was_put_back_ends_as_if_it_had_not_been(folder, mode, a
     params = SamplingParams(threshold=0.7)
     with make_engine(folder, max_running_requests=1) as engine:
         expected = engine.generate(tokens(24, 1), params, cache_mode=mode, canvas=TEMPLATE)
-        (low,) = engine._intake.requests([tokens(24, 1)], params, mode, "", [TEMPLATE])
+        (low,) = open_requests(engine, [tokens(24, 1)], params, mode, "", [TEMPLATE])
         driver = Driver(engine)
         put_back(driver, engine, low, after)
         end = driver.end(low)
         assert (end.token_ids, end.holes, end.canvas_tokens) == (expected.token_ids, expected.holes, 17)
-        assert end.retractions == 1
+        assert end.preemptions == 1
         assert_nothing_lost(engine)
 
 
 def shown_otherwise(driver: Driver, engine: Engine, low: Request, tokens_shown: list[int]) -> None:
     """Put `low` back at the start of its second block, as if `tokens_shown` had been decoded there and shown."""
     driver.add(low)
-    while low.block == 0:
+    while low.canvas.block == 0:
         driver.step()
     driver.add(make(engine, 99, 1, "none", max_new_tokens=8))
     driver.step()
-    assert (low.retractions, low.frontier) == (1, 8)
-    low.shown = (*low.shown[:8], *tokens_shown)
-    low.canvas[: len(low.shown)] = low.shown
+    canvas = low.canvas
+    assert (low.tally.preemptions, canvas.frontier) == (1, 8)
+    canvas.shown = (*canvas.shown[:8], *tokens_shown)
+    canvas.tokens[: len(canvas.shown)] = canvas.shown
     driver.run(500)
     assert not driver.scheduler.has_work
 
@@ -114,7 +118,7 @@ def test_prefix_refreshes_go_on_after_it_was_put_back(llada, tmp_path):
         low = make(engine, 1, mode="bicache", threshold=None, steps=16)
         put_back(driver, engine, low, 7)  # in its second block of four steps
         end = driver.end(low)
-        assert (end.retractions, end.cached_tokens, low.capture_tokens) == (1, 24, 0)
+        assert (end.preemptions, end.cached_tokens, low.tally.captured_tokens) == (1, 24, 0)
         assert end.prefix_refreshes == 5  # two blocks, the second of them again, two more
         assert_nothing_lost(engine)
 
@@ -127,14 +131,14 @@ def test_who_ends_before_its_progress_was_taken_ends_once(llada, how, monkeypatc
         request = make(engine, 1, threshold=None, steps=32)
         scheduler.add(request)
         for _ in range(2):
-            forward = scheduler.plan()
-            assert forward is not None
-            scheduler.apply(worker.forward(forward))
+            planned = scheduler.plan()
+            assert planned is not None
+            scheduler.apply(planned, worker.forward(planned.forward))
         if how == "abort":
             assert scheduler.end(request.rid) is request
             assert scheduler.take() == []
         else:
-            request.timeout_s = 1e-9
+            request.spec = replace(request.spec, timeout_s=1e-9)
             scheduler._next_deadline = 0.0
             assert scheduler.plan() is None
             assert scheduler.take() == [request]
@@ -147,8 +151,7 @@ def test_a_deadline_that_comes_later_and_is_earlier_is_kept(llada, monkeypatch):
     monkeypatch.setattr("shoal.runtime.scheduler.scheduler.time.monotonic", lambda: now[0])
     with make_engine(llada, max_running_requests=1) as engine:
         driver = Driver(engine)
-        long, short = (make(engine, seed, timeout_s=seconds) for seed, seconds in ((1, 50.0), (2, 5.0)))
-        long.arrival = short.arrival = now[0]
+        long, short = (make(engine, seed, timeout_s=seconds, arrival=now[0]) for seed, seconds in ((1, 50.0), (2, 5.0)))
         driver.add(long, short)
         now[0] += 5.5
         driver.step()
@@ -163,7 +166,7 @@ def test_an_id_in_use_is_refused_and_its_first_owner_is_answered(llada):
     with make_engine(llada) as engine:
         modes: tuple[CacheMode, CacheMode] = ("dual", "none")
         first, second = (make(engine, 1, mode=mode) for mode in modes)
-        second.rid = first.rid
+        second.spec = replace(second.spec, rid=first.rid)
         answers: dict[str, list[RequestOutput]] = {"first": [], "second": []}
 
         def submit_both() -> None:  # in the engine's own thread: it makes no step between the two

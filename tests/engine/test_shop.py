@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from shoal.runtime.config import CacheMode
 from shoal.runtime.engine.engine import Engine
-from shoal.runtime.request.request import CacheMode, RequestOutput
+from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.shop.task import chat, make_list, make_question
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from shoal.runtime.engine.engine import Engine
-from shoal.runtime.request.request import RequestOutput
+from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .freeze import Freeze, frozen_with

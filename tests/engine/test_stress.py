@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from shoal.runtime.request.request import RequestOutput
+from shoal.runtime.request.output import RequestOutput
 
 from .stress import EXACT, Stress
-from .tiny import assert_nothing_lost, make_engine
+from .tiny import assert_nothing_lost, make_engine, open_requests
 
 
 def facts(output: RequestOutput, counted: bool) -> tuple[Any, ...]:
@@ -29,24 +29,25 @@ def run(seed: int, folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.
         assert_nothing_lost(engine)
         counters = stress.scheduler.counters
         assert counters.requests == len(stress.ends)
-        assert counters.retractions == sum(output.retractions for _, output in stress.ends)
+        assert counters.preemptions == sum(output.preemptions for _, output in stress.ends)
     compared = 0
     with make_engine(folder, **stress.options) as engine:
         for request, output in stress.ends:
-            drawn = request.sampling.temperature > 0 or request.sampling.strategy == "random"
-            if output.finish_reason not in ("stop", "length") or (output.retractions and drawn):
+            drawn = request.spec.sampling.temperature > 0 or request.spec.sampling.strategy == "random"
+            if output.finish_reason not in ("stop", "length") or (output.preemptions and drawn):
                 continue
-            cold = request.cache_mode == "bicache" and not output.cached_tokens and request.capture_tokens
-            if request.cache_mode not in EXACT and (not cold or output.retractions):
+            cold = request.spec.cache_mode == "bicache" and not output.cached_tokens and request.tally.captured_tokens
+            if request.spec.cache_mode not in EXACT and (not cold or output.preemptions):
                 continue
-            canvas = None if request.template is None else [request.template.tolist()]
-            pairs = None if request.targets is None else [[(int(at), int(token)) for at, token in request.targets]]
-            (alone,) = engine._intake.requests(
-                [request.prompt.tolist()], request.sampling, request.cache_mode, "", canvas, 0, pairs
+            spec = request.spec
+            canvas = None if spec.template is None else [spec.template.tolist()]
+            pairs = None if spec.targets is None else [[(int(at), int(token)) for at, token in spec.targets]]
+            (alone,) = open_requests(
+                engine, [spec.prompt.tolist()], spec.sampling, spec.cache_mode, "", canvas, 0, pairs
             )
             (expected,) = engine._run([alone])
             engine.flush_cache()
-            if output.retractions:
+            if output.preemptions:
                 assert output.token_ids == expected.token_ids
                 assert output.text == expected.text
             else:
@@ -68,7 +69,7 @@ def test_random_mixes_lose_nothing_and_change_no_answer(folder, name, seed, tmp_
 @pytest.mark.parametrize("part", range(4))
 def test_many_more_random_mixes(folder, name, part, tmp_path, monkeypatch):
     seen = [run(1000 * (part + 1) + n, folder, name, tmp_path, monkeypatch, 120) for n in range(25)]
-    retracted = sum(output.retractions for stress in seen for _, output in stress.ends)
+    retracted = sum(output.preemptions for stress in seen for _, output in stress.ends)
     assert retracted > 100
     assert sum(stress.failures for stress in seen) > 10
     assert sum(stress.flushes for stress in seen) > 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer as Backend
 
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.runtime.engine.engine import Engine
+from shoal.runtime.request.request import Request
 from shoal.runtime.scheduler.scheduler import Scheduler
 
 from ..models.checkpoints import write_folder
@@ -35,6 +37,11 @@ DREAM = {
 CONFIGS: dict[str, dict[str, Any]] = {"llada": LLADA, "dream": DREAM}
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,;:"
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% if not loop.last %};{% endif %}{% endfor %}:"
+
+
+def open_requests(engine: Engine, *args: Any, **own: Any) -> list[Request]:
+    """Requests as `Intake.specs` accepts them, not queued, with fields of their specs replaced by `own`."""
+    return engine._open([replace(spec, **own) for spec in engine._intake.specs(*args)])
 
 
 def state_of(name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.pipeline.client import PipelineClient
 from shoal.runtime.pipeline.config import PipelineConfig
-from shoal.runtime.request.request import RequestOutput
+from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.service.service import GenerateInput
 

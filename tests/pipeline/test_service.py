@@ -271,15 +271,15 @@ async def test_higher_priority_goes_first_and_takes_the_place_of_others():
             first = asyncio.create_task(last(client, request("high", 32, priority=5)))
             await arrived(client)
         high = await first
-        assert (high.finish_reason, high.retractions) == ("length", 0)
+        assert (high.finish_reason, high.preemptions) == ("length", 0)
         outputs = await low
         assert outputs[-1].timings.total > high.timings.total + 0.5  # it came first, and 500 x 2 ms were left to it
         assert outputs[-1].finish_reason == "length"
-        assert outputs[-1].retractions == 1
+        assert outputs[-1].preemptions == 1
         for early, late in itertools.pairwise(outputs):
             assert late.token_ids[: len(early.token_ids)] == early.token_ids
         assert outputs[-1].token_ids == (await last(client, request("again", 512, block_length=32))).token_ids
-        assert (await client.stats()).retractions >= 1
+        assert (await client.stats()).preemptions >= 1
 
 
 async def test_a_broken_chat_template_is_named_wherever_it_is_needed(tmp_path):

@@ -21,6 +21,7 @@ from shoal.runtime.pipeline.messages import Codec
 from shoal.runtime.request.facts import Facts
 from shoal.runtime.request.forward import AddRequest, AuditReport, Forward, ForwardItem, Release, StepResult
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.request.spec import RequestSpec
 from shoal.runtime.worker.trace import TraceOptions
 
 MODEL = ModelConfig("llada", 6, 32, 2, 2, 16, 48, 64, 64, 160, 1e4, 1e-5, False, False, False, 60, 3, 3)
@@ -37,6 +38,8 @@ ITEM = ForwardItem("r", 1, 9, 13, 5, 9, 0, 4, np.arange(2, dtype=np.int32), ((2,
 AUDIT = AuditReport(np.ones((2, 3), np.float32), np.full(2, 0.5, np.float32), 4, 3)
 ERROR = pack_error(InvalidRequestError("no", field="prompt", value=[1, 2], limit=3))
 OUTPUT = wire.Output("r", 2, [4, 5], 1, "text", "stop", "ab", None, 5, 4, 2, 8, 3, 99, 1, 0, 0.1, 0.2, 0.3)
+SPEC = RequestSpec(rid="r", prompt=np.arange(4), sampling=SAMPLING, cache_mode="lm", cache_salt="", block_length=8,
+                   seed=5, template=np.array([-1, 4]), targets=np.array([[0, 3]]), arrival=1.5)  # fmt: skip
 GENERATE = wire.Generate("r", "text", None, None, SAMPLING, "dual", "salt", 1, 2.5, True, 12.5)
 CHAT = wire.Generate("r", None, None, [{"role": "user", "content": "é"}], SAMPLING, None, "", 0, None, False, 1.0)
 TRACE = wire.StartTrace(7, TraceOptions(output_dir="/traces", num_steps=3, activities=("CPU",)))
@@ -48,7 +51,7 @@ SOCKETS: dict[str, tuple[Any, list[Any]]] = {
     ]),
     "scheduler": (wire.ToScheduler, [
         wire.Begin(FACTS), wire.Abort("r"), wire.AbortAll(9, 2), wire.Ask(4, "flush"), TRACE, wire.StopTrace(8),
-        wire.Accepted("r", np.arange(4).tobytes(), SAMPLING, "lm", "", 8, 5, 0, None, True, 1.5),
+        wire.Accepted(SPEC),
     ]),
     "worker": (wire.ToWorker, [
         wire.Add(ADD), wire.Drop(Release(("r", "s"))), wire.Run(Forward((ITEM, ITEM), 3, (ITEM,))), TRACE,

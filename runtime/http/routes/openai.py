@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from ...request.request import RequestOutput
+from ...request.output import RequestOutput
 from ..api_error import ApiError, bad_request
 from ..batch import Batch, adopt_routing, chat_messages, knobs_of, make_batch, merged, names_of
 from ..field_table import CHAT, COMPLETIONS, KWARGS, STREAM_OPTIONS

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from ...errors import RequestTimeoutError
 from ...request.field_names import FieldNames
-from ...request.request import RequestOutput
+from ...request.output import RequestOutput
 from ...request.sampling_params import SamplingParams
 from ...request.scoring import MAX_CHOICES, ScoreOutput, ScorePlan
 from ...service.service import GenerateInput

@@ -1,0 +1,39 @@
+"""Cache modes as rows of a table: what each reuses, captures and recomputes. A new mode is a new row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..config import CacheMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """What a request of one cache mode does.
+
+    Attributes:
+        captures: what it gives to the radix tree, and so what it reuses of other requests: `prompt`, after its first
+            forward, with boundary states, to the profile's depth; `finished`, prompt and answer at its end, all
+            layers; None: nothing.
+        refreshes: a block starts with a refresh; without, every step computes everything.
+        keeps_join: a refresh leaves the tokens before the join alone; without, it starts at the first token.
+        refreshes_prefix: every `refresh_interval` NFE a refresh recomputes the prefix above its depth.
+        step_stop: a block step computes from the block's first position to the `block`'s end or the `canvas`'s;
+            `all`: everything from the first token on.
+    """
+
+    captures: Literal["prompt", "finished"] | None = None
+    refreshes: bool = True
+    keeps_join: bool = False
+    refreshes_prefix: bool = False
+    step_stop: Literal["block", "canvas", "all"] = "block"
+
+
+MODES: dict[CacheMode, Mode] = {
+    "none": Mode(refreshes=False, step_stop="all"),
+    "prefix": Mode(step_stop="canvas"),
+    "dual": Mode(),
+    "lm": Mode(captures="finished", keeps_join=True),
+    "bicache": Mode(captures="prompt", keeps_join=True, refreshes_prefix=True),
+}
