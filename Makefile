@@ -61,5 +61,5 @@ $(RUN): pyproject.toml constraints.txt
 
 $(STAMP): $(RUN)
 	@echo "Adding what the tests need to $(VENV): clients, linters"
-	$(PIP) "$$(grep '^torch==' constraints.txt)" -e '.[test,clients,lint]'
+	$(PIP) "$$(grep '^torch==' constraints.txt)" -e '.[test,clients,lint,text]'
 	@touch $@
