@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +48,23 @@ def test_the_program_runs():
         )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == "['17', 'apple, plum']"
+
+
+def test_the_table_of_text_holds_the_worst_ratio_of_each_task():
+    where = {"capture": "first", "dtype": "bfloat16"}
+
+    def worst(task: str, depth: str, column: str, pick: Callable[[list[float]], float]) -> float:
+        return pick([float(row[column]) for row in rows("text_reuse.csv", task=task, depth=depth, **where)])
+
+    lines = re.findall(r"^\| (\d+)\b[^|]*\|(.*)\|$", README.partition("layers of `text` reused")[2], re.MULTILINE)
+    assert [depth for depth, _ in lines[:5]] == ["0", "4", "6", "8", "30"]
+    for depth, line in lines[:5]:
+        *shares, change = (cell.strip() for cell in line.split("|"))
+        column, found_at = ("accuracy_none", "1") if depth == "0" else ("accuracy", depth)
+        for task, share in zip(("look-up", "quote", "gap"), shares, strict=True):
+            assert float(share) == round(worst(task, found_at, column, min), 3), (task, depth)
+        if depth != "0":
+            assert float(change) == round(worst("continuation", depth, "dnll", max), 3), depth
 
 
 def test_linked_files_exist():
