@@ -80,7 +80,9 @@ def timed(engine: Engine, batch: Batch, phase: str, variant: Variant) -> Callabl
             runner.splits = lambda requests, rows: variant.splits  # type: ignore[method-assign]
         elif "splits" in runner.__dict__:
             del runner.__dict__["splits"]
-        attention_triton.choose_tiling = lambda *args: staged(choose_tiling(*args), variant.stages)
+        attention_triton.choose_tiling = (  # type: ignore[attr-defined]
+            lambda *args: staged(choose_tiling(*args), variant.stages)
+        )
         forward_graphs._products_by = lambda library: products_by(variant.blas)
 
     choose()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from ...runtime.errors import shorten
 from .. import driver
@@ -36,7 +36,7 @@ def as_backend(backend: Any = None) -> Backend:
     if not hasattr(backend, "generate") or not hasattr(backend, "markers"):
         message = f"backend is {shorten(backend)}; it must be an Engine, a server's URL, or a backend"
         raise NoBackendError(message, field="backend", value=backend)
-    return backend
+    return cast(Backend, backend)
 
 
 def flush_cache(backend: Any = None) -> None:

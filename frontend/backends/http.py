@@ -105,7 +105,7 @@ class HTTPBackend:
         return list(await asyncio.shield(task))
 
     async def _tokens(self, body: dict[str, Any]) -> list[int]:
-        return (await self._ask("POST", "/tokenize", body))["tokens"]
+        return list((await self._ask("POST", "/tokenize", body))["tokens"])
 
     async def markers(self) -> ChatMarkers:
         """See Backend."""
@@ -207,7 +207,8 @@ class HTTPBackend:
 
     async def server_info(self) -> dict[str, Any]:
         """See Backend."""
-        return await self._ask("GET", "/server_info")
+        info: dict[str, Any] = await self._ask("GET", "/server_info")
+        return info
 
     async def flush_cache(self) -> None:
         """See Backend."""

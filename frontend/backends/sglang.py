@@ -43,7 +43,7 @@ Result = TypeVar("Result")
 
 
 @dataclass
-class _ModelTemplate(ChatTemplate):
+class _ModelTemplate(ChatTemplate):  # type: ignore[misc]  # sglang has no types
     """What the model's own template puts around messages; asked for when a message begins."""
 
     backend: Backend = field(kw_only=True)
@@ -53,7 +53,7 @@ class _ModelTemplate(ChatTemplate):
         return _wait(self.backend.markers()).of(role, False)
 
 
-class ShoalBackend(BaseBackend):
+class ShoalBackend(BaseBackend):  # type: ignore[misc]  # as above
     """sglang's backend over shoal. sglang keeps text, so every call is encoded anew, prefix and all.
 
     Nor does it say which text is a message's: special tokens are recognised wherever they are spelled, as by SGLang.

@@ -118,27 +118,33 @@ class ProgramState(Messages):
 
     def text(self) -> str:
         """All text, role markers included, once everything appended is done."""
-        return self._read("text", "await s.get_text()")
+        text: str = self._read("text", "await s.get_text()")
+        return text
 
     def messages(self) -> list[dict[str, str]]:
         """The messages that have ended, each with role and content."""
-        return self._read("messages", "await s.get_messages()")
+        messages: list[dict[str, str]] = self._read("messages", "await s.get_messages()")
+        return messages
 
     def tokens(self) -> tuple[int, ...]:
         """Token ids of the text."""
-        return self._read("tokens", "await s.get_tokens()")
+        tokens: tuple[int, ...] = self._read("tokens", "await s.get_tokens()")
+        return tokens
 
     async def get_text(self) -> str:
         """As `text`, awaitable."""
-        return await self._await_all("text")
+        text: str = await self._await_all("text")
+        return text
 
     async def get_messages(self) -> list[dict[str, str]]:
         """As `messages`, awaitable."""
-        return await self._await_all("messages")
+        messages: list[dict[str, str]] = await self._await_all("messages")
+        return messages
 
     async def get_tokens(self) -> tuple[int, ...]:
         """As `tokens`, awaitable."""
-        return await self._await_all("tokens")
+        tokens: tuple[int, ...] = await self._await_all("tokens")
+        return tokens
 
     def sync(self) -> None:
         """Wait until everything appended is done. Raises ProgramError when something failed."""

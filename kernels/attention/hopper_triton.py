@@ -13,6 +13,7 @@ Cautions: no fp32, no splits. Gluon is young: `hopper_fits` says whether it is t
 elsewhere.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 import math

@@ -4,6 +4,7 @@ A program takes a few rows (token, head). It loads their log-sum-exps of all par
 known before the first value arrives, and the values of the parts are loads that do not wait for one another.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 import triton

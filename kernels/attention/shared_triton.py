@@ -8,6 +8,7 @@ keys: it begins with the state that the parts amount to, so that nothing is merg
 begin with an empty state at their first key, as they would alone.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 import math

@@ -17,6 +17,7 @@ Cautions: fp32 products are exact ("ieee", no TF32), hence slow. Keys past a req
 their pages hold; page ids past it are never followed.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 import math

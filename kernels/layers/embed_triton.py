@@ -1,5 +1,6 @@
 """Embeddings of the tokens at a batch's positions in one Triton kernel; what it does is in `embed.py`."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 import torch

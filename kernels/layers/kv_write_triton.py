@@ -7,6 +7,7 @@ halves of a pair are loaded before either is stored, so q and k may be rotated i
 many heads.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 import torch

@@ -1,5 +1,6 @@
 """The factor of a deferred RMSNorm inside Triton kernels; the formula is in `row_norm.py`."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 import triton

@@ -1,5 +1,6 @@
 """Commits of a block step in Triton: one program a request, which ranks its masks by comparing all pairs."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 import math

@@ -7,6 +7,7 @@ maximum m, from which probability = 1 / l, margin = (1 - exp(second - m)) / l an
 draws it also keeps the largest x + temperature * Gumbel noise. A second kernel merges the splits of a row.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 import torch

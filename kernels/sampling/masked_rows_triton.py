@@ -1,5 +1,6 @@
 """The masked rows of a block step in Triton: one program, one prefix sum over all positions of all blocks."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 import torch

@@ -1,5 +1,6 @@
 """The draws of `philox.py` inside Triton kernels."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 import triton

@@ -8,7 +8,8 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,6 +21,7 @@ from ..scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 Listener = Callable[[RequestOutput], None]
+_T = TypeVar("_T")
 _OPEN: weakref.WeakSet[EngineLoop] = weakref.WeakSet()
 
 
@@ -111,21 +113,18 @@ class EngineLoop:
                 self._thread = thread
             self._inbox.put(task)
 
-    def call_and_wait(self, task: Callable[[], Any]) -> Any:
+    def call_and_wait(self, task: Callable[[], _T]) -> _T:
         """Run `task` in the engine's thread; returns what it returns, raises what it raises."""
-        done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        done: Future[_T] = Future()
 
         def run() -> None:
             try:
-                done.put((task(), None))
+                done.set_result(task())
             except Exception as error:
-                done.put((None, error))
+                done.set_exception(error)
 
         self.call(run)
-        value, error = done.get()
-        if error is not None:
-            raise error
-        return value
+        return done.result()
 
     def close(self, wait: bool) -> None:
         """Stop; requests that still run end with EngineClosedError. May be called twice."""

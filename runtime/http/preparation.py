@@ -53,7 +53,7 @@ async def encode_all(
     async def encode(prompt: Any, name: str) -> list[int]:
         if isinstance(prompt, str) or (len(prompt) and not isinstance(prompt[0], int)):
             return await service.tokenize(prompt, add_special_tokens, name)
-        return prompt
+        return list(prompt)
 
     done: list[list[int]] = []
     for start in range(0, len(prompts), _AT_A_TIME):

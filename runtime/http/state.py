@@ -86,12 +86,12 @@ class ServerState:
     def at_a_time(self) -> int:
         """How many answers of one request are with the scheduler at a time: as many as may run, so that the requests
         of others do not wait for all of a batch."""
-        return self.service.info.engine["max_running_requests"]
+        return int(self.service.info.engine["max_running_requests"])
 
     @property
     def default_cache_mode(self) -> str:
         """The cache mode of requests that name none."""
-        return self.service.info.engine["cache_mode"]
+        return str(self.service.info.engine["cache_mode"])
 
 
 def is_admin(request: Request) -> bool:
@@ -101,7 +101,8 @@ def is_admin(request: Request) -> bool:
 
 def server_state(request: Request) -> ServerState:
     """The state of the server that a request came to (a FastAPI dependency)."""
-    return request.app.state.server
+    state: ServerState = request.app.state.server
+    return state
 
 
 def ready_state(request: Request) -> ServerState:

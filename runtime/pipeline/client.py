@@ -293,7 +293,7 @@ class PipelineClient:
             return int(rid in self._by_rid)
         while True:
             try:
-                return await self._reply(AbortAll)
+                return int(await self._reply(AbortAll))
             except QueueFullError:
                 await asyncio.sleep(RETRY_SECONDS)
 
@@ -305,11 +305,11 @@ class PipelineClient:
     ) -> list[int]:
         """Token ids of text (in parts), or of chat messages; no BOS without `add_special_tokens`. Raises
         InvalidRequestError."""
-        return await self._reply(lambda number: tokenize_message(number, prompt, add_special_tokens, name))
+        return list(await self._reply(lambda number: tokenize_message(number, prompt, add_special_tokens, name)))
 
     async def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids. Raises InvalidRequestError."""
-        return await self._reply(lambda number: Detokenize(number, list(map(int, token_ids)), skip_special_tokens))
+        return str(await self._reply(lambda number: Detokenize(number, list(map(int, token_ids)), skip_special_tokens)))
 
     async def flush_cache(self, timeout_s: float = 0.0) -> None:
         """Drop every cached prefix. Raises CacheInUseError when requests are under way after `timeout_s` seconds."""
@@ -322,7 +322,7 @@ class PipelineClient:
 
     async def cache_snapshot(self) -> dict[str, Any]:
         """The radix tree as JSON-able data."""
-        return await self._ask("snapshot")
+        return dict(await self._ask("snapshot"))
 
     async def stats(self) -> SchedulerStats:
         """The scheduler's numbers."""
@@ -330,11 +330,11 @@ class PipelineClient:
 
     async def start_profile(self, options: TraceOptions) -> str:
         """Have the worker record a trace; the path of its file."""
-        return await self._reply(lambda number: StartTrace(number, options))
+        return str(await self._reply(lambda number: StartTrace(number, options)))
 
     async def stop_profile(self) -> str:
         """End the trace and write it; the path of its file."""
-        return await self._reply(StopTrace)
+        return str(await self._reply(StopTrace))
 
     async def _ask(self, what: Literal["stats", "snapshot", "flush", "alive"]) -> Any:
         return await self._reply(lambda number: Ask(number, what))

@@ -280,7 +280,8 @@ class Codec(Generic[_M]):
         """The message in a frame. Raises WireError for anything that is none of this socket's."""
         self._check(frame)
         try:
-            return self._decoder.decode(frame).message
+            message: _M = self._decoder.decode(frame).message
+            return message
         except Exception as error:  # msgspec's, and whatever the checks of our own classes raise
             raise WireError(f"a frame of {len(frame)} bytes can't be read: {error}", field="frame") from error
 

@@ -70,7 +70,7 @@ class Endpoints:
 
 
 def _socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
-    socket = context.socket(kind)
+    socket: zmq.Socket[bytes] = context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
     socket.setsockopt(zmq.SNDHWM, _HIGH_WATER)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ..request.facts import Facts
-from ..scheduler.scheduler import WorkerLink
+from ..scheduler.worker_link import WorkerLink
 from ..worker.trace import WorkerTrace
 from .child import Child
 from .inbox import Inbox, Outbox

@@ -166,7 +166,8 @@ class Intake:
 
     def encode(self, prompt: Any, name: str) -> list[int]:
         """Token ids of one prompt. Raises InvalidRequestError, naming it `name`."""
-        return self._encode(prompt, name).tolist()
+        tokens: list[int] = self._encode(prompt, name).tolist()
+        return tokens
 
     def encode_text(
         self, prompt: str | Sequence[TextPart] | Sequence[Message], name: str, add_special_tokens: bool = True

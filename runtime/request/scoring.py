@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidRequestError, RequestAbortedError, shorten
-from .request import RequestOutput
+from .output import RequestOutput
 
 ScoreMethod = Literal["pseudo", "one_shot"]
 SCORE_METHODS: tuple[ScoreMethod, ...] = ("pseudo", "one_shot")

@@ -108,9 +108,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids, by default without special tokens; spaces are left as the tokens have them."""
-        return self._backend.decode(
+        text: str = self._backend.decode(
             list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
+        return text
 
     def save_decoder(self, path: str | Path) -> bool:
         """Write what `TokenDecoder` needs to do `decode` alone, without transformers; False where that can't be."""
@@ -153,9 +154,10 @@ class Tokenizer:
 
     def _apply(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         # A batch of one conversation: transformers refuses an empty one on its own.
-        return self._backend.apply_chat_template(
+        (text,) = self._backend.apply_chat_template(
             [messages], tokenize=False, add_generation_prompt=add_generation_prompt
-        )[0]
+        )
+        return str(text)
 
 
 def _template_name(folder: Path) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .network import TrainingNetwork, rope_tables, rotate
+from .network import TrainingNetwork, rope_tables, rotate, through_blocks
 
 SHOP_DREAM_CONFIG: dict[str, Any] = {
     "model_type": "Dream",
@@ -60,7 +60,8 @@ class Attention(nn.Module):
         k = rotate(k, cos, sin).repeat_interleave(self.group, dim=1)
         v = v.repeat_interleave(self.group, dim=1)
         y = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, attn_mask=mask)
-        return self.o_proj(y.transpose(1, 2).flatten(-2))
+        out: Tensor = self.o_proj(y.transpose(1, 2).flatten(-2))
+        return out
 
 
 class Feedforward(nn.Module):
@@ -75,7 +76,8 @@ class Feedforward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., width], normalised."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class Block(nn.Module):
@@ -92,7 +94,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [batch, length, width]; mask, if given, is True where a query may attend to a key."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class Body(nn.Module):
@@ -130,10 +133,7 @@ class DreamNetwork(TrainingNetwork):
         body = self.model
         head_dim = self.config["hidden_size"] // self.config["num_attention_heads"]
         cos, sin = rope_tables(token_ids.shape[1], head_dim, self.config["rope_theta"], token_ids.device)
-        x = body.embed_tokens(token_ids)
-        for index, block in enumerate(body.layers):
-            if reuse is not None and index:
-                x = torch.where((reuse >= index)[..., None], x.roll(1, 0), x)
-            x = block(x, cos, sin, mask)
+        x = through_blocks(body.layers, body.embed_tokens(token_ids), cos, sin, mask, reuse)
         x = torch.cat((x[:, :1], x[:, :-1]), dim=1)
-        return self.lm_head(body.norm(x))
+        logits: Tensor = self.lm_head(body.norm(x))
+        return logits

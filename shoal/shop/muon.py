@@ -24,7 +24,8 @@ def orthogonalise(updates: Tensor, iterations: int = 5) -> Tensor:
     for _ in range(iterations):
         gram = x @ x.mT
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
-    return x if wide else x.mT
+    out: Tensor = x if wide else x.mT
+    return out
 
 
 class Muon(torch.optim.Optimizer):

@@ -79,7 +79,8 @@ class Block(nn.Module):
         y = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, attn_mask=mask)
         x = x + self.attn_out(y.transpose(1, 2).flatten(-2))
         y = self.ff_norm(x)
-        return x + self.ff_out(F.silu(self.ff_proj(y)) * self.up_proj(y))
+        out: Tensor = x + self.ff_out(F.silu(self.ff_proj(y)) * self.up_proj(y))
+        return out
 
 
 class Transformer(nn.Module):
@@ -124,6 +125,17 @@ class TrainingNetwork(nn.Module):
         raise NotImplementedError
 
 
+def through_blocks(
+    blocks: nn.ModuleList, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, reuse: Tensor | None
+) -> Tensor:
+    """x [batch, length, width] after all blocks; `mask` and `reuse` as in `TrainingNetwork.forward`."""
+    for index, block in enumerate(blocks):
+        if reuse is not None and index:
+            x = torch.where((reuse >= index)[..., None], x.roll(1, 0), x)
+        x = block(x, cos, sin, mask)
+    return x
+
+
 class Network(TrainingNetwork):
     """A LLaDA model; `forward` maps token ids [batch, length] to logits [batch, length, vocab]."""
 
@@ -146,9 +158,6 @@ class Network(TrainingNetwork):
         body = self.model.transformer
         head_dim = self.config["d_model"] // self.config["n_heads"]
         cos, sin = rope_tables(token_ids.shape[1], head_dim, self.config["rope_theta"], token_ids.device)
-        x = body.wte(token_ids)
-        for index, block in enumerate(body.blocks):
-            if reuse is not None and index:
-                x = torch.where((reuse >= index)[..., None], x.roll(1, 0), x)
-            x = block(x, cos, sin, mask)
-        return body.ff_out(body.ln_f(x))
+        x = through_blocks(body.blocks, body.wte(token_ids), cos, sin, mask, reuse)
+        logits: Tensor = body.ff_out(body.ln_f(x))
+        return logits

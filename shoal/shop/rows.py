@@ -261,7 +261,7 @@ def _mask_block(rng: random.Random, answer: list[int]) -> list[int]:
 Batch = tuple[torch.Tensor, ...]
 
 
-class Steps(Dataset):
+class Steps(Dataset[Batch]):
     """Batches by training step: item `i` is a function of (mix, seed, i) alone, however many workers read."""
 
     def __init__(self, seed: int, steps: int, tokens_per_step: int = TOKENS_PER_STEP, mix: Mix = SHOP_MIX):

@@ -103,7 +103,7 @@ class Trainer:
     @property
     def checkpoint(self) -> Path:
         """The checkpoint file."""
-        return self.options.out / "checkpoint.safetensors"
+        return Path(self.options.out, "checkpoint.safetensors")
 
     def save(self) -> None:
         """Write weights, optimizer state and progress, replacing the file at once."""

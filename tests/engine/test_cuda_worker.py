@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from shoal.kernels.attention.reference import attention
 from shoal.kernels.attention.tiling import choose_tiling
+from shoal.kernels.layers.kv_write import rope_write_kv
+from shoal.kernels.layers.swiglu import swiglu
+from shoal.kernels.sampling.canvas_state import acceptance_bounds
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.worker.gpu import layers as fused_layers
 from shoal.runtime.worker.gpu import slots as canvas_slots
@@ -85,7 +89,6 @@ def test_folded_norms_change_hidden_states_by_rounding_only(folder, monkeypatch,
     """In products of few rows, where norms are put off, and of many; the refresh has 56 rows and is whole."""
     monkeypatch.setattr(fused_layers, "_FEW_ROWS", few)
     states, put_off = [], set()
-    swiglu = fused_layers.swiglu
 
     def note(gate_up, norm=None):
         put_off.add((len(gate_up) > 40, norm is not None))
@@ -151,7 +154,6 @@ def test_many_steps_a_message_and_steps_behind_a_refresh_change_nothing(folder, 
 def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, monkeypatch):
     prompts, params = requests(0)
     forms = set()
-    attention = fused_layers.attention
 
     def record(q, layer_pages, band, batch, *, num_splits=1, fresh_kv=None, **options):
         if q.shape[0]:
@@ -252,13 +254,13 @@ def test_a_gpu_that_is_not_the_first_becomes_the_threads_own(monkeypatch):
 def test_a_canvas_that_finds_no_memory_is_tried_again_once_and_loses_no_slot(folder, monkeypatch):
     with make_engine(folder) as engine:
         slots = on_cuda_path(engine).runner.slots
-        free, emptied, bounds = slots.num_free, [], canvas_slots.acceptance_bounds
+        free, emptied = slots.num_free, []
         failures = [torch.OutOfMemoryError("full")]
 
         def fail_once(*arguments):
             if failures:
                 raise failures.pop()
-            return bounds(*arguments)
+            return acceptance_bounds(*arguments)
 
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(slots.num_free))
         monkeypatch.setattr(canvas_slots, "acceptance_bounds", fail_once)
@@ -270,7 +272,6 @@ def test_a_canvas_that_finds_no_memory_is_tried_again_once_and_loses_no_slot(fol
 
 def test_what_attention_held_is_free_when_the_mlp_runs(folder, monkeypatch):
     projected, dead = [], []
-    rope_write_kv, swiglu = fused_layers.rope_write_kv, fused_layers.swiglu
 
     def note(q, *arguments, **options):
         projected.append(weakref.ref(q))

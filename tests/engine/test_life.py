@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from shoal.runtime.engine import engine as engine_module
+from shoal.runtime.engine.build import build_parts
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.engine.loop import EngineLoop
 from shoal.runtime.errors import EngineClosedError, EngineError, ModelLoadError
@@ -238,11 +239,10 @@ def test_a_forgotten_engine_is_collected_with_its_pools_and_its_thread(llada, mo
 def test_an_engine_on_a_cpu_is_built_in_a_thread_that_ends(llada, monkeypatch):
     """Else the caller's thread keeps a second OpenMP team, and small operations of the engine's wait to be woken."""
     seen = []
-    build = engine_module.build_parts
 
     def record(config):
         seen.append((threading.current_thread(), torch.get_num_threads()))
-        return build(config)
+        return build_parts(config)
 
     monkeypatch.setattr(engine_module, "build_parts", record)
     with make_engine(llada):

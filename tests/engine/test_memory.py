@@ -16,6 +16,7 @@ from shoal.runtime.config import CacheMode
 from shoal.runtime.engine import build
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import PoolTooSmallError
+from shoal.runtime.model.settings import pool_sizes
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .freeze import Freeze
@@ -94,8 +95,7 @@ def test_many_prefixes_evict_one_another(folder, policy, tmp_path, name):
 
 
 def shrink_boundary_pool(monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
-    sizes = build.pool_sizes
-    monkeypatch.setattr(build, "pool_sizes", lambda *given: (sizes(*given)[0], pages))
+    monkeypatch.setattr(build, "pool_sizes", lambda *given: (pool_sizes(*given)[0], pages))
 
 
 @pytest.mark.parametrize("pages", [0, 1, 5, 7])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from logging import ERROR
 
 import pytest
 from tokenizers import Tokenizer as Backend
@@ -76,8 +77,8 @@ def test_transformers_is_quiet_while_loading_and_as_before_afterwards(tmp_path, 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", watched)
     before = logging.get_verbosity()
     Tokenizer.load(tmp_path)
-    assert during == [logging.ERROR]
-    assert logging.get_verbosity() == before != logging.ERROR
+    assert during == [ERROR]
+    assert logging.get_verbosity() == before != ERROR
 
 
 def test_decode_skips_special_tokens_unless_told_not_to(tmp_path):

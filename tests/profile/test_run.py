@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from shoal.cli import app
-from shoal.profile import main as profile_main
 from shoal.profile.command import make_parser, parse
+from shoal.profile.measure import Measurer
 from shoal.profile.options import ProfileOptions
 from shoal.profile.store import Store
 from shoal.radix_cache.depth_profile import DepthProfile
@@ -93,20 +93,20 @@ def test_the_same_again_measures_nothing_and_gives_the_same(made, llada, data, t
     # Stopped after the first unit, in the middle of writing the second.
     lines = measured.decode().splitlines(keepends=True)
     (other / "measurements.jsonl").write_text("".join(lines[:2]) + lines[2][:100])
-    measure_unit, keys = profile_main.Measurer.measure_unit, []
+    measure_unit, keys = Measurer.measure_unit, []
 
     def counted(self, unit, advance):
         keys.append(unit.key)
         return measure_unit(self, unit, advance)
 
-    monkeypatch.setattr(profile_main.Measurer, "measure_unit", counted)
+    monkeypatch.setattr(Measurer, "measure_unit", counted)
     assert run(str(llada), "--data", data, "--out", str(other), *FLAGS).exit_code == 0
     assert len(keys) == 1
     assert (other / "depth_profile.json").read_bytes() == profile
 
 
 def test_other_limits_choose_from_the_same_measurements(made, llada, data, monkeypatch):
-    monkeypatch.setattr(profile_main.Measurer, "measure_unit", None)
+    monkeypatch.setattr(Measurer, "measure_unit", None)
     flags = [*FLAGS[:-2], "--cosine", "1.0"]
     result = run(str(llada), "--data", data, "--out", str(made), *flags)
     assert result.exit_code == 0

@@ -21,6 +21,7 @@ from shoal.shop.rows import (
     make_plain_row,
     make_row,
 )  # fmt: skip
+from shoal.shop.task import make_list
 
 NAMES = vocabulary.tokens()
 MASK, EOS, SYSTEM, USER, ASSISTANT, END = (
@@ -164,7 +165,6 @@ def test_training_never_sees_a_held_out_list(monkeypatch):
         seen.append(make_list(*args, **options))
         return seen[-1]
 
-    make_list = rows.make_list
     monkeypatch.setattr(rows, "make_list", spy)
     for step in (0, 2000, 9000, REUSE_START):
         Steps(1, 50_000, 8192)[step]
