@@ -60,7 +60,7 @@ def _gradients(inputs: list[Tensor], grouped: bool) -> tuple[Tensor, ...]:
 
 
 def _error(found: Tensor, right: Tensor) -> float:
-    return ((found - right).float().norm() / right.float().norm()).item()
+    return float((found - right).float().norm() / right.float().norm())
 
 
 def _seconds(run: Callable[[], object], times: int = 10) -> float:

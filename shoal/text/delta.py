@@ -35,7 +35,8 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
 def dequantize(packed: Tensor, scale: Tensor) -> Tensor:
     """What `quantize` stands for, fp32 [..., n]."""
     codes = torch.stack((packed & 15, packed >> 4), -1).flatten(-2).float() - 8
-    return (codes.unflatten(-1, (-1, GROUP)) * scale.float()[..., None]).flatten(-2)
+    groups: Tensor = codes.unflatten(-1, (-1, GROUP)) * scale.float()[..., None]
+    return groups.flatten(-2)
 
 
 def rounded(x: Tensor) -> Tensor:

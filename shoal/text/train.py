@@ -113,7 +113,7 @@ class Trainer:
     @property
     def checkpoint(self) -> Path:
         """The checkpoint file."""
-        return self.options.out / "checkpoint.safetensors"
+        return Path(self.options.out, "checkpoint.safetensors")
 
     def save(self) -> None:
         """Write the checkpoint, replacing the last one at once, and the weights that the phase gives."""
@@ -163,8 +163,8 @@ class Trainer:
         """How much of the phase is done, 0 to 1, `elapsed` seconds into it."""
         index = PHASES.index(self.phase)
         if self.options.seconds:
-            return elapsed / max(self.options.seconds[index], 1e-9)
-        return self.phase_step / max(self.options.steps[index], 1)
+            return elapsed / max(float(self.options.seconds[index]), 1e-9)
+        return self.phase_step / max(int(self.options.steps[index]), 1)
 
     def train_step(self, batch: Batch, progress: float) -> Tensor:
         """One optimizer step; returns the weighted loss of each kind of row and the weights' sums, [2, kinds]."""
