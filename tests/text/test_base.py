@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from shoal.runtime.model.loader import load_model
 from shoal.text import delta
 from shoal.text.base import checkpoint_name, unpermuted, write_base
-from shoal.text.network import MASK, Network
+from shoal.text.network import MASK, MATRICES, Network
 from shoal.text.publish import publish
 
 from .tiny import SPECIAL, config, make_tokenizer, state
@@ -126,7 +126,7 @@ def test_a_delta_of_either_form_restores_the_network(base, tmp_path):
     factors = {}
     with torch.no_grad():
         network.mask.normal_()
-        for kind in delta.MATRICES:
+        for kind in MATRICES:
             layers, outputs, inputs = network.stacks[kind].shape
             factors[kind] = (0.1 * torch.randn(layers, 4, outputs), 0.1 * torch.randn(layers, 4, inputs))
             network.stacks[kind] += factors[kind][0].transpose(1, 2) @ factors[kind][1]
@@ -136,7 +136,7 @@ def test_a_delta_of_either_form_restores_the_network(base, tmp_path):
         restored = Network.load_base(base)
         delta.apply(tmp_path / f"{name}.safetensors", restored)
         torch.testing.assert_close(restored.mask, network.mask, rtol=1e-3, atol=1e-3)
-        for kind in delta.MATRICES:
+        for kind in MATRICES:
             change = network.stacks[kind] - original.stacks[kind]
             error = (restored.stacks[kind] - network.stacks[kind]).norm() / change.norm()
             assert error < 0.16, (name, kind, error)  # 9 % a rounded matrix; of low rank there are two

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import text_reuse
-from shoal.text import chats, evaluate, train
+from shoal.text import chats, delta, evaluate, train
 from shoal.text.corpus import END
-from shoal.text.network import MASK, Network
+from shoal.text.network import MASK, MATRICES, Network
 from shoal.text.reuse import capture, resumed
 from shoal.text.weights import FlatWeights, LowRankMaster
 
@@ -41,7 +41,7 @@ def test_both_phases_run_and_leave_weights_and_a_log(trained, base):
     original = Network.load_base(base)
     for name in ("full", "low-rank"):
         network = Network.load_base(base)
-        train.delta.apply(trained / f"{name}.safetensors", network)
+        delta.apply(trained / f"{name}.safetensors", network)
         assert (network.stacks["qkv"] - original.stacks["qkv"]).abs().max() > 1e-5
 
 
@@ -65,14 +65,14 @@ def test_the_gradients_of_the_factors_are_those_of_autograd(base):
     with torch.no_grad():
         network.stacks["qkv"] += 0.05 * torch.randn_like(network.stacks["qkv"])
     flat = FlatWeights(network, torch.float32)
-    master = LowRankMaster(flat, {k: original.stacks[k].detach() for k in train.MATRICES}, rank=4)
+    master = LowRankMaster(flat, {k: original.stacks[k].detach() for k in MATRICES}, rank=4)
     master.push()
     tokens = torch.randint(17, 400, (1, 20))
     network(tokens).square().sum().backward()
     master.pull()
     up, down = (factor.detach().clone().requires_grad_() for factor in master.factors("qkv"))
     again = Network.load_base(base)
-    weights = original.stacks["qkv"].detach() + train.delta.rounded(up).transpose(1, 2) @ train.delta.rounded(down)
+    weights = original.stacks["qkv"].detach() + delta.rounded(up).transpose(1, 2) @ delta.rounded(down)
     state = {k: v.detach().clone() for k, v in network.state_dict().items()} | {"stacks.qkv": weights}
     torch.func.functional_call(again, state, (tokens,)).square().sum().backward()
     for found, expected in zip(master.factors("qkv"), (up, down), strict=True):
