@@ -16,8 +16,9 @@ READABLE_VERSIONS = (1, 2)
 DEFAULT_REUSE_MARGIN = 16
 CAPTURES = ("first", "alone", "final")
 
-# Published runs of the paper's profiler on the real checkpoints (prefix-alone capture, cosine 0.97), percent : depth.
-_PUBLISHED: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = {
+# Layers, and percent : depth. LLaDA's and Dream's: published runs of the paper's profiler on the real checkpoints
+# (prefix-alone capture, cosine 0.97). a2d's: answers of `text` (docs/text.md), measured from 30 % on.
+_BUILTIN: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = {
     "llada": (
         32,
         (
@@ -32,9 +33,8 @@ _PUBLISHED: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = {
             *((92, 16), (94, 17), (95, 18)),
         ),
     ),
+    "a2d": (30, ((10, 2), (20, 4), (30, 6))),
 }
-# Made from causal models, as Dream was; none of them has a published profile.
-_SAME_TABLE = {"a2d": "dream"}
 
 
 @dataclass(frozen=True)
@@ -159,23 +159,24 @@ class DepthProfile:
     def builtin(cls, architecture: str, num_layers: int) -> "DepthProfile":
         """The conservative table for "llada", "dream" or "a2d", scaled to `num_layers` (depths rounded down).
 
-        Derived from published profiles of LLaDA-8B-Instruct (32 layers) and Dream-7B-Instruct (28 layers) with
-        prefix-alone capture; capture from a first forward drifts less, so the table errs on the safe side.
+        Two are derived from published profiles of LLaDA-8B-Instruct (32 layers) and Dream-7B-Instruct (28 layers) with
+        prefix-alone capture; capture from a first forward drifts less, so they err on the safe side. That of a2d
+        models is what look-up questions bear in `text` (30 layers).
         """
-        published = _SAME_TABLE.get(architecture, architecture)
         try:
-            layers, rows = _PUBLISHED[published]
+            layers, rows = _BUILTIN[architecture]
         except KeyError:
-            known = ", ".join([*_PUBLISHED, *_SAME_TABLE])
-            raise ProfileError("architecture", f"no built-in table for {architecture!r}, only for {known}") from None
+            raise ProfileError(
+                "architecture", f"no built-in table for {architecture!r}, only for {', '.join(_BUILTIN)}"
+            ) from None
         _check_int("num_layers", num_layers, 1)
         table = tuple((percent / 100, depth * num_layers // layers) for percent, depth in rows)
         return cls(
             num_layers=num_layers,
             table=table,
-            tolerance=0.97,
-            metric="cosine",
-            source=f"built-in table for {published}, scaled from {layers} layers; not measured on this model",
+            tolerance=None if architecture == "a2d" else 0.97,
+            metric="look-up of `text`" if architecture == "a2d" else "cosine",
+            source=f"built-in table for {architecture}, scaled from {layers} layers; not measured on this model",
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -63,7 +63,9 @@ def test_builtin_values():
     assert DepthProfile.builtin("llada", 32).depth(0.5) == 11
     assert DepthProfile.builtin("dream", 28).depth(0.5) == 7
     assert DepthProfile.builtin("llada", 32).depth(0.04) == 0
-    assert DepthProfile.builtin("a2d", 28).table == DepthProfile.builtin("dream", 28).table
+    text = DepthProfile.builtin("a2d", 30)
+    assert [text.depth(ratio) for ratio in (0.05, 0.15, 0.29, 0.3, 0.95)] == [0, 2, 4, 6, 6]
+    assert text.tolerance is None
 
 
 def test_file_round_trip(tmp_path):
