@@ -1,4 +1,4 @@
-"""The README's examples run and say what their comments say; its numbers are those of the results; files exist."""
+"""The examples of README.md and docs/engine.md run and print what they say; numbers are those of the results."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ENGINE = (ROOT / "docs/engine.md").read_text(encoding="utf-8")
+DEMO = (ROOT / "docs/demo.md").read_text(encoding="utf-8")
+RESULTS_PAGE = (ROOT / "docs/results.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -23,13 +28,24 @@ def rows(name: str, **where: str) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if all(row[key] == value for key, value in where.items())]
 
 
-def test_the_first_example_runs():
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+def printed_by(page: str) -> tuple[str, list[str]]:
+    """The first example of a page, and the lines that it prints."""
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    return code, done.stdout.splitlines()
+
+
+def test_the_example_runs():
+    code, lines = printed_by(README)
+    assert lines == ["17 0", "apple, plum 48"]
+    assert "# 17 0, then: apple, plum 48 (48 tokens of the list from the cache)" in code
+
+
+def test_the_engine_s_example_runs():
+    code, lines = printed_by(ENGINE)
     assert lines[0] == "17"
     assert re.fullmatch(r"apple, plum 48 8 \d+", lines[1])
     assert re.fullmatch(r'\{"price": 30\} 48 8 \d+', lines[2])
@@ -38,7 +54,7 @@ def test_the_first_example_runs():
 
 
 def test_the_program_runs():
-    (code,) = [text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "@function" in text]
+    (code,) = [text for text in re.findall(r"```python\n(.*?)```", ENGINE, re.DOTALL) if "@function" in text]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "program.py"
         path.write_text(code, encoding="utf-8")
@@ -50,41 +66,9 @@ def test_the_program_runs():
     assert done.stdout.strip().splitlines()[-1] == "['17', 'apple, plum']"
 
 
-def test_the_table_of_text_holds_the_worst_ratio_of_each_task():
-    where = {"capture": "first", "dtype": "bfloat16"}
-
-    def worst(task: str, depth: str, column: str, pick: Callable[[list[float]], float]) -> float:
-        return pick([float(row[column]) for row in rows("text_reuse.csv", task=task, depth=depth, **where)])
-
-    lines = re.findall(r"^\| (\d+)\b[^|]*\|(.*)\|$", README.partition("layers of `text` reused")[2], re.MULTILINE)
-    assert [depth for depth, _ in lines[:5]] == ["0", "4", "6", "8", "30"]
-    for depth, line in lines[:5]:
-        *shares, change = (cell.strip() for cell in line.split("|"))
-        column, found_at = ("accuracy_none", "1") if depth == "0" else ("accuracy", depth)
-        for task, share in zip(("look-up", "quote", "gap"), shares, strict=True):
-            assert float(share) == round(worst(task, found_at, column, min), 3), (task, depth)
-        if depth != "0":
-            assert float(change) == round(worst("continuation", depth, "dnll", max), 3), depth
-
-
-def test_linked_files_exist():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    local = [link for link in links if not link.startswith("https://")]
-    assert len(local) > 8
-    for link in local:
-        assert (ROOT / link).exists(), link
-
-
-def test_files_named_in_words_exist():
-    named = set(re.findall(r"`((?:[\w.]+/)+[\w.]*)`", README))
-    assert len(named) > 5
-    for name in named:
-        assert (ROOT / name).exists(), name
-
-
 def test_the_demo_is_the_committed_run():
     printed = (ROOT / "docs/demo.txt").read_text(encoding="utf-8").splitlines()
-    (shown,) = [block for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) if "accuracy" in block]
+    (shown,) = [block for block in re.findall(r"```\n(.*?)```", DEMO, re.DOTALL) if "accuracy" in block]
     assert [line for line in shown.splitlines() if line and line not in printed] == []
     modes = json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))["modes"]
     for mode, figures in modes.items():
@@ -123,32 +107,79 @@ def test_throughput_on_a_gpu_is_that_of_the_table():
     assert cells == wanted
 
 
+def value(file: str) -> str:
+    """The middle cell of the README's row about a results file."""
+    (line,) = [
+        line for line in README.splitlines() if line.startswith("|") and line.count("|") == 4 and f"[{file}]" in line
+    ]
+    return line.split("|")[2].strip()
+
+
+def worst_ratio(task: str, depth: str, column: str, pick: Callable[[list[float]], float]) -> float:
+    found = rows("text_reuse.csv", task=task, depth=depth, capture="first", dtype="bfloat16")
+    return pick([float(row[column]) for row in found])
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "depths", "tasks"),
+    [
+        ("README.md", "layers of `text` reused", ["0", "6", "8", "30"], ["look-up"]),
+        (
+            "docs/text.md", "layers reused", ["0", "4", "6", "8", "12", "16", "30"],
+            ["look-up", "quote", "gap", "classify"],
+        ),
+    ],
+)  # fmt: skip
+def test_the_tables_of_text_hold_the_worst_ratio_of_each_task(page, heading, depths, tasks):
+    after = (ROOT / page).read_text(encoding="utf-8").partition(f"| {heading}")[2]
+    lines = re.findall(r"^\| (\d+)\b[^|]*\|(.*)\|$", after, re.MULTILINE)[: len(depths)]
+    assert [depth for depth, _ in lines] == depths
+    for depth, line in lines:
+        cells = [cell.strip() for cell in line.split("|")]
+        column, found_at = ("accuracy_none", "1") if depth == "0" else ("accuracy", depth)
+        for task, share in zip(tasks, cells, strict=False):
+            assert float(share) == round(worst_ratio(task, found_at, column, min), 3), (task, depth)
+        change = cells[len(tasks)]
+        if depth != "0":
+            assert float(change) == round(worst_ratio("continuation", depth, "dnll", max), 3), depth
+
+
 def test_accuracy_of_shop_is_that_of_the_table():
-    text = " ".join(README.split())
     found = {}
     for mode in ("none", "bicache", "lm"):
         found[mode], *more = rows("accuracy.csv", mode=mode, ratio="all", kind="all")
         assert more == []
     questions = int(found["none"]["questions"])
     assert found["bicache"]["agreement"] == "1.0"
-    assert found["none"]["accuracy"] == found["bicache"]["accuracy"]
-    assert f"On {questions:,} questions" in text
-    assert f"{round(questions * float(found['bicache']['accuracy'])):,} of them right" in text
-    assert f"right on {float(found['lm']['accuracy']):.3f} of them" in text
+    right = [f"{round(questions * float(found[mode]['accuracy'])):,}" for mode in ("none", "bicache")]
+    assert f"right answers to {questions:,} questions" in README
+    wanted = (
+        f"`none` {right[0]}, `bicache` {right[1]} (the same answers), `lm` {float(found['lm']['accuracy']):.3f} of them"
+    )
+    assert value("accuracy.csv") == wanted
 
 
 def test_other_numbers_are_those_of_the_tables():
-    text = " ".join(README.split())
     (bicache,), (dual,) = (rows("serving.csv", mode=mode, rate="8.0") for mode in ("bicache", "dual"))
-    assert f"{float(bicache['throughput']) / float(dual['throughput']):.1f} times the throughput of `dual`" in text
+    assert value("serving.csv") == f"{float(bicache['throughput']) / float(dual['throughput']):.1f}"
     (http,) = rows("pipeline.csv", measurement="http", streaming="False", metric="wall_per_request")
-    assert f"{float(http['value']):.1f} ms for a request over HTTP" in text
+    assert value("pipeline.csv") == f"{float(http['value']):.1f} ms"
     calls = {
         (row["system"], row["workload"]): float(row["value"])
         for row in rows("radix.csv", operation="match+insert", page_size="16")
     }
-    gains = [calls["sglang-0.5.2", name] / value for (system, name), value in calls.items() if system == "shoal"]
+    gains = [calls["sglang-0.5.2", name] / seconds for (system, name), seconds in calls.items() if system == "shoal"]
     assert len(gains) == 4
-    assert f"{min(gains):.1f} to {max(gains):.1f} times as fast at the same page size" in text
+    assert value("radix.csv") == f"{min(gains):.1f} to {max(gains):.1f} times as fast"
     (batch,) = rows("frontend.csv", part="batch", figure="throughput_over_best_calls")
-    assert f"({float(batch['value']):.2f} of their throughput)" in text
+    assert f"({float(batch['value']):.2f} of their throughput)" in RESULTS_PAGE
+
+
+def test_every_result_is_on_the_page_of_results():
+    linked = set(re.findall(r"\]\(\.\./benchmarks/results/([^)]+)\)", RESULTS_PAGE))
+    files = {path.relative_to(RESULTS).as_posix() for path in RESULTS.rglob("*") if path.is_file()}
+    tables = {
+        name for name in files if name.endswith((".csv", ".jsonl")) or ("/" not in name and name.endswith(".json"))
+    }
+    assert len(tables) > 20
+    assert tables - linked == set()
