@@ -167,6 +167,18 @@ def has_answers(cells: Iterable[Cell]) -> bool:
     return all(cell.all.right is not None for cell in cells)
 
 
+def unanswered_kinds(cells: Iterable[Cell]) -> list[str]:
+    """Kinds of rows that mode none answers rightly in fewer than half of the cases: no drop can be seen in them."""
+    rows: dict[str, int] = defaultdict(int)
+    right: dict[str, int] = defaultdict(int)
+    for cell in cells:
+        for kind, tally in cell.kinds.items():
+            if tally.right_none is not None:
+                rows[kind] += tally.rows
+                right[kind] += tally.right_none
+    return [kind for kind in sorted(rows) if 2 * right[kind] < rows[kind]]
+
+
 def cost(cell: Cell, num_layers: int) -> float:
     """Layers of the prefix computed for a request, at its start and at every later refresh."""
     return max(1.0, cell.all.refreshes) * (num_layers - cell.depth)

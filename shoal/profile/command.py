@@ -22,7 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Measure how deep a shared prefix may be reused, and write depth_profile.json and a report.",
         epilog="Measurements are kept in the folder: the same command goes on after a stop. Without a limit "
         "(--max-accuracy-drop, --min-agreement, --cosine) an accuracy drop of 0.005 is kept where all rows have "
-        "answers, else an agreement of 0.99.",
+        "answers and mode none gives most of each kind's, else an agreement of 0.99.",
     )
     words = attribute_docs(ProfileOptions)
     for field in fields(ProfileOptions):

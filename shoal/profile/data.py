@@ -18,11 +18,23 @@ _OTHERS = ("answer", "kind", "group")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A prompt as token ids, the text that answers it rightly (None: not known), and what kind of prompt it is."""
+    """A prompt as token ids, the text that answers it rightly (None: not known), and what kind of prompt it is.
+
+    With `contains` an answer is right when it holds that text, whatever the case and the spaces; else when it is it.
+    """
 
     tokens: tuple[int, ...]
     answer: str | None
     kind: str
+    contains: bool = False
+
+    def is_right(self, text: str) -> bool | None:
+        """Whether a text answers the prompt rightly; None when that is not known."""
+        if self.answer is None:
+            return None
+        if self.contains:
+            return " ".join(self.answer.lower().split()) in " ".join(text.lower().split())
+        return text.strip() == self.answer.strip()
 
 
 Groups = dict[str, list[Row]]

@@ -22,13 +22,14 @@ from ..runtime.model.digest import model_digest
 from ..runtime.model.hub import resolve_model_folder
 from ..runtime.model.settings import default_block_length, layers_of_band, load_tokenizer
 from ..runtime.request.sampling_params import SamplingParams
-from .choice import Cell, Limits, choose, has_answers, make_cells
+from .choice import Cell, Limits, choose, has_answers, make_cells, unanswered_kinds
 from .data import data_digest, load_groups
 from .lab import Lab
 from .margins import Margin, choose_margin, measure_margins
 from .measure import Measurer
 from .options import ONCE, ProfileOptions, refuse
 from .plan import Unit, make_units
+from .questions import holds_documents, make_questions
 from .report import write_report
 from .store import Store
 
@@ -52,7 +53,11 @@ def run_profile(options: ProfileOptions, console: Console) -> DepthProfile:
         layers_per_band=options.layers_per_band, reuse_margin=0, block_length=options.block_length,
     )  # fmt: skip
     path = Path(options.data)
-    groups = load_groups(path, load_tokenizer(config, folder))
+    tokenizer = load_tokenizer(config, folder)
+    if holds_documents(path):
+        groups = make_questions(path, tokenizer, options.seed)
+    else:
+        groups = load_groups(path, tokenizer)
     units = make_units(
         groups, options.ratios, per_ratio=options.groups, rows=options.questions, canvas=sampling.max_new_tokens,
         margin=DEFAULT_REUSE_MARGIN, page_size=options.page_size, max_tokens=model.max_position_embeddings,
@@ -72,7 +77,14 @@ def run_profile(options: ProfileOptions, console: Console) -> DepthProfile:
     settings |= {"hardware": hardware(), "dtype": lab.parts.facts.dtype, "groups_measured": len(groups)}
     _measure(units, measurer, store)
     cells = make_cells(record for record in store.records.values() if "cells" in record)
-    limits = Limits(options.max_accuracy_drop, options.min_agreement, options.cosine).or_default(has_answers(cells))
+    unanswered = unanswered_kinds(cells)
+    if unanswered:
+        console.print(
+            f"mode none answers fewer than half rightly of: {', '.join(unanswered)}; their answers can't show a loss"
+        )
+    limits = Limits(options.max_accuracy_drop, options.min_agreement, options.cosine).or_default(
+        has_answers(cells) and not unanswered
+    )
     picked = choose(cells, limits, model.num_layers)
     margins = []
     if picked and any(len(rows) > 1 for rows in groups.values()):

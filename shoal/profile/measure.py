@@ -137,15 +137,14 @@ class Measurer:
 
 
 def _compared(row: Row, output: RequestOutput, exact: RequestOutput, canvas: int) -> Record:
-    known = row.answer is not None
     return {
         "ratio": round(output.cached_tokens / (output.prompt_tokens + canvas), 4),
         "kind": row.kind,
         "same": output.token_ids == exact.token_ids,
         "edits": edit_distance(output.token_ids, exact.token_ids),
         "length": max(len(output.token_ids), len(exact.token_ids)),
-        "right": output.text.strip() == (row.answer or "").strip() if known else None,
-        "right_none": exact.text.strip() == (row.answer or "").strip() if known else None,
+        "right": row.is_right(output.text),
+        "right_none": row.is_right(exact.text),
         "nfe": output.nfe,
         "refreshes": output.prefix_refreshes,
     }

@@ -20,7 +20,8 @@ class ProfileOptions:
     Attributes:
         model: `shop` (the bundled model), a folder, or a hub id.
         data: JSON lines; each has `messages`, `prompt` or `tokens`, and may have `answer`, `kind` and `group` (rows of
-            a group begin alike, as questions about one document do).
+            a group begin alike, as questions about one document do). Or a .txt or .md file of documents: questions
+            about them are made.
         out: folder for the profile, the report and the measurements; default: profile-MODEL.
         ratios: prefix ratios to measure, as in 0.3,0.5,0.7,0.9.
         captures: contexts that a cached prefix may come from: first, alone, final.
