@@ -1,4 +1,4 @@
-"""Documents name and link files that exist, and headings that exist."""
+"""Documents name and link files that exist, and headings that exist; their paragraphs are short."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ def test_files_named_in_words_exist(page):
     wrong = [name for name in named if name.split("/")[0] in TOP and not list(ROOT.glob(name.rstrip("/")))]
     wrong = [name for name in wrong if not name.startswith("out/")]
     assert wrong == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paragraphs_have_at_most_five_lines(page):
+    other = re.compile(r"\s*(\||[*-] |\d+\. |<!--)")  # tables, lists, marks of generated parts
+    plain = [part.strip() for part in prose(page).split("\n\n") if not other.match(part)]
+    assert plain
+    assert [part for part in plain if part.count("\n") > 4] == []
 
 
 def test_files_and_headings_that_are_not_there_are_seen(tmp_path):
