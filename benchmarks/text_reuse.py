@@ -3,7 +3,8 @@
 python -m benchmarks.text_reuse --base out/text/base --weights out/text/full.safetensors --data out/text/data \
     --out benchmarks/results/text_reuse.csv
 
-One forward a question, all answers masked: the loss against mode none before any token is committed.
+One forward a question, all answers masked: the loss against mode none before any token is committed. `--noise` measures
+what bfloat16 changes in mode none against float32; such rows have the capture `noise` and depth 0.
 """
 
 from __future__ import annotations
@@ -143,6 +144,23 @@ def measure(network: Network, task: Task, ratio: float, kinds: list[str], depths
     return records
 
 
+@torch.inference_mode()
+def noise(network: Network, task: Task, ratio: float) -> list[dict[str, object]]:
+    """One record: mode none in bfloat16 against mode none in float32."""
+    device = network.mask.device
+    task = Task(*(part.to(device) for part in (task.tokens, task.truth, task.counted, task.donors)))
+    exact, found = (
+        Scores(network.to(dtype), task, network(task.tokens), 0) for dtype in (torch.float32, torch.bfloat16)
+    )
+    change = found.nll - exact.nll
+    return [{
+        "ratio": ratio, "capture": "noise", "depth": 0, "rows": len(change), "nll_none": exact.nll.mean().item(),
+        "dnll": change.mean().item(), "dnll_ci95": interval(change), "accuracy_none": exact.right.mean().item(),
+        "accuracy": found.right.mean().item(), "accuracy_diff_ci95": interval(found.right - exact.right),
+        "agree": found.agreement(exact).mean().item(),
+    }]  # fmt: skip
+
+
 def filled(network: Network, tokens: Tensor) -> Tensor:
     """Tokens with every mask replaced by the likeliest token of one forward."""
     hidden, _ = capture(network, tokens, 1)
@@ -167,6 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--captures", nargs="+", default=["first", "alone", "final"])
     parser.add_argument("--tasks", nargs="+", default=["look-up", "continuation", "quote", "gap", "classify"])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
+    parser.add_argument("--noise", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--time-limit", type=float, help="begin no further cell after so many seconds")
     options = parser.parse_args(arguments)
@@ -201,7 +220,11 @@ def run(options: argparse.Namespace) -> None:
                         task = continuation(documents, ratio)
                     else:
                         task = asked(asker, name, len(documents))
-                    for record in measure(network, task, ratio, options.captures, options.depths):
+                    if options.noise:
+                        records = noise(network, task, ratio)
+                    else:
+                        records = measure(network, task, ratio, options.captures, options.depths)
+                    for record in records:
                         numbers = {k: round(v, 5) if isinstance(v, float) else v for k, v in record.items()}
                         table.writerow({"task": name, "dtype": dtype, **numbers, **origin})
                     file.flush()

@@ -140,6 +140,14 @@ def test_rows_whose_answer_lies_in_the_prefix_are_not_measured(base, asker, monk
     assert text_reuse.measure(network, task, 1.0, ["first"], [1]) == []
 
 
+def test_the_noise_of_bfloat16_is_measured_against_float32(base, asker):
+    network = Network.load_base(base)
+    (record,) = text_reuse.noise(network, text_reuse.asked(asker, "gap", 4), 0.5)
+    assert record["capture"] == "noise"
+    assert 0 < abs(float(str(record["dnll"]))) < 0.1
+    assert 0 <= float(str(record["agree"])) <= 1
+
+
 def test_learning_rates_warm_up_and_fall_to_zero():
     rates = [train.learning_rate(1.0, step, step / 10, 2) for step in range(11)]
     assert rates[0] == 0.5
