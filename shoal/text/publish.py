@@ -9,11 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..radix_cache.depth_profile import DepthProfile
 from ..shop.publish import write_json, write_weights
 from . import delta
 from .network import CHECKPOINT_NAMES, MASK, Network
 
 END_OF_TURN, END = 2, 0
+MEASURED_LAYERS = 30
+"""Layers of the network that docs/text.md measured; another gets no depth profile."""
 
 
 def checkpoint(network: Network) -> dict[str, Tensor]:
@@ -35,7 +38,7 @@ def checkpoint(network: Network) -> dict[str, Tensor]:
 
 
 def publish(network: Network, base: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write configuration, weights and tokenizer."""
+    """Write configuration, weights, tokenizer, and how deep a prefix may be reused where that is known."""
     folder.mkdir(parents=True, exist_ok=True)
     write_weights({name: tensor.to("cpu", dtype) for name, tensor in checkpoint(network).items()}, folder)
     config = {
@@ -52,6 +55,9 @@ def publish(network: Network, base: Path, folder: Path, dtype: torch.dtype = tor
     write_json(folder / "generation_config.json", settings)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(base / name, folder / name)
+    if network.shape.layers == MEASURED_LAYERS:
+        measured = "look-up, quotation, missing words and topics, benchmarks/results/text_reuse.csv"
+        DepthProfile(num_layers=MEASURED_LAYERS, table=((0.3, 6),), source=measured).save(folder / "depth_profile.json")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.runtime.model.loader import load_model
 from shoal.text import delta
 from shoal.text.base import checkpoint_name, unpermuted, write_base
@@ -105,6 +106,7 @@ def test_the_engine_computes_what_was_trained(base, tmp_path):
         network.mask.normal_()
         network.stacks["down"].add_(0.1)
     publish(network, base, tmp_path, dtype=torch.float32)
+    assert not (tmp_path / "depth_profile.json").exists()  # known for the measured network alone
     decoder = load_model(tmp_path)
     assert (decoder.config.architecture, decoder.config.shift_logits) == ("a2d", True)
     assert (decoder.config.mask_token_id, decoder.config.eos_token_id) == (MASK, 2)
@@ -118,6 +120,14 @@ def test_the_engine_computes_what_was_trained(base, tmp_path):
     found = decoder.logits(hidden)
     keep = [i for i in range(trained.shape[1]) if i != MASK]  # that row of the tied head is never a prediction
     torch.testing.assert_close(found[:, keep], trained[:, keep], rtol=1e-4, atol=1e-4)
+
+
+def test_the_measured_network_is_published_with_its_depth_profile(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("shoal.text.publish.MEASURED_LAYERS", 6)
+    values = {**json.loads((base / "config.json").read_text()), "num_hidden_layers": 6}
+    publish(Network(values), base, tmp_path)
+    profile = DepthProfile.load(tmp_path / "depth_profile.json", num_layers=6)
+    assert (profile.depth(0.2), profile.depth(0.3), profile.depth(0.9)) == (0, 6, 6)
 
 
 def test_a_delta_of_either_form_restores_the_network(base, tmp_path):
