@@ -1,4 +1,4 @@
-"""Whether this is the process in which something was made, or a child forked from it."""
+"""Detects whether an object is used in the process that made it or in a forked child."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ os.register_at_fork(after_in_child=_forked)
 class Birthplace:
     """Remembers the process in which it was made.
 
-    A forked child inherits objects, but none of the threads that serve them: a call that waits for such a thread would
-    wait for ever, and a lock that a thread held at the fork stays locked. So objects with threads, sockets or processes
-    ask here first, before they take a lock, and refuse.
+    A forked child inherits objects but not the threads that serve them: a call would wait forever, and a lock that a
+    thread held at the fork stays locked. So objects with threads, sockets or processes check here before they take a
+    lock, and refuse.
 
     Args:
-        name: of what was made, in messages.
+        name: of the object, for messages.
     """
 
     def __init__(self, name: str):
@@ -36,12 +36,12 @@ class Birthplace:
 
     @property
     def is_here(self) -> bool:
-        """Whether the running process is that one."""
+        """Whether the running process made the object."""
         return self._made_after == _forks
 
     @property
     def refusal(self) -> str:
-        """Why a forked child can't use it, and what the child can do."""
+        """The error text: why a forked child can't use the object, and what it can do instead."""
         return (
             f"the {self._name} was made in another process ({self._pid}) and process {os.getpid()} was forked from it: "
             f"use it there, or make one in this process"

@@ -97,7 +97,7 @@ class EngineConfig:
     check_invariants: bool = False
 
     def __new__(cls, **options: Any) -> Any:
-        """Raises ConfigError, with the nearest name, for an option that is none of the fields."""
+        """Raises ConfigError, with the nearest name, for an unknown option."""
         known = tuple(cls.__dataclass_fields__)
         for name in options:
             if name not in known:
@@ -134,7 +134,7 @@ class EngineConfig:
         self._one_of("eviction_policy", tuple(EVICTION_POLICIES))
 
     def for_device(self, kind: str) -> EngineConfig:
-        """With the defaults that depend on the device filled in; kind is `cpu` or `cuda`."""
+        """A copy with the defaults for a kind of device (`cpu` or `cuda`) filled in."""
         cuda = kind == "cuda"
         return replace(
             self,
@@ -146,7 +146,7 @@ class EngineConfig:
 
     @classmethod
     def build(cls, **options: Any) -> EngineConfig:
-        """From keyword arguments; an unknown one is a ConfigError that says which is nearest and lists all."""
+        """Build from keyword arguments. Raises ConfigError for an unknown one, with the nearest name and all names."""
         return cls(**options)
 
     def _at_least(self, name: str, low: int) -> None:

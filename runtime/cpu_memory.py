@@ -14,11 +14,11 @@ _KEPT_BYTES = 256 * 1024 * 1024
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep up to 256 MiB of freed memory at the top of the heap instead of returning it at once.
+    """Make glibc keep up to 256 MiB of freed memory at the top of the heap instead of returning it at once.
 
-    A forward over a few hundred tokens frees and allocates the same megabytes in every layer; by default each
-    such round goes to the kernel and back, which costs a fifth of the layer in page faults. The setting is the
-    process's. Returns whether it took effect (Linux with glibc).
+    A forward over a few hundred tokens frees and allocates the same megabytes in every layer. By default each round
+    returns them to the kernel, and page faults then cost a fifth of the layer's time. The setting holds for the whole
+    process. Returns whether it took effect (Linux with glibc).
     """
     if not sys.platform.startswith("linux"):
         return False

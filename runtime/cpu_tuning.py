@@ -11,27 +11,27 @@ from types import ModuleType
 
 logger = logging.getLogger(__name__)
 SPIN_COUNT = "20000"
-"""Turns of a thread's waiting loop; libgomp's own default is 300,000 (benchmarks/results/spinning.csv has others)."""
+"""Iterations of a waiting thread's loop; libgomp's default is 300,000 (benchmarks/results/spinning.csv has others)."""
 _VARIABLES = frozenset({"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"})
 
 _unlimited = False
-"""Whether torch was loaded without a limit, by somebody else."""
+"""Whether other code loaded torch without a limit."""
 
 
 def limit_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set GOMP_SPINCOUNT in `environment`, unless it or OMP_WAIT_POLICY is there.
 
-    Between operations idle threads of libgomp spin, and meanwhile a core is lost to whatever else the machine runs, the
-    thread they wait for among it. libgomp reads the variable when torch is loaded: call this before.
+    Between operations idle OpenMP threads spin, and take cores from everything else on the machine, the thread they
+    wait for included. libgomp reads the variable when torch is loaded, so call this before.
     """
     if not environment.keys() & _VARIABLES:
         environment["GOMP_SPINCOUNT"] = SPIN_COUNT
 
 
 def load_torch() -> ModuleType:
-    """Import torch as `limit_spinning` asks for it, and leave the environment as it was.
+    """Import torch with `limit_spinning` in effect, and restore the environment.
 
-    When torch is there already it is too late, unless the variables are set: `warn_of_spinning` says so then.
+    If torch is already loaded without the variables, it is too late, and `warn_of_spinning` will say so.
     """
     global _unlimited
     limited = bool(os.environ.keys() & _VARIABLES)
@@ -47,7 +47,7 @@ def load_torch() -> ModuleType:
 
 
 def warn_of_spinning(threads: int) -> None:
-    """Log once, before computing on a CPU with so many threads, that they spin and what can be done about it."""
+    """Log once, before computing on a CPU with `threads` threads, that idle ones spin, and the remedy."""
     global _unlimited
     if not _unlimited or threads < 2 or not sys.platform.startswith("linux"):
         return

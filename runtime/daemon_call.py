@@ -1,4 +1,4 @@
-"""A blocking call beside an event loop that never holds the end of the process up."""
+"""A blocking call beside an event loop that never delays the end of the process."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _threads: WeakSet[threading.Thread] = WeakSet()
 
 
 async def in_a_daemon(call: Callable[[], _T]) -> _T:
-    """What `call` returns or raises, from a thread that holds up no cancelled caller: fetching a model may take an
-    hour. Nor does it hold up the end of the process, if that goes through `end_without_waiting`.
+    """Run `call` in a daemon thread; return its result or raise its error. A cancelled caller does not wait for the
+    thread: fetching a model may take an hour. Nor does the process, if it ends through `end_without_waiting`.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
@@ -47,10 +47,10 @@ async def in_a_daemon(call: Callable[[], _T]) -> _T:
 
 
 def end_without_waiting(code: int) -> None:
-    """End the process here and now when a call is still under way; else just return.
+    """End the process at once if a call is still running; else return.
 
-    The call may have started threads that are no daemons (the Hub's client has some for its downloads): at an ordinary
-    end the interpreter would wait for them until all is fetched.
+    The call may have started threads that are not daemons (the Hub client's downloads). At an ordinary exit the
+    interpreter would wait for them.
     """
     if any(thread.is_alive() for thread in _threads):
         logging.shutdown()

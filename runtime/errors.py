@@ -1,4 +1,4 @@
-"""Exceptions that a user of shoal can cause: each names the field, the value and the limit."""
+"""Errors that a user of shoal can cause: each names the field, the value and the limit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class ShoalError(Exception):
     Attributes:
         field: the argument, configuration key, file or tensor that is wrong.
         value: what was given (shortened in the message).
-        limit: what would have been accepted, in words or as a number.
+        limit: what is accepted, in words or as a number.
     """
 
     def __init__(self, message: str, *, field: str | None = None, value: object = None, limit: object = None):
@@ -41,15 +41,15 @@ class CacheInUseError(ShoalError):
 
 
 class QueueFullError(ShoalError):
-    """As many requests wait as may; try again later."""
+    """The queue of waiting requests is full; try again later."""
 
 
 class RequestTimeoutError(ShoalError):
-    """The request was not done within its time; what it had so far comes with the error."""
+    """The request exceeded its time; the error comes with its output so far."""
 
 
 class RequestAbortedError(ShoalError):
-    """The request was ended by an abort before it had anything to answer with."""
+    """An abort ended the request before it had an answer."""
 
 
 class WireError(ShoalError):

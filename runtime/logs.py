@@ -15,7 +15,7 @@ _LIBRARIES = ("transformers", "huggingface_hub")
 
 
 class JSONFormatter(logging.Formatter):
-    """One object a line: `time`, `level`, `logger`, `message`, and what a record carries beside."""
+    """One object a line: `time`, `level`, `logger`, `message`, and the record's extra fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Encode a record."""
@@ -32,11 +32,11 @@ class JSONFormatter(logging.Formatter):
 
 
 class _LibraryLogger(logging.Logger):
-    """The top logger of a library that gives it a handler, and so a format, of its own when it is imported."""
+    """The top logger of a library that installs a handler, and so a format of its own, at its import."""
 
     @property
     def propagate(self) -> bool:
-        """Always: its records go to the root's handler."""
+        """Always true: its records go to the root's handler."""
         return True
 
     @propagate.setter
@@ -48,9 +48,9 @@ class _LibraryLogger(logging.Logger):
 
 
 def configure_logging(level: str, as_json: bool, log_requests: bool) -> None:
-    """Send every log of this process to stderr, at `level` and above; replaces what was configured before.
+    """Send every log of this process to stderr, at `level` and above; replaces any earlier configuration.
 
-    Warnings of Python and of libraries among them, whenever these are imported.
+    Warnings of Python and of libraries are included, whenever the library is imported.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if as_json else logging.Formatter(_TEXT))
@@ -68,7 +68,7 @@ def configure_logging(level: str, as_json: bool, log_requests: bool) -> None:
 
 
 def _adopt(name: str) -> None:
-    """Let the records of a library go to the root's handler alone."""
+    """Send a library's records to the root's handler only."""
     logging.setLoggerClass(_LibraryLogger)
     try:
         library = logging.getLogger(name)

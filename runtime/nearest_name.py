@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 MISSPELT = 0.82
-"""How much a name must resemble a known one to be taken for a misspelling of it."""
+"""Similarity from which a name counts as a misspelling of a known one."""
 
 
 def nearest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -20,7 +20,7 @@ def nearest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | 
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean NAME?`, or nothing where no name is similar."""
+    """`; did you mean NAME?`, or an empty string if no name is similar."""
     near = nearest_name(name, known)
     return f"; did you mean {near}?" if near else ""
 

@@ -1,4 +1,4 @@
-"""The scheduler's copy of a request's canvas: what is committed, what is contiguous, what the caller has seen."""
+"""The scheduler's copy of a request's canvas: committed tokens, the contiguous frontier, the tokens already shown."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Canvas:
         blocks: (start, stop) of each block, in positions of the canvas.
         block: index of the current block; len(blocks) at the end.
         frontier: committed positions before the first mask.
-        shown: tokens that the caller may have seen before a preemption: they stay, whatever is decoded again.
-        diverged: the worker committed another token than was shown.
+        shown: tokens that the caller may have seen before a preemption; decoding the block again never changes them.
+        diverged: the worker committed a token that differs from the shown one.
         holes: (start, stop) of each run of masks between a template's fixed tokens.
     """
 
@@ -61,7 +61,7 @@ class Canvas:
         return self.blocks[self.block] if self.blocks else (0, 0)
 
     def skip_full_blocks(self) -> bool:
-        """Move on to the next block that has a mask; whether the current one was full."""
+        """Advance to the next block that has a mask; returns whether the current one was full."""
         before = self.block
         while self.block < len(self.blocks) and self.committed.find(0, *self.blocks[self.block]) < 0:
             self.block += 1
@@ -75,7 +75,7 @@ class Canvas:
         return np.array(self.tokens[:done], np.int64)
 
     def template(self) -> Tokens | None:
-        """int64 [positions]: the template with what is committed filled in, -1 for a mask; None without a template."""
+        """int64 [positions]: the template with committed tokens filled in, -1 for a mask; None without a template."""
         if self._template is None:
             return None
         return np.where(np.frombuffer(self.committed, np.bool_), np.array(self.tokens, np.int64), -1)
@@ -83,9 +83,9 @@ class Canvas:
     # Commits
 
     def commit(self, positions: Sequence[int], tokens: Sequence[int]) -> bool:
-        """Take over tokens at canvas positions, in order.
+        """Commit tokens at canvas positions, in order.
 
-        Stops with False, and sets `diverged`, at the first that is another token than was shown.
+        Stops, sets `diverged` and returns False at the first token that differs from the shown one.
         """
         for at, token in zip(positions, tokens, strict=True):
             if at < len(self.shown) and token != self.shown[at]:
@@ -103,14 +103,14 @@ class Canvas:
     def preempt(self) -> None:
         """Go back to the start of the current block; what was shown stays shown.
 
-        Whole blocks stay committed. The block is decoded again from masks alone, as its first step found it: where
-        nothing is reused across requests, greedy decoding then commits the same tokens again.
+        Full blocks stay committed. The block is decoded again from masks, so greedy decoding commits the same tokens
+        again in modes that reuse nothing across requests.
         """
         self.shown = tuple(self.tokens[: self.num_shown])
         self.frontier = min(self.frontier, self._reopen(self.block))
 
     def keep_shown(self) -> None:
-        """The block came out otherwise than before a preemption: decode it from masks behind what was shown."""
+        """After a divergence: keep the shown tokens and decode the rest of the block from masks."""
         self._reopen(self.block)
         self.tokens[: len(self.shown)] = self.shown
         self.committed[: len(self.shown)] = b"\1" * len(self.shown)
@@ -118,7 +118,7 @@ class Canvas:
         self.diverged = False
 
     def _reopen(self, block: int) -> int:
-        """Make masks of a block and all behind it again, except a template's fixed tokens; where it starts."""
+        """Turn a block and all behind it back into masks, except a template's fixed tokens; returns its start."""
         start = self.blocks[block][0] if self.blocks else 0
         fixed = bytes(len(self.committed)) if self._template is None else (self._template >= 0).tobytes()
         self.committed[start:] = fixed[start:]
@@ -127,13 +127,13 @@ class Canvas:
     # What the caller sees
 
     def visible(self, stop_ids: frozenset[int]) -> tuple[int, ...]:
-        """Committed contiguous tokens, of holes those before their first stop token; never fewer than were shown."""
+        """Committed contiguous tokens (of a hole, those before its first stop token); never fewer than were shown."""
         if self._template is not None:
             return self._visible(self.num_shown, stop_ids)
         return self.shown if self.frontier < len(self.shown) else tuple(self.tokens[: self.frontier])
 
     def visible_from(self, start: int, stop_ids: frozenset[int]) -> tuple[int, Sequence[int]]:
-        """How many of the first `start` visible tokens stay, and the visible ones behind them."""
+        """(kept, tokens): how many of the first `start` visible tokens remain, and the visible tokens behind them."""
         if self._template is None and len(self.shown) <= start <= self.frontier:
             return start, self.tokens[start : self.frontier]
         tokens = self.visible(stop_ids)
@@ -141,7 +141,7 @@ class Canvas:
         return start, tokens[start:]
 
     def hole_tokens(self, stop_ids: frozenset[int]) -> list[tuple[int, int, list[int]]]:
-        """(start, stop, tokens) of each hole: tokens known without a gap, before the first stop token."""
+        """(start, stop, tokens) of each hole: its contiguous tokens before the first stop token."""
         return [(start, stop, self._in_hole(start, stop, stop_ids)) for start, stop in self.holes]
 
     def _visible(self, length: int, stop_ids: frozenset[int]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What is known once the model and the pools are there: everything that scheduler and intake need of the worker."""
+"""Facts known once model and pools exist: everything that scheduler and intake need from the worker."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ..service.service import ServiceInfo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What the worker found out at its start. Plain data: travels between processes.
+    """Facts that the worker reports at its start. Plain data, so it can cross processes.
 
     Attributes:
-        folder: where the model lies.
+        folder: of the model.
         model: its shapes and constants.
         block_length: default of the sampling parameter.
         kv_pages, boundary_pages: sizes of the pools, in pages.
         kv_page_bytes, boundary_page_bytes: bytes of a page of each.
         depth_profile: in use, rounded to whole bands, as `DepthProfile.to_json` gives it.
         device, dtype, page_size, layers_per_band: in use.
-        max_block_length, max_stop_ids: longest block, and most tokens that can end a text (EOS included), that the
-            worker takes; None: any.
+        max_block_length, max_stop_ids: the worker's limits on block length and on stop tokens (EOS included); None: no
+            limit.
     """
 
     folder: str
@@ -52,7 +52,7 @@ class Facts:
 
     @property
     def num_bands(self) -> int:
-        """Bands that the whole model needs."""
+        """Bands of the whole model."""
         return -(-self.model.num_layers // self.layers_per_band)
 
     @property
@@ -68,7 +68,7 @@ class Facts:
     def service_info(
         self, config: EngineConfig, *, has_tokenizer: bool, has_chat_template: bool, chat_markers: dict[str, Any]
     ) -> ServiceInfo:
-        """The same for clients."""
+        """These facts for clients."""
         from ... import __version__
 
         in_use = {
@@ -100,7 +100,7 @@ class Facts:
 def build_scheduler(
     config: EngineConfig, facts: Facts, worker: WorkerLink, planner: type[ReusePlanner] = ReusePlanner
 ) -> Scheduler:
-    """Memory, planner and scheduler over a worker with these pools."""
+    """The scheduler over a worker with these pools, with its memory and planner."""
     config = config.for_device(facts.device.partition(":")[0])
     assert config.max_refresh_tokens is not None
     assert config.max_steps_per_message is not None

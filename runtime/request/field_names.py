@@ -1,4 +1,4 @@
-"""What a caller calls the fields of a request, for the errors about it."""
+"""The caller's names for the fields of a request, for error messages."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FieldNames:
-    """Names of two fields; all others are called alike everywhere.
+    """Names of two fields; all other fields have one name everywhere.
 
     Attributes:
         prompt: `text`, `messages`, `prompts[3]` ...
-        length: what says how long the canvas is: `max_new_tokens`, `max_tokens`, `canvas` or `choices`.
-        length_given: the caller has sent it; else the value is a default.
+        length: the field that sets the canvas length: `max_new_tokens`, `max_tokens`, `canvas` or `choices`.
+        length_given: whether the caller sent it; otherwise the value is a default.
     """
 
     prompt: str = "prompt"
@@ -21,7 +21,7 @@ class FieldNames:
 
     @property
     def prompt_field(self) -> str:
-        """The field that has the prompt: `prompts` of `prompts[3]`."""
+        """The prompt's field without its index: `prompts` of `prompts[3]`."""
         return self.prompt.partition("[")[0]
 
 

@@ -1,6 +1,6 @@
-"""What the scheduler tells the worker, and what the worker answers.
+"""Messages between scheduler and worker.
 
-Plain frozen dataclasses of numbers, tuples and NumPy arrays: the same in one process and, encoded, between two.
+Plain frozen dataclasses of numbers, tuples and NumPy arrays: passed as they are in one process, encoded between two.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class AddRequest:
 
 @dataclass(slots=True)
 class AuditReport:
-    """What an uncached pass says of the keys and values that a request reused.
+    """Comparison of the KVs that a request reused with those of an uncached pass.
 
     Attributes:
         errors: fp32 [bands reused, pages reused], |cached - fresh| / |fresh| over a page, the largest of the band's
@@ -59,19 +59,19 @@ class AuditReport:
 class ForwardItem:
     """One request's part of a forward.
 
-    Tokens [start, stop) run through all layers. With depth > 0, tokens [join, start) come in at layer `depth`, resumed
-    from boundary pages `resume` (int32 [(start - join) / page_size]): a prefix refresh. Without, join == start.
+    Tokens [start, stop) run through all layers. With depth > 0, tokens [join, start) enter at layer `depth`, resumed
+    from boundary pages `resume` (int32 [(start - join) / page_size]): a prefix refresh. With depth 0, join == start.
 
-    `keys` is how many positions the tokens attend to. The block [block_start, block_stop) is the one whose masks the
-    step may commit (empty: none). `captures` (depth, first position, page ids) asks for the hidden states that enter
-    layer `depth`, of whole pages of tokens from that position on, to be written to boundary pages. `copies` (int32
-    [2, n]) asks for KV pages to be copied when all layers are done: page copies[0, i] to page copies[1, i].
+    The tokens attend to positions [0, keys). The step may commit masks of the block [block_start, block_stop) (empty:
+    none). `captures` (depth, first position, page ids) asks for the hidden states that enter layer `depth`, of whole
+    pages of tokens from that position on, to be written to boundary pages. `copies` (int32 [2, n]) asks for KV pages to
+    be copied when all layers are done: page copies[0, i] to page copies[1, i].
 
     `targets` (int64 [n, 2]: position of the whole sequence, token) asks for the log-probability of each token at its
     position, as `StepResult.scores`; such an item has no block: nothing is committed.
 
-    `audit` asks for an uncached pass beside a first forward that reuses [0, start): it compares so many layers, and
-    with `audit_tokens` goes on through the others, to compare tokens too.
+    `audit` asks for an uncached pass beside a first forward that reuses [0, start): it compares the first `audit`
+    layers. With `audit_tokens` it runs the other layers too and compares tokens.
     """
 
     rid: str
@@ -97,10 +97,10 @@ class ForwardItem:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Run `items` together, up to `max_steps` times; an item that needs no further step is left out of the next.
+    """Run `items` together, up to `max_steps` times; each step leaves out the items that are done.
 
-    With `then`, `items` run once and block steps of the same requests follow at once: `then`, max_steps - 1 times at
-    most. Without it only block steps (no resume, captures or copies) may have max_steps > 1.
+    With `then`, `items` run once, followed at once by the block steps `then` of the same requests, at most max_steps -
+    1 times. Without it only block steps (no resume, captures or copies) may have max_steps > 1.
     """
 
     items: tuple[ForwardItem, ...]
@@ -108,7 +108,7 @@ class Forward:
     then: tuple[ForwardItem, ...] = ()
 
     def parts(self) -> tuple[tuple[tuple[ForwardItem, ...], int], ...]:
-        """(items, how many times at most), in the order in which they run."""
+        """(items, most steps) of each part, in the order in which they run."""
         if self.then:
             return (self.items, 1), (self.then, self.max_steps - 1)
         return ((self.items, self.max_steps),)
@@ -123,11 +123,11 @@ class Release:
 
 @dataclass(slots=True)
 class StepResult:
-    """What a `Forward` did for one request: positions (of the whole sequence) and tokens committed, in order.
+    """Result of a `Forward` for one request: committed positions (of the whole sequence) and tokens, in order.
 
     `nfe` counts its forward passes, `token_layers` the token-layers they computed. `scores`: natural log-probabilities
-    (fp32 softmax over the vocabulary without the mask token) of the item's targets, in their order. `error`: the worker
-    failed, in words; nothing else is valid then. `audit`: what the item's audit found, if it asked for one.
+    (fp32 softmax over the vocabulary without the mask token) of the item's targets, in their order. `error`: the
+    worker's failure in words; no other field is valid then. `audit`: the audit's report, if the item asked for one.
     """
 
     rid: str

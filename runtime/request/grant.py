@@ -1,4 +1,4 @@
-"""What an admitted request holds of the two pools, and what it reuses."""
+"""Memory of an admitted request, and the prefix that it reuses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Grant:
         cut, depth: another request's tokens [0, cut) are reused in the layers below `depth`.
         capture_tokens, capture_depth: what its first forward captures; 0 tokens: nothing.
         boundary_table: pages for the boundary states at each depth captured.
-        capture_table: int32 [bands, pages], the KV pages that the tree is offered, where these are not all its own.
+        capture_table: int32 [bands, pages], the KV pages offered to the tree, where some are copies; None: the
+            request's own.
         refresh_interval: NFE between prefix refreshes; None: its first forward is the only one.
         join, join_depth: what the request reuses of its own from its first forward on: tokens [0, join) stay as they
             are in the layers below `join_depth`.

@@ -1,4 +1,4 @@
-"""From prompts to requests: tokens, limits, ids. Everything a caller can get wrong is found here."""
+"""From prompts to request specs: tokens, limits, ids. All of a caller's mistakes are found here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _is_integer(kind: type) -> bool:
 
 
 def _check_messages(messages: Sequence[Message], name: str) -> None:
-    """Templates render what is missing as nothing, and what is no text as Python writes it."""
+    """Raise for messages without role or content as text: templates would render them silently as something else."""
     for index, message in enumerate(messages):
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
@@ -52,12 +52,12 @@ def _check_messages(messages: Sequence[Message], name: str) -> None:
 
 
 def _field(name: str) -> str:
-    """The field that a value called `name` is in: `prompts` of `prompts[3]`."""
+    """The field of a value called `name`: `prompts` of `prompts[3]`."""
     return name.partition("[")[0]
 
 
 def _names(index: int, template: Any) -> FieldNames:
-    """What `Engine.generate` calls a prompt and its length."""
+    """The names that `Engine.generate` has for a prompt and its length."""
     return FieldNames(f"prompts[{index}]", "max_new_tokens" if template is None else "canvas")
 
 
@@ -90,7 +90,7 @@ class Intake:
 
     @property
     def max_running_requests(self) -> int:
-        """How many requests run together at most."""
+        """Most requests that run together."""
         return self._config.max_running_requests
 
     def specs(
@@ -174,8 +174,8 @@ class Intake:
     ) -> list[int]:
         """Token ids of text, of text in parts, or of chat messages, called `name` in errors.
 
-        Raises InvalidRequestError, ModelLoadError. Special tokens in text are recognised as the engine's default says.
-        Without `add_special_tokens` it is text inside a prompt: no BOS is added.
+        Raises InvalidRequestError, ModelLoadError. The engine's default decides whether special tokens in text are
+        recognised. Without `add_special_tokens` it is text inside a prompt: no BOS is added.
         """
         return self._encode_text(prompt, name, add_special_tokens)
 
@@ -249,7 +249,7 @@ class Intake:
         )
 
     def _check_device_limits(self, params: SamplingParams) -> None:
-        """Raise InvalidRequestError for what this worker's device does not take."""
+        """Raise InvalidRequestError for what this worker's device can't run."""
         blocks, ids = self._facts.max_block_length, self._facts.max_stop_ids
         if blocks is not None and params.block_length is not None and params.block_length > blocks:
             message = f"block_length is {params.block_length}; on this device it may be at most {blocks}"

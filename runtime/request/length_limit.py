@@ -1,4 +1,4 @@
-"""Whether prompt and canvas fit, and what to send instead where they do not."""
+"""Checks that prompt and canvas fit, and says what to send instead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_length(
         pool: most tokens that the KV pool holds.
         masks: behind a prompt that is only computed.
         block: the canvas is a multiple of it.
-        names: the caller's names for both.
+        names: the caller's names for prompt and canvas length.
 
     Raises InvalidRequestError (over the model's maximum) or PoolTooSmallError. The message says which canvas would fit,
     or by how many tokens the prompt is too long; `value` is the sum, `limit` the maximum.

@@ -1,4 +1,4 @@
-"""What a caller gets of a request: outputs while it runs, one terminal output at its end."""
+"""Outputs of a request: any number while it runs, one terminal output at its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Hole:
 
     Attributes:
         start, stop: its positions in the canvas.
-        token_ids: what is committed of it, from its start without a gap, before the first EOS or stop token in it.
+        token_ids: its committed tokens from its start to the first gap, EOS or stop token.
         text: their text, without special tokens.
     """
 
@@ -52,10 +52,10 @@ class RequestOutput:
         depth: layers they were reused in (d).
         canvas_tokens: masks committed, also behind the end of the text.
         nfe: forward passes that the request took part in.
-        reused_token_layers: s x d, what the first forward was spared.
+        reused_token_layers: s x d, which the first forward did not compute.
         computed_token_layers: token-layers that were computed for it in all.
         prefix_refreshes: forwards that recomputed the whole prompt or its layers above d.
-        preemptions: times that a request of higher priority took its place; it waited, and went on.
+        preemptions: how often requests of higher priority preempted it.
         holes: of a canvas template, in order.
         scores: of a scoring request: natural log-probabilities of its targets, in their order.
     """

@@ -27,7 +27,7 @@ class Request:
         tally: counts and times.
         started: its first forward has run since it was admitted last.
         needs_refresh: its next forward starts a block.
-        end: canvas positions that count, once it is at its end.
+        end: canvas positions of its text, once it has ended.
         stop_ids: tokens that end its text, or each hole of its template.
         scores: log-probabilities of a scoring request's targets.
     """
@@ -75,9 +75,9 @@ class Request:
         return len(self.prompt) + start, len(self.prompt) + stop
 
     def apply(self, positions: Sequence[int], tokens: Sequence[int], eos: int) -> None:
-        """Take over commits (positions of the whole sequence), and see whether the request is at its end.
+        """Apply commits (positions of the whole sequence), and check whether the request is at its end.
 
-        None count, and `canvas.diverged` is set, when one of them is another token than was shown.
+        If one differs from a token that was shown, none counts and `canvas.diverged` is set.
         """
         spec, canvas = self.spec, self.canvas
         if spec.targets is not None:
@@ -123,7 +123,7 @@ class Request:
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """Committed contiguous tokens, of holes those before their stop tokens; never fewer than were shown."""
+        """Committed contiguous tokens (of holes, those before their stop tokens); never fewer than were shown."""
         return self.canvas.visible(self.stop_ids)
 
     @property
@@ -132,7 +132,7 @@ class Request:
         return len(self.token_ids) if self.spec.template is not None else self.canvas.num_shown
 
     def tokens_from(self, start: int) -> tuple[int, Sequence[int]]:
-        """How many of the first `start` visible tokens stay, and the visible ones behind them."""
+        """(kept, tokens): how many of the first `start` visible tokens remain, and the visible tokens behind them."""
         return self.canvas.visible_from(start, self.stop_ids)
 
     def hole_tokens(self) -> list[tuple[int, int, list[int]]]:
@@ -144,7 +144,7 @@ class Request:
         return self.tally.timings(self.spec.arrival)
 
     def output(self) -> RequestOutput:
-        """What the caller gets to see now."""
+        """The output as of now."""
         ids, tally = self.token_ids, self.tally
         return RequestOutput(
             rid=self.rid,

@@ -1,4 +1,4 @@
-"""How one request is decoded: canvas, blocks, which masks are committed when, and when to stop."""
+"""Decoding parameters of one request: canvas, blocks, which masks to commit when, and when to stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 1024
 DEFAULT_THRESHOLD = 0.9
 MAX_TEMPERATURE = 1e30
-"""Above, noise times temperature would leave fp32. All tokens are alike probable long before."""
+"""Above, noise times temperature overflows fp32. All tokens are equally probable long before."""
 _MAX_INT = 2**63 - 1
 
 
@@ -58,7 +58,7 @@ class SamplingParams:
     split_special_tokens: bool | None = None
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
-        """Raises InvalidRequestError, with the nearest name, for an argument that is none of the fields."""
+        """Raises InvalidRequestError, with the nearest name, for an unknown argument."""
         for name in options:
             if name not in cls.__dataclass_fields__:
                 message = f"{name} is no sampling parameter{did_you_mean(name, cls.__dataclass_fields__)}"
@@ -120,7 +120,7 @@ class SamplingParams:
     def check_for(self, default_block_length: int, length_name: str = "max_new_tokens") -> None:
         """Check what depends on the engine's default block length. Raises InvalidRequestError.
 
-        `length_name`: what the caller calls the canvas's length.
+        `length_name`: the caller's name for the canvas's length.
         """
         self._check_steps(self.block_length or default_block_length, length_name)
 
@@ -134,7 +134,9 @@ class SamplingParams:
 
 
 def fitting_steps(steps: int, max_new_tokens: int, block_length: int) -> int:
-    """A quota near `steps` that a canvas takes: the next multiple of its blocks, or the largest where that is less."""
+    """The quota nearest to `steps` that a canvas can have: the next multiple of its blocks, at most the largest valid
+    one.
+    """
     blocks = math.ceil(max_new_tokens / block_length)
     return min(math.ceil(steps / blocks), max_new_tokens // blocks) * blocks
 

@@ -1,8 +1,8 @@
 """Scores of given answers: how probable a diffusion model finds each of several choices behind a prompt.
 
 A masked diffusion model has no probability of a text read from left to right. It has, for every masked position, a
-distribution over tokens given everything around it. With choice c of n tokens on a canvas of L positions (the longest
-choice and at least one position more, in whole blocks; what a choice leaves free is masked), the score of token i is
+distribution over tokens given everything around it. Take a choice c of n tokens on a canvas of L positions: the longest
+choice and at least one position more, in whole blocks, with masks behind the choice. The score of its token i is
 
     pseudo     log p(c_i | prompt, c without c_i, masks behind): of c only position i is masked; n forwards a choice,
                fewer where choices differ in one position only
@@ -30,7 +30,7 @@ ScoreMethod = Literal["pseudo", "one_shot"]
 SCORE_METHODS: tuple[ScoreMethod, ...] = ("pseudo", "one_shot")
 MAX_CHOICES = 256
 MAX_POSITIONS = 1 << 26
-"""Token positions, prompt and canvas over all forwards, that an engine computes for one call: minutes on a fast GPU."""
+"""Most token positions, prompt and canvas over all forwards, of one call to an engine: minutes on a fast GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class ScoreOutput:
 
 
 class ScorePlan:
-    """The canvases that score some choices, and how their results come together.
+    """The canvases that score some choices, and the merge of their results.
 
     Canvases are made when they are asked for, so that a plan stays as small as its choices.
 
@@ -141,7 +141,7 @@ class ScorePlan:
             raise InvalidRequestError(message, field="choices", value=forwards * each, limit=max_positions)
 
     def _digest(self, choice: npt.NDArray[np.int64], position: int) -> bytes:
-        """Equal for equal canvases: of a choice without the token at `position`, or of masks alone."""
+        """A digest of the canvas of a choice without the token at `position`, or of masks alone."""
         if self.method == "one_shot":
             return b""
         token, choice[position] = choice[position], -1
@@ -166,7 +166,7 @@ class ScorePlan:
 
     @property
     def needs_warm_up(self) -> bool:
-        """Whether the prompt should be computed on its own first: more than one request will share it."""
+        """Whether to compute the prompt on its own first, because several requests share it."""
         return self.num_forwards > 1
 
     def gather(self, outputs: Sequence[RequestOutput], warm_up: Sequence[RequestOutput]) -> ScoreOutput:

@@ -1,4 +1,4 @@
-"""What a request asks for, once intake has checked it: the one record from intake to the scheduler."""
+"""What a request asks for: the one record that passes from intake to the scheduler."""
 
 from __future__ import annotations
 
@@ -59,8 +59,9 @@ class RequestSpec:
 
     @property
     def canvas_length(self) -> int:
-        """Canvas positions. Without new tokens one block of masks still stands behind the prompt: what is captured
-        without masks behind it can't be reused."""
+        """Canvas positions. Without new tokens one block of masks still stands behind the prompt: a capture without
+        masks behind it can't be reused.
+        """
         return self.sampling.max_new_tokens or self.block_length
 
     @property

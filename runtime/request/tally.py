@@ -10,14 +10,14 @@ from .output import Timings
 
 @dataclass(slots=True)
 class Tally:
-    """What a request has taken so far; see RequestOutput for the counts.
+    """Counts and times of a request so far; RequestOutput explains the counts.
 
     Attributes:
         nfe_at_refresh: `nfe` at its latest prefix refresh.
         stepped_at: the forward of its latest block step, where not all block steps fit one forward.
         ticket: its place in the order of arrival.
-        age: what later requests have cost it; see Admission.
-        counted_tokens: text tokens that the scheduler's counters have of it.
+        age: later requests that overtook it, weighted; see Admission.
+        counted_tokens: its text tokens that are already in the scheduler's counters.
         captured_tokens: leading prompt tokens that its latest first forward captured.
         admitted_at, first_text_at: `time.monotonic()`; None: not yet.
     """

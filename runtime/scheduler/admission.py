@@ -17,22 +17,23 @@ from .policy import admission_order, preemptible
 from .reuse import ReusePlanner
 
 POLICY_SHARE = 8
-"""How many starts of requests of the same priority age a waiting one as much as one of higher priority: putting the
-longest cached prefix first is what makes hits."""
+"""Starts of requests of the same priority that age a waiting one as much as one start of higher priority does. They
+weigh less because serving the longest cached prefix first makes hits.
+"""
 
 
 class Admission:
-    """Waiting requests, in order of arrival, and what it takes to admit them.
+    """Waiting requests, in order of arrival, and their admission.
 
     Args:
-        memory, planner: what a request needs before it can run.
+        memory, planner: grant a request its memory.
         policy, max_running, max_queued, max_overtakes: see EngineConfig.
 
-    Ageing: whenever a request starts while an older one waits, the oldest of those ages, and so does a request that is
-    preempted. At `max_overtakes` by requests of higher priority, or POLICY_SHARE times as many of its own, the oldest
-    is next, whatever the priorities, and a request that old is not preempted. So every request starts and ends however
-    many of higher priority come, or of better fit for the cache. Starts are counted, not seconds: what happens is
-    determined by the order of the requests.
+    Ageing: whenever a request starts while older ones wait, the oldest of these ages; so does a request that is
+    preempted. After `max_overtakes` starts of higher priority, or POLICY_SHARE times as many of its own priority, the
+    oldest is next whatever the priorities, and is not preempted again. So every request starts and ends, however many
+    requests come with a higher priority or a longer cached prefix. Ageing counts starts, not seconds, so it is
+    deterministic.
 
     Attributes:
         waiting: requests that were not admitted yet, or were preempted.
@@ -54,7 +55,7 @@ class Admission:
         self._tickets = itertools.count()
 
     def queue(self, request: Request, running: int) -> None:
-        """Take a request in, while `running` run. Raises QueueFullError."""
+        """Queue a request while `running` requests run. Raises QueueFullError."""
         if self._max_queued is not None:
             queued = len(self.waiting) - max(0, self._max_running - running)
             if queued >= self._max_queued:
@@ -65,28 +66,28 @@ class Admission:
         self._blocked = False
 
     def requeue(self, request: Request) -> None:
-        """A preempted request waits again, before those that never ran."""
+        """Queue a preempted request again, before those that never ran."""
         request.tally.age += POLICY_SHARE
         self.waiting.insert(0, request)
         self._blocked = False
 
     def remove(self, request: Request) -> None:
-        """A request has ended while it waited."""
+        """Forget a request that ended while it waited."""
         self.waiting.remove(request)
         if request is self._put_off:
             self._put_off = None
 
     def started(self, request: Request) -> None:
-        """A request waits no longer; the oldest of those that do ages if it came before."""
+        """Take a request that starts off the queue; the oldest waiting one ages if it came earlier."""
         self.remove(request)
         oldest = min(self.waiting, key=lambda r: r.tally.ticket, default=request)
         if oldest.tally.ticket < request.tally.ticket:
             oldest.tally.age += POLICY_SHARE if request.priority > oldest.priority else 1
 
     def put_off(self, request: Request) -> None:
-        """Take back what `admit` gave a request: no forward has room for it yet.
+        """Release the memory that `admit` gave a request, because no forward has room for it yet.
 
-        From now on it is the first of its priority: requests that find more in the cache must not pass it for ever.
+        It becomes the first of its priority, so that requests with more cached tokens can't pass it forever.
         """
         self.memory.release(request)
         self._put_off = request
@@ -96,9 +97,9 @@ class Admission:
         self._blocked = False
 
     def preempted(self, running: Iterable[Request]) -> Iterator[Request]:
-        """Running requests that the caller has to preempt, one by one, for the most important one that waits.
+        """Yields running requests for the caller to preempt, one by one, for the first waiting one.
 
-        None when that would not help it, and no more than it needs.
+        No more than needed, and none if preemption would not suffice.
         """
         if not self.waiting or self._blocked:
             return
@@ -107,7 +108,7 @@ class Admission:
             return
         request = self._order()[0]
         if request.tally.age < self._old and self._follows(request, self._leading(running)):
-            return  # it will not start now, and a preempted request would take its own place again
+            return  # it would not start now, and the preempted request would be admitted again
         weaker = preemptible((r for r in running if r.tally.age < self._old), request.priority)
         kv, config = self.memory.kv, self.memory.config
         shared = self.planner.cached_tokens(request) // config.page_size
@@ -122,12 +123,11 @@ class Admission:
             yield other
 
     def admit(self, running: Mapping[str, Request]) -> Iterator[tuple[Request, bool]]:
-        """Give waiting requests their memory, one by one, as long as the caller asks for more and memory lasts.
+        """Grant waiting requests their memory, one by one, while the caller asks for more and memory lasts.
 
-        Yields (request, True); the caller starts it, so that it is among `running` and no longer waits. Or (request,
-        False) for one that can never run, because pins leave no room: the caller ends it. A request whose prefix is
-        about to be captured by another one (admitted just now; in mode `lm`, running) waits for it and finds it in the
-        cache.
+        Yields (request, True): the caller starts it. Or (request, False) for a request that can never run because pins
+        leave no room: the caller ends it. A request whose prefix another one is about to capture (just admitted; in
+        mode `lm`, running) waits for that capture and then finds it in the cache.
         """
         if not self.waiting or self._blocked or len(running) >= self._max_running:
             return
@@ -158,7 +158,7 @@ class Admission:
         return request.grant is not None
 
     def _order(self) -> list[Request]:
-        """Waiting requests in the order in which they should be admitted."""
+        """Waiting requests in order of admission."""
         order = admission_order(self._policy, self.waiting, self.planner)
         if self._put_off is not None:
             order.sort(key=lambda r: (-r.priority, r is not self._put_off))
@@ -174,7 +174,7 @@ class Admission:
         return oldest if oldest is not None and oldest.tally.age >= self._old else None
 
     def _leading(self, running: Iterable[Request]) -> RadixTree:
-        """A tree without pages of the prompts that will be in the cache before long."""
+        """A tree, without pages, of the prompts that running requests are about to capture."""
         config = self.memory.config
         leading = RadixTree(TreeConfig(config.page_size, config.num_layers, config.layers_per_band))
         for request in running:
@@ -198,7 +198,7 @@ class Admission:
 
 
 def _pages_of(request: Request) -> int:
-    """KV pages that preempting a request may free: its own and those that it shares."""
+    """KV pages that preempting a request may free: its own and its shared ones."""
     grant = request.grant
     if grant is None:
         return 0

@@ -1,4 +1,4 @@
-"""Watches drift while serving: which hits are audited, and what a finding does to the cache. Imports no torch."""
+"""Watches drift while serving: chooses the hits to audit, and acts on the findings. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_TOLERANCE = 0.25
 """Relative error of keys and values where a cosine of 0.97 (the published profiles' limit) lies: sqrt(2 (1 - 0.97))."""
 PROFILE_SLACK = 1.5
-"""A profile's largest harmless error is that of its data: others' may be somewhat larger."""
+"""A profile's largest harmless error comes from its data; other data may have somewhat larger ones."""
 
 _WINDOW = 16  # the latest audits, from which the depth limit is decided; while they found nothing every second one
 # compares no tokens, which takes the layers above the reused ones
@@ -30,7 +30,7 @@ _SHARE = 0.25  # more than this share of them, before nothing is reused to that 
 
 
 def fallback_depths(depths: tuple[int, ...], deepest: int, layers_per_band: int) -> tuple[int, ...]:
-    """Boundary depths of an engine that audits: the profile's own, and quarters of the deepest in whole bands.
+    """Boundary depths of an engine that audits: the profile's own, and quarters of the deepest, in whole bands.
 
     A node can only be shrunk to a depth with boundary states; without these a finding would cost the whole prefix.
     """
@@ -48,7 +48,7 @@ class Auditor:
     does, until one finds something.
 
     Args:
-        memory: the tree and the profile that matches obey.
+        memory: has the tree, and the profile that limits matches.
         rate: share of hits to audit, 0 to 1.
         tolerance: largest relative error of a band's keys and values over a page; None: PROFILE_SLACK times what the
             profile measured, else DEFAULT_TOLERANCE.
@@ -72,7 +72,7 @@ class Auditor:
     def wants(self, request: Request) -> tuple[int, bool]:
         """Layers to audit of a request that is about to have its first forward, and whether to compare tokens too.
 
-        0 layers: it is not audited.
+        0 layers: do not audit it.
         """
         if not self._rate or MODES[request.spec.cache_mode].captures != "prompt" or not request.tally.cached_tokens:
             return 0, False
@@ -113,7 +113,7 @@ class Auditor:
         )  # fmt: skip
 
     def numbers(self) -> dict[str, Any]:
-        """The fields of SchedulerStats that are the audit's."""
+        """The audit's fields of SchedulerStats."""
         seen = self._counts > 0
         counts = np.maximum(self._counts, 1)
         return {
@@ -136,7 +136,7 @@ class Auditor:
         return config.levels[config.level_of(min(depth, int(bad[0]) * config.layers_per_band))]
 
     def _shrink(self, match: Match, errors: np.ndarray[Any, Any]) -> None:
-        """Lower each node of the match to what its own pages bear; what hangs below a node follows it."""
+        """Lower each node of the match to the depth that its own pages bear, and its descendants with it."""
         tree, page_size = self._memory.tree, self._memory.config.page_size
         path: list[Node] = []
         node = match.node

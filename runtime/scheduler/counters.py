@@ -1,4 +1,4 @@
-"""What a scheduler counts while it works, and the lines that it logs about it."""
+"""The scheduler's counters, and its log lines about them."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ class BatchLog:
     """Turns counters into log lines and throughputs.
 
     Args:
-        memory: whose usage the lines name.
-        counters: where the numbers come from.
+        memory: its usage appears in the lines.
+        counters: source of the numbers.
         interval: block-step forwards between two lines.
     """
 

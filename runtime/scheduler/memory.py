@@ -1,4 +1,4 @@
-"""Pages and trees: who holds what of the two pools, and how room is made."""
+"""Pages and trees: allocation, eviction and accounting over both pools."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Memory:
     def __init__(self, tree: TreeConfig, profile: DepthProfile, kv_pages: int, boundary_pages: int):
         self.config = tree
         self.profile = profile
-        self.reuse_profile = profile  # what is taken from other requests; audits may lower it
+        self.reuse_profile = profile  # depths of reuse across requests; audits may lower them
         self.lm_profile = DepthProfile.constant(tree.num_layers, tree.num_layers, capture="final")
         self.kv = PageAllocator(kv_pages)
         self.boundary = PageAllocator(boundary_pages)
@@ -63,7 +63,7 @@ class Memory:
     def reserve(self, kv_pages: int, boundary_pages: int) -> tuple[Pages, Pages] | None:
         """Allocate pages of both pools, evicting cached prefixes as needed.
 
-        None, and nothing is evicted, when that would not be enough.
+        Returns None, and evicts nothing, if that would not suffice.
         """
         short = (kv_pages - self.kv.num_free, boundary_pages - self.boundary.num_free)
         if short[0] > self.kv.num_reclaimable or short[1] > self.boundary.num_reclaimable:

@@ -13,11 +13,11 @@ class Mode:
     """What a request of one cache mode does.
 
     Attributes:
-        captures: what it gives to the radix tree, and so what it reuses of other requests: `prompt`, after its first
-            forward, with boundary states, to the profile's depth; `finished`, prompt and answer at its end, all
-            layers; None: nothing.
-        refreshes: a block starts with a refresh; without, every step computes everything.
-        keeps_join: a refresh leaves the tokens before the join alone; without, it starts at the first token.
+        captures: what it adds to the radix tree, and therefore reuses from other requests. `prompt`: the prompt after
+            its first forward, with boundary states, to the profile's depth. `finished`: prompt and answer at its end,
+            all layers. None: nothing.
+        refreshes: each block starts with a refresh; otherwise every step computes everything.
+        keeps_join: a refresh starts at the join; otherwise at the first token.
         refreshes_prefix: every `refresh_interval` NFE a refresh recomputes the prefix above its depth.
         step_stop: a block step computes from the block's first position to the `block`'s end or the `canvas`'s;
             `all`: everything from the first token on.

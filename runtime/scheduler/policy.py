@@ -1,4 +1,4 @@
-"""In which order waiting requests are admitted, and which running ones may be preempted."""
+"""The order in which waiting requests are admitted, and the running ones that may be preempted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MATCHED_AT_MOST = 256  # requests whose prefix is looked up at a time; the rest
 
 
 def admission_order(policy: str, waiting: Sequence[Request], planner: ReusePlanner) -> list[Request]:
-    """Waiting requests in the order in which they should be admitted.
+    """Waiting requests in order of admission.
 
     Higher priorities first. Among equals `fcfs`: as they came. `lpm`: the longest cached prefix first. `dfs-weight`:
     requests under the same cached prefix together, the prefix that most of them share first, those without a cached
@@ -36,6 +36,6 @@ def admission_order(policy: str, waiting: Sequence[Request], planner: ReusePlann
 
 
 def preemptible(running: Iterable[Request], priority: int) -> list[Request]:
-    """Running requests that one of `priority` may preempt: the least important first, then the youngest."""
+    """Running requests that one of `priority` may preempt: the lowest priority first, then the youngest."""
     lower = [request for request in running if request.priority < priority]
     return sorted(lower, key=lambda r: (r.priority, -(r.tally.admitted_at or 0.0)))

@@ -1,11 +1,11 @@
-"""What a request reuses of the cache, what it will capture, and the forwards that follow from it.
+"""Plans what a request reuses and captures, and its forwards.
 
-Cut s and depth d come from the tree: what another request left. Join and depth c are what the request reuses of itself
-after its first forward, when its whole prompt (in whole pages) has been captured. Since c is the profile's depth at a
-larger prefix ratio, c >= d: it never recomputes what it shares, so pages in the tree are never written again.
+Cut s and depth d come from the tree: KVs of another request. Join and depth c are what the request reuses of its own
+first forward, once its whole prompt (in whole pages) has been captured. Since c is the profile's depth at a larger
+prefix ratio, c >= d: the request never recomputes what it shares, so pages in the tree are never written again.
 
-With a refresh interval of 1 a request reuses nothing of itself: every block start computes again what the first forward
-computed, so that on a miss it is mode `dual`. Its own pages are then written again and again, and the tree gets copies.
+With a refresh interval of 1 a request reuses nothing of its own: every block start repeats the first forward, so a miss
+is exactly mode `dual`. Each block start writes the request's pages again, so the tree gets copies.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def held(request: Request) -> Grant:
 
 
 def _copies(grant: Grant) -> Pages | None:
-    """Page ids [2, n], from and to: what of the capture is not the request's or the tree's own page."""
+    """int32 [2, n] page ids, source and destination, of captured pages that the request writes again; None: none."""
     if grant.capture_table is None:
         return None
     bands, pages = grant.capture_table.shape
@@ -60,7 +60,7 @@ class ReusePlanner:
         refresh_interval, reuse_margin: see EngineConfig.
 
     Attributes:
-        stores: whether the tree is given what requests capture.
+        stores: whether captures go into the tree.
     """
 
     stores = True
@@ -80,7 +80,7 @@ class ReusePlanner:
         return Namespace(spec.cache_salt, "final" if final else self.memory.profile.capture)
 
     def cached_tokens(self, request: Request) -> int:
-        """Prompt tokens that the tree knows at the moment; changes nothing."""
+        """Prompt tokens in the tree now; changes nothing."""
         trees = self.memory.tree_for(request.spec.cache_mode)
         if trees is None:
             return 0
@@ -89,7 +89,7 @@ class ReusePlanner:
     def admit(self, request: Request, capture: bool = True) -> Grant | None:
         """Match, lock and allocate everything that the request needs to its end; None when memory is short.
 
-        With `capture` off the request shares nothing: for pools too small to hold a capture beside it.
+        With `capture` off the request shares nothing: for pools too small for the request and a capture together.
         """
         memory, config = self.memory, self.memory.config
         page_size, pages = config.page_size, memory.pages_for(request.total_tokens)
@@ -135,7 +135,7 @@ class ReusePlanner:
         )  # fmt: skip
 
     def starts(self, request: Request) -> None:
-        """The request that was admitted runs now: what it found in the cache is used."""
+        """An admitted request starts: count its cache hit as a use."""
         trees, grant = self.memory.tree_for(request.spec.cache_mode), request.grant
         if grant is not None and grant.match is not None and trees is not None:
             trees[0].touch(grant.match)
@@ -143,8 +143,9 @@ class ReusePlanner:
     def reusable(self, request: Request, cached: int) -> int:
         """How many of `cached` prompt tokens may be reused: of finished sequences all, else pages before a margin.
 
-        What the caller has warmed on its own (`shared_prefix`) needs no margin: nothing stood behind it then. Only if
-        all of it is there: where the cache knows less, it is another prompt that parts from this one.
+        A prefix that the caller computed on its own (`shared_prefix`) needs no margin, since nothing stood behind it
+        then. That holds only if all of it is cached: a shorter match comes from another prompt that parts from this
+        one.
         """
         spec = request.spec
         if MODES[spec.cache_mode].captures == "finished":
@@ -161,7 +162,7 @@ class ReusePlanner:
         return self.refresh_interval or None
 
     def _plan_capture(self, request: Request, whole: int) -> CapturePlan:
-        """How much the first forward captures of a prompt of `whole` tokens in whole pages."""
+        """The capture of the first forward, for a prompt of `whole` tokens in whole pages."""
         config, profile, spec = self.memory.config, self.memory.profile, request.spec
         # A preempted request has commits on its canvas, a scored answer tokens behind the prompt: no first forward.
         again = request.tally.preemptions and request.canvas.block
@@ -176,7 +177,7 @@ class ReusePlanner:
         return CapturePlan(whole, depth, levels, interval)
 
     def _pages_to_copy(self, plan: CapturePlan, shared: int) -> int:
-        """KV pages of the capture that the request will write again itself; `shared` of its pages are the tree's."""
+        """KV pages to copy for the tree, since the request writes its own again; `shared` pages are the tree's."""
         if not self.stores or not plan.tokens or plan.refresh_interval != 1:
             return 0
         config = self.memory.config
@@ -237,7 +238,7 @@ class ReusePlanner:
         grant.own_boundary = keep
 
     def _captured_copies(self, grant: Grant) -> None:
-        """With an interval of 1: leave the copies to the tree, and go on with what the request found there."""
+        """With an interval of 1: leave the copies to the tree, and resume later refreshes from the cache hit."""
         memory = self.memory
         if grant.match is not None and 0 < grant.depth < memory.config.num_layers:
             grant.resume = grant.match.boundary_pages
@@ -249,7 +250,7 @@ class ReusePlanner:
         grant.own_boundary = NO_PAGES
 
     def _boundary_row(self, grant: Grant, level: int, pages: int) -> Pages:
-        """Boundary pages at `level` for the whole captured prompt; -1 where the request never had these states."""
+        """Boundary pages at `level` for the whole captured prompt; -1 where the request has no states."""
         own = grant.boundary_table[level]
         row = np.full(pages, -1, np.int32)
         row[pages - len(own) :] = own
@@ -280,7 +281,7 @@ class ReusePlanner:
         return ForwardItem(request.rid, start, stop, total, block_start, block_stop, join=start)
 
     def final_forward(self, request: Request) -> ForwardItem | None:
-        """The pass over a finished sequence that is captured as such (mode `lm`); None when there is nothing new."""
+        """The pass over a finished sequence that mode `lm` captures; None if there is nothing new to capture."""
         spec, grant = request.spec, request.grant
         if MODES[spec.cache_mode].captures != "finished" or grant is None or not request.started:
             return None

@@ -28,7 +28,7 @@ _IDLE_CHECK_SECONDS, _REFRESHES_IN_ROW = 1.0, 4
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A forward to run, and what its results are for: `apply` takes it back with them.
+    """A forward to run. `apply` takes it back together with its results.
 
     Attributes:
         forward: for the worker.
@@ -42,13 +42,12 @@ class Planned:
 class Scheduler:
     """Continuous batching over one worker.
 
-    `plan` says what the worker should run next: a refresh batch (first forwards of newly admitted requests and block
-    starts of running ones) when there is any, else, and after four of them, a block step of all that can do one.
-    `apply` takes the results. `step` does both with a worker that answers at once. Between a plan and its apply only
-    `add`, `stats` and `has_work` may be called.
+    `plan` returns the next forward: a refresh batch (first forwards of newly admitted requests and block starts of
+    running ones) if there is any, else a block step of all requests that can do one. After four refresh batches in a
+    row it plans a block step. `apply` takes the results. `step` does both with a worker that answers at once. Between a
+    plan and its apply only `add`, `stats` and `has_work` may be called.
 
-    Every request that `add` accepted shows up exactly once, finished, in what `take` (or `step`), `end` or `abort`
-    return.
+    `take` (or `step`), `end` or `abort` return every request that `add` accepted exactly once as finished.
 
     Args:
         memory: pools and trees.
@@ -80,7 +79,7 @@ class Scheduler:
         self._log = BatchLog(memory, self.counters, log_interval)
         self._requests: dict[str, Request] = {}
         self._running: dict[str, Request] = {}
-        self._ending: list[tuple[Request, ForwardItem]] = []  # done, but for the pass that mode `lm` captures
+        self._ending: list[tuple[Request, ForwardItem]] = []  # finished, except for the pass that mode `lm` captures
         self._in_flight: Planned | None = None
         self._refreshes_in_row = 0
         self._progress: dict[Request, None] = {}
@@ -139,7 +138,7 @@ class Scheduler:
         return None if request is None else request.output()
 
     def end(self, rid: str) -> Request | None:
-        """End a request now and give its memory back; None when it is not known (finished, or never was)."""
+        """End a request now and release its memory; None if its id is unknown or finished."""
         request = self._requests.get(rid)
         if request is None:
             return None
@@ -161,12 +160,12 @@ class Scheduler:
         return outputs
 
     def take(self) -> list[Request]:
-        """Requests that made progress (where the caller wants to see it) or ended since the last call."""
+        """Requests that ended, or made progress that their caller wants to see, since the last call."""
         progress, self._progress = self._progress, {}
         return list(progress)
 
     def check_if_due(self) -> None:
-        """Check the page accounting now and then while idle, and always with `check_invariants`."""
+        """Check the page accounting: at most once a second while idle, and always with `check_invariants`."""
         if self._check or (not self.has_work and time.monotonic() - self._checked_at >= _IDLE_CHECK_SECONDS):
             self.check()
 
@@ -178,7 +177,7 @@ class Scheduler:
     # Planning
 
     def plan(self) -> Planned | None:
-        """What to run next; None when there is nothing (requests may have ended, see `take`)."""
+        """The next forward; None if there is nothing to run (requests may have ended, see `take`)."""
         assert self._in_flight is None
         self._expire()
         if self._ending:
@@ -196,7 +195,7 @@ class Scheduler:
         return None
 
     def _next_block_steps(self) -> tuple[ForwardItem, ...]:
-        """A block step of all that need no refresh; those that compute more than their block, as a forward has room."""
+        """Block steps of requests that need no refresh; the wide ones (more than a block) within the token budget."""
         steps = [(r, self.planner.block_step(r)) for r in self._running.values() if not r.needs_refresh]
         wide = [(request, item.stop - item.start) for request, item in steps if not item.is_block_alone]
         if sum(tokens for _, tokens in wide) <= self._max_refresh_tokens:
@@ -213,7 +212,7 @@ class Scheduler:
         return max(1, int(np.searchsorted(np.cumsum(tokens), self._max_refresh_tokens, side="right")))
 
     def _steps_behind(self, refreshes: list[ForwardItem]) -> tuple[ForwardItem, ...]:
-        """Block steps that may follow a refresh without asking: when it is everybody's, and nobody waits."""
+        """Block steps that may follow in the same message: if all running requests refresh and none waits."""
         if self._max_steps < 2 or self.num_waiting or len(refreshes) < len(self._running):
             return ()
         if any(item.audit or item.targets is not None for item in refreshes):
@@ -319,7 +318,7 @@ class Scheduler:
     # Results
 
     def apply(self, planned: Planned, results: list[StepResult]) -> None:
-        """Take the results of the forward in flight, which `plan` returned: one an item, in order."""
+        """Take the results of the forward in flight: one for each item, in order."""
         assert planned is self._in_flight
         self._in_flight = None
         if planned.finals:
@@ -384,7 +383,7 @@ class Scheduler:
             self._progress[request] = None
 
     def _captured_finished(self, results: list[StepResult]) -> None:
-        """The passes over some finished sequences (mode `lm`) are done: capture them."""
+        """Capture finished sequences (mode `lm`) whose passes are done."""
         ending, self._ending = self._ending[: len(results)], self._ending[len(results) :]
         for (request, _), result in zip(ending, results, strict=True):
             if result.error is None:

@@ -1,4 +1,4 @@
-"""Tokens a second of late, from a counter that only grows."""
+"""Recent tokens a second, from a counter that only grows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Throughput:
         self._samples: deque[tuple[float, int]] = deque()
 
     def note(self, now: float, count: int) -> None:
-        """What the counter says while there is work. The first call after a rest is made before any of it is done."""
+        """Record the counter while there is work. After a rest, call it once before the work starts."""
         samples = self._samples
         if not samples or now - samples[-1][0] >= _APART_S:
             samples.append((now, count))
@@ -24,7 +24,7 @@ class Throughput:
             samples.popleft()
 
     def rest(self) -> None:
-        """There is no work any more."""
+        """Record that there is no work left."""
         self._samples.clear()
 
     def rate(self, now: float, count: int) -> float:

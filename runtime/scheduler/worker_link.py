@@ -19,5 +19,5 @@ class WorkerLink(Protocol):
         ...
 
     def forward(self, message: Forward) -> list[StepResult]:
-        """Run forwards. A link that can't wait for the results raises; its owner calls plan and apply itself."""
+        """Run forwards and return their results. A link that can't wait raises; its owner calls plan and apply."""
         ...

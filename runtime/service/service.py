@@ -1,4 +1,4 @@
-"""What serves requests, as the HTTP layer sees it: one asynchronous interface, in process or over a pipeline."""
+"""The service behind the HTTP layer: one asynchronous interface, in this process or over a pipeline."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class GenerateInput:
         sampling: decoding parameters.
         cache_mode: None: the engine's default.
         cache_salt: requests share prefixes only with those of the same salt.
-        priority: higher goes first, and may put running requests of lower priority back into the queue.
+        priority: higher goes first, and may preempt running requests of lower priority.
         timeout_s: seconds from acceptance to the end; past it the request ends with finish_reason `abort` and a
             RequestTimeoutError. None: it may take any time.
         stream: whether outputs before the terminal one are wanted.
         canvas: a template: token ids, -1 for a mask; see `Engine.generate`. The outputs have `holes` then.
         shared_prefix: how many leading prompt tokens were computed on their own before.
         targets: (position in the canvas, token) pairs: a scoring request. The output has `scores`, and nothing else.
-        names: what the caller calls prompt and canvas length, for errors.
+        names: the caller's names for prompt and canvas length, for errors.
     """
 
     rid: str
@@ -74,14 +74,14 @@ class ServiceInfo:
     """What runs here. Constant once the service is up.
 
     Attributes:
-        model_path: as it was asked for; `model_folder` where it lies.
+        model_path: as given; `model_folder` is its folder.
         architecture: `llada` or `dream`; `model` holds every field of ModelConfig.
         engine: every field of EngineConfig, and `device_in_use`, `dtype_in_use`.
-        max_tokens: prompt and canvas tokens that a request may have: the model's maximum or what the pool holds.
+        max_tokens: most prompt and canvas tokens of a request: the model's maximum or the pool's.
         block_length: default of the sampling parameter.
         depth_profile: as in `depth_profile.json`.
         has_tokenizer, has_chat_template: whether text and chat messages can be given.
-        chat_markers: what stands around each message of a chat, as ChatMarkers gives it.
+        chat_markers: the template's text around each message of a chat, as ChatMarkers gives it.
     """
 
     model_path: str
@@ -127,7 +127,7 @@ class Service(Protocol):
     async def abort(self, rid: str | None = None) -> int:
         """End a request early, or all of them; its caller gets an output with finish_reason `abort`.
 
-        How many were told to end; 0 for an id that is not under way.
+        Returns how many requests it ended; 0 for an unknown id.
         """
         ...
 
@@ -159,14 +159,15 @@ class Service(Protocol):
         ...
 
     async def start_profile(self, options: TraceOptions) -> str:
-        """Have the worker record a trace; the path of its file.
+        """Make the worker record a trace; returns the path of its file.
 
-        Raises InvalidRequestError when that can't be or one is being recorded, EngineError when the profiler fails.
+        Raises InvalidRequestError if a trace is impossible or already being recorded, EngineError if the profiler
+        fails.
         """
         ...
 
     async def stop_profile(self) -> str:
-        """End the trace and write it; the path of its file. Raises as `start_profile`, also when none is recorded."""
+        """Write the trace; returns the path of its file. Raises as `start_profile`, and if none is being recorded."""
         ...
 
     async def closed(self) -> ServiceStatus:
@@ -174,7 +175,7 @@ class Service(Protocol):
         ...
 
     async def shutdown(self, drain_timeout_s: float = 0.0) -> None:
-        """Take no more requests, wait for those under way for at most `drain_timeout_s` seconds, end the rest, stop.
+        """Take no more requests, wait at most `drain_timeout_s` seconds for those in flight, end the rest, stop.
 
         May be called twice.
         """

@@ -1,4 +1,4 @@
-"""What a scheduler has done and what it holds: the numbers behind metrics, logs and load reports."""
+"""State and counters of a scheduler: the numbers behind metrics, logs and load reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SchedulerStats:
             in both.
         boundary_pages, boundary_pages_free, boundary_pages_tree: the same of the pool of boundary states.
         capacity_tokens: token positions (all bands) that the KV pool has room for.
-        token_usage: share of the KV pool that can't be had at the moment: neither free nor evictable; 0 to 1.
+        token_usage: share of the KV pool that is neither free nor evictable; 0 to 1.
         requests: requests accepted. Each of them ends in exactly one of finished_stop, finished_length, aborted,
             timed_out or failed; what the scheduler refuses (queue full, too long for the pool) counts in
             `refused` alone, what is refused before it gets there not at all.
