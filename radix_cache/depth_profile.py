@@ -35,6 +35,8 @@ _BUILTIN: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = {
     ),
     "a2d": (30, ((10, 2), (20, 4), (30, 6))),
 }
+# Of models that nobody has profiled: at no ratio deeper than any of the tables above.
+_UNKNOWN_RATIO, _UNKNOWN_SHARE = 0.3, 7
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class DepthProfile:
 
     @classmethod
     def builtin(cls, architecture: str, num_layers: int) -> "DepthProfile":
-        """The conservative table for "llada", "dream" or "a2d", scaled to `num_layers` (depths rounded down).
+        """The table for "llada", "dream" or "a2d", scaled to `num_layers` (depths rounded down).
 
         Two are derived from published profiles of LLaDA-8B-Instruct (32 layers) and Dream-7B-Instruct (28 layers) with
         prefix-alone capture; capture from a first forward drifts less, so they err on the safe side. That of a2d
@@ -177,6 +179,18 @@ class DepthProfile:
             tolerance=None if architecture == "a2d" else 0.97,
             metric="look-up of `text`" if architecture == "a2d" else "cosine",
             source=f"built-in table for {architecture}, scaled from {layers} layers; not measured on this model",
+        )
+
+    @classmethod
+    def conservative(cls, num_layers: int) -> "DepthProfile":
+        """For a model of which nothing is known: a seventh of its layers from a prefix ratio of 0.3 on."""
+        _check_int("num_layers", num_layers, 1)
+        depth = num_layers // _UNKNOWN_SHARE
+        source = f"conservative table: {depth} of {num_layers} layers from a prefix ratio of {_UNKNOWN_RATIO}"
+        return cls(
+            num_layers=num_layers,
+            table=((_UNKNOWN_RATIO, depth),),
+            source=f"{source}; not measured on this model",
         )
 
     def to_json(self) -> dict[str, Any]:

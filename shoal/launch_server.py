@@ -13,8 +13,8 @@ from .runtime.config import EngineConfig
 from .runtime.errors import ConfigError, ShoalError
 from .runtime.flags import add_flags, given
 from .runtime.http.config import ServerConfig
-from .runtime.model.config import ModelConfig
 from .runtime.model.hub import local_model_folder
+from .runtime.model.registry import load_config
 from .runtime.pipeline.config import PipelineConfig
 from .runtime.text.tokenizer import check_tokenizer_files
 from .runtime.worker.trace import why_not_writable
@@ -91,7 +91,7 @@ def _check_folder(config: EngineConfig) -> None:
     """Raise ModelLoadError for a model that can't be served, as far as a glance at its folder says."""
     folder = local_model_folder(config.model_path)
     if folder is not None:
-        ModelConfig.from_folder(folder)
+        load_config(folder)
         if config.load_format == "auto":
             check_tokenizer_files(folder)
 

@@ -76,7 +76,7 @@ def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> t
     decoder = load_model(folder, dtype=dtype, device=device, load_format=config.load_format, seed=config.seed)
     model = decoder.config
     band = layers_of_band(config.layers_per_band, model.num_layers)
-    profile = profile or load_profile(config, folder, model.architecture, model.num_layers)
+    profile = profile or load_profile(config, folder, model)
     profile = profile.floor_to(band)
     tree = TreeConfig(
         page_size, model.num_layers, band, boundary_depths(config, profile, band),

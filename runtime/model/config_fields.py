@@ -77,6 +77,11 @@ class Fields:
             names = " or ".join(repr(option) for option in supported if option is not None) or "null"
             self._refuse(key, value, names)
 
+    def expect_divisor(self, key: str, value: int, of: str, whole: int) -> None:
+        """The value of `key` must divide that of the key `of`, which is `whole`."""
+        if whole % max(value, 1):
+            self._refuse(key, value, f"a divisor of {of} = {whole}")
+
     def expect_unquantized(self) -> None:
         """Quantised weights can't be run."""
         for key in ("quantization_config", "quantization"):

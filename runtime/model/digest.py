@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from .config import ModelConfig
+from .registry import load_config
 from .safetensors_folder import SafetensorsFolder
 
 _FULL_BYTES = 1_000_000_000
@@ -20,9 +20,9 @@ def model_digest(folder: str | Path) -> str:
     Below 1 GB of weights all bytes count; from there on the first, middle and last 4 KiB of each tensor.
     Not covered: how tensors are spread over shards, file metadata, tokenizer and generation settings.
 
-    Raises: ModelLoadError as `ModelConfig.from_folder` and `SafetensorsFolder` do.
+    Raises: ModelLoadError as `load_config` and `SafetensorsFolder` do.
     """
-    digest = hashlib.sha256(ModelConfig.from_folder(folder).config_digest.encode())
+    digest = hashlib.sha256(load_config(folder).config_digest.encode())
     weights = SafetensorsFolder(folder)
     sampled = weights.num_bytes >= _FULL_BYTES
     for name in sorted(weights.entries):

@@ -15,8 +15,9 @@ from .config import ModelConfig
 from .decoder import Decoder, LayerWeights
 from .hub import resolve_model_folder
 from .linear import Linear
+from .registry import family_named, load_config
 from .safetensors_folder import SafetensorsFolder
-from .weight_names import WEIGHT_NAMES, is_ignorable, tensor_shapes
+from .weight_names import is_ignorable, tensor_shapes
 
 LoadFormat = Literal["auto", "dummy"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -70,7 +71,7 @@ def load_model(
         config = source
     else:
         folder = resolve_model_folder(source)
-        config = ModelConfig.from_folder(folder)
+        config = load_config(folder)
     if load_format == "dummy":
         read = _dummy_reader(dtype, device, seed)
     else:
@@ -95,7 +96,8 @@ def load_model(
 
 def check_tensors(config: ModelConfig, weights: SafetensorsFolder) -> None:
     """Compare a folder's headers with what `config` needs. Raises: ModelLoadError naming the first tensor at fault."""
-    expected = tensor_shapes(config)
+    names = family_named(config.architecture).weight_names
+    expected = tensor_shapes(config, names)
     missing = [name for name in expected if name not in weights.entries]
     if missing:
         raise ModelLoadError(
@@ -104,7 +106,8 @@ def check_tensors(config: ModelConfig, weights: SafetensorsFolder) -> None:
             value=None,
             limit=f"shape {list(expected[missing[0]])}",
         )
-    unexpected = sorted(name for name in weights.entries if name not in expected and not is_ignorable(config, name))
+    unknown = sorted(set(weights.entries) - set(expected))
+    unexpected = [name for name in unknown if not is_ignorable(config, names, name)]
     if unexpected:
         raise ModelLoadError(
             f"the weights hold {_some(unexpected)}, which the architecture {config.architecture!r} as config.json "
@@ -137,8 +140,8 @@ class _Builder:
         self._dtype = dtype
         self._device = device
         self._batch_invariant = batch_invariant
-        self._names = WEIGHT_NAMES[config.architecture]
-        self._shapes = tensor_shapes(config)
+        self._names = family_named(config.architecture).weight_names
+        self._shapes = tensor_shapes(config, self._names)
 
     @torch.inference_mode()
     def build(self) -> Decoder:

@@ -13,6 +13,8 @@ from ..config import EngineConfig
 from ..errors import ConfigError, ModelLoadError
 from ..scheduler.auditor import fallback_depths
 from ..text.tokenizer import Tokenizer
+from .config import ModelConfig
+from .registry import family_named
 
 logger = logging.getLogger(__name__)
 PROFILE_FILE = "depth_profile.json"
@@ -37,14 +39,13 @@ def layers_of_band(asked: int | None, num_layers: int) -> int:
     return asked
 
 
-def load_profile(
-    config: EngineConfig, folder: Path, architecture: str, num_layers: int, check_model: bool = True
-) -> DepthProfile:
-    """The depth profile: a constant depth, the file named, the file beside the weights, or the built-in table.
+def load_profile(config: EngineConfig, folder: Path, model: ModelConfig, check_model: bool = True) -> DepthProfile:
+    """The depth profile: a constant depth, the file named, the file beside the weights, or a built-in table.
 
     Raises ConfigError for a file that is none, or of another model (that takes reading the weights: not so without
     `check_model`).
     """
+    num_layers = model.num_layers
     if config.depth is not None:
         band = layers_of_band(config.layers_per_band, num_layers)
         if config.depth > num_layers or (config.depth % band and config.depth != num_layers):
@@ -68,7 +69,8 @@ def load_profile(
             limit = "a profile of this model"
             message = f"depth_profile is {str(path)!r}; it must be {limit}: {error}"
             raise ConfigError(message, field="depth_profile", value=str(path), limit=limit) from error
-    profile = DepthProfile.builtin(architecture, num_layers)
+    table = family_named(model.architecture).depth_table
+    profile = DepthProfile.builtin(table, num_layers) if table else DepthProfile.conservative(num_layers)
     logger.warning("no %s beside the weights: using the %s", PROFILE_FILE, profile.source)
     return profile
 

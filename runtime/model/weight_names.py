@@ -1,4 +1,4 @@
-"""Names and shapes of the tensors in LLaDA, Dream and a2d checkpoints."""
+"""Names and shapes of the tensors in a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .config import ModelConfig
 
 @dataclass(frozen=True, slots=True)
 class WeightNames:
-    """Tensor names of one architecture. `layer` and the names in `parts` are stems: add `.weight` or `.bias`."""
+    """Tensor names of one family. `layer` and the names below it are stems: add `.weight` or `.bias`."""
 
     embedding: str
     final_norm: str
@@ -30,45 +30,8 @@ class WeightNames:
         return f"{self.layer.format(index)}.{getattr(self, part)}.{kind}"
 
 
-WEIGHT_NAMES = {
-    "llada": WeightNames(
-        embedding="model.transformer.wte.weight",
-        final_norm="model.transformer.ln_f.weight",
-        head="model.transformer.ff_out.weight",
-        layer="model.transformer.blocks.{}",
-        attention_norm="attn_norm",
-        q="q_proj",
-        k="k_proj",
-        v="v_proj",
-        attention_out="attn_out",
-        mlp_norm="ff_norm",
-        gate="ff_proj",
-        up="up_proj",
-        down="ff_out",
-    ),
-    "dream": WeightNames(
-        embedding="model.embed_tokens.weight",
-        final_norm="model.norm.weight",
-        head="lm_head.weight",
-        layer="model.layers.{}",
-        attention_norm="input_layernorm",
-        q="self_attn.q_proj",
-        k="self_attn.k_proj",
-        v="self_attn.v_proj",
-        attention_out="self_attn.o_proj",
-        mlp_norm="post_attention_layernorm",
-        gate="mlp.gate_proj",
-        up="mlp.up_proj",
-        down="mlp.down_proj",
-    ),
-}
-WEIGHT_NAMES["a2d"] = WEIGHT_NAMES["dream"]
-"""Qwen2 and Llama name their tensors alike."""
-
-
-def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: ModelConfig, names: WeightNames) -> dict[str, tuple[int, ...]]:
     """Every tensor that a checkpoint of `config` must hold, with its shape ([out, in] for weights)."""
-    names = WEIGHT_NAMES[config.architecture]
     hidden, ffn = config.hidden_size, config.intermediate_size
     parts: dict[str, tuple[int, ...]] = {
         "attention_norm": (hidden,),
@@ -93,7 +56,6 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def is_ignorable(config: ModelConfig, name: str) -> bool:
+def is_ignorable(config: ModelConfig, names: WeightNames, name: str) -> bool:
     """Whether a tensor that isn't in `tensor_shapes` may be skipped: RoPE buffers and the head of a tied model."""
-    tied_head = config.tie_word_embeddings and name == WEIGHT_NAMES[config.architecture].head
-    return tied_head or name.endswith("rotary_emb.inv_freq")
+    return (config.tie_word_embeddings and name == names.head) or name.endswith("rotary_emb.inv_freq")

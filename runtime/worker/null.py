@@ -9,8 +9,8 @@ import numpy as np
 
 from ...radix_cache.config import TreeConfig
 from ..config import EngineConfig
-from ..model.config import ModelConfig
 from ..model.hub import resolve_model_folder
+from ..model.registry import load_config
 from ..model.settings import boundary_depths, check_pool, default_block_length, layers_of_band, load_profile, pool_sizes
 from ..request.facts import Facts
 from ..request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
@@ -91,9 +91,9 @@ def build_null_worker(config: EngineConfig, tokens: int, delay_s: float = 0.0) -
     config = config.for_device("cpu")
     assert config.page_size is not None
     folder = resolve_model_folder(config.model_path)
-    model = ModelConfig.from_folder(folder)
+    model = load_config(folder)
     band = layers_of_band(config.layers_per_band, model.num_layers)
-    profile = load_profile(config, folder, model.architecture, model.num_layers, check_model=False)
+    profile = load_profile(config, folder, model, check_model=False)
     profile = profile.floor_to(band)
     tree = TreeConfig(
         config.page_size, model.num_layers, band, boundary_depths(config, profile, band),

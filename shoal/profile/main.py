@@ -17,9 +17,9 @@ from .. import __version__
 from ..provenance import hardware
 from ..radix_cache.depth_profile import DEFAULT_REUSE_MARGIN, DepthProfile
 from ..runtime.config import EngineConfig
-from ..runtime.model.config import ModelConfig
 from ..runtime.model.digest import model_digest
 from ..runtime.model.hub import resolve_model_folder
+from ..runtime.model.registry import load_config
 from ..runtime.model.settings import default_block_length, layers_of_band, load_tokenizer
 from ..runtime.request.sampling_params import SamplingParams
 from .choice import Cell, Limits, choose, has_answers, make_cells, unanswered_kinds
@@ -44,7 +44,7 @@ def run_profile(options: ProfileOptions, console: Console) -> DepthProfile:
     Raises ConfigError or ModelLoadError for options, data and models that don't fit.
     """
     folder = resolve_model_folder(options.model)
-    model = ModelConfig.from_folder(folder)
+    model = load_config(folder)
     options = replace(options, layers_per_band=layers_of_band(options.layers_per_band, model.num_layers))
     depths = _depths(options, model.num_layers)
     sampling = _sampling(options, folder)

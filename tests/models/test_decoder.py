@@ -15,6 +15,7 @@ from shoal.runtime.model import linear
 from shoal.runtime.model.config import ModelConfig
 from shoal.runtime.model.decoder import Decoder
 from shoal.runtime.model.loader import load_model
+from shoal.runtime.model.registry import read_config
 
 from .checkpoints import write_folder
 from .oracle import A2D_TINY, DREAM_TINY, LLADA_TINY, oracle_logits, random_state_dict
@@ -138,7 +139,7 @@ def test_dream_shifts_its_logits_and_an_a2d_model_that_says_so(model):
 
 def wide_config() -> ModelConfig:
     """The bundled model's widths, and a down projection with sums long enough to be cut."""
-    return ModelConfig.from_dict(
+    return read_config(
         {
             **LLADA_TINY,
             "d_model": 256,

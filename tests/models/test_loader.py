@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from shoal.runtime.errors import ModelLoadError
 from shoal.runtime.model import digest as digest_module
-from shoal.runtime.model.config import LLADA_8B, ModelConfig
 from shoal.runtime.model.digest import model_digest
 from shoal.runtime.model.loader import load_model
+from shoal.runtime.model.registry import published, read_config
 from shoal.runtime.model.safetensors_folder import INDEX_FILE, SINGLE_FILE, SafetensorsFolder
 
 from .checkpoints import write_folder
@@ -243,13 +243,13 @@ def test_options_out_of_range_are_refused_by_name(tmp_path, options, field):
 def test_dummy_weights_need_no_weight_file_and_follow_the_seed(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(DREAM_TINY))
     first = first_layer(tmp_path, load_format="dummy", seed=1)
-    assert torch.equal(first, first_layer(ModelConfig.from_dict(DREAM_TINY), load_format="dummy", seed=1))
+    assert torch.equal(first, first_layer(read_config(DREAM_TINY), load_format="dummy", seed=1))
     assert not torch.equal(first, first_layer(tmp_path, load_format="dummy", seed=2))
     assert torch.isfinite(first).all()
 
 
 def test_a_bare_configuration_has_no_weights_to_read():
-    assert refused(LLADA_8B).field == "load_format"
+    assert refused(read_config(published("llada-8b"))).field == "load_format"
 
 
 def test_digest_ignores_sharding_and_follows_weights_and_configuration(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from shoal.runtime.errors import ModelLoadError
-from shoal.runtime.model.config import DREAM_7B, LLADA_8B, ModelConfig
+from shoal.runtime.model.registry import load_config, published, read_config
 
 from .oracle import A2D_TINY, DREAM_TINY, LLADA_TINY
 
@@ -42,11 +42,13 @@ DREAM_PUBLISHED = {
     "pad_token_id": 151643,
     "vocab_size": 152064,
 }
+LLADA_8B = read_config(published("llada-8b"))
+DREAM_7B = read_config(published("dream-7b"))
 
 
 def test_presets_are_what_the_published_configurations_read_as():
-    assert ModelConfig.from_dict(LLADA_PUBLISHED) == LLADA_8B
-    assert ModelConfig.from_dict(DREAM_PUBLISHED) == DREAM_7B
+    assert read_config(LLADA_PUBLISHED) == LLADA_8B
+    assert read_config(DREAM_PUBLISHED) == DREAM_7B
 
 
 def test_presets_have_the_published_number_of_parameters():
@@ -57,23 +59,23 @@ def test_presets_have_the_published_number_of_parameters():
 def test_a_dream_configuration_written_by_transformers_5_reads_the_same():
     values = {**DREAM_PUBLISHED, "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"}}
     del values["rope_theta"], values["rope_scaling"]
-    assert ModelConfig.from_dict(values) == DREAM_7B
+    assert read_config(values) == DREAM_7B
 
 
 def test_sliding_window_sizes_are_fine_while_the_window_is_off():
     values = {**DREAM_PUBLISHED, "sliding_window": 131072, "use_sliding_window": False}
-    assert ModelConfig.from_dict(values) == DREAM_7B
+    assert read_config(values) == DREAM_7B
 
 
 def test_multi_query_attention_means_one_kv_head():
     values = {**LLADA_TINY, "n_kv_heads": None, "multi_query_attention": True}
-    assert ModelConfig.from_dict(values).num_kv_heads == 1
-    assert ModelConfig.from_dict({**LLADA_TINY, "n_kv_heads": None}).num_kv_heads == LLADA_TINY["n_heads"]
+    assert read_config(values).num_kv_heads == 1
+    assert read_config({**LLADA_TINY, "n_kv_heads": None}).num_kv_heads == LLADA_TINY["n_heads"]
 
 
 def test_digest_follows_every_field_and_nothing_else():
-    digest = ModelConfig.from_dict(LLADA_TINY).config_digest
-    assert ModelConfig.from_dict({**LLADA_TINY, "transformers_version": "9.9"}).config_digest == digest
+    digest = read_config(LLADA_TINY).config_digest
+    assert read_config({**LLADA_TINY, "transformers_version": "9.9"}).config_digest == digest
     changed = set()
     for field in dataclasses.fields(LLADA_8B):
         value = getattr(LLADA_8B, field.name)
@@ -135,7 +137,7 @@ def test_digest_follows_every_field_and_nothing_else():
 )
 def test_what_cannot_run_is_refused_with_field_value_and_what_is_supported(base, key, value, supported):
     with pytest.raises(ModelLoadError) as caught:
-        ModelConfig.from_dict({**base, key: value})
+        read_config({**base, key: value})
     assert caught.value.field == key
     assert caught.value.value == value
     assert supported in str(caught.value.limit)
@@ -156,7 +158,7 @@ def test_what_cannot_run_is_refused_with_field_value_and_what_is_supported(base,
 )
 def test_values_out_of_range_are_refused_by_field(base, key, value, field):
     with pytest.raises(ModelLoadError) as caught:
-        ModelConfig.from_dict({**base, key: value})
+        read_config({**base, key: value})
     assert caught.value.field == field
     assert caught.value.limit
 
@@ -166,18 +168,18 @@ def test_a_missing_or_broken_config_file_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ModelLoadError, match=r"config\.json") as caught:
-        ModelConfig.from_folder(tmp_path)
+        load_config(tmp_path)
     assert caught.value.field == "config.json"
 
 
 def test_a_folder_reads_as_its_config_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(DREAM_TINY))
-    assert ModelConfig.from_folder(tmp_path) == ModelConfig.from_dict(DREAM_TINY)
+    assert load_config(tmp_path) == read_config(DREAM_TINY)
 
 
 def test_an_a2d_model_shifts_its_logits_only_where_it_says_so():
-    config = ModelConfig.from_dict(A2D_TINY)
-    assert (config.architecture, config.qkv_bias, config.shift_logits) == ("a2d", False, True)
+    config = read_config(A2D_TINY)
+    assert (config.architecture, config.qkv_bias, config.shift_logits) == ("a2d-llama", False, True)
     assert (config.head_dim, config.num_kv_heads, config.tie_word_embeddings) == (16, 1, True)
     silent = {key: value for key, value in A2D_TINY.items() if key != "shift_logits"}
-    assert not ModelConfig.from_dict(silent).shift_logits
+    assert not read_config(silent).shift_logits

@@ -68,6 +68,16 @@ def test_builtin_values():
     assert text.tolerance is None
 
 
+@pytest.mark.parametrize("layers", [16, 24, 28, 32, 36])
+def test_an_unknown_model_starts_below_every_table(layers):
+    unknown = DepthProfile.conservative(layers)
+    assert f"{layers // 7} of {layers} layers" in unknown.source
+    for percent in range(101):
+        own = unknown.depth(percent / 100)
+        assert own == (layers // 7 if percent >= 30 else 0)
+        assert all(own <= DepthProfile.builtin(name, layers).depth(percent / 100) for name in ("llada", "dream", "a2d"))
+
+
 def test_file_round_trip(tmp_path):
     path = tmp_path / "depth_profile.json"
     PROFILE.save(path)

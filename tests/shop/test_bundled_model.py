@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from shoal.runtime.model.config import ModelConfig
 from shoal.runtime.model.hub import bundled_model_folder
+from shoal.runtime.model.registry import load_config
 from shoal.shop.evaluate import accuracy, reuse_accuracy
 from shoal.shop.network import SHOP_CONFIG, Network
 
@@ -52,7 +52,7 @@ def test_config_is_llada():
     values = json.loads((FOLDER / "config.json").read_text())
     assert values == SHOP_CONFIG
     assert values["model_type"] == "llada"
-    config = ModelConfig.from_folder(FOLDER)
+    config = load_config(FOLDER)
     assert (config.architecture, config.num_layers, config.hidden_size, config.head_dim) == ("llada", 16, 256, 64)
     assert (config.mask_token_id, config.eos_token_id, config.max_position_embeddings) == (1, 0, 640)
     assert config.num_parameters == 12_984_576
@@ -70,7 +70,7 @@ def test_weights_have_the_names_of_llada_checkpoints(tensors):
 
 def test_tokenizer_and_generation_config_fit_the_model():
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-    config = ModelConfig.from_folder(FOLDER)
+    config = load_config(FOLDER)
     assert (tokenizer.mask_token_id, tokenizer.eos_token_id) == (config.mask_token_id, config.eos_token_id)
     assert len(tokenizer) <= config.vocab_size
     generation = json.loads((FOLDER / "generation_config.json").read_text())

@@ -6,7 +6,8 @@ import json
 
 import torch
 
-from shoal.runtime.model.config import ModelConfig
+from shoal.runtime.model.dream import DREAM
+from shoal.runtime.model.registry import load_config
 from shoal.runtime.model.weight_names import tensor_shapes
 from shoal.shop.dream_network import SHOP_DREAM_CONFIG, DreamNetwork
 from shoal.shop.publish import publish
@@ -46,11 +47,11 @@ def test_reuse_takes_the_layers_below_the_depth_from_the_row_before():
 
 def test_a_published_model_is_a_dream_checkpoint(tmp_path):
     publish(network(), tmp_path, {})
-    config = ModelConfig.from_folder(tmp_path)
+    config = load_config(tmp_path)
     assert (config.architecture, config.shift_logits, config.qkv_bias) == ("dream", True, True)
     assert config.num_heads == 2 * config.num_kv_heads
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    assert index["weight_map"].keys() == tensor_shapes(config).keys()
+    assert index["weight_map"].keys() == tensor_shapes(config, DREAM.weight_names).keys()
 
 
 def test_size_of_shop_dream():

@@ -7,7 +7,7 @@ import json
 import torch
 from safetensors import safe_open
 
-from shoal.runtime.model.config import ModelConfig
+from shoal.runtime.model.registry import load_config
 from shoal.shop import publish
 from shoal.shop.network import SHOP_CONFIG, Network
 
@@ -40,7 +40,7 @@ def test_shop_is_published_in_shards_below_16_mb(tmp_path):
     assert all(torch.equal(tensors[name], state[name].bfloat16()) for name in state)
     assert json.loads((tmp_path / "config.json").read_text()) == SHOP_CONFIG
     assert json.loads((tmp_path / "training.json").read_text()) == {"seed": 7}
-    assert ModelConfig.from_folder(tmp_path).num_layers == 16
+    assert load_config(tmp_path).num_layers == 16
 
 
 def test_shards_of_an_earlier_publication_go(tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def test_the_engine_computes_what_was_trained(base, tmp_path):
     publish(network, base, tmp_path, dtype=torch.float32)
     assert not (tmp_path / "depth_profile.json").exists()  # known for the measured network alone
     decoder = load_model(tmp_path)
-    assert (decoder.config.architecture, decoder.config.shift_logits) == ("a2d", True)
+    assert (decoder.config.architecture, decoder.config.shift_logits) == ("a2d-llama", True)
     assert (decoder.config.mask_token_id, decoder.config.eos_token_id) == (MASK, 2)
     tokens = torch.randint(17, 400, (50,))
     tokens[30:] = MASK

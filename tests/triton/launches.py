@@ -30,7 +30,7 @@ from shoal.kernels.attention import gpu
 from shoal.kernels.attention.groups import SharedGroups
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.model import loader
-from shoal.runtime.model.config import Architecture, ModelConfig
+from shoal.runtime.model.config import ModelConfig
 from shoal.runtime.request.forward import AddRequest, Forward, ForwardItem, Release
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.worker.gpu.build import build_cuda_worker
@@ -99,7 +99,7 @@ def pretend(hopper: bool) -> None:
 
 
 def make_worker(
-    heads: int, kv_heads: int, head_dim: int, most: int, block: int, page_size: int, family: Architecture
+    heads: int, kv_heads: int, head_dim: int, most: int, block: int, page_size: int, family: str
 ) -> CudaWorker:
     """A worker as `build_worker` makes it on a GPU, warmed up."""
     model = ModelConfig(
@@ -174,7 +174,7 @@ def main(words: list[str]) -> None:
     triton.runtime.driver.set_active(TargetOnly())
     compiled, launched, described = record_compilations()
     pretend(words[7] == "hopper")
-    family: Architecture = "dream" if words[6] == "dream" else "llada"
+    family = "dream" if words[6] == "dream" else "llada"
     worker = make_worker(heads, kv_heads, head_dim, most, block, page_size, family)
     warm = len(described)
     launched.clear()
