@@ -44,7 +44,7 @@ from shoal.provenance import commit, hardware
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.pipeline.client import PipelineClient
 from shoal.runtime.pipeline.config import PipelineConfig
-from shoal.runtime.service.service import GenerateInput
+from shoal.runtime.request.input import GenerateInput
 
 NEW_TOKENS, BLOCK = 64, 32
 FIELDS = ("measurement", "streaming", "metric", "value", "unit", "in_flight", "requests", "load", "command", "commit",

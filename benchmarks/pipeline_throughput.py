@@ -12,7 +12,7 @@ from benchmarks.overhead import IN_FLIGHT, Row
 from shoal import Engine, SamplingParams
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.pipeline.client import PipelineClient
-from shoal.runtime.service.service import GenerateInput
+from shoal.runtime.request.input import GenerateInput
 from shoal.shop.task import chat, make_list, make_question
 
 NEW_TOKENS = 64

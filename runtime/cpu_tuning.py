@@ -1,7 +1,8 @@
-"""How long idle OpenMP threads spin on a CPU."""
+"""Settings of the process for inference on a CPU: how long idle OpenMP threads spin, and what memory is kept."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sys
@@ -13,6 +14,12 @@ logger = logging.getLogger(__name__)
 SPIN_COUNT = "20000"
 """Iterations of a waiting thread's loop; libgomp's default is 300,000 (benchmarks/results/spinning.csv has others)."""
 _VARIABLES = frozenset({"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"})
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+# glibc refuses a higher mmap threshold on 64-bit systems.
+_MMAP_THRESHOLD_BYTES = 32 * 1024 * 1024
+_KEPT_BYTES = 256 * 1024 * 1024
 
 _unlimited = False
 """Whether other code loaded torch without a limit."""
@@ -58,3 +65,23 @@ def warn_of_spinning(threads: int) -> None:
         "its environment, or call torch.set_num_threads(1)",
         SPIN_COUNT,
     )
+
+
+def keep_freed_memory() -> bool:
+    """Make glibc keep up to 256 MiB of freed memory at the top of the heap instead of returning it at once.
+
+    A forward over a few hundred tokens frees and allocates the same megabytes in every layer. By default each round
+    returns them to the kernel, and page faults then cost a fifth of the layer's time. The setting holds for the whole
+    process. Returns whether it took effect (Linux with glibc).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    # Threads (the engine's is one) get arenas of their own otherwise, which return memory at every chance.
+    mallopt(_M_ARENA_MAX, 1)
+    mapped = mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+    trimmed = mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    return bool(mapped and trimmed)

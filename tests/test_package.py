@@ -108,6 +108,96 @@ def test_layers(folder, forbidden):
     assert {name: names for name, names in wrong.items() if names} == {}
 
 
+ARROWS = {
+    "text": set(),
+    "model": {"text", "scheduler"},
+    "request": {"text", "model", "scheduler"},
+    "service": {"text", "request"},
+    "scheduler": {"request"},
+    "worker": {"model", "request"},
+    "engine": {"text", "model", "request", "service", "scheduler", "worker"},
+    "pipeline": {"text", "model", "request", "service", "scheduler", "worker", "engine"},
+    "http": {"text", "request", "service"},
+}
+"""What each wing of runtime/ may import, beside the files that stand in runtime/ itself; these import no wing."""
+
+
+@cache
+def graph() -> dict[str, set[str]]:
+    """Modules of the package by name, and the modules of the package that each imports, in functions too.
+
+    Without `shoal` itself: it has the version, and loads the public names when they are asked for.
+    """
+    own = [(name, tree) for name, tree in modules() if name.parts[0] in (*FOLDERS, "shoal")]
+    own = [(name, tree) for name, tree in own if name != Path("shoal/__init__.py")]
+    names = {module_name(name) for name, _ in own}
+    found = {}
+    for name, tree in own:
+        targets = (imported_module(target, names) for target in imported(name, tree))
+        found[module_name(name)] = {target for target in targets if target} - {module_name(name)}
+    return found
+
+
+def module_name(path: Path) -> str:
+    parts = [*path.parts[:-1], *([] if path.stem == "__init__" else [path.stem])]
+    return ".".join(parts if parts[0] == "shoal" else ["shoal", *parts])
+
+
+def imported_module(target: str, names: set[str]) -> str | None:
+    """The module that an imported name belongs to; None for none of the package's."""
+    while target and target not in names:
+        target = target.rpartition(".")[0]
+    return target or None
+
+
+def wing(module: str) -> str | None:
+    """The folder of runtime/ that a module is in; None for modules of runtime/ itself and outside of it."""
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["shoal", "runtime"] and parts[2:3] and parts[2] in ARROWS else None
+
+
+@pytest.mark.parametrize("name", [*ARROWS, None])
+def test_arrows_of_runtime(name):
+    own = {module: targets for module, targets in graph().items() if wing(module) == name}
+    if name is None:
+        own = {module: targets for module, targets in own.items() if within(module, "shoal.runtime")}
+    assert own
+    allowed = ARROWS[name] | {name} if name else set()
+    wrong = {
+        module: sorted(t for t in targets if wing(t) and wing(t) not in allowed) for module, targets in own.items()
+    }
+    assert {module: targets for module, targets in wrong.items() if targets} == {}
+
+
+def test_every_wing_of_runtime_has_its_arrows():
+    wings = {name.parts[1] for name, _ in modules() if name.parts[0] == "runtime" and len(name.parts) > 2}
+    assert wings == set(ARROWS)
+
+
+def test_scheduler_and_worker_meet_in_their_messages():
+    """What both import of runtime/request is the messages between them, and what these are made of."""
+    both = [{t for m, ts in graph().items() if wing(m) == side for t in ts} for side in ("scheduler", "worker")]
+    shared = {
+        module.removeprefix("shoal.runtime.request.") for module in both[0] & both[1] if wing(module) == "request"
+    }
+    assert "forward" in shared
+    assert shared <= {"forward", "sampling_params"}
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle; empty when there is none."""
+    left = {module: set(targets) for module, targets in arrows.items()}
+    while leaves := [module for module, targets in left.items() if not targets & left.keys()]:
+        for module in leaves:
+            del left[module]
+    return sorted(left)
+
+
+def test_no_circle_in_runtime():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}) == ["a", "b", "c", "d"]
+    assert circle({module: targets for module, targets in graph().items() if within(module, "shoal.runtime")}) == []
+
+
 def loaded_by(statement: str) -> set[str]:
     """Top-level packages, and shoal's own, that a statement loads in a fresh interpreter."""
     code = f"import sys\n{statement}\nprint(*sys.modules)"

@@ -19,13 +19,13 @@ from ..config import CacheMode, EngineConfig
 from ..cpu_tuning import warn_of_spinning
 from ..errors import ConfigError, InvalidRequestError, shorten
 from ..request.field_names import DEFAULT_NAMES
+from ..request.input import Prompt
 from ..request.intake import Intake, is_single
 from ..request.output import RequestOutput
 from ..request.request import Request
 from ..request.sampling_params import SamplingParams
 from ..request.scoring import ScoreMethod, ScoreOutput
 from ..request.spec import RequestSpec
-from ..service.service import Prompt
 from ..text.chat_markers import PLAIN, ChatMarkers
 from ..text.parts import TextPart
 from ..text.stream import TextStream

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from ..config import CacheMode
 from ..request.field_names import FieldNames
+from ..request.input import Prompt
 from ..request.intake import Intake
 from ..request.sampling_params import SamplingParams
 from ..request.scoring import ScorePlan, choice_tokens
 from ..request.spec import RequestSpec
-from ..service.service import Prompt
 
 WARM_UP = SamplingParams(max_new_tokens=0)
 _NAMES = FieldNames(length="choices")

@@ -12,12 +12,14 @@ from ..birthplace import Birthplace
 from ..config import EngineConfig
 from ..daemon_call import in_a_daemon
 from ..errors import CacheInUseError, EngineClosedError, InvalidRequestError, ShoalError, shorten
+from ..request.input import GenerateInput, Message
 from ..request.output import RequestOutput
-from ..service.service import GenerateInput, Message, ServiceInfo, ServiceStatus, State
-from ..service.stats import SchedulerStats
+from ..request.stats import SchedulerStats
+from ..request.trace_options import TraceOptions
+from ..service.info import ServiceInfo
+from ..service.service import ServiceStatus, State
 from ..text.chat_markers import markers_error
 from ..text.parts import TextPart
-from ..worker.trace import TraceOptions
 from .engine import Engine
 
 _POLL_S = 0.02
@@ -72,8 +74,8 @@ class LocalService:
             markers = engine.chat_markers().to_json()
         except ShoalError as error:
             markers = markers_error(error)
-        return engine._parts.facts.service_info(
-            self._config, has_tokenizer=engine.tokenizer is not None, has_chat_template=template,
+        return ServiceInfo.of(
+            self._config, engine._parts.facts, has_tokenizer=engine.tokenizer is not None, has_chat_template=template,
             chat_markers=markers,
         )  # fmt: skip
 

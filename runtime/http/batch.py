@@ -11,8 +11,9 @@ from starlette.requests import Request
 
 from ..config import CACHE_MODES
 from ..request.field_names import FieldNames
+from ..request.input import GenerateInput, Prompt
 from ..request.sampling_params import SamplingParams
-from ..service.service import MAX_PRIORITY, GenerateInput, Prompt
+from ..service.service import MAX_PRIORITY
 from .api_error import bad_request
 from .cost import check_work
 from .decoding import KNOBS, sampling_params

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import httptools
 from orjson import dumps
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from .api_error import ApiError
+from .connection_limits import ConnectionLimits
 from .middleware import refuse
 
 if TYPE_CHECKING:
@@ -16,12 +17,23 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from .gate import Gate
-
 RESERVED_PATHS = frozenset({b"/health", b"/ready", b"/ping", b"/metrics"})
 """What connections past the limit may ask for: whether the server lives shows also when it is full."""
 _LINGER_S = 1.0
 _LINGER_BYTES = 4 << 20
+
+
+class Door(Protocol):
+    """What is told of every new connection: the Gate."""
+
+    @property
+    def limits(self) -> ConnectionLimits:
+        """Of every connection."""
+        ...
+
+    def opened(self, connection: Connection) -> None:
+        """A connection was made."""
+        ...
 
 
 class Connection(HttpToolsProtocol):
@@ -35,7 +47,7 @@ class Connection(HttpToolsProtocol):
         is_reserve: whether it is past the limit of connections; then only RESERVED_PATHS are served.
     """
 
-    def __init__(self, gate: Gate, **options: Any):
+    def __init__(self, gate: Door, **options: Any):
         super().__init__(**options)
         self._gate = gate
         self._limits = gate.limits

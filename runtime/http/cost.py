@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..request.input import Prompt
 from ..request.sampling_params import SamplingParams
-from ..service.service import Prompt, ServiceInfo
+from ..service.info import ServiceInfo
 from .api_error import bad_request
 from .config import ServerConfig
 

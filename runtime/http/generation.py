@@ -24,8 +24,9 @@ from ..errors import (
     RequestTimeoutError,
     ShoalError,
 )
+from ..request.input import GenerateInput
 from ..request.output import RequestOutput, Timings
-from ..service.service import GenerateInput, Service
+from ..service.service import Service
 from .metrics import Metrics
 
 request_logger = logging.getLogger("shoal.requests")

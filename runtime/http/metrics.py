@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from ..errors import InvalidRequestError, PoolTooSmallError, QueueFullError, RequestTimeoutError, ShoalError
 from ..request.output import RequestOutput
-from ..service.stats import SchedulerStats
+from ..request.stats import SchedulerStats
 
 _GAUGES = (
     ("running", "num_running_reqs", "Requests with pages and a canvas."),

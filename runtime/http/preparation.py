@@ -9,7 +9,8 @@ from typing import Any
 
 from starlette.requests import Request
 
-from ..service.service import Prompt, Service
+from ..request.input import Prompt
+from ..service.service import Service
 from ..text.parts import TextPart, as_parts
 from .batch import Batch
 from .cost import check_work, is_within_model

@@ -8,8 +8,9 @@ import time
 from contextlib import aclosing
 
 from ..errors import EngineClosedError, QueueFullError
+from ..request.input import GenerateInput
 from ..request.sampling_params import SamplingParams
-from ..service.service import PROBE_PRIORITY, GenerateInput, Service
+from ..service.service import PROBE_PRIORITY, Service
 from .api_error import ApiError
 
 _PROMPT_TOKEN = 1

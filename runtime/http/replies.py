@@ -8,8 +8,8 @@ from typing import Any
 from fastapi.responses import Response
 from orjson import dumps
 
+from ..request.input import GenerateInput
 from ..request.output import RequestOutput
-from ..service.service import GenerateInput
 from .batch import Batch
 
 

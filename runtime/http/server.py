@@ -19,7 +19,8 @@ from ..service.service import Service
 from .app import create_app
 from .config import ServerConfig
 from .connection import Connection
-from .gate import ConnectionLimits, Gate
+from .connection_limits import ConnectionLimits
+from .gate import Gate
 from .probe import decode_one_token
 from .state import ServerState
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
+from ..request.stats import SchedulerStats
 from ..service.service import Service, ServiceStatus
-from ..service.stats import SchedulerStats
 from .api_error import ApiError
 from .config import ServerConfig
 from .generation import Generations

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..cpu_memory import keep_freed_memory
+from ..cpu_tuning import keep_freed_memory
 from ..errors import ModelLoadError
 from .config import ModelConfig
 from .decoder import Decoder, LayerWeights

@@ -26,12 +26,14 @@ from ..errors import (
 )
 from ..model.hub import resolve_model_folder
 from ..request.facts import Facts
+from ..request.input import GenerateInput, Message
 from ..request.output import RequestOutput
-from ..service.service import GenerateInput, Message, ServiceInfo, ServiceStatus
-from ..service.stats import SchedulerStats
+from ..request.stats import SchedulerStats
+from ..request.trace_options import TraceOptions
+from ..service.info import ServiceInfo
+from ..service.service import ServiceStatus
 from ..text.chat_markers import PLAIN
 from ..text.parts import TextPart
-from ..worker.trace import TraceOptions
 from .abort_lane import RETRY_SECONDS, AbortLane
 from .child import FAILED
 from .config import PipelineConfig
@@ -397,7 +399,7 @@ class PipelineClient:
             self._up.set()
 
     def _describe(self, facts: Facts, tokenizer: Ready) -> ServiceInfo:
-        return facts.service_info(
-            self.config, has_tokenizer=tokenizer.has_tokenizer, has_chat_template=tokenizer.has_chat_template,
+        return ServiceInfo.of(
+            self.config, facts, has_tokenizer=tokenizer.has_tokenizer, has_chat_template=tokenizer.has_chat_template,
             chat_markers=tokenizer.chat_markers or PLAIN.to_json(),
         )  # fmt: skip

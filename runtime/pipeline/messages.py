@@ -20,7 +20,7 @@ from ..request.forward import AddRequest, Forward, Release, StepResult
 from ..request.output import FinishReason
 from ..request.sampling_params import SamplingParams
 from ..request.spec import RequestSpec
-from ..worker.trace import TraceOptions
+from ..request.trace_options import TraceOptions
 
 VERSION: Literal[1] = 1
 MAX_FRAME_BYTES = 64 << 20

@@ -58,7 +58,7 @@ class Pipeline:
 
     def start(self) -> None:
         """Start all processes; returns at once. That one has ended at once is for `ended` to say."""
-        command = [sys.executable, "-P", "-m", "shoal.runtime.pipeline.child"]
+        command = [sys.executable, "-P", "-m", "shoal.runtime.pipeline"]
         for role in ROLES:
             spec = Spec(role, str(self.endpoints.directory), os.getpid(), self._config, self._options, *self._log)
             with _signals_held():

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InvalidRequestError, shorten
 from ..request.field_names import FieldNames
-from ..service.service import GenerateInput
+from ..request.input import GenerateInput
 from ..text.parts import TextPart
 from .messages import Generate, Tokenize
 

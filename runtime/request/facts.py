@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ from ..scheduler.memory import Memory
 from ..scheduler.reuse import ReusePlanner
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.worker_link import WorkerLink
-from ..service.service import ServiceInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,37 +62,6 @@ class Facts:
     def max_tokens(self) -> int:
         """Most tokens, prompt and canvas, that a request may have."""
         return min(self.model.max_position_embeddings, self.pool_tokens)
-
-    def service_info(
-        self, config: EngineConfig, *, has_tokenizer: bool, has_chat_template: bool, chat_markers: dict[str, Any]
-    ) -> ServiceInfo:
-        """These facts for clients."""
-        from ... import __version__
-
-        in_use = {
-            "page_size": self.page_size,
-            "layers_per_band": self.layers_per_band,
-            "device_in_use": self.device,
-            "dtype_in_use": self.dtype,
-        }
-        engine = dataclasses.asdict(config) | in_use
-        return ServiceInfo(
-            model_path=config.model_path,
-            model_folder=self.folder,
-            architecture=self.model.architecture,
-            model=dataclasses.asdict(self.model),
-            engine=engine,
-            max_tokens=self.max_tokens,
-            block_length=self.block_length,
-            vocab_size=self.model.vocab_size,
-            mask_token_id=self.model.mask_token_id,
-            eos_token_id=self.model.eos_token_id,
-            depth_profile=self.depth_profile,
-            has_tokenizer=has_tokenizer,
-            has_chat_template=has_chat_template,
-            version=__version__,
-            chat_markers=chat_markers,
-        )
 
 
 def build_scheduler(

@@ -12,11 +12,11 @@ import numpy as np
 
 from ..config import CACHE_MODES, CacheMode, EngineConfig
 from ..errors import InvalidRequestError, ShoalError, shorten
-from ..service.service import Message, Prompt
 from ..text.parts import TextPart
 from ..text.tokenizer import Tokenizer
 from .facts import Facts
 from .field_names import FieldNames
+from .input import Message, Prompt
 from .length_limit import check_length
 from .sampling_params import SamplingParams
 from .spec import RequestSpec

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from ..request.request import Request
-from ..service.stats import SchedulerStats
+from ..request.stats import SchedulerStats
 from .memory import Memory
 from .throughput import Throughput
 

@@ -13,7 +13,7 @@ from ..errors import EngineError, InvalidRequestError, PoolTooSmallError, Reques
 from ..request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
 from ..request.output import RequestOutput
 from ..request.request import Request
-from ..service.stats import SchedulerStats
+from ..request.stats import SchedulerStats
 from .admission import Admission
 from .auditor import Auditor
 from .counters import BatchLog, Counters

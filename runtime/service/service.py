@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from ..config import CacheMode
-from ..request.field_names import DEFAULT_NAMES, FieldNames
+from ..request.input import GenerateInput, Message
 from ..request.output import RequestOutput
-from ..request.sampling_params import SamplingParams
-from ..text.chat_markers import PLAIN
+from ..request.stats import SchedulerStats
+from ..request.trace_options import TraceOptions
 from ..text.parts import TextPart
-from ..worker.trace import TraceOptions
-from .stats import SchedulerStats
-
-Message = Mapping[str, Any]
-Prompt = str | Sequence[int] | Sequence[Message]
-"""Text, token ids, or chat messages ({"role", "content"}) that the model's chat template renders."""
+from .info import ServiceInfo
 
 State = Literal["starting", "up", "draining", "dead"]
 
@@ -27,78 +21,12 @@ PROBE_PRIORITY = -MAX_PRIORITY - 1
 """Below any client priority, so a probe never preempts."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateInput:
-    """One request.
-
-    Attributes:
-        rid: its id, unique among the requests under way.
-        prompt: text, token ids or chat messages.
-        sampling: decoding parameters.
-        cache_mode: None: the engine's default.
-        cache_salt: requests share prefixes only with those of the same salt.
-        priority: higher goes first, and may preempt running requests of lower priority.
-        timeout_s: seconds from acceptance to the end; past it the request ends with finish_reason `abort` and a
-            RequestTimeoutError. None: it may take any time.
-        stream: whether outputs before the terminal one are wanted.
-        canvas: a template: token ids, -1 for a mask; see `Engine.generate`. The outputs have `holes` then.
-        shared_prefix: how many leading prompt tokens were computed on their own before.
-        targets: (position in the canvas, token) pairs: a scoring request. The output has `scores`, and nothing else.
-        names: the caller's names for prompt and canvas length, for errors.
-    """
-
-    rid: str
-    prompt: Prompt
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    cache_mode: CacheMode | None = None
-    cache_salt: str = ""
-    priority: int = 0
-    timeout_s: float | None = None
-    stream: bool = True
-    canvas: Sequence[int] | None = None
-    shared_prefix: int = 0
-    targets: Sequence[tuple[int, int]] | None = None
-    names: FieldNames = DEFAULT_NAMES
-
-
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """Whether requests are taken: only in state `up`. `reason` says in words why not."""
 
     state: State
     reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceInfo:
-    """What runs here. Constant once the service is up.
-
-    Attributes:
-        model_path: as given; `model_folder` is its folder.
-        architecture: `llada` or `dream`; `model` holds every field of ModelConfig.
-        engine: every field of EngineConfig, and `device_in_use`, `dtype_in_use`.
-        max_tokens: most prompt and canvas tokens of a request: the model's maximum or the pool's.
-        block_length: default of the sampling parameter.
-        depth_profile: as in `depth_profile.json`.
-        has_tokenizer, has_chat_template: whether text and chat messages can be given.
-        chat_markers: the template's text around each message of a chat, as ChatMarkers gives it.
-    """
-
-    model_path: str
-    model_folder: str
-    architecture: str
-    model: dict[str, Any]
-    engine: dict[str, Any]
-    max_tokens: int
-    block_length: int
-    vocab_size: int
-    mask_token_id: int
-    eos_token_id: int
-    depth_profile: dict[str, Any]
-    has_tokenizer: bool
-    has_chat_template: bool
-    version: str
-    chat_markers: dict[str, Any] = field(default_factory=PLAIN.to_json)
 
 
 class Service(Protocol):

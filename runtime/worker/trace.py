@@ -5,43 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import EngineError, InvalidRequestError, shorten
+from ..request.trace_options import TraceOptions
 
 logger = logging.getLogger(__name__)
-ACTIVITIES = ("CPU", "GPU")
-MAX_STEPS = 500
-"""A trace ends by itself after so many scheduling steps: it grows in the worker's memory until it is written."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceOptions:
-    """What to record. Raises InvalidRequestError, naming the field.
-
-    Attributes:
-        output_dir: absolute path of the folder for the trace; it is made when it is missing.
-        num_steps: scheduling steps (messages to the worker) after which the trace ends by itself.
-        activities: of `CPU` and `GPU`; what the machine lacks is left out.
-        with_stack: record Python's call stacks.
-        record_shapes: record the shapes of operators' inputs.
-    """
-
-    output_dir: str
-    num_steps: int = MAX_STEPS
-    activities: tuple[str, ...] = ACTIVITIES
-    with_stack: bool = False
-    record_shapes: bool = False
-
-    def __post_init__(self) -> None:
-        if not os.path.isabs(self.output_dir) or "\0" in self.output_dir:
-            _refuse("output_dir", self.output_dir, "an absolute path")
-        if not 1 <= self.num_steps <= MAX_STEPS:
-            _refuse("num_steps", self.num_steps, f"from 1 to {MAX_STEPS}")
-        if not self.activities or not set(self.activities) <= set(ACTIVITIES):
-            _refuse("activities", list(self.activities), f"a list of {' and '.join(ACTIVITIES)}")
 
 
 def why_not_writable(folder: Path) -> str | None:

@@ -19,8 +19,8 @@ from shoal.frontend.errors import ProgramEndedError
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.engine.service import LocalService
+from shoal.runtime.request.input import GenerateInput
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.service.service import GenerateInput
 
 from ..frontend.gate import Gate
 from .forking import in_child

@@ -14,9 +14,9 @@ from typing import Any
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.pipeline.client import PipelineClient
 from shoal.runtime.pipeline.config import PipelineConfig
+from shoal.runtime.request.input import GenerateInput
 from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.service.service import GenerateInput
 
 PROMPT = list(range(10, 40))
 

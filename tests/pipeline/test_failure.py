@@ -328,7 +328,7 @@ def test_children_and_sockets_do_not_outlive_a_killed_parent(when, kind):
 
 UNWATCHED = [
     sys.executable, "-c",
-    "import shoal.runtime.pipeline.child as child; child._watch_parent = lambda spec: None; child.main()",
+    "import shoal.runtime.pipeline.__main__ as child; child._watch_parent = lambda spec: None; child.main()",
 ]  # fmt: skip
 
 

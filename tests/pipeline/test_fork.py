@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from shoal.runtime.worker.trace import TraceOptions
+from shoal.runtime.request.trace_options import TraceOptions
 
 from ..engine.forking import in_child
 from .running import PROMPT, last, request, running

@@ -14,9 +14,9 @@ import pytest_asyncio
 from shoal.runtime.config import CacheMode
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.pipeline.client import PipelineClient
+from shoal.runtime.request.input import GenerateInput
 from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.service.service import GenerateInput
 
 from ..engine.tiny import CHARACTERS, tokens, write_model
 from .running import collect, make_client, wait_idle

@@ -12,8 +12,8 @@ import pytest
 
 from shoal.runtime.errors import RequestTimeoutError
 from shoal.runtime.pipeline.client import PipelineClient
+from shoal.runtime.request.input import GenerateInput
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.service.service import GenerateInput
 
 from ..engine.tiny import tokens, write_model
 from .running import make_client, wait_idle

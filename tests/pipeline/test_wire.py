@@ -22,7 +22,7 @@ from shoal.runtime.request.facts import Facts
 from shoal.runtime.request.forward import AddRequest, AuditReport, Forward, ForwardItem, Release, StepResult
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.request.spec import RequestSpec
-from shoal.runtime.worker.trace import TraceOptions
+from shoal.runtime.request.trace_options import TraceOptions
 
 MODEL = ModelConfig("llada", 6, 32, 2, 2, 16, 48, 64, 64, 160, 1e4, 1e-5, False, False, False, 60, 3, 3)
 FACTS = Facts(

@@ -15,7 +15,7 @@ import pytest
 
 from shoal.runtime.errors import ConfigError
 from shoal.runtime.http.config import ServerConfig
-from shoal.runtime.http.gate import ConnectionLimits
+from shoal.runtime.http.connection_limits import ConnectionLimits
 
 from .process import ServerProcess, wait_for
 
@@ -179,7 +179,7 @@ def test_a_file_limit_of_1024_leaves_health_reachable(tmp_path):
 
 
 def test_more_connections_than_files_are_refused(monkeypatch):
-    monkeypatch.setattr("shoal.runtime.http.gate.resource.getrlimit", lambda kind: (1024, 4096))
+    monkeypatch.setattr("shoal.runtime.http.connection_limits.resource.getrlimit", lambda kind: (1024, 4096))
     assert ConnectionLimits.of(ServerConfig()).max_connections < 1024 - 100
     with pytest.raises(ConfigError, match="max_connections is 1000; the limit of 1024 open files"):
         ConnectionLimits.of(ServerConfig(max_connections=1000))

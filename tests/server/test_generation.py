@@ -12,7 +12,7 @@ import pytest
 from shoal.runtime.errors import EngineClosedError, InvalidRequestError, QueueFullError
 from shoal.runtime.http.generation import Generations, _never_ran
 from shoal.runtime.http.metrics import Metrics
-from shoal.runtime.service.service import GenerateInput
+from shoal.runtime.request.input import GenerateInput
 
 
 class Service:

@@ -13,7 +13,8 @@ from shoal.runtime.errors import EngineError, QueueFullError
 from shoal.runtime.http.api_error import ApiError
 from shoal.runtime.http.probe import SharedProbe
 from shoal.runtime.http.routes.health import health_generate
-from shoal.runtime.service.service import MAX_PRIORITY, GenerateInput
+from shoal.runtime.request.input import GenerateInput
+from shoal.runtime.service.service import MAX_PRIORITY
 
 
 class Service:

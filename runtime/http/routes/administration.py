@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 
-from ...worker.trace import TraceOptions
+from ...request.trace_options import TraceOptions
 from ..api_error import ApiError, bad_request
 from ..batch import check_unicode
 from ..field_table import ABORT, PROFILE

@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ...errors import EngineClosedError
-from ...service.stats import SchedulerStats
+from ...request.stats import SchedulerStats
 from ..api_error import ApiError
 from ..replies import JSONReply
 from ..state import ServerState, ready_state, server_state

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
+from ...request.input import GenerateInput
 from ...request.output import RequestOutput
-from ...service.service import GenerateInput
 from ..api_error import bad_request
 from ..batch import Batch, adopt_routing, knobs_of, make_batch, merged, names_of
 from ..field_table import CUSTOM, GENERATE, SAMPLING

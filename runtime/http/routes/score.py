@@ -11,10 +11,10 @@ from fastapi.responses import Response
 
 from ...errors import RequestTimeoutError
 from ...request.field_names import FieldNames
+from ...request.input import GenerateInput
 from ...request.output import RequestOutput
 from ...request.sampling_params import SamplingParams
 from ...request.scoring import MAX_CHOICES, ScoreOutput, ScorePlan
-from ...service.service import GenerateInput
 from ...text.parts import as_parts
 from ..api_error import bad_request
 from ..batch import check_unicode, routing_of, single_rid

@@ -1,0 +1,50 @@
+"""What a caller asks for, before there are tokens: prompts, and everything that goes with one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..config import CacheMode
+from ..text.chat_template import Message
+from .field_names import DEFAULT_NAMES, FieldNames
+from .sampling_params import SamplingParams
+
+__all__ = ["GenerateInput", "Message", "Prompt"]
+
+Prompt = str | Sequence[int] | Sequence[Message]
+"""Text, token ids, or chat messages ({"role", "content"}) that the model's chat template renders."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateInput:
+    """One request.
+
+    Attributes:
+        rid: its id, unique among the requests under way.
+        prompt: text, token ids or chat messages.
+        sampling: decoding parameters.
+        cache_mode: None: the engine's default.
+        cache_salt: requests share prefixes only with those of the same salt.
+        priority: higher goes first, and may preempt running requests of lower priority.
+        timeout_s: seconds from acceptance to the end; past it the request ends with finish_reason `abort` and a
+            RequestTimeoutError. None: it may take any time.
+        stream: whether outputs before the terminal one are wanted.
+        canvas: a template: token ids, -1 for a mask; see `Engine.generate`. The outputs have `holes` then.
+        shared_prefix: how many leading prompt tokens were computed on their own before.
+        targets: (position in the canvas, token) pairs: a scoring request. The output has `scores`, and nothing else.
+        names: the caller's names for prompt and canvas length, for errors.
+    """
+
+    rid: str
+    prompt: Prompt
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    cache_mode: CacheMode | None = None
+    cache_salt: str = ""
+    priority: int = 0
+    timeout_s: float | None = None
+    stream: bool = True
+    canvas: Sequence[int] | None = None
+    shared_prefix: int = 0
+    targets: Sequence[tuple[int, int]] | None = None
+    names: FieldNames = DEFAULT_NAMES
