@@ -1,7 +1,7 @@
 """Runs one process of the pipeline, and sees to it that it never outlives its parent.
 
 Started by `Pipeline` as `python -m shoal.runtime.pipeline`. The parent writes one line of JSON (a `Spec`) to its
-standard input and keeps that pipe open: when it closes, because the parent wants it or is gone, the process ends.
+standard input and keeps that pipe open: when it closes, because the parent closed it or is gone, the process ends.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _REMOVE_SECONDS = 1.0
 
 
 def main() -> None:
-    """Run the role that standard input names; ends with code 0 when standard input closes, 1 after a failure.
+    """Run the role that standard input names; exits with 0 when standard input closes, with 1 after a failure.
 
-    What fails once standard input has closed, because the sockets are gone say, is no failure.
+    Errors after standard input has closed don't count as failures: the sockets may be gone.
     """
     for kind in SPARED_SIGNALS:
         signal.signal(kind, signal.SIG_IGN)
@@ -51,13 +51,13 @@ def main() -> None:
         if not isinstance(error, ShoalError):
             logger.exception("the %s process failed", spec.role)
         child.failed(error)
-        # Not sys.exit: threads of libraries may hold the interpreter up.
+        # Not sys.exit: threads of libraries may delay the interpreter's end.
         sys.stderr.flush()
         os._exit(FAILED)
 
 
 def _run(child: Child) -> None:
-    """Heavy imports happen in the process that needs them: only the worker ever imports torch."""
+    """Each role imports only what it needs: only the worker imports torch."""
     match child.spec.role:
         case "tokenizer":
             from .tokenizer import TokenizerProcess as Process
@@ -80,7 +80,7 @@ def _die_with_parent(spec: Spec) -> None:
 
 
 def _is_unwanted() -> bool:
-    """Whether standard input has closed; the thread that waits for it may not have seen it yet."""
+    """Whether standard input has closed, even if the thread that waits for it has not noticed yet."""
     poll = select.poll()
     poll.register(sys.stdin.fileno(), select.POLLHUP)
     return any(events & select.POLLHUP for _, events in poll.poll(0))

@@ -1,4 +1,4 @@
-"""Aborts that can't be lost: what the receiver has no room for is sent again until it is taken."""
+"""Aborts that can't be lost: resends them until the receiver has room."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class AbortLane:
     """Tells the pipeline to end requests, in order. Belongs to one event loop.
 
     Args:
-        send: sends the abort of a request unless the receiver has no room; whether it was sent.
+        send: sends the abort of a request if the receiver has room; returns whether it did.
     """
 
     def __init__(self, send: Callable[[str], bool]):
@@ -22,7 +22,7 @@ class AbortLane:
 
     @property
     def is_behind(self) -> bool:
-        """Whether aborts wait for room: nothing else should take it."""
+        """Whether aborts wait for room; other messages must not take it."""
         return bool(self._waiting)
 
     def abort(self, rid: str) -> None:
@@ -32,7 +32,7 @@ class AbortLane:
             self._send_all()
 
     def close(self) -> None:
-        """Nobody is left to tell."""
+        """Drop all aborts: the pipeline is gone."""
         self._waiting.clear()
         if self._retry is not None:
             self._retry.cancel()

@@ -1,4 +1,4 @@
-"""Messages that were read and wait for their turn. Requests among them can be dropped."""
+"""Messages that were read and wait for their turn; the requests among them can be dropped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Backlog(Generic[_M]):
     """First in, first out.
 
     Args:
-        capacity: how many messages it takes before it is full. What reads for it should stop then.
+        capacity: messages that it holds; the reader should stop when it is full.
     """
 
     def __init__(self, capacity: int):
@@ -30,19 +30,19 @@ class Backlog(Generic[_M]):
         return len(self._messages) < self.capacity
 
     def put(self, message: _M, rid: str | None = None) -> None:
-        """Take a message; `rid` is the request that it makes, if it makes one."""
+        """Queue a message; `rid` is the request that it creates, if any."""
         self._messages[next(self._numbers) if rid is None else rid] = message
 
     def next(self) -> _M:
-        """Hand out the oldest message; there must be one."""
+        """Remove and return the oldest message; there must be one."""
         return self._messages.popitem(last=False)[1]
 
     def drop(self, rid: str) -> bool:
-        """Forget a request; False when it does not wait here."""
+        """Drop a request; False if it does not wait here."""
         return self._messages.pop(rid, None) is not None
 
     def drop_all(self) -> list[str]:
-        """Forget all requests; their ids. Other messages stay."""
+        """Drop all requests and return their ids. Other messages stay."""
         rids = [key for key in self._messages if isinstance(key, str)]
         for rid in rids:
             del self._messages[rid]

@@ -20,16 +20,17 @@ from .messages import Failed, Ready, Reply, Role, ToClient
 from .sockets import Endpoints
 
 SPARED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""Ctrl-C, a supervisor's SIGTERM, the end of a terminal: they reach every process of a group, and when to stop is the
-parent's decision. A process is started with them blocked: it may take a second until it can ignore them."""
+"""Ctrl-C, a supervisor's SIGTERM and the end of a terminal reach every process of a group, but the parent decides when
+to stop. A child starts with them blocked, because it takes up to a second until it can ignore them.
+"""
 FAILED = 1
-"""Exit code of a process that has said why in a message of kind Failed."""
+"""Exit code of a process that has sent its reason as a Failed message."""
 _LAST_WORDS_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a process is told at its start.
+    """A child's start options.
 
     Attributes:
         role: which one it is.
@@ -49,7 +50,7 @@ class Spec:
 
 
 class Child:
-    """What every process has: its options, its sockets' directory and a line to the client."""
+    """What every child has: its options, the sockets' directory and a line to the client."""
 
     def __init__(self, spec: Spec):
         self.spec = spec
@@ -59,7 +60,7 @@ class Child:
 
     @property
     def decoder_path(self) -> Any:
-        """Where the tokenizer process leaves what the others need to turn tokens into text."""
+        """File in which the tokenizer process saves the decoder for the other processes."""
         return self.endpoints.directory / "decoder.json"
 
     def inbox(self, name: str, messages: Any) -> Inbox[Any]:
@@ -82,7 +83,7 @@ class Child:
         self.tell(Ready(self.spec.role, facts, has_tokenizer, has_chat_template, chat_markers))
 
     def reply(self, number: int, answer: Callable[[], Any]) -> None:
-        """Send what `answer` returns, or the shoal error that it raises, to whoever asked under `number`."""
+        """Answer question `number` with the result of `answer`, or with the shoal error that it raises."""
         try:
             self.tell(Reply(number, answer()))
         except (ShoalError, RadixCacheError) as error:

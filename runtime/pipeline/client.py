@@ -69,8 +69,8 @@ _LAST_WORDS_SECONDS = 1.0
 class PipelineClient:
     """Serves requests through a Pipeline that it starts and stops. See `Service` for the calls.
 
-    When a process dies, every request under way ends with an EngineError within a second, the rest of the processes
-    is stopped, the sockets are removed, and `closed` returns. A forked child sees it dead and can't harm the processes.
+    When a process dies, every request in flight ends with an EngineError within a second, the other processes are
+    stopped, the sockets are removed, and `closed` returns. A forked child sees it dead and can't harm the processes.
 
     Args:
         config: of the engine.
@@ -110,7 +110,7 @@ class PipelineClient:
     async def start(self) -> None:
         """Start the processes and wait until all are ready.
 
-        Raises ModelLoadError, ConfigError or EngineError, with everything stopped again, when that fails.
+        On failure it stops them all and raises ModelLoadError, ConfigError or EngineError.
         """
         self._birthplace.check()
         try:
@@ -175,7 +175,7 @@ class PipelineClient:
         return self.status
 
     async def shutdown(self, drain_timeout_s: float = 0.0) -> None:
-        """Take no more requests, wait for those under way for at most `drain_timeout_s` seconds, end the rest, stop."""
+        """Take no more requests, wait at most `drain_timeout_s` seconds for those in flight, end the rest, stop."""
         if not self._birthplace.is_here:
             return
         if self._status.state == "dead":
@@ -202,7 +202,7 @@ class PipelineClient:
             if ended.done():
                 role, code = ended.result()
                 reason = f"the {role} process ended {how_it_ended(code)}"
-                if code == FAILED:  # its last words may still be on their way
+                if code == FAILED:  # its last message may still be in flight
                     await asyncio.wait((failed,), timeout=_LAST_WORDS_SECONDS)
             self._read()  # what has come meanwhile
         finally:
@@ -215,7 +215,7 @@ class PipelineClient:
         await self._die(reason)
 
     async def _heartbeat(self) -> None:
-        """A process that does not answer is as bad as a dead one. The worker's forwards are timed by the scheduler."""
+        """Treat a process that does not answer as dead. The scheduler times the worker's forwards."""
         limit, answered = self.options.watchdog_timeout_s, time.monotonic()
         while True:
             await asyncio.sleep(limit / 4)
@@ -232,7 +232,7 @@ class PipelineClient:
                 await self._die(reason)
 
     async def _die(self, reason: str, kind: type[ShoalError] = EngineError) -> None:
-        """Tell everybody, then stop everything. Whoever comes second waits until that is done."""
+        """Fail every caller, then stop everything. A second call waits for the first."""
         if self._status.state == "dead":
             await self._dead.wait()
             return
@@ -287,7 +287,7 @@ class PipelineClient:
                 self._aborts.abort(number)
 
     async def abort(self, rid: str | None = None) -> int:
-        """End a request early, or all that the processes hold, known here or not; how many were told to end."""
+        """End a request early, or all that the processes hold, known here or not; returns how many."""
         self._require_alive()
         if rid is not None:
             if rid in self._by_rid:
@@ -331,11 +331,11 @@ class PipelineClient:
         return SchedulerStats(**await self._ask("stats"))
 
     async def start_profile(self, options: TraceOptions) -> str:
-        """Have the worker record a trace; the path of its file."""
+        """Make the worker record a trace; returns the path of its file."""
         return str(await self._reply(lambda number: StartTrace(number, options)))
 
     async def stop_profile(self) -> str:
-        """End the trace and write it; the path of its file."""
+        """Write the trace; returns the path of its file."""
         return str(await self._reply(StopTrace))
 
     async def _ask(self, what: Literal["stats", "snapshot", "flush", "alive"]) -> Any:

@@ -17,7 +17,7 @@ class PipelineConfig:
         startup_timeout_s: seconds that loading the model and starting all processes may take.
         watchdog_timeout_s: seconds after which a process that does not answer, or a forward that does not end, stops
             the server.
-        null_worker: commit made-up tokens at once instead of running the model (to measure everything else).
+        null_worker: commit made-up tokens at once instead of running the model (to measure all but the model).
         null_tokens: tokens that such a worker commits in a step.
         null_delay_s: seconds that each of its forwards takes.
     """

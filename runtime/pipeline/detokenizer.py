@@ -38,11 +38,13 @@ class Detokenizer:
 
     @property
     def num_requests(self) -> int:
-        """Requests whose terminal output has not come yet."""
+        """Requests without a terminal output so far."""
         return len(self._texts)
 
     def add_text(self, output: Output) -> Output:
-        """The output with its text: all of it if the scheduler made it, else what is new. Holes get theirs too."""
+        """The output with its text: the whole text if the scheduler made it, else the new part. Adds the texts of holes
+        too.
+        """
         if output.holes and self._decoder is not None:
             holes = [msgspec.structs.replace(h, text=self._decoder.decode(h.tokens)) for h in output.holes]
             output = msgspec.structs.replace(output, holes=holes)
@@ -63,7 +65,7 @@ class Detokenizer:
 
 
 class DetokenizerProcess:
-    """Reads the scheduler's outputs, passes them on to the client with their text."""
+    """Reads the scheduler's outputs, adds their text and sends them to the client."""
 
     def __init__(self, child: Child):
         self._child = child

@@ -13,7 +13,7 @@ _MAX_MESSAGE = 4000
 
 
 def pack_error(error: BaseException) -> ErrorInfo:
-    """An error as data. What is no ShoalError becomes an EngineError that names it."""
+    """An error as data. Any other than a ShoalError becomes an EngineError that names it."""
     if not isinstance(error, ShoalError):
         return ErrorInfo("EngineError", _clean(f"{type(error).__name__}: {error}"))
     name = type(error).__name__
@@ -22,7 +22,7 @@ def pack_error(error: BaseException) -> ErrorInfo:
 
 
 def unpack_error(info: ErrorInfo) -> ShoalError:
-    """The error again; of an unknown kind it is an EngineError."""
+    """The error from its data; an unknown kind becomes an EngineError."""
     return _KINDS.get(info.kind, EngineError)(info.message, field=info.field, value=info.value, limit=info.limit)
 
 

@@ -1,4 +1,4 @@
-"""A receiving socket: frames come out as messages, and what is none is logged and dropped."""
+"""A receiving socket: decodes frames; logs and drops invalid ones."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _M = TypeVar("_M")
 
 
 class Inbox(Generic[_M]):
-    """What is sent to one of the pipeline's endpoints.
+    """The receiving end of one of the pipeline's endpoints.
 
     Args:
-        endpoints, context: where it listens.
+        endpoints, context: directory and ZMQ context.
         name: of the endpoint.
         messages: the union of messages that belong there.
     """
@@ -33,7 +33,7 @@ class Inbox(Generic[_M]):
 
     @property
     def fileno(self) -> int:
-        """What an event loop watches. It is edge-triggered: `drain` all that is there whenever it is readable."""
+        """File descriptor for an event loop. It is edge-triggered: `drain` everything whenever it is readable."""
         return int(self.socket.getsockopt(zmq.FD))
 
     def receive(self) -> _M:
@@ -44,7 +44,7 @@ class Inbox(Generic[_M]):
                 return message
 
     def drain(self, handle: Callable[[_M], object], has_room: Callable[[], bool] = lambda: True) -> None:
-        """Hand every message that has arrived to `handle`, as long as there is room for more; does not wait."""
+        """Pass every message that has arrived to `handle`, while there is room for more; does not wait."""
         while has_room():
             try:
                 frame = self.socket.recv(zmq.NOBLOCK)
@@ -64,10 +64,10 @@ class Inbox(Generic[_M]):
 
 
 class Outbox(Generic[_M]):
-    """Sends to one of the pipeline's endpoints.
+    """The sending end of one of the pipeline's endpoints.
 
     Args:
-        endpoints, context, name: to which one.
+        endpoints, context, name: as for Inbox.
         messages: the union of messages that belong there.
     """
 
@@ -80,10 +80,10 @@ class Outbox(Generic[_M]):
         self.socket.send(self._codec.encode(message))
 
     def send_nowait(self, message: _M) -> bool:
-        """Send unless the receiver is too far behind: False then.
+        """Send, unless the receiver is too far behind; returns whether it was sent.
 
-        Raises WireError when the message can't be sent, or could not be read: whoever waits for an answer to it must
-        not wait for ever.
+        Raises WireError if the message can't be sent or its receiver could not read it, so that no caller waits forever
+        for an answer.
         """
         frame = self._codec.encode(message)
         self._codec.decode(frame)

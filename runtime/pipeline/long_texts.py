@@ -15,13 +15,13 @@ _R = TypeVar("_R")
 
 
 class LongTexts(Generic[_M, _R]):
-    """Works on messages in a thread, which starts with the first one.
+    """Works on messages in a thread that starts with the first one.
 
     Args:
-        make_work: called once in the thread; what it returns is called with each message.
+        make_work: called once in the thread; returns the function that handles each message.
 
     Attributes:
-        ready: a file descriptor that can be read while results wait.
+        ready: a file descriptor that is readable while results wait.
     """
 
     def __init__(self, make_work: Callable[[], Callable[[_M], _R]]):
@@ -33,7 +33,7 @@ class LongTexts(Generic[_M, _R]):
         self._thread: threading.Thread | None = None
 
     def put(self, message: _M, rid: str | None = None) -> None:
-        """Queue a message; `rid` is the request that it makes, if it makes one."""
+        """Queue a message; `rid` is the request that it creates, if any."""
         if rid is not None:
             self._under_way[rid] = None
         self._messages.put((message, rid))
@@ -42,20 +42,20 @@ class LongTexts(Generic[_M, _R]):
             self._thread.start()
 
     def drop(self, rid: str) -> bool:
-        """Forget a request: no result will come of it. False when it is not under way here."""
+        """Drop a request, so that it yields no result; False if it is not here."""
         if rid not in self._under_way:
             return False
         del self._under_way[rid]
         return True
 
     def drop_all(self) -> list[str]:
-        """Forget all requests; their ids."""
+        """Drop all requests and return their ids."""
         rids = list(self._under_way)
         self._under_way.clear()
         return rids
 
     def take(self, handle: Callable[[_M, _R], object]) -> None:
-        """Hand the results that have come, but those of dropped requests, to `handle`. Raises what the work raised."""
+        """Pass finished results, except those of dropped requests, to `handle`. Raises what the work raised."""
         if not self._done:
             return
         while self._done:
@@ -87,7 +87,7 @@ class LongTexts(Generic[_M, _R]):
 
 
 def _give_back_memory() -> None:
-    """The C library keeps what a long text took; glibc returns it to the system when it is asked."""
+    """The C library keeps a long text's memory; ask glibc to return it to the system."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -50,7 +50,9 @@ class Begin(_Message):
 
 
 class Generate(_Message):
-    """A request as it came; exactly one of text, token_ids and messages is given. `arrival`: time.monotonic()."""
+    """A request as the client sent it; exactly one of text, token_ids and messages is given. `arrival`:
+    time.monotonic().
+    """
 
     rid: str
     text: str | None
@@ -82,17 +84,18 @@ class Abort(_Message):
 
 
 class AbortAll(_Message):
-    """End every request; answered by the scheduler with how many that is. The tokenizer ends those that it still holds
-    and adds their number to `ended`."""
+    """End every request; the scheduler answers with their number. The tokenizer ends those that it still holds and adds
+    their number to `ended`.
+    """
 
     number: int
     ended: int = 0
 
 
 class Tokenize(_Message):
-    """Answered with the token ids of text, of chat messages, or of parts of a text: each with whether it is data.
+    """Answered with the token ids of text, of chat messages, or of parts of a text, each marked as data or not.
 
-    They are called `name` in errors.
+    Errors call them `name`.
     """
 
     number: int
@@ -205,7 +208,7 @@ class Outputs(_Message):
 
 
 class Refused(_Message):
-    """A request that was not accepted; nothing else will come of it."""
+    """A request that was not accepted; no output follows."""
 
     rid: str
     error: ErrorInfo
@@ -230,7 +233,7 @@ class Ready(_Message):
 
 
 class Failed(_Message):
-    """A process is about to end, and why."""
+    """A process is about to end; says why."""
 
     role: Role
     error: ErrorInfo
@@ -247,7 +250,7 @@ _M = TypeVar("_M")
 
 
 class Envelope(msgspec.Struct, Generic[_M], array_like=True, frozen=True, forbid_unknown_fields=True):
-    """What a frame is: the version, then the message."""
+    """A frame: the version, then the message."""
 
     version: Literal[1]
     message: _M
@@ -267,7 +270,7 @@ class Codec(Generic[_M]):
         self._decoder = msgspec.msgpack.Decoder(Envelope[messages], dec_hook=_decode_array)
 
     def encode(self, message: _M) -> bytes:
-        """A frame. Raises WireError when it would be too large or holds what can't be encoded."""
+        """The frame of a message. Raises WireError if it is too large or can't be encoded."""
         try:
             frame = self._encoder.encode(Envelope(VERSION, message))
         # A string may hold half a surrogate pair, an integer more than 64 bits.
@@ -277,7 +280,7 @@ class Codec(Generic[_M]):
         return frame
 
     def decode(self, frame: bytes) -> _M:
-        """The message in a frame. Raises WireError for anything that is none of this socket's."""
+        """The message in a frame. Raises WireError for anything that does not belong to this socket."""
         self._check(frame)
         try:
             message: _M = self._decoder.decode(frame).message

@@ -1,4 +1,4 @@
-"""Outputs of one request on their way to a caller, who may be slower than the model."""
+"""Outputs of one request on their way to a caller that may be slower than the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .messages import Output
 
 
 class OutputStream:
-    """Puts pieces together; hands out the newest cumulative state. Bounded: what is not taken is overtaken.
+    """Merges pieces and hands out the newest cumulative state. Bounded: a newer state replaces one that was not taken.
 
     Args:
         rid: the request's id for the caller.
@@ -28,7 +28,7 @@ class OutputStream:
         self._refused = False
 
     def put(self, output: Output) -> None:
-        """Take a piece; pieces after the terminal one are ignored."""
+        """Add a piece; pieces after the terminal one are ignored."""
         if self._refused or self._error is not None or (self._latest is not None and self._latest.finish_reason):
             return
         del self._tokens[output.token_start :]
@@ -43,13 +43,13 @@ class OutputStream:
         self._new.set()
 
     def fail(self, error: ShoalError) -> None:
-        """End with an error, unless the end is there already."""
+        """End with an error, unless it has already ended."""
         if self._error is None and (self._latest is None or self._latest.finish_reason is None):
             self._error = error
             self._new.set()
 
     async def next(self) -> RequestOutput:
-        """The newest state, once there is one that was not taken yet."""
+        """Wait for a state that was not taken yet; return the newest."""
         await self._new.wait()
         self._new.clear()
         if self._refused:

@@ -1,4 +1,4 @@
-"""The processes of a pipeline: starts them, notices when one ends, stops them all, leaves nothing behind."""
+"""The processes of a pipeline: starts them, notices when one ends, stops them all and cleans up."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Pipeline:
     """Four child processes that talk over sockets in `endpoints`.
 
     Start and stop it from the same thread, one that lives as long as it does: on Linux the children are killed when
-    the thread that started them ends. A process forked from its own can neither stop nor keep them.
+    the thread that started them ends. A forked child can neither stop the processes nor keep them alive.
 
     Args:
         config, options: of the engine and of the pipeline; the model folder is resolved already.
@@ -57,7 +57,7 @@ class Pipeline:
         return {role: process.pid for role, process in self._processes.items()}
 
     def start(self) -> None:
-        """Start all processes; returns at once. That one has ended at once is for `ended` to say."""
+        """Start all processes and return at once; `ended` reports one that fails to start."""
         command = [sys.executable, "-P", "-m", "shoal.runtime.pipeline"]
         for role in ROLES:
             spec = Spec(role, str(self.endpoints.directory), os.getpid(), self._config, self._options, *self._log)
@@ -69,7 +69,7 @@ class Pipeline:
                 process.stdin.write(msgspec.json.encode(spec) + b"\n")
 
     async def ended(self) -> tuple[Role, int]:
-        """Wait until a process has ended that should not have; which one, and its code."""
+        """Wait until a process ends unexpectedly; returns its role and exit code."""
         while True:
             for role, process in self._processes.items():
                 code = process.poll()
@@ -80,7 +80,7 @@ class Pipeline:
     async def stop(self) -> None:
         """End all processes, within seconds, and remove the sockets. May be called twice.
 
-        When it is cancelled it ends them at once.
+        A cancelled call kills them at once.
         """
         if not self._birthplace.is_here:
             return
@@ -108,7 +108,7 @@ class Pipeline:
         self.endpoints.remove()
 
     def let_go(self) -> None:
-        """In a forked child: close the standard inputs that it inherited. Open, they would keep the processes alive."""
+        """In a forked child: close the inherited standard inputs, which would keep the processes alive."""
         for process in self._processes.values():
             if process.stdin is not None:
                 process.stdin.close()
@@ -138,7 +138,7 @@ def _environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """What is started inside gets none of the signals that it will ignore before it has come to say so."""
+    """Block the signals that children ignore, so that none arrives before a child can ignore it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SPARED_SIGNALS)
     try:
         yield

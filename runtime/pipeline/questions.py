@@ -13,14 +13,14 @@ from .messages import Reply
 
 
 class Questions:
-    """Numbers questions, and brings each answer to whoever asked."""
+    """Numbers questions and returns each answer to its caller."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
         self._asked: dict[int, asyncio.Future[Any]] = {}
 
     async def ask(self, send: Callable[[int], None]) -> Any:
-        """Have a question sent under its number; the answer. Raises the ShoalError that is the answer."""
+        """Send a question under a number and wait for its answer. Raises the ShoalError that is the answer."""
         number = next(self._numbers)
         future = self._asked[number] = asyncio.get_running_loop().create_future()
         try:
@@ -30,7 +30,7 @@ class Questions:
             del self._asked[number]
 
     def answer(self, reply: Reply) -> None:
-        """An answer has come; nobody may be waiting for it any more."""
+        """Deliver an answer, if its caller still waits."""
         future = self._asked.get(reply.number)
         if future is None or future.done():
             return
@@ -40,7 +40,7 @@ class Questions:
             future.set_result(reply.value)
 
     def close(self, reason: str) -> None:
-        """No answer will come any more."""
+        """Fail all callers: no more answers will come."""
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(EngineClosedError(reason))

@@ -1,4 +1,4 @@
-"""What a client asks for, as messages to the pipeline."""
+"""A client's requests as messages to the pipeline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .messages import Generate, Tokenize
 
 
 def generate_message(number: str, request: GenerateInput) -> Generate:
-    """The message for a request that goes by `number` inside the pipeline; its time counts from now.
+    """The message for a request, which the pipeline calls `number`; its time counts from now.
 
     Raises InvalidRequestError for a prompt that is neither text nor token ids nor chat messages.
     """

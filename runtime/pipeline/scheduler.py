@@ -1,7 +1,7 @@
-"""The scheduler's process: takes requests, drives the worker, sends what comes of it on. Imports no torch.
+"""The scheduler's process: takes requests, drives the worker, sends outputs on. Imports no torch.
 
-One forward is in flight at a time. While the worker computes it, the outputs of the one before are sent, and what
-arrives is read; it takes effect when the results are in, as it does in one process.
+One forward is in flight at a time. While the worker computes it, the process sends the outputs of the previous one and
+reads messages. They take effect once the results are in, as in one process.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _RETRY_MS = 20
 
 
 class WorkerSocket:
-    """The scheduler's link to a worker in another process: what it is told goes out in order, nothing waits."""
+    """The scheduler's link to a worker in another process: sends messages in order and never waits."""
 
     def __init__(self, child: Child):
         self._outbox: Outbox[ToWorker] = child.outbox("worker", ToWorker)
@@ -65,20 +65,20 @@ class WorkerSocket:
         self._outbox.send(Drop(message))
 
     def run(self, message: Forward) -> None:
-        """Have forwards run; the results come through the socket `results`."""
+        """Send forwards; the results arrive at the socket `results`."""
         self._outbox.send(Run(message))
 
     def trace(self, message: StartTrace | StopTrace) -> None:
-        """Begin or end a trace; whoever asked gets the answer from the worker."""
+        """Begin or end a trace; the worker answers the caller."""
         self._outbox.send(message)
 
     def forward(self, message: Forward) -> list[StepResult]:
-        """Not here: between processes nobody waits inside of a step."""
+        """Not supported: between processes no step waits for its results."""
         raise NotImplementedError("use run, and take the results from the socket")
 
 
 class SchedulerProcess:
-    """Reads the tokenizer's messages, keeps one forward in flight, tells the detokenizer what was committed."""
+    """Reads the tokenizer's messages, keeps one forward in flight, sends commits to the detokenizer."""
 
     def __init__(self, child: Child):
         self._child = child
@@ -119,7 +119,7 @@ class SchedulerProcess:
         return build_scheduler(config, facts, self._worker)
 
     def _wait(self, poller: zmq.Poller) -> list[StepResult]:
-        """The results of the forward in flight; reads what arrives meanwhile."""
+        """Wait for the results of the forward in flight; meanwhile read messages."""
         deadline = time.monotonic() + self._watchdog_s
         while True:
             ready = dict(poller.poll(_IDLE_MS))
@@ -182,7 +182,7 @@ class SchedulerProcess:
             self._deliver([request])
 
     def _held(self) -> set[str]:
-        """Ids of requests that will be there once the deferred messages have taken effect."""
+        """Ids of the requests that will exist once the deferred messages have taken effect."""
         rids = set(self._scheduler.rids)
         for message in self._deferred:
             match message:
@@ -212,7 +212,7 @@ class SchedulerProcess:
             self._detokenizer.send(Outputs(outputs))
 
     def _output(self, request: Request) -> Output | None:
-        """What is new of a request; None when there is nothing to see."""
+        """A request's new output; None if there is nothing new."""
         start, tokens = request.tokens_from(self._sent.get(request.rid, 0))
         if request.finish_reason is not None:
             self._sent.pop(request.rid, None)

@@ -1,4 +1,4 @@
-"""Where the processes of a pipeline meet: Unix sockets in a directory that only this user may enter."""
+"""The pipeline's sockets: Unix sockets in a directory that only this user may enter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Endpoints:
 
     @classmethod
     def create(cls) -> Endpoints:
-        """A new directory. Raises ConfigError when there is none to be had, or its path is too long for sockets."""
+        """Create a directory. Raises ConfigError if that fails or its path is too long for sockets."""
         try:
             directory = tempfile.mkdtemp(prefix="shoal-")
         except OSError as error:
@@ -42,14 +42,14 @@ class Endpoints:
         return cls(directory)
 
     def check(self) -> None:
-        """Raise ConfigError unless the directory is this user's and nobody else may enter it."""
+        """Raise ConfigError unless the directory is this user's and no other user may enter it."""
         status = self.directory.stat()
         if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) != 0o700:
             message = f"{str(self.directory)!r} must belong to this user with mode 0700"
             raise ConfigError(message, field="directory", value=oct(stat.S_IMODE(status.st_mode)), limit="0o700")
 
     def remove(self) -> None:
-        """Remove the directory and the sockets in it; what is gone already is no error."""
+        """Remove the directory and its sockets; missing files are no error."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def pull(self, context: zmq.Context[Any], name: str) -> zmq.Socket[bytes]:
@@ -59,7 +59,7 @@ class Endpoints:
         return socket
 
     def push(self, context: zmq.Context[Any], name: str) -> zmq.Socket[bytes]:
-        """A socket that sends to `name`, which may not listen yet."""
+        """A socket that sends to `name`, which need not listen yet."""
         socket = _socket(context, zmq.PUSH)
         socket.connect(self._address(name))
         return socket

@@ -1,4 +1,4 @@
-"""The tokenizer's process: turns prompts into tokens, checks every limit, passes on what it accepts."""
+"""The tokenizer's process: turns prompts into tokens, checks every limit, forwards accepted requests."""
 
 from __future__ import annotations
 
@@ -44,14 +44,15 @@ from .messages import (
 
 logger = logging.getLogger(__name__)
 _LONG_TEXT = 65536
-"""Characters from which on a text is tokenized apart: some 50 ms."""
+"""Length from which a text is tokenized in the thread for long texts: about 50 ms."""
 _BACKLOG = 10_000
 
 
 class TokenizerProcess:
-    """All that a client asks for comes through here, so that an abort never overtakes its request.
+    """All of a client's messages pass through here, so that an abort never overtakes its request.
 
-    What has arrived is read before each piece of work: an abort takes effect at once, also on requests that wait here.
+    It reads all arrived messages before each piece of work, so that an abort takes effect at once, also on requests
+    that wait here.
     """
 
     def __init__(self, child: Child):
@@ -127,7 +128,7 @@ class TokenizerProcess:
             self._child.tell(result)
 
     def _long_work(self) -> Callable[[Generate | Tokenize], Accepted | Refused | Reply]:
-        """What the thread for long texts does. Its tokenizer is its own: two threads can't share one."""
+        """The work of the thread for long texts. It has its own tokenizer, since two threads can't share one."""
         engine, facts = self._child.spec.engine, self._facts
         intake = Intake(engine, facts, load_tokenizer(engine, engine.model_path))
         return lambda message: self._worked(message, lambda: intake)
@@ -188,6 +189,6 @@ def _tokens(message: Tokenize, intake: Intake) -> list[int]:
 
 
 def _do_without_torch() -> None:
-    """transformers imports torch where it finds it; tokenizers need nothing of it, and it takes seconds to load."""
+    """Keep transformers from importing torch, which tokenizers don't need and which takes seconds to load."""
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
     sys.modules["torch"] = None  # type: ignore[assignment]

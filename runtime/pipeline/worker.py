@@ -1,4 +1,4 @@
-"""The worker's process: owns the model, the pools and the canvases, does what the scheduler says, in order."""
+"""The worker's process: owns model, pools and canvases, and carries out the scheduler's messages in order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerProcess:
-    """Reads the scheduler's messages one by one; answers every `Run` with `Results`, and those who ask for a trace."""
+    """Reads the scheduler's messages one by one; answers every `Run` with `Results`, and requests for traces."""
 
     def __init__(self, child: Child):
         self._child = child

@@ -1,4 +1,4 @@
-"""A text that can't fit the model is found out by a part of it, before all of it is tokenized."""
+"""Refuses a text that can't fit the model from a part of it, without tokenizing the rest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sized
 from ..errors import InvalidRequestError
 
 CHARACTERS_PER_TOKEN = 8
-"""Texts with up to so many characters for each token that a request may have are tokenized without a look at pieces."""
+"""Characters per allowed token up to which a text is tokenized without this check."""
 _PIECE = 16384
 _TOKENS_PER_CUT = 4
 _MARGIN = 2
@@ -17,14 +17,14 @@ def check_may_fit(text: str, encode: Callable[[str], Sized], max_tokens: int, sp
     """Raise InvalidRequestError (field `prompts`) for a long text that has more than `max_tokens` tokens.
 
     Pieces of the text are encoded until they have twice as many tokens. A cut between two pieces changes the tokens
-    next to it: each piece counts 4 fewer, and the factor of two is left for tokenizers in which a cut reaches further.
-    So a text that fits is never refused, and one that is not refused may still be too long.
+    next to it, so each piece counts 4 fewer; the factor of two covers tokenizers in which a cut reaches further. A text
+    that fits is never refused; a text that passes may still be too long.
 
     Args:
         text: the whole text.
         encode: gives the tokens of a text.
         max_tokens: most tokens, prompt and canvas, that a request may have.
-        spaces_count: False for a tokenizer with special tokens that swallow the white space beside them.
+        spaces_count: False for a tokenizer whose special tokens absorb the white space beside them.
     """
     if len(text) <= CHARACTERS_PER_TOKEN * max_tokens:
         return

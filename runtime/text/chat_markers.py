@@ -1,6 +1,6 @@
-"""What a chat template puts around each message, so that a conversation can be built piece by piece.
+"""A chat template's text around each message, so that a conversation can be built piece by piece.
 
-Found by rendering short conversations and looking at what stands between the contents.
+Found by rendering short conversations and taking the text between the contents.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import InvalidRequestError, ModelLoadError, ShoalError
 
 Render = Callable[[Sequence[dict[str, str]], bool], str]
-"""(messages, add_generation_prompt) -> text; raises ShoalError, naming the template, when that refuses."""
+"""(messages, add_generation_prompt) -> text; raises ShoalError, naming the template, if the template refuses."""
 
 _CONTENTS = ("shoal one", "shoal two", "shoal three", "shoal four")
 
@@ -21,7 +21,7 @@ _CONTENTS = ("shoal one", "shoal two", "shoal three", "shoal four")
 class ChatMarkers:
     """Text before and after a message of each role, and before a first user message without a system message.
 
-    `system` is None where the template takes no system message.
+    `system` is None if the template takes no system message.
     """
 
     system: tuple[str, str] | None
@@ -61,12 +61,12 @@ PLAIN = ChatMarkers(("SYSTEM:", "\n"), ("USER:", "\n"), ("ASSISTANT:", "\n"), "U
 
 
 def markers_error(error: ShoalError) -> dict[str, Any]:
-    """In the place of `ChatMarkers.to_json`: why there are none."""
+    """Takes the place of `ChatMarkers.to_json` for a template without markers: the error."""
     return {"error": error.message}
 
 
 def chat_markers(render: Render, name: str) -> ChatMarkers:
-    """The markers of the chat template called `name`. Raises ModelLoadError, naming it, when it has no such thing."""
+    """The markers of the chat template called `name`. Raises ModelLoadError, naming it, if it has none."""
     try:
         return _found(render)
     except ModelLoadError:
@@ -96,7 +96,7 @@ def _found(render: Render) -> ChatMarkers:
 
 
 def _system(render: Render, header: str, user_before: str) -> tuple[str, str] | None:
-    """Around a system message, None when the template takes none."""
+    """Text around a system message; None if the template takes none."""
     one, two = _CONTENTS[:2]
     try:
         text = render([{"role": "system", "content": one}, {"role": "user", "content": two}], False)
@@ -107,7 +107,7 @@ def _system(render: Render, header: str, user_before: str) -> tuple[str, str] | 
 
 
 def _bare_header(render: Render) -> str:
-    """What a template renders without any message although nothing was asked for (LLaDA's), '' if it refuses."""
+    """The header that a template renders without any message, as LLaDA's does; '' if it refuses."""
     user = [{"role": "user", "content": _CONTENTS[0]}]
     if render(user, False) != render(user, True):
         return ""

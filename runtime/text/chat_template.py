@@ -1,4 +1,4 @@
-"""A model's chat template: from messages to text of which one knows what the messages brought in."""
+"""A model's chat template: renders messages to text that marks which characters come from the messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Message = Mapping[str, Any]
 """One chat message: `role` and `content`, as in OpenAI's API."""
 
 ROLES = ("system", "user", "assistant", "developer", "tool", "function", "observation", "ipython")
-"""Roles from which templates make headers; any other role may not be a part of a special token's name."""
+"""Usual roles. Any other role must not be part of a special token's name."""
 _KINDS = ("role", "type")
 
 
@@ -27,14 +27,14 @@ class Rendered(NamedTuple):
 class ChatTemplate:
     """Renders conversations.
 
-    A template may do anything with what it is given: trim, slice, change case, write JSON, or look for something. So a
-    conversation is rendered twice where that matters: as it is, and with stand-ins for all characters in it with which
-    special tokens begin or end. If both give the same text, the second says where each of these characters came from.
-    If not, the template looks at such characters: then stand-ins are put only where messages spell a control token, and
-    all of them again if that gives other control tokens.
+    A template may do anything with its input: trim, slice, change case, write JSON, or test for substrings. So, where
+    that matters, a conversation is rendered twice: as it is, and with stand-ins for all its characters that begin or
+    end special tokens. If both renderings are the same text, the second shows where each of these characters came from.
+    If they differ, the template tests for such characters. Then only those that spell a control token in a message get
+    stand-ins; if that yields other control tokens, all of them do.
 
     Args:
-        name: the file, and the field in it, that the template was read from.
+        name: the file and field that the template was read from.
         apply: transformers' `apply_chat_template` of one conversation, to text.
         tokens: control tokens of the tokenizer.
     """
@@ -45,10 +45,10 @@ class ChatTemplate:
         self._tokens = tokens
 
     def text(self, messages: Sequence[Message], header: bool) -> str:
-        """The conversation as plain text, with the header of an answer behind it if asked for.
+        """The conversation as plain text, with an answer's header behind it on request.
 
-        Raises ModelLoadError for a template that is none, InvalidRequestError for messages that it can't render; both
-        name the template.
+        Raises ModelLoadError for a broken template, InvalidRequestError for messages that it can't render; both name
+        the template.
         """
         from jinja2 import TemplateError, TemplateSyntaxError
 
@@ -57,7 +57,7 @@ class ChatTemplate:
         except TemplateSyntaxError as error:
             message = f"{self.name} can't be parsed: line {error.lineno}: {error.message}"
             raise ModelLoadError(message, field="chat_template", value=self.name, limit="a Jinja template") from error
-        # What a template does with its input is its own affair: it may raise anything.
+        # A template may raise anything.
         except Exception as error:
             refused = type(error) is TemplateError  # what raise_exception(...) in a template raises
             reason = str(error) if refused else f"{type(error).__name__}: {error}"
@@ -65,8 +65,9 @@ class ChatTemplate:
             raise InvalidRequestError(f"{self.name} {words}: {reason}", field="messages", value=self.name) from error
 
     def render(self, messages: Sequence[Message], header: bool) -> Rendered:
-        """The conversation with marks. Raises as `text`; InvalidRequestError for what is no message, too, and for a
-        role that is part of the name of a special token."""
+        """The conversation with marks. Raises as `text`, and InvalidRequestError for an invalid message or a role that
+        is part of a special token's name.
+        """
         self._check(messages)
         plain = self.text(messages, header)
         data = list(strings(messages))
@@ -108,8 +109,9 @@ class ChatTemplate:
 
 
 def _mapped(value: Any, change: Callable[[str, bool], str], is_kind: bool = False, top: bool = True) -> Any:
-    """A copy of messages with every string changed. Names of their own fields stay; roles and types, for which
-    templates look, are told to `change`."""
+    """A copy of messages with `change` applied to every string except field names; `change` is told which are roles and
+    types.
+    """
     if isinstance(value, str):
         return change(value, is_kind)
     if isinstance(value, Mapping):

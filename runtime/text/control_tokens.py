@@ -1,4 +1,4 @@
-"""A tokenizer's control tokens, and encoding in which data can't become one."""
+"""A tokenizer's control tokens, and an encoding in which data can't become one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .parts import Marks, TextPart
 
 
 class Span(NamedTuple):
-    """Where a control token is spelled in a text."""
+    """A place in a text that spells a control token."""
 
     start: int
     stop: int
@@ -21,9 +21,9 @@ class Span(NamedTuple):
 
 
 class _Twin(NamedTuple):
-    """A tokenizer to which the control tokens are ordinary text, and which has other names for them.
+    """A copy of a tokenizer in which control tokens have other names, so that their usual spelling is ordinary text.
 
-    Each name has its token's flags (blanks that it swallows, whole words), and a number that nobody can guess.
+    Each name has its token's flags (blanks that it absorbs, whole words) and an unguessable number.
 
     Attributes:
         tokenizer: of the library `tokenizers`.
@@ -37,13 +37,13 @@ class _Twin(NamedTuple):
 
 
 class ControlTokens:
-    """Which tokens only a template, or a raw prompt, may bring into a prompt: all special ones.
+    """The tokens that only a template or a raw prompt may put into a prompt: all special ones.
 
-    The unknown token is none, since ordinary text gives it, unless it is the EOS, padding or mask token too.
+    The unknown token is not one, since ordinary text produces it, unless it is also the EOS, padding or mask token.
 
     Args:
         tokenizer: of transformers.
-        protected: ids that are control tokens although the tokenizer does not know it: the model's mask and EOS.
+        protected: ids that are control tokens whatever the tokenizer says: the model's mask and EOS.
     """
 
     def __init__(self, tokenizer: Any, protected: Iterable[int] = ()):
@@ -68,13 +68,13 @@ class ControlTokens:
         self._insides = "\n".join(word[1:-1].casefold() for word in self._spellings)
 
     def prepare(self) -> None:
-        """Make what is made when it is first needed."""
+        """Build now what is otherwise built at first use."""
         if self._rust is not None:
             self._twin, self._pattern, self._any_case  # noqa: B018
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        """All added tokens, of several that begin at one place the longest: as the tokenizer looks for them."""
+        """A pattern of all added tokens, longest first, as the tokenizer searches for them."""
         return _any_of(self._words)
 
     @cached_property
@@ -82,7 +82,7 @@ class ControlTokens:
         return re.compile(_any_of(self._spellings).pattern, re.IGNORECASE)
 
     def spans(self, text: str) -> list[Span]:
-        """Where control tokens are spelled in `text`."""
+        """The places in `text` that spell control tokens."""
         found = (Span(match.start(), match.end(), self._words[match[0]]) for match in self._pattern.finditer(text))
         return [span for span in found if span.token in self.ids]
 
@@ -107,7 +107,7 @@ class ControlTokens:
         return self._any_case.sub(marked, text)
 
     def encode_parts(self, parts: Sequence[TextPart], add_special_tokens: bool) -> list[int]:
-        """Token ids of parts as one text: those that are data give no control token.
+        """Token ids of parts as one text; parts that are data produce no control token.
 
         Raises InvalidRequestError when that can't be had.
         """
@@ -119,9 +119,9 @@ class ControlTokens:
         return self.encode_marked(text, marks, add_special_tokens)
 
     def encode_marked(self, text: str, marks: Marks, add_special_tokens: bool) -> list[int]:
-        """Token ids of a marked text: its control tokens are those that are spelled without a mark.
+        """Token ids of a marked text; only unmarked spellings become control tokens.
 
-        Where just these are in the plain text too, and the tokenizer finds them, its ids are taken as they are.
+        If the plain text has just these too, the tokenizer's own ids are used.
         """
         spans, plain = self.spans(text), marks.restore(text)
         ids = self._encode(plain, add_special_tokens)
@@ -176,7 +176,7 @@ class ControlTokens:
         return ids
 
     def _taken_apart(self, text: str) -> list[int]:
-        """Ids of a text that the model's own vocabulary has as a control token, without that token."""
+        """Ids of a text that is a control token in the model's vocabulary, encoded without that token."""
         if len(text) < 2:
             message = f"{shorten(text)} can't be encoded without becoming a special token"
             raise InvalidRequestError(message, field="prompts", value=text, limit="no special token in data")

@@ -1,4 +1,4 @@
-"""Token ids to text, without transformers and torch: what the detokenizer and the scheduler need of a tokenizer."""
+"""Token ids to text, without transformers and torch, for the detokenizer and the scheduler."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .running import Decodes
 
 
 class TokenDecoder:
-    """The `decode` of a Tokenizer, from what its `save_decoder` wrote."""
+    """A Tokenizer's `decode`, read from the file of its `save_decoder`."""
 
     def __init__(self, path: str | Path):
-        """Raises ModelLoadError when the file is none of `save_decoder`'s."""
+        """Raises ModelLoadError for a file that `save_decoder` did not write."""
         try:
             self._backend = Backend.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
@@ -28,7 +28,7 @@ class TokenDecoder:
 
 
 def load_decoder(path: Path, folder: str, load_format: str) -> Decodes | None:
-    """The decoder saved at `path`; the folder's own tokenizer where there is none; None with dummy weights."""
+    """The decoder saved at `path`; without one the folder's own tokenizer; None with dummy weights."""
     if load_format != "auto":
         return None
     if path.exists():

@@ -1,4 +1,4 @@
-"""Text that knows which of its parts are data, in which nothing becomes a special token."""
+"""Text in parts, some of which are data: nothing in data becomes a special token."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 
 
 
 class TextPart(NamedTuple):
-    """A stretch of text. With `split_special_tokens` (transformers' name) it is data: what spells a special token in it
-    is encoded as the ordinary text that it is."""
+    """A stretch of text. With `split_special_tokens` (transformers' name) it is data: a special token spelled in it is
+    encoded as ordinary text.
+    """
 
     text: str
     split_special_tokens: bool
 
 
 def as_parts(text: str, split_special_tokens: bool | None) -> str | list[TextPart]:
-    """Text with a wish for its special tokens; as it is without one."""
+    """Text as one part with the given `split_special_tokens`; the text itself if that is None."""
     return text if split_special_tokens is None else [TextPart(text, split_special_tokens)]
 
 
 class Marks:
-    """Stand-ins for characters of data: while these are in place, one sees where each character of a text came from.
+    """Stand-ins for characters of data, which show where each character of a text came from.
 
-    A stand-in is one private-use character that occurs nowhere in the data, so that lengths stay as they are, and
-    trimming, slicing and changes of case treat it as a letter.
+    A stand-in is one private-use character that occurs nowhere in the data, so lengths stay equal, and trimming,
+    slicing and changes of case treat it as a letter.
 
     Args:
         characters: those that get a stand-in.
-        data: every text that is going to be marked, and what it will be put into.
+        data: every text to be marked, and the texts that will contain it.
 
     Raises InvalidRequestError when the data leaves too few private-use characters.
     """
@@ -56,7 +57,7 @@ class Marks:
         return text
 
     def restore(self, text: str) -> str:
-        """The text that a marked one stands for; stand-ins that a template wrote as JSON escapes are undone too."""
+        """The original of a marked text; also undoes stand-ins that a template wrote as JSON escapes."""
         for character, stand_in in self._of.items():
             text = text.replace(stand_in, character)
         if "\\u" in text:
@@ -79,7 +80,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def _free(text: str) -> Iterator[str]:
-    """Private-use characters that do not occur in `text`, as JSON escapes neither."""
+    """Private-use characters that do not occur in `text`, not even as JSON escapes."""
     used, escaped = set(text), {found.lower() for found in _ESCAPED.findall(text)}
     for numbers in _PRIVATE_USE:
         for number in numbers:

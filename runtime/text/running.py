@@ -1,4 +1,4 @@
-"""The text of a token sequence that grows at its end, without decoding all of it again every time."""
+"""The text of a token sequence that grows at its end; decodes only the new tokens and a short context."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 UNFINISHED = "\ufffd"
-"""What a decoder shows for bytes that are no character, or not yet."""
+"""A decoder's output for bytes that are not, or not yet, a character."""
 _LONGEST_CONTEXT = 16
 
 
 class Decodes(Protocol):
-    """The part of a tokenizer that is needed here."""
+    """The part of a tokenizer that RunningText needs."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
@@ -19,19 +19,18 @@ class Decodes(Protocol):
 
 
 class RunningText:
-    """What `decode` gives for all tokens so far, from the last few of them.
+    """The text of all tokens so far, computed from the last few of them.
 
-    A few settled tokens, the context, are decoded together with the new ones: what comes behind the context's own text
-    is new. So a decoder may treat the first token, or a token beside another, in its own way (a leading blank, half a
-    character). Tokens are settled once there is text and it ends in a whole character. A decoder that takes back what
-    it gave for the context (byte fallback, after bytes that turn out to be no text) is asked for everything from then
-    on.
+    A few settled tokens, the context, are decoded together with the new ones; the text behind the context's own text is
+    new. So a decoder may treat a first token or neighbours specially (a leading blank, half a character). Tokens are
+    settled once their text ends in a whole character. If a decoder changes its text for the context (byte fallback,
+    after invalid bytes), all tokens are decoded from then on.
 
     Args:
         tokenizer: decodes.
 
     Attributes:
-        settled: length of the text that no later token changes.
+        settled: length of the text that later tokens don't change.
     """
 
     def __init__(self, tokenizer: Decodes):
@@ -71,7 +70,7 @@ class RunningText:
         return text
 
     def _settle(self, new: list[int], together: str) -> None:
-        """Tokens that gave text join the context; when it gets long they are all of it."""
+        """Tokens with text join the context; when it gets long, only they remain in it."""
         self._context += new
         self._context_text = together
         if len(self._context) > _LONGEST_CONTEXT:

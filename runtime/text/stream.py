@@ -11,17 +11,17 @@ from .running import UNFINISHED, Decodes, RunningText
 class TextStream:
     """Text of one request so far.
 
-    `update` returns text that is safe to show: no half of a multi-byte character, and nothing that may turn out to be
-    the beginning of a stop string. What it returned once stays a prefix of all that it returns later; the end is what
-    the tokenizer gives for all tokens. (Both can't be had of a tokenizer that takes text back: the end counts then.)
+    `update` returns text that is safe to show: no half of a multi-byte character, and no possible beginning of a stop
+    string. Each text it returns is a prefix of all later ones, and the final one is the tokenizer's text of all tokens.
+    (For a tokenizer that changes earlier text both can't hold: then the final text counts.)
 
-    The stop string that is complete first ends the text, of several at once the longest: whether tokens come one by
-    one or many at a time makes no difference.
+    The stop string that is complete first ends the text; of several at once, the longest. The result does not depend on
+    how many tokens arrive at a time.
 
     Attributes:
         text: what `update` returned last.
         matched_stop: the stop string that ended the text.
-        stop_tokens: how many tokens there are up to the one that completed it.
+        stop_tokens: number of tokens up to the one that completed it.
     """
 
     def __init__(self, tokenizer: Decodes | None, stop: Sequence[str] = ()):
@@ -36,12 +36,13 @@ class TextStream:
 
     @property
     def silent(self) -> bool:
-        """Whether there is never any text."""
+        """Whether it never produces text."""
         return self._tokenizer is None
 
     def update(self, token_ids: Sequence[int], final: bool) -> str:
-        """Text of `token_ids`: all tokens so far, those of the call before first; `final` releases what was held
-        back."""
+        """Text of `token_ids`: all tokens so far, beginning with those of the last call; `final` releases text that was
+        held back.
+        """
         if self._tokenizer is None or self._running is None or self.matched_stop is not None:
             return self.text
         searched = self._running.settled
@@ -57,7 +58,7 @@ class TextStream:
         return self.text
 
     def restart(self) -> None:
-        """The tokens of the call before may have changed: the next `update` decodes all of them."""
+        """Earlier tokens may have changed: the next `update` decodes all of them."""
         if self._running is not None:
             self._running.restart()
 
@@ -66,7 +67,7 @@ class TextStream:
         return "" if self._tokenizer is None else self._tokenizer.decode(token_ids)
 
     def _ends(self, full: str, searched: int, token_ids: Sequence[int]) -> bool:
-        """Whether a stop string ends the text `full`; none does so inside its first `searched` characters."""
+        """Whether a stop string ends the text `full`; its first `searched` characters hold none."""
         begin = max(0, searched - self._longest + 1)
         found = ((full.find(stop, begin), stop) for stop in self._stop)
         matches = [(at + len(stop), at, stop) for at, stop in found if at >= 0]
@@ -79,7 +80,7 @@ class TextStream:
         return True
 
     def _held_back(self, text: str) -> int:
-        """Length of the longest end of `text` that a stop string begins with."""
+        """Length of the longest suffix of `text` that begins a stop string."""
         longest = min(self._longest - 1, len(text))
         for length in range(longest, 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stop):

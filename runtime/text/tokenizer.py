@@ -40,9 +40,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Load from a model folder; code that the folder may hold is never run, and nothing is downloaded.
+        """Load from a model folder. Never runs code of the folder, and downloads nothing.
 
-        A folder whose tokenizer class is custom code (Dream's) is read as the ordinary one its files are for:
+        A folder whose tokenizer class is custom code (Dream's) is read by the standard class for its files:
         `tokenizer.json`, or `vocab.json` + `merges.txt` (Qwen2's byte-level BPE).
 
         Raises: ModelLoadError with field `tokenizer`.
@@ -72,19 +72,20 @@ class Tokenizer:
         return bool(self._backend.chat_template)
 
     def protect(self, ids: Iterable[int]) -> None:
-        """Take `ids` (a model's mask and EOS) as control tokens, whatever the tokenizer's files call them."""
+        """Treat `ids` (a model's mask and EOS) as control tokens, whatever the tokenizer's files say."""
         if not self._tokens.ids.issuperset(ids):
             self._tokens = ControlTokens(self._backend, ids)
 
     def prepare(self) -> None:
-        """Make now what the first text that spells a special token as data would have to wait for: with a vocabulary of
-        150,000 tokens that is a second."""
+        """Build now what the first text with a special token as data would wait for: with a vocabulary of 150,000
+        tokens that takes a second.
+        """
         self._tokens.prepare()
 
     def limit(self, max_tokens: int) -> None:
-        """From now on, refuse texts that can't fit `max_tokens` before all of them is tokenized.
+        """From now on refuse texts that can't fit `max_tokens` without tokenizing all of them.
 
-        What encodes raises InvalidRequestError for them; what is a little too long passes.
+        Encoding raises InvalidRequestError for them; texts that are slightly too long pass.
         """
         self._max_tokens = max_tokens
 
@@ -102,7 +103,7 @@ class Tokenizer:
         return self.encode_parts([TextPart(text, split_special_tokens)], add_special_tokens)
 
     def encode_parts(self, parts: Sequence[TextPart], add_special_tokens: bool = True) -> list[int]:
-        """Token ids of parts as one text: those that are data give no special token."""
+        """Token ids of parts as one text; parts that are data produce no special token."""
         self._check("".join(part.text for part in parts))
         return self._tokens.encode_parts(parts, add_special_tokens)
 
@@ -114,7 +115,7 @@ class Tokenizer:
         return text
 
     def save_decoder(self, path: str | Path) -> bool:
-        """Write what `TokenDecoder` needs to do `decode` alone, without transformers; False where that can't be."""
+        """Write the file that `TokenDecoder` needs to decode without transformers; False if this tokenizer can't."""
         backend = getattr(self._backend, "backend_tokenizer", None)
         if backend is None:
             return False
@@ -124,7 +125,7 @@ class Tokenizer:
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation as the model expects it, by default up to where the answer begins.
 
-        Special tokens come from the template alone: what spells one in a message is ordinary text.
+        Special tokens come only from the template; one that is spelled in a message is ordinary text.
 
         Raises: ModelLoadError when the folder has no chat template, or a broken one; InvalidRequestError for messages
         that it does not render.
@@ -134,7 +135,7 @@ class Tokenizer:
         return self._tokens.encode_marked(text, marks, add_special_tokens=False)
 
     def chat_markers(self) -> ChatMarkers:
-        """What stands around each message of a conversation.
+        """The template's text around each message of a conversation.
 
         Raises: ModelLoadError, naming the template, for one whose turns can't be told apart.
         """
@@ -161,7 +162,7 @@ class Tokenizer:
 
 
 def _template_name(folder: Path) -> str:
-    """In words, where the chat template of a model folder stands."""
+    """The file and field of a model folder's chat template, in words."""
     file = "chat_template.jinja"
     if (folder / file).is_file():
         return f"the chat template ({file})"
@@ -184,7 +185,7 @@ def _load_backend(folder: Path) -> Any:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """It warns of every model type that it has no class for, which here is all, and of old keys in config.json."""
+    """Silence warnings about model types that transformers has no class for, and about old keys in config.json."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
