@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("runtime", "radix_cache", "kernels", "frontend")
+COMMANDS = tuple(f"shoal.{name}" for name in ("shop", "text", "demo", "profile", "cli", "launch_server"))
 MAX_TREE_BYTES, MAX_FILE_BYTES = 40_000_000, 16_000_000
 
 
@@ -92,10 +93,12 @@ def test_imports_are_read_as_python_reads_them():
 @pytest.mark.parametrize(
     ("folder", "forbidden"),
     [
-        ("radix_cache", ("shoal.runtime", "shoal.kernels", "shoal.frontend", "shoal.shop", "torch", "transformers")),
-        ("kernels", ("shoal.runtime", "shoal.radix_cache", "shoal.frontend", "shoal.shop", "transformers")),
-        ("runtime", ("shoal.frontend",)),
+        ("radix_cache", ("shoal.runtime", "shoal.kernels", "shoal.frontend", *COMMANDS, "torch", "transformers")),
+        ("kernels", ("shoal.runtime", "shoal.radix_cache", "shoal.frontend", *COMMANDS, "transformers")),
+        ("runtime", ("shoal.frontend", *COMMANDS)),
+        ("frontend", ("shoal.kernels", "shoal.radix_cache", *COMMANDS)),
         ("kernels/layers", ("shoal.kernels.sampling",)),
+        ("kernels/sampling", ("shoal.kernels.layers",)),
         ("kernels/attention", ("shoal.kernels.layers", "shoal.kernels.sampling")),
         ("frontend/backends", ("shoal.frontend.program",)),
         ("frontend/language", ("shoal.frontend.program", "shoal.frontend.backends")),
@@ -123,8 +126,9 @@ ARROWS = {
 
 
 @cache
-def graph() -> dict[str, set[str]]:
-    """Modules of the package by name, and the modules of the package that each imports, in functions too.
+def graph(at_load: bool = False) -> dict[str, set[str]]:
+    """Modules of the package by name, and the modules of the package that each imports: in functions and for types
+    alone too, or what it loads when it is loaded.
 
     Without `shoal` itself: it has the version, and loads the public names when they are asked for.
     """
@@ -133,9 +137,14 @@ def graph() -> dict[str, set[str]]:
     names = {module_name(name) for name, _ in own}
     found = {}
     for name, tree in own:
-        targets = (imported_module(target, names) for target in imported(name, tree))
+        targets = (imported_module(target, names) for target in imported(name, top(tree) if at_load else tree))
         found[module_name(name)] = {target for target in targets if target} - {module_name(name)}
     return found
+
+
+def top(tree: ast.Module) -> ast.Module:
+    """The imports that stand in no function, class or branch."""
+    return ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
 
 
 def module_name(path: Path) -> str:
@@ -196,6 +205,10 @@ def circle(arrows: dict[str, set[str]]) -> list[str]:
 def test_no_circle_in_runtime():
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}) == ["a", "b", "c", "d"]
     assert circle({module: targets for module, targets in graph().items() if within(module, "shoal.runtime")}) == []
+
+
+def test_no_circle_when_modules_load():
+    assert circle(graph(at_load=True)) == []
 
 
 def loaded_by(statement: str) -> set[str]:
