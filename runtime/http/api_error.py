@@ -21,8 +21,8 @@ _STATUS: tuple[tuple[type[ShoalError], int, str], ...] = (
     (InvalidRequestError, 400, "BadRequestError"),
     (PoolTooSmallError, 400, "BadRequestError"),
     (CacheInUseError, 400, "CacheInUseError"),
-    (ModelLoadError, 400, "BadRequestError"),  # what a request can cause of it: no chat template
-    (RequestAbortedError, 400, "RequestAbortedError"),  # no 409: some clients send that again by themselves
+    (ModelLoadError, 400, "BadRequestError"),  # the one that a request can cause: no chat template
+    (RequestAbortedError, 400, "RequestAbortedError"),  # not 409: some clients retry that by themselves
     (QueueFullError, 503, "QueueFullError"),
     (EngineClosedError, 503, "ServiceUnavailableError"),
     (RequestTimeoutError, 504, "RequestTimeoutError"),
@@ -32,7 +32,7 @@ _RETRYABLE = frozenset({429, 503})
 
 
 class ApiError(Exception):
-    """What a route refuses or fails with.
+    """A route's refusal or failure.
 
     Attributes:
         status: HTTP status code.
@@ -67,7 +67,7 @@ class ApiError(Exception):
 
     @classmethod
     def of(cls, error: ShoalError) -> ApiError:
-        """The reply to one of shoal's own errors."""
+        """The ApiError for one of shoal's own errors."""
         for kind, status, name in _STATUS:
             if isinstance(error, kind):
                 return cls(status, error.message, kind=name, param=error.field)
@@ -75,7 +75,7 @@ class ApiError(Exception):
 
 
 def _encodable(text: str) -> str:
-    """Text that a reply can hold: what clients name may have half a surrogate pair in it."""
+    """Text that UTF-8 can hold: a client's names may contain half a surrogate pair."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

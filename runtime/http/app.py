@@ -73,7 +73,7 @@ def create_app(service: Service, config: ServerConfig, model_name: str = "") -> 
 
 
 def _cors(config: ServerConfig) -> list[Middleware]:
-    """Browsers ask which other origins may call this server, and show pages its replies only when it says so."""
+    """CORS headers for browsers, which show a page of another origin the replies only if these allow it."""
     origins = names(config.allowed_origins)
     if not origins:
         return []
@@ -96,7 +96,7 @@ async def _shoal_error(request: Request, error: Any) -> Response:
 
 
 async def _invalid_body(request: Request, error: Any) -> Response:
-    """A body that is no JSON or has a field of a wrong type."""
+    """A body that is not JSON or has a field of a wrong type."""
     message, field = describe(error)
     kind = request.headers.get("content-type", "")
     if field == "body" and "json" not in kind:
@@ -120,7 +120,7 @@ async def _http_error(request: Request, error: Any) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """What the routes of this path take, all together."""
+    """All methods of the routes of this path."""
     routes = [*request.app.routes, *(route for module in _ROUTERS for route in module.router.routes)]
     fits = [
         route for route in routes if hasattr(route, "methods") and route.matches(request.scope)[0] is not Match.NONE

@@ -1,4 +1,4 @@
-"""From a body to the generations that it asks for, with every limit of the server checked."""
+"""From a body to its generations, with every limit of the server checked."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def make_batch(
 def names_of(
     prompt: str, prompts: Sequence[Any], single: bool, length: str, values: Sequence[Mapping[str, Any]]
 ) -> list[FieldNames]:
-    """What the client calls prompt and canvas length of each of its prompts. ApiError (400) for a list of none."""
+    """The client's names for prompt and canvas length of each prompt. ApiError (400) for an empty list."""
     if not prompts:
         raise bad_request(prompt, f"{prompt} is an empty list; it must have at least one prompt")
     called = [prompt] if single else [f"{prompt}[{i}]" for i in range(len(prompts))]
@@ -105,14 +105,14 @@ def merged(*sources: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def knobs_of(values: Any) -> dict[str, Any]:
-    """The diffusion knobs in a mapping that is for something else (chat_template_kwargs, custom_params)."""
+    """The diffusion fields in a mapping that has other fields too (chat_template_kwargs, custom_params)."""
     if not isinstance(values, Mapping):
         return {}
     return {name: values[name] for name in KNOBS if values.get(name) is not None}
 
 
 def adopt_routing(body: Routing, values: Any) -> None:
-    """Take what routers drop at the top of a body from a nested mapping. Raises ApiError where both have a value."""
+    """Take from a nested mapping the fields that routers drop at the top of a body. ApiError if both have a value."""
     for name in ("cache_mode", "cache_salt", "extra_key"):
         inner = values.get(name) if isinstance(values, Mapping) else None
         if inner is None:
@@ -125,7 +125,7 @@ def adopt_routing(body: Routing, values: Any) -> None:
 
 
 def check_unicode(field: str, value: Any) -> None:
-    """Raise ApiError (400) for text, anywhere in `value`, that is no valid Unicode: half a surrogate pair."""
+    """Raise ApiError (400) for text, anywhere in `value`, that is not valid Unicode (half a surrogate pair)."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -141,7 +141,7 @@ def check_unicode(field: str, value: Any) -> None:
 
 
 def chat_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
-    """Messages as the chat template wants them: text parts joined. ApiError for any other kind of part."""
+    """Messages for the chat template, with text parts joined. ApiError for any other kind of part."""
     return [{"role": m.role, "content": _content(m, i)} for i, m in enumerate(messages)]
 
 
@@ -173,7 +173,7 @@ def _check_seeds(params: SamplingParams, n: int) -> None:
 
 
 def _seeded(params: SamplingParams, k: int) -> SamplingParams:
-    """The k-th answer to a prompt draws with the seed's k-th successor, else all n would be the same."""
+    """The k-th answer draws with the seed's k-th successor; with one seed all n answers would be the same."""
     return params if not k or params.seed is None else replace(params, seed=params.seed + k)
 
 
@@ -199,12 +199,12 @@ def _ids(state: ServerState, request: Request, rid: str | list[str] | None, coun
 
 
 def single_rid(state: ServerState, request: Request, rid: str | None) -> str:
-    """The id of an HTTP request that is no batch. Raises ApiError for one that is malformed or in use."""
+    """The id of an HTTP request with one prompt. Raises ApiError for one that is malformed or in use."""
     return _ids(state, request, rid, 1)[0]
 
 
 def routing_of(body: Routing | ScoreBody, request: Request, state: ServerState) -> dict[str, Any]:
-    """cache_mode, cache_salt, priority and timeout_s of a GenerateInput. Raises ApiError for what is out of range."""
+    """cache_mode, cache_salt, priority and timeout_s of a GenerateInput. Raises ApiError for a value out of range."""
     return {
         "cache_mode": _cache_mode(body.cache_mode),
         "cache_salt": tenant_key(body.cache_salt or "", body.extra_key or ""),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 RESERVED_PATHS = frozenset({b"/health", b"/ready", b"/ping", b"/metrics"})
-"""What connections past the limit may ask for: whether the server lives shows also when it is full."""
+"""Paths for connections past the limit, so that a full server still shows whether it lives."""
 _LINGER_S = 1.0
 _LINGER_BYTES = 4 << 20
 
@@ -37,13 +37,13 @@ class Door(Protocol):
 
 
 class Connection(HttpToolsProtocol):
-    """Answers 431 to heads that are too large, 408 to those that take long, and drops clients that do not read.
+    """Answers 431 to heads that are too large, 408 to those that are too slow, and drops clients that do not read.
 
-    The parser holds what it has seen of a head, so bytes are handed to it in pieces and counted: those of a head, and
-    those of anything else (a chunk's header, trailers) that come without a piece of a body between them.
+    The parser buffers a head without limit, so it gets bytes in pieces and this class counts them: those of a head, and
+    those of anything else (a chunk's header, trailers) between two pieces of a body.
 
     Attributes:
-        active_at: the loop's time when something came in last.
+        active_at: the loop's time of the last bytes received.
         is_reserve: whether it is past the limit of connections; then only RESERVED_PATHS are served.
     """
 
@@ -63,7 +63,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it can be closed without cutting a request short."""
+        """Whether closing it would cut no request short."""
         return not self._busy and not self.transport.is_closing()
 
     @property
@@ -76,14 +76,14 @@ class Connection(HttpToolsProtocol):
         self._gate.opened(self)
 
     def drop(self) -> None:
-        """Close it for another one to have its place."""
+        """Close it to make room for another one."""
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
             self.transport.close()
 
     def check(self, now: float) -> None:
-        """Close it when a time limit has passed; called now and then."""
+        """Close it if a time limit has passed; called about once a second."""
         limits = self._limits
         if self._linger_until is not None and now >= self._linger_until:
             self.transport.close()
@@ -101,7 +101,7 @@ class Connection(HttpToolsProtocol):
         self._unsent = unsent
 
     def answer(self, error: ApiError) -> None:
-        """Refuse what comes on this connection; read on for a moment, so that the client gets to see why."""
+        """Refuse the connection's request; read on for a moment, so that the client sees the reason."""
         if self._linger_until is not None or self.transport.is_closing():
             return
         if self._busy:  # pipelined behind a request whose answer is on its way
@@ -118,11 +118,11 @@ class Connection(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[error.status] + head + b"\r\n" + body)
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP gets an error of the server's shape too."""
+        """Answer malformed HTTP with an error of the server's shape."""
         self.answer(ApiError(400, "this is no valid HTTP request"))
 
     def _unsupported_upgrade_warning(self) -> None:
-        """A client may ask for another protocol; that it goes on with HTTP/1.1 is no matter for the log."""
+        """Log nothing: a client that asks for another protocol simply continues with HTTP/1.1."""
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -197,7 +197,7 @@ class Connection(HttpToolsProtocol):
 
 
 def full_error() -> ApiError:
-    """What a client gets for whom there is no connection left."""
+    """The reply to a client without a free connection."""
     return ApiError(503, "too many connections are open (--max-connections)", kind="ServiceUnavailableError")
 
 

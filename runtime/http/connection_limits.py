@@ -9,7 +9,7 @@ from ..errors import ConfigError
 from .config import ServerConfig
 
 RESERVE = 32
-"""Connections past the limit that are still served, for RESERVED_PATHS alone."""
+"""Connections past the limit that are still served, but only for RESERVED_PATHS."""
 _OTHER_FILES = 128 + RESERVE
 _MOST = 4096
 
@@ -26,7 +26,9 @@ class ConnectionLimits:
 
     @classmethod
     def of(cls, config: ServerConfig) -> ConnectionLimits:
-        """With a number of connections that the process's open files allow. Raises ConfigError for one past it."""
+        """The limits of a configuration, within the process's open files. Raises ConfigError for more connections than
+        these allow.
+        """
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         room = _MOST if files == resource.RLIM_INFINITY else max(1, files - _OTHER_FILES)
         asked = config.max_connections

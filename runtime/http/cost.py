@@ -1,4 +1,4 @@
-"""What one HTTP request may cost, found out before anything of it is made."""
+"""Bounds on the cost of one HTTP request, checked before any of its work is created."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .config import ServerConfig
 
 
 def is_within_model(config: ServerConfig, info: ServiceInfo, answers: int) -> bool:
-    """Whether the model's maximum alone keeps so many answers within max_request_tokens."""
+    """Whether the model's maximum alone keeps `answers` answers within max_request_tokens."""
     return answers * info.max_tokens <= config.max_request_tokens
 
 
@@ -23,8 +23,8 @@ def check_work(
 ) -> None:  # fmt: skip
     """Raise ApiError for prompts and canvases, with `n` answers each, past max_request_tokens or max_request_forwards.
 
-    Prompts that are not tokens yet count with their canvases alone. Where the model's maximum is the stricter limit,
-    lengths are left to the check of each answer. `field` and `length` are the client's names for prompts and canvases.
+    Of prompts that are not tokens yet only the canvases count. Where the model's maximum is the stricter limit, each
+    answer's own check refuses it. `field` and `length` are the client's names for prompts and canvases.
     """
     prompt_tokens = canvas_tokens = forwards = 0
     for prompt, sampling in zip(prompts, params, strict=True):

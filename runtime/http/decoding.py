@@ -1,4 +1,4 @@
-"""From the sampling fields of a body to SamplingParams. `fields.py` has refused what is no field of ours."""
+"""From the sampling fields of a body to SamplingParams. `fields.py` has already refused unknown fields."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def sampling_params(
     block_length: int,
     length_name: str = "max_new_tokens",
 ) -> SamplingParams:
-    """Sampling parameters from a request's fields over the server's defaults; other fields are left alone.
+    """Sampling parameters: the request's fields over the server's defaults. Ignores other fields.
 
-    `temperature` below 1e-5 is greedy; `sampling_seed` is another name of `seed`. top_p, top_k and min_p change nothing
-    for greedy decoding and are accepted there; with a temperature only their neutral values are.
-    `block_length` is that of requests that give none. Defaults adapt to the rest: a default length to the client's
+    `temperature` below 1e-5 is greedy; `sampling_seed` is another name of `seed`. Greedy decoding accepts any top_p,
+    top_k and min_p, which change nothing there; with a temperature only their neutral values are accepted.
+    `block_length` is the default. Defaults adapt to the rest: a default length to the client's
     block_length, default steps to the canvas.
     Raises ApiError (400) in the client's words: it calls the canvas's length `length_name`.
     """
@@ -75,7 +75,7 @@ def _default_length(block_length: Any, default: int, config: ServerConfig) -> in
 
 
 def _fit_steps(chosen: dict[str, Any], block_length: int) -> None:
-    """Make default steps those that the request's canvas takes, if it is one."""
+    """Fit default steps to the request's canvas."""
     length, own = chosen["max_new_tokens"], chosen.get("block_length", block_length)
     if all(isinstance(value, int) and value >= 1 for value in (length, own)) and length <= _LARGEST:
         chosen["steps"] = fitting_steps(chosen["steps"], length, own)

@@ -1,4 +1,4 @@
-"""Every field that a client may send, and what becomes of it: one table for all routes.
+"""Every field that a client may send, and its treatment: one table for all routes.
 
 `fields.py` enforces it, docs/serving.md shows it, tests/server/test_fields.py tries each row at each place. The names
 are those of OpenAI's completion and chat schemas, SGLang's native and OpenAI schemas, vLLM's extra parameters, the
@@ -20,7 +20,7 @@ ROUTES = (GENERATE, SCORE, COMPLETIONS, CHAT, TOKENIZE, DETOKENIZE, ABORT, PROFI
 INSIDE: Mapping[str, str] = {
     SAMPLING: GENERATE, CUSTOM: GENERATE, KWARGS: CHAT, MESSAGE: CHAT, STREAM_OPTIONS: CHAT,
 }  # fmt: skip
-"""Objects inside of bodies, and a route that has each."""
+"""Objects inside bodies, and a route that has each."""
 PLACES = (*ROUTES, *INSIDE)
 
 _OPENAI = (COMPLETIONS, CHAT)
@@ -48,10 +48,11 @@ class Field:
     Attributes:
         name: as clients spell it.
         served: places that honour it; its value is checked there.
-        neutral: values that other places accept: they ask for what happens anyway. Null and empty ones always are.
-        any_value: it can't change an answer: other places accept whatever it has.
-        why: of a refusal elsewhere.
-        use: names that take its place; the first that the place serves is advised.
+        neutral: values that other places accept, because they ask for what happens anyway. Null and empty values always
+            are accepted.
+        any_value: it can't change an answer, so other places accept any value.
+        why: reason of a refusal elsewhere.
+        use: names to send instead; an error advises the first that its place honours.
     """
 
     name: str

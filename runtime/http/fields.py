@@ -1,10 +1,10 @@
-"""What becomes of the fields that a body has: `field_table.py` enforced.
+"""Enforces `field_table.py` on the fields of a body.
 
 A null or an empty value asks for nothing and is always accepted. Names that the table does not have:
 
-* in `sampling_params`, and anywhere on /score, they are refused: nothing but options of ours belongs there;
-* elsewhere they are refused when they resemble a name that the place takes (a misspelling). Others are accepted, with a
-  warning in the log: clients and routers of other servers send fields of their own, more with every release.
+* in `sampling_params`, and anywhere on /score, they are refused: only our options belong there;
+* elsewhere they are refused if they resemble a name that the place takes (a misspelling). Others are accepted, with a
+  warning in the log: clients and routers of other servers send fields of their own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _warned: set[tuple[str, str]] = set()
 
 
 def check_fields(place: str, values: Mapping[str, Any]) -> None:
-    """Raise ApiError (400) for the first field whose value would have to be ignored though it may change the answer."""
+    """Raise ApiError (400) for the first field that may change the answer and can't be honoured."""
     for name, value in values.items():
         if asks_for_nothing(value):
             continue
@@ -48,14 +48,14 @@ def asks_for_nothing(value: Any) -> bool:
 
 
 def accepts(field: Field, place: str, value: Any) -> bool:
-    """Whether a place that does not honour a field accepts this value of it (which is neither null nor empty)."""
+    """Whether a place that does not honour a field accepts this value, which is neither null nor empty."""
     if is_misplaced(field, place):
         return False
     return field.any_value or any(_same(value, option) for option in field.neutral)
 
 
 def is_misplaced(field: Field, place: str) -> bool:
-    """Whether the field would count elsewhere in the same body: then no value of it is neutral."""
+    """Whether the field is honoured elsewhere in the same body; then no value of it is neutral here."""
     return place in INSIDE and any(route in field.served for route in (GENERATE, COMPLETIONS, CHAT))
 
 

@@ -1,4 +1,4 @@
-"""How many connections are open at once, and which of them goes when there are too many."""
+"""Limits open connections, and chooses the one to close when there are too many."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _WARNING_S = 10.0
 
 
 class Gate:
-    """Keeps connections below the limit: a new one past it takes the place of the one that was silent longest.
+    """Keeps connections below the limit: a new one past it replaces the one that was silent longest.
 
-    Only when all are busy with requests does it become one of the RESERVE, and past these it is refused.
+    If all are busy with requests, it joins the RESERVE; past these it is refused.
     """
 
     def __init__(self, limits: ConnectionLimits):
@@ -25,7 +25,7 @@ class Gate:
         self._warned_at = -_WARNING_S
 
     def opened(self, connection: Connection) -> None:
-        """Make room for a connection that is now open, or refuse it."""
+        """Make room for a new connection, or refuse it."""
         others: Collection[Connection] = connection.connections  # type: ignore[assignment]
         if len(others) <= self.limits.max_connections:
             return
@@ -42,7 +42,7 @@ class Gate:
         self._warn()
 
     def check(self, connections: Collection[Connection], now: float) -> None:
-        """Close the connections whose time is over; call it about once a second."""
+        """Close connections that are past a time limit; call it about once a second."""
         for connection in list(connections):
             connection.check(now)
 

@@ -1,4 +1,4 @@
-"""The work of HTTP requests: their generations and what comes before, aborted when the client goes or by its id."""
+"""The work of HTTP requests: their generations and preparation, aborted when the client leaves or by id."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ClientGoneError(Exception):
 
 
 class Generations:
-    """All requests under way, by the id that the client knows them by."""
+    """All HTTP requests in flight, by the client's id."""
 
     def __init__(self, service: Service, metrics: Metrics):
         self._service = service
@@ -50,21 +50,21 @@ class Generations:
 
     @property
     def num_active(self) -> int:
-        """HTTP requests under way; one whose work has generations of its own may count for these too."""
+        """HTTP requests in flight; the generations of a request's own work may count too."""
         return len(self._groups.keys() | self._works.keys())
 
     def is_used(self, rid: str) -> bool:
-        """Whether a request of that id is under way."""
+        """Whether a request of that id is in flight."""
         return rid in self._groups or rid in self._works
 
     def new_rid(self, wished: str | None = None) -> str:
-        """`wished` if no request under way has it, else an id that nobody has."""
+        """`wished` if no request in flight has it, else an unused id."""
         if wished is not None and not self.is_used(wished):
             return wished
         return f"{wished}-{secrets.token_hex(4)}" if wished else secrets.token_hex(16)
 
     async def abort(self, rid: str) -> int:
-        """End a request, with all that it runs, or one of its generations by its own id; how many were told to end."""
+        """End a request with all its generations, or one generation by its own id; returns how many."""
         if (work := self._works.get(rid)) is not None:
             return int(work.cancel())
         group = self._groups.get(rid)
@@ -74,9 +74,9 @@ class Generations:
         return waiting or await self._service.abort(rid)
 
     def end(self, error: ShoalError) -> None:
-        """End all requests under way with an error, and with the same error all that are opened from now on.
+        """End all requests in flight with an error, and all that are opened from now on.
 
-        What the service still says of them is dropped: an answer that was cut short must not look complete.
+        Later outputs of the service are dropped: an answer that was cut short must not look complete.
         """
         self._end = error
         for generation in self._groups.values():
@@ -85,13 +85,13 @@ class Generations:
             work.cancel()
 
     async def abort_all(self) -> int:
-        """End everything, also what the service still holds of requests that are gone; how much was told to end."""
+        """End everything, including what the service still holds of requests that are gone; returns how many."""
         works = sum(work.cancel() for work in list(self._works.values()))
         waiting = sum(group.abort_waiting() for group in self._groups.values())
         return works + waiting + await self._service.abort(None)
 
     def open(self, rid: str, inputs: Sequence[GenerateInput], at_a_time: int | None = None) -> Generation:
-        """A context in which `inputs` run, `at_a_time` of them (None: all); leaving it ends those that still do.
+        """A context in which `inputs` run, at most `at_a_time` together (None: all); leaving it ends the rest.
 
         Raises the error of `end`.
         """
@@ -107,11 +107,11 @@ class Generations:
             return await _while_connected(request, asyncio.ensure_future(generation.collect()))
 
     async def run(self, request: Request, rid: str, work: Awaitable[_T]) -> _T:
-        """What `work` returns: all that a request has to do, or what comes before its generations.
+        """Run `work`, the whole of a request or its preparation, and return its result.
 
-        Meanwhile the request counts as under way, and ends when its client leaves or aborts it. Raises what `work`
-        raises, InvalidRequestError when the id is in use, ClientGoneError, RequestAbortedError, or EngineClosedError
-        when it was aborted because the service ends.
+        Meanwhile the request is in flight, and ends when its client leaves or aborts it. Raises what `work` raises,
+        InvalidRequestError if the id is in use, ClientGoneError, RequestAbortedError, or EngineClosedError if the end
+        of the service aborted it.
         """
         task = asyncio.ensure_future(work)
         if self.is_used(rid):
@@ -132,8 +132,9 @@ class Generations:
 
 
 async def _while_connected(request: Request, task: asyncio.Future[_T]) -> _T:
-    """The result of a task. Raises ClientGoneError when the client leaves first, RequestAbortedError when it is
-    cancelled; it is over in any case."""
+    """The result of a task, which has always ended afterwards. Raises ClientGoneError if the client leaves first,
+    RequestAbortedError if it was cancelled.
+    """
     leaving = asyncio.ensure_future(until_disconnect(request.receive))
     try:
         await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -162,7 +163,7 @@ class Generation:
         self._inputs = inputs
         self._latest: dict[int, RequestOutput | BaseException] = {}
         self._failure: ShoalError | None = None
-        self._begun = False  # some have outputs: what finds the queue full from now on waits
+        self._begun = False  # some have outputs: from now on a full queue means waiting
         self._waiting = {item.rid: index for index, item in enumerate(inputs)}
         self._news = asyncio.Event()
         self._turns = asyncio.Semaphore(at_a_time or max(1, len(inputs)))
@@ -188,26 +189,26 @@ class Generation:
             self._groups.pop(self._rid, None)
 
     async def abort(self) -> int:
-        """End all that wait or run; how many were told to end."""
+        """End all generations that wait or run; returns how many."""
         waiting = self.abort_waiting()
         return waiting + sum([await self._service.abort(item.rid) for item in self._inputs])
 
     def abort_waiting(self, rid: str | None = None) -> int:
-        """End the generation `rid` (None: every one) that still waits for its turn; how many that were."""
+        """End the generation `rid` (None: every one) if it still waits for its turn; returns how many."""
         ended = [rid for rid in ([rid] if rid is not None else list(self._waiting)) if rid in self._waiting]
         for rid in ended:
             self._put(self._waiting.pop(rid), _never_ran(rid))
         return len(ended)
 
     def fail(self, error: ShoalError) -> None:
-        """End it with an error, behind the outputs that are there already."""
+        """End it with an error, after the outputs that already exist."""
         self._failure = error
         self._news.set()
 
     async def outputs(self) -> AsyncIterator[tuple[int, RequestOutput]]:
-        """(which input, output) as they come, until each has had its terminal one. Raises the first ShoalError.
+        """Yield (index of the input, output) until each input has its terminal output. Raises the first ShoalError.
 
-        Outputs are cumulative: who reads slowly gets fewer of them, so what waits here stays small.
+        Outputs are cumulative: a slow reader gets fewer of them, so little waits here.
         """
         left = len(self._inputs)
         while left:
@@ -255,7 +256,7 @@ class Generation:
             await asyncio.sleep(_QUEUE_FULL_SECONDS)
 
     async def _attempt(self, index: int, item: GenerateInput) -> QueueFullError | None:
-        """Run a generation to its end; the error when the queue had no room for it."""
+        """Run a generation to its end; returns the error if the queue had no room for it."""
         watch = self._metrics.watch()
         stream: AsyncGenerator[RequestOutput, None] = self._service.generate(item)
         finished = False

@@ -1,4 +1,4 @@
-"""What is wrong with a body, in words: it can't be parsed, or a field has a wrong type."""
+"""Describes an invalid body: it can't be parsed, or a field has a wrong type."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def unreadable(reason: BaseException | None) -> str:
 
 
 def _steps(path: tuple[Any, ...], body: Any) -> list[Any]:
-    """The part of a pydantic location that leads through the body: without the names of a union's alternatives."""
+    """A pydantic location without the names of a union's alternatives: the path through the body."""
     steps: list[Any] = []
     rest = path[1:] if path and path[0] in _WHERE else path
     value = body if path and path[0] == "body" else {}

@@ -106,15 +106,15 @@ class Metrics:
         return RequestWatch(self)
 
     def render(self, stats: SchedulerStats | None) -> bytes:
-        """The text exposition; without the scheduler's numbers when there is no scheduler to ask."""
+        """The text exposition; without the scheduler's numbers if no scheduler answers."""
         self._stats.stats = stats
         return generate_latest(self.registry)
 
 
 class RequestWatch:
-    """Times one generation as the HTTP server sees it; counted once, at its end, with what became of it.
+    """Times one generation as the HTTP server sees it; counts it once, at its end, with its outcome.
 
-    Outcomes are `stop`, `length`, `abort` (also when its client went away), `timeout` and `error`.
+    Outcomes are `stop`, `length`, `abort` (also when its client left), `timeout` and `error`.
     """
 
     def __init__(self, metrics: Metrics):
@@ -125,7 +125,7 @@ class RequestWatch:
         self._ended = False
 
     def saw(self, output: RequestOutput) -> None:
-        """Take an output into account."""
+        """Record an output."""
         self._latest = output
         if self._first is None and output.completion_tokens:
             self._first = (time.monotonic(), output.completion_tokens)
@@ -139,12 +139,12 @@ class RequestWatch:
             self._end(output.finish_reason)
 
     def failed(self, error: ShoalError) -> None:
-        """It ended without an output that says so. What was refused is in no histogram: it never was a request."""
+        """Record an end without a terminal output. Refusals enter no histogram: they never became requests."""
         if not isinstance(error, REFUSALS):
             self._end("error")
 
     def left(self) -> None:
-        """Its client went away."""
+        """Record that its client left."""
         self._metrics.disconnected.inc()
         self._end("abort")
 

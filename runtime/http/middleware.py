@@ -1,4 +1,4 @@
-"""What stands before the routes: size and time of bodies, access log. Plain ASGI, so streams pass."""
+"""Middleware: size and time of bodies, access log. Plain ASGI, so that streams pass."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .replies import JSONReply
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("shoal.access")
 QUIET_PATHS = frozenset({"/health", "/health_generate", "/ready", "/ping", "/metrics"})
-"""Probes ask again and again: their replies are logged at level debug."""
+"""Probes poll these paths, so their replies are logged at level debug."""
 REST_BYTES, REST_SECONDS = 64 << 20, 5.0
-"""How much of a refused body is read and dropped before the reply, and for how long."""
+"""Bytes of a refused body that are read and dropped before the reply, and the seconds for it."""
 _CLIENT_CLOSED_REQUEST = 499
 _CLOSE: Mapping[str, str] = {"connection": "close"}
 
 
 class BodyLimit:
-    """Answers 413 to bodies over `max_bytes`, and 408 to those that take long.
+    """Answers 413 to bodies over `max_bytes`, and 408 to bodies that are too slow.
 
-    Of a body that is too large a bounded rest is read and dropped first: most clients look for a reply only when they
-    have sent everything, and a connection that closes before that hides it from them.
+    It first reads and drops a bounded rest of a body that is too large: most clients look for a reply only after they
+    have sent everything, and miss it if the connection closes earlier.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float):
@@ -105,7 +105,7 @@ async def _answer(
 
 
 async def _parts(receive: Receive) -> AsyncIterator[bytes]:
-    """What is left of a body. Raises ClientGoneError."""
+    """The remaining parts of a body. Raises ClientGoneError."""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -116,18 +116,18 @@ async def _parts(receive: Receive) -> AsyncIterator[bytes]:
 
 
 def _declared(scope: Scope) -> int:
-    """Content-Length; 0 without one (the HTTP parser has refused what is no number)."""
+    """Content-Length; 0 without one (the HTTP parser refuses anything but a number)."""
     value = header(scope, b"content-length") or b"0"
     return int(value) if value.isdigit() else 0
 
 
 def _will_end(scope: Scope, most: int) -> bool:
-    """Whether the client says that it sends at most so many bytes, or not how many, and sends them without a reply."""
+    """Whether the client declares at most `most` bytes, or no length, and sends them without waiting for a reply."""
     return _declared(scope) <= most and header(scope, b"expect") is None
 
 
 class AccessLog:
-    """A log line and a count for every reply; what a route raises unawares becomes a 500 with no details."""
+    """Logs and counts every reply; an unexpected error of a route becomes a 500 without details."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: Iterable[str]):
         self._app = app
@@ -135,7 +135,7 @@ class AccessLog:
         self._routes = frozenset(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and look at the status of its reply."""
+        """Pass the request on, and record the status of its reply."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -172,7 +172,7 @@ class AccessLog:
 
 
 def _shown(path: str) -> str:
-    """A path without control characters: a log line stays a line."""
+    """A path without control characters, so that a log line stays one line."""
     return path[:200].encode("unicode_escape").decode("ascii")
 
 

@@ -1,4 +1,4 @@
-"""What a page in a browser may not do: reach this server under another name, or call it from another site."""
+"""Checks against pages in a browser that reach this server under another name or from another site."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _FORM_TYPES = frozenset({b"application/x-www-form-urlencoded", b"multipart/form-
 class HostCheck:
     """Answers 403 to requests whose Host header names another host (DNS rebinding).
 
-    A page of evil.example whose name is made to resolve to this address is, for a browser, a page of this server; only
-    the Host header tells. Requests without one (HTTP/1.0 probes) come from no browser and pass.
+    If evil.example resolves to this address, a browser takes its page for one of this server; only the Host header
+    shows the difference. Requests without one (HTTP/1.0 probes) come from no browser and pass.
     """
 
     def __init__(self, app: ASGIApp, config: ServerConfig):
@@ -41,7 +41,7 @@ class HostCheck:
 
 
 class OriginCheck:
-    """Answers 403 to what a page of another site sends: by Origin, or by Sec-Fetch-Site where there is no Origin.
+    """Answers 403 to requests of other sites' pages: by Origin, or by Sec-Fetch-Site if there is no Origin.
 
     Programs send neither header. Following a link from another site (a navigation that only reads) is allowed.
     """
@@ -60,7 +60,7 @@ class OriginCheck:
         await self._app(scope, receive, send)
 
     def _foreign(self, scope: Scope) -> str | None:
-        """The header that tells that the request is another site's; None when it is not."""
+        """The header that shows that another site sent the request; None if none does."""
         if "*" in self._allowed:
             return None
         origin = header(scope, b"origin")
@@ -74,9 +74,9 @@ class OriginCheck:
 
 
 class JSONBodies:
-    """Answers 400 to bodies that are not declared as JSON, and to anything that a form of a page could have sent.
+    """Answers 400 to bodies that are not declared as JSON, and to anything that a page's form could send.
 
-    Content types of forms are refused also where no body is read: browsers send those across sites without asking.
+    Content types of forms are refused even without a body: browsers send those across sites without a preflight.
     """
 
     def __init__(self, app: ASGIApp):
@@ -109,7 +109,7 @@ def allowed_hosts(config: ServerConfig) -> tuple[str, ...] | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address, or the name localhost, can only be reached from this machine."""
+    """Whether an address, or the name localhost, is reachable only from this machine."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

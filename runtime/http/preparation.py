@@ -1,4 +1,4 @@
-"""Prompts become tokens before any generation of a request is made, where its cost depends on that."""
+"""Tokenizes prompts before any generation of a request is created, where its cost depends on them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _AT_A_TIME = 8
 
 
 async def prepared(state: ServerState, request: Request, batch: Batch) -> Batch:
-    """The batch with tokens for prompts.
+    """The batch with its prompts as tokens.
 
-    So a prompt of several answers is tokenized once, and the limit on all token positions holds before the first
-    generation is made. A single prompt stays as it is where the model's own maximum is the stricter limit.
+    So a prompt of several answers is tokenized once, and the limit on all token positions is checked before the first
+    generation exists. A single prompt stays as it is if the model's own maximum is the stricter limit.
     Raises ApiError, InvalidRequestError, and what `Generations.run` raises.
     """
     info = state.service.info
@@ -46,9 +46,9 @@ async def encode_all(
     service: Service, prompts: Sequence[Prompt | Sequence[TextPart]], names: Sequence[str],
     add_special_tokens: bool = True,
 ) -> list[list[int]]:  # fmt: skip
-    """Token ids of prompts, in order, called `names` in errors; those that are token ids stay as they are.
+    """Token ids of prompts, in order; errors call them `names`. Prompts that are token ids stay as they are.
 
-    Few at a time are with the tokenizer, so that other requests get turns.
+    Only a few at a time go to the tokenizer, so that other requests get turns.
     """
 
     async def encode(prompt: Any, name: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""A sign of life from the scheduler: one small request, shared by all who ask."""
+"""A probe of the scheduler: one small request, shared by all callers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _POLL_S = 0.05
 
 
 class SharedProbe:
-    """At most one probe at a time, and at most one an interval, however many ask: it needs no key.
+    """At most one probe at a time and one per interval, however many callers there are, since it needs no key.
 
     Args:
-        service: what is probed.
+        service: to probe.
         limit_s: seconds after which a probe has failed.
-        interval_s: seconds for which its result, good or bad, is given to those who ask later.
+        interval_s: seconds for which later callers get its result, good or bad.
     """
 
     def __init__(self, service: Service, limit_s: float, interval_s: float):
@@ -34,22 +34,22 @@ class SharedProbe:
         self._ended = 0.0
 
     async def check(self) -> None:
-        """Return after a sign of life. Raises ApiError (503) when there was none in time, or what the probe raised."""
+        """Return once a forward has finished. Raises ApiError (503) if none did in time, or the probe's error."""
         if self._latest is None or (self._latest.done() and time.monotonic() - self._ended >= self._interval_s):
             self._latest = asyncio.create_task(self._probe())
             self._latest.add_done_callback(self._done)
-        await asyncio.shield(self._latest)  # one who leaves does not end it for the others
+        await asyncio.shield(self._latest)  # a caller that leaves does not end it for the others
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._ended = time.monotonic()
         if not task.cancelled():
-            task.exception()  # it was seen, also when everybody has left
+            task.exception()  # mark its error as retrieved, also when all callers have left
 
     async def _probe(self) -> None:
-        """Decode one token, until that or any other forward is done.
+        """Decode one token; return when that or any other forward has finished.
 
-        A queue that is full, or long, is no failure: the probe only wants to see that work goes on. Its priority is
-        below every client's, so it never preempts.
+        A full or long queue is no failure, as long as work goes on. The probe's priority is below every client's, so it
+        never preempts.
         """
         service = self._service
         try:
@@ -69,7 +69,7 @@ class SharedProbe:
 
 
 async def _answered(token: asyncio.Task[None]) -> bool:
-    """Whether the token is there, after a moment at most. Raises what its request raised, but for a full queue."""
+    """Whether the token has come, after a short wait. Raises its request's error, except for a full queue."""
     await asyncio.wait((token,), timeout=_POLL_S)
     if not token.done():
         return False
@@ -81,7 +81,7 @@ async def _answered(token: asyncio.Task[None]) -> bool:
 
 
 async def decode_one_token(service: Service, rid: str, max_new_tokens: int = 1, priority: int = 0) -> None:
-    """Run one tiny request that touches no cache. Raises a ShoalError when it does not end well."""
+    """Run one tiny request that touches no cache. Raises a ShoalError if it fails."""
     sampling = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
     prompt = [min(_PROMPT_TOKEN, service.info.vocab_size - 1)] * 2
     item = GenerateInput(rid=rid, prompt=prompt, sampling=sampling, cache_mode="none", priority=priority, stream=False)

@@ -24,7 +24,7 @@ class JSONReply(Response):
 
 
 def meta_info(output: RequestOutput, item: GenerateInput, default_mode: str) -> dict[str, Any]:
-    """`meta_info` of a native reply: what SGLang's clients read, and what a diffusion model has beside it."""
+    """`meta_info` of a native reply: SGLang's fields, and those of a diffusion model."""
     info: dict[str, Any] = {
         "id": item.rid,
         "finish_reason": native_finish_reason(output),
@@ -41,7 +41,7 @@ def meta_info(output: RequestOutput, item: GenerateInput, default_mode: str) -> 
 
 
 def diffusion_info(output: RequestOutput, item: GenerateInput, default_mode: str) -> dict[str, Any]:
-    """What decoding took and what was reused."""
+    """Cost of the decoding, and what it reused."""
     return {
         "nfe": output.nfe,
         "cache_mode": item.cache_mode or default_mode,

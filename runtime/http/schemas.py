@@ -1,4 +1,4 @@
-"""Bodies that clients send. Types are strict; fields that are not named here are accepted and left alone."""
+"""Bodies that clients send, with strict types. Unknown fields are kept; `fields.py` judges them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Number = int | float
 
 
 class Body(BaseModel):
-    """Base of all bodies: no silent conversion of types, unknown fields kept for the routes to look at."""
+    """Base of all bodies: converts no types, keeps unknown fields for the routes to check."""
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
 
@@ -25,7 +25,7 @@ class Body(BaseModel):
 
 
 class Routing(Body):
-    """What every generating route takes beside its prompt."""
+    """Fields of every generating route besides its prompt."""
 
     rid: Annotated[str | list[str] | None, Field(description="Id of the request, or one for each prompt.")] = None
     cache_mode: Annotated[
@@ -97,7 +97,7 @@ class ScoreBody(Body):
 
 
 class StreamOptions(Body):
-    """What a stream tells about usage."""
+    """Options of usage in a stream."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None

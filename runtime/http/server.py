@@ -36,15 +36,15 @@ class StartableService(Service, Protocol):
     """A service that is not running yet."""
 
     async def start(self) -> None:
-        """Get ready to serve; raises a ShoalError when that fails."""
+        """Get ready to serve. Raises a ShoalError if that fails."""
         ...
 
 
 async def serve(service: StartableService, config: ServerConfig, model_name: str) -> int:
     """Serve until SIGTERM, SIGINT or the service's death; the exit code of the process.
 
-    It listens at once and answers 503 until the warm-up is done. On a signal it takes no more requests, lets those
-    under way finish for up to `drain_timeout_s`, ends the rest and stops; a second signal cuts the waiting short.
+    It listens at once and answers 503 until the warm-up is done. On a signal it takes no more requests, lets those in
+    flight finish for up to `drain_timeout_s`, ends the rest and stops; a second signal cuts the wait short.
     """
     signals = _Signals()
     gate = Gate(ConnectionLimits.of(config))
@@ -76,7 +76,7 @@ async def serve(service: StartableService, config: ServerConfig, model_name: str
             else:
                 logger.error("The server stops: %s", dead.result().reason if dead.done() else "the HTTP server stopped")
             if not serving.done() and state.warm:
-                await asyncio.sleep(_LAST_WORDS_S)  # those who ask now get a 503, not a closed port
+                await asyncio.sleep(_LAST_WORDS_S)  # clients get a 503 now, not a closed port
         starting.cancel()
         await service.shutdown(0.0)
     finally:
@@ -90,7 +90,7 @@ async def serve(service: StartableService, config: ServerConfig, model_name: str
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ConfigError when the address can't be had."""
+    """A listening socket. Raises ConfigError if the address is unavailable."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         # A name like localhost has addresses of both kinds, and most clients try the IPv4 one.
@@ -116,7 +116,7 @@ def _address(listener: socket.socket) -> str:
 
 
 async def _start(service: StartableService, state: ServerState, listener: socket.socket) -> ShoalError | None:
-    """Get ready; the error, logged, that says why it can't."""
+    """Get ready; returns the error, after logging it, if that fails."""
     begin = time.monotonic()
     try:
         await service.start()
@@ -138,7 +138,7 @@ async def _start(service: StartableService, state: ServerState, listener: socket
 
 
 async def _refusal(starting: asyncio.Task[ShoalError | None]) -> ShoalError | None:
-    """Why the start failed, once the service is dead; None when it had succeeded or says nothing."""
+    """Why the start failed, once the service is dead; None if it had succeeded or gives no reason."""
     done, _ = await asyncio.wait((starting,), timeout=_LAST_WORDS_S)
     return starting.result() if done else None
 
@@ -161,7 +161,7 @@ async def _drain(state: ServerState, signals: _Signals, starting: asyncio.Task[S
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without signal handlers of its own, and with a look at its connections once a second."""
+    """uvicorn without its signal handlers, which checks its connections once a second."""
 
     def __init__(self, config: uvicorn.Config, gate: Gate):
         super().__init__(config)
@@ -180,7 +180,7 @@ class _Server(uvicorn.Server):
 
 
 class _Signals:
-    """SIGTERM and SIGINT: the first asks for an end, the second for haste."""
+    """SIGTERM and SIGINT: the first starts draining, the second ends it."""
 
     _KINDS = (signal.SIGTERM, signal.SIGINT)
 
@@ -195,7 +195,7 @@ class _Signals:
         (self.second if self.first.is_set() else self.first).set()
 
     def close(self) -> None:
-        """From now on they are ignored: all is done, and the process is about to end with a code that says how."""
+        """Ignore them from now on: the process is about to end with its exit code."""
         for kind in self._KINDS:
             self._loop.remove_signal_handler(kind)
             signal.signal(kind, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Server-sent events: a response that ends its generations when the client goes."""
+"""Server-sent events: a response that ends its generations when the client leaves."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class EventStream(Response):
     """Sends events as they come, then `data: [DONE]`.
 
     `events` must be an asynchronous generator; it is closed in any case. An error inside it becomes one last event
-    `{"error": {...}}`. The first event is awaited before the status line is sent: so what fails before it is an
-    ordinary error reply (call `prepare`).
+    `{"error": {...}}`. `prepare` awaits the first event before the status line is sent, so an earlier failure is an
+    ordinary error reply.
     """
 
     media_type = "text/event-stream"

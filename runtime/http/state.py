@@ -1,4 +1,4 @@
-"""What the routes of one server share: service, options, metrics, and whether requests are taken."""
+"""State that the routes of one server share: service, options, metrics, and whether it takes requests."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class ServerState:
 
     Attributes:
         warm: the warm-up request is done.
-        draining: the server was told to end; requests under way go on.
+        draining: the server is about to end; requests in flight go on.
         started: wall-clock seconds since the epoch, for `created` fields.
-        probe: what /health_generate asks.
-        digest_key: of the digests that stand for salts; a plain hash of a tenant's name could be guessed.
+        probe: of /health_generate.
+        digest_key: key of the digests that replace salts; a plain hash of a tenant's name could be guessed.
     """
 
     service: Service
@@ -50,7 +50,7 @@ class ServerState:
 
     @property
     def status(self) -> ServiceStatus:
-        """The service's state, with the server's own reasons not to take requests."""
+        """The service's state, or the server's own reason not to take requests."""
         status = self.service.status
         if status.state == "up" and self.draining:
             return ServiceStatus("draining", "the server is shutting down")
@@ -84,8 +84,9 @@ class ServerState:
 
     @property
     def at_a_time(self) -> int:
-        """How many answers of one request are with the scheduler at a time: as many as may run, so that the requests
-        of others do not wait for all of a batch."""
+        """Answers of one request that the scheduler holds at a time: as many as may run, so that others do not wait for
+        a whole batch.
+        """
         return int(self.service.info.engine["max_running_requests"])
 
     @property

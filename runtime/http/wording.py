@@ -1,4 +1,4 @@
-"""Values and names in errors as the client wrote them: JSON, not Python."""
+"""Shows values and names in errors as the client wrote them: JSON, not Python."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def shown(value: Any) -> str:
 def in_client_words(error: ShoalError, names: Mapping[str, str]) -> tuple[str, str | None]:
     """Message and field of an error, with the client's names for our fields and its value as JSON.
 
-    `names` maps a field of shoal to what the client calls it.
+    `names` maps a field of shoal to the client's name for it.
     """
     field, message = error.field, error.message
     head = f"{field} is {shorten(error.value)}"
@@ -51,7 +51,7 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
 
 
 def _clipped(value: Any, depth: int) -> Any:
-    """As much of a value as can matter for its first characters: bodies have megabytes."""
+    """As much of a value as its first characters need: bodies have megabytes."""
     if isinstance(value, str):
         return value[:_LIMIT]
     if isinstance(value, int) and not isinstance(value, bool):

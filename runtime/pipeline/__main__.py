@@ -1,4 +1,4 @@
-"""Runs one process of the pipeline, and sees to it that it never outlives its parent.
+"""Runs one process of the pipeline, which never outlives its parent.
 
 Started by `Pipeline` as `python -m shoal.runtime.pipeline`. The parent writes one line of JSON (a `Spec`) to its
 standard input and keeps that pipe open: when it closes, because the parent closed it or is gone, the process ends.

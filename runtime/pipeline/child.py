@@ -1,4 +1,4 @@
-"""What every process of the pipeline has: what it was told at its start, its sockets, and a line to the client."""
+"""What every process of the pipeline has: its start options, its sockets, and a line to the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache, aborts, and what only an operator should reach."""
+"""The cache, aborts and traces: routes for operators."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def flush_cache(
     state: Annotated[ServerState, Depends(ready_state)],
     timeout: Annotated[float, Query(description="Seconds to wait for requests under way to end.")] = 0.0,
 ) -> Response:
-    """400, and nothing dropped, when requests are still under way after `timeout` seconds."""
+    """400, and nothing is dropped, if requests are still in flight after `timeout` seconds."""
     if not math.isfinite(timeout) or not 0 <= timeout <= _MAX_WAIT_S:
         raise bad_request("timeout", f"timeout is {timeout}; it must be from 0 to {_MAX_WAIT_S}")
     await state.service.flush_cache(timeout)
@@ -40,7 +40,7 @@ async def flush_cache(
 async def abort_request(body: AbortBody, state: Annotated[ServerState, Depends(server_state)]) -> Response:
     """End the request with id `rid` (with all its prompts and answers), or all of them with `abort_all`.
 
-    An id that is not under way is no error: the request may just have ended.
+    An unknown id is no error: the request may just have ended.
     """
     check_fields(ABORT, body.fields())
     if body.abort_all:
@@ -54,8 +54,8 @@ async def abort_request(body: AbortBody, state: Annotated[ServerState, Depends(s
 async def cache(request: Request, state: Annotated[ServerState, Depends(ready_state)]) -> Response:
     """Its nodes with their depth, ratio, pages and hits, and its totals.
 
-    Salts show as digests that mean the same for as long as this server runs. The nodes' first tokens are there only on
-    a server with an admin key, since they are what others have sent.
+    Salts show as digests that stay the same while this server runs. The nodes' first tokens show only on a server with
+    an admin key, since other clients sent them.
     """
     snapshot = await state.service.cache_snapshot()
     return JSONReply(_without_secrets(snapshot, state.digest_key, tokens=is_admin(request)))
@@ -65,9 +65,9 @@ async def cache(request: Request, state: Annotated[ServerState, Depends(ready_st
 async def start_profile(
     state: Annotated[ServerState, Depends(ready_state)], body: ProfileBody | None = None
 ) -> Response:
-    """A trace for chrome://tracing or Perfetto, in the worker's process, which goes on serving.
+    """Record a trace for chrome://tracing or Perfetto in the worker's process, which goes on serving.
 
-    `path` is where it will be: it is written on /stop_profile or after `num_steps`. 400 when one is being recorded.
+    `path` is its file, written on /stop_profile or after `num_steps`. 400 if one is being recorded.
     """
     body = body or ProfileBody()
     check_fields(PROFILE, body.fields())
@@ -85,12 +85,12 @@ async def start_profile(
 
 @router.post("/stop_profile", summary="End the recording and write it")
 async def stop_profile(state: Annotated[ServerState, Depends(server_state)]) -> Response:
-    """`path` is the trace's. Takes seconds; 400 when none is being recorded (it may have ended by itself)."""
+    """`path` is the trace's file. Takes seconds; 400 if none is being recorded (it may have ended by itself)."""
     return JSONReply({"profiling": False, "path": await state.service.stop_profile()})
 
 
 def _without_secrets(snapshot: dict[str, Any], key: bytes, *, tokens: bool) -> dict[str, Any]:
-    """The snapshot, changed in place: digests under `key` for salts; the nodes' tokens stay only with `tokens`."""
+    """The snapshot, changed in place: salts become digests under `key`; the nodes' tokens stay only with `tokens`."""
     for namespace in snapshot["namespaces"]:
         salt = namespace["salt"].encode("utf-8", "surrogatepass")
         namespace["salt"] = hmac.new(key, salt, "sha256").hexdigest()[:16] if salt else ""
@@ -103,7 +103,7 @@ def _without_secrets(snapshot: dict[str, Any], key: bytes, *, tokens: bool) -> d
 
 
 def _trace_folder(state: ServerState, asked: str | None) -> str:
-    """Absolute. Who needs no key to get here can't choose where files are written, but inside of --profile-dir."""
+    """The absolute folder. Without an API key, traces may only go inside --profile-dir."""
     config = state.config
     base = None if config.profile_dir is None else os.path.realpath(config.profile_dir)
     if asked is None:

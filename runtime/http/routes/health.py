@@ -25,7 +25,7 @@ async def health(state: Annotated[ServerState, Depends(ready_state)]) -> Respons
 
 @router.get("/health_generate", summary="As /health, after a sign of life from the scheduler")
 async def health_generate(state: Annotated[ServerState, Depends(ready_state)]) -> Response:
-    """200 when a token of its own or any other forward was done just now, else 503. Callers share one probe."""
+    """200 if a forward, the probe's or any other, has just finished, else 503. Callers share one probe."""
     await state.probe.check()
     return JSONReply({"status": "up"})
 

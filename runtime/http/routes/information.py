@@ -1,4 +1,4 @@
-"""What runs here, how loaded it is, and the metrics."""
+"""The model, the options, the load and the metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SECRETS = ("api_key", "admin_api_key")
 @router.get("/model_info", summary="The model")
 @router.get("/get_model_info", include_in_schema=False)
 async def model_info(state: Annotated[ServerState, Depends(server_state)]) -> Response:
-    """What clients need to know of the model and its tokenizer."""
+    """What clients need to know about the model and its tokenizer."""
     info = state.service.info
     return JSONReply(
         {
@@ -54,7 +54,7 @@ async def model_info(state: Annotated[ServerState, Depends(server_state)]) -> Re
 @router.get("/server_info", summary="Options and state of the server")
 @router.get("/get_server_info", include_in_schema=False)
 async def server_info(state: Ready) -> Response:
-    """Every option of engine and server but the keys, the model, and the scheduler's numbers."""
+    """Every option of engine and server except the keys, the model, and the scheduler's numbers."""
     info, stats = state.service.info, await state.stats()
     server = {name: value for name, value in asdict(state.config).items() if name not in _SECRETS}
     return JSONReply(
@@ -115,7 +115,7 @@ async def get_load(state: Ready) -> Response:
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 async def metrics(state: Annotated[ServerState, Depends(server_state)]) -> Response:
-    """Text exposition; without the scheduler's numbers when no scheduler answers."""
+    """The text exposition; without the scheduler's numbers if no scheduler answers."""
     try:
         stats: SchedulerStats | None = await state.stats()
     except (EngineClosedError, ApiError):

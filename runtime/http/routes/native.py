@@ -69,7 +69,7 @@ def _canvases(body: GenerateBody, count: int, single: bool) -> list[list[int] | 
 
 
 def _prompts(body: GenerateBody) -> tuple[list[Any], bool]:
-    """The prompts, and whether it was one alone."""
+    """The prompts, and whether the body has a single one."""
     if (body.text is None) == (body.input_ids is None):
         raise bad_request("text", "exactly one of text and input_ids must be given")
     if body.text is not None:

@@ -129,7 +129,7 @@ def _card(state: ServerState) -> dict[str, Any]:
 
 
 def _check(route: str, body: CompletionBody | ChatBody) -> None:
-    """Raise ApiError for a field that can't be honoured, also inside of others."""
+    """Raise ApiError for a field that can't be honoured, also inside other fields."""
     check_fields(route, body.fields())
     if body.stream_options is not None:
         check_fields(STREAM_OPTIONS, body.stream_options.fields())
@@ -180,7 +180,7 @@ async def _events(
     state: ServerState, batch: Batch, frame: dict[str, Any], heads: Sequence[str], options: StreamOptions | None,
     choice: MakeChoice, opening: bool = False,
 ) -> AsyncGenerator[bytes, None]:  # fmt: skip
-    """Chunks with what was committed since the last one; with `opening`, each choice begins with an empty one."""
+    """Chunks with the text committed since the last one; with `opening`, each choice begins with an empty chunk."""
     latest: list[RequestOutput | None] = [None] * len(batch.inputs)
     report = state.config.enable_cache_report
     continuous = options is not None and bool(options.continuous_usage_stats)

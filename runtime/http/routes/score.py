@@ -29,14 +29,14 @@ router = APIRouter(tags=["native"])
 _AT_A_TIME = 16
 """Most scoring requests of one call that the scheduler holds, so that other clients get turns."""
 _TOKENS_AT_A_TIME = 1024
-"""Most token positions of these together, where they are more than one: a forward of so many keeps nobody waiting."""
+"""Most token positions of these together, if there are several: a forward of that size delays others little."""
 
 
 @router.post("/score", summary="How probable a model finds each of several choices behind a prompt")
 async def score(body: ScoreBody, request: Request, state: Annotated[ServerState, Depends(ready_state)]) -> Response:
     """For each choice a score for each of its tokens, their sum and their mean; `best` is the highest mean.
 
-    `meta_info` has sums over the requests that it took: nfe, prompt_tokens, cached_tokens and more.
+    `meta_info` has sums over its scoring requests: nfe, prompt_tokens, cached_tokens and more.
     """
     check_fields(SCORE, body.fields())
     if (body.text is None) == (body.input_ids is None):
@@ -73,7 +73,7 @@ async def score(body: ScoreBody, request: Request, state: Annotated[ServerState,
 
 
 async def _scored(state: ServerState, rid: str, body: ScoreBody, base: GenerateInput) -> ScoreOutput:
-    """Tokenize, compute the prompt once where several forwards share it, then score a few canvases at a time."""
+    """Tokenize, compute the prompt once if several forwards share it, then score a few canvases at a time."""
     start = time.monotonic()
     service, config, split = state.service, state.config, body.split_special_tokens
     if body.text is not None:
@@ -101,7 +101,7 @@ async def _scored(state: ServerState, rid: str, body: ScoreBody, base: GenerateI
 
 
 def _on_time(item: GenerateInput, start: float) -> GenerateInput:
-    """With what is left of its time, of which everything since `start` is a part. Raises RequestTimeoutError."""
+    """The input with its remaining time, counted from `start`. Raises RequestTimeoutError."""
     if item.timeout_s is None:
         return item
     spent = time.monotonic() - start
