@@ -31,8 +31,9 @@ from shoal.provenance import commit, hardware
 from shoal.runtime.model.config import ModelConfig
 from shoal.runtime.request.forward import AddRequest, Forward, ForwardItem, Release
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.worker.gpu.executor import CudaExecutor
 from shoal.runtime.worker.gpu.refresh_plan import plan_refresh
-from shoal.runtime.worker.gpu.worker import CudaWorker
+from shoal.runtime.worker.worker import Worker
 
 CANVAS, BLOCK = 256, 32
 SHARED, SHARED_LAYERS = 1984, 16
@@ -77,8 +78,9 @@ class Batch:
 
     def __init__(self, engine: Engine, requests: int, prompt: int, shared: int = 0, depth: int = 0):
         worker = engine._parts.worker
-        assert isinstance(worker, CudaWorker)
-        self.worker = worker
+        assert isinstance(worker, Worker)
+        assert isinstance(worker.executor, CudaExecutor)
+        self.worker, self.executor = worker, worker.executor
         config = engine._parts.scheduler.memory.config
         self.rids = [f"b{i}" for i in range(requests)]
         self.prompt, self.total = prompt, prompt + CANVAS
@@ -102,7 +104,7 @@ class Batch:
 
     def block(self) -> list[ForwardItem]:
         """A step over the first block."""
-        first, shift = self.prompt, int(self.worker.runner.decoder.config.shift_logits)
+        first, shift = self.prompt, int(self.executor.decoder.config.shift_logits)
         low = first - shift
         return [ForwardItem(r, low, first + BLOCK, self.total, first, first + BLOCK, low) for r in self.rids]
 
@@ -113,8 +115,8 @@ class Batch:
 
 def replay_of(batch: Batch, items: list[ForwardItem]) -> Callable[[], object]:
     """A replay of the graph that runs `items`, and of its head for all masks."""
-    worker, graphs = batch.worker, batch.worker._graphs
-    canvases = worker._enter(items)
+    worker, graphs = batch.worker, batch.executor.graphs
+    canvases = worker.enter(items)
     graphs.run(items, canvases, 1)
     plan = graphs._plan(items, canvases)
     body = graphs._bodies[graphs._bucket(items, plan is not None and bool(plan.groups))]
@@ -142,9 +144,9 @@ def kernel_table(run: Callable[[], object]) -> dict[str, float]:
 
 def refresh_of(batch: Batch, start: int) -> Callable[[], object]:
     """A refresh from position `start` on, without its plan and its read-back."""
-    worker, slots = batch.worker, batch.worker.runner.slots
+    runner, slots = batch.executor.runner, batch.executor.runner.slots
     items = batch.refresh(start).items
-    numbers = [worker._canvases[item.rid].slot for item in items]
+    numbers = [batch.worker.canvas(item.rid).slot for item in items]
     chunk = max(1, 16384 // (batch.total - start))
     plans = [
         plan_refresh(items[i : i + chunk], numbers[i : i + chunk], slots.page_tables, slots.page_size, 0)
@@ -153,7 +155,7 @@ def refresh_of(batch: Batch, start: int) -> Callable[[], object]:
 
     def run() -> None:
         for plan in plans:
-            worker.runner.refresh(plan)
+            runner.refresh(plan)
 
     return run
 
@@ -194,7 +196,7 @@ def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, objec
         start = 0 if phase == "refresh" else prompt - prompt % page_size
         batch = Batch(engine, requests, prompt)
         items = list(batch.refresh(start).items)
-        graphed = batch.worker._graphs.takes(items)
+        graphed = batch.executor.graphs.takes(items)
         run = replay_of(batch, items) if graphed else refresh_of(batch, start)
         queries = total - start
         last, head_rows = (queries, requests * BLOCK) if graphed else (BLOCK, 0)  # a graph runs all of every layer

@@ -71,8 +71,7 @@ GROUPED: tuple[tuple[str, int, tuple[Variant, ...]], ...] = (
 
 def timed(engine: Engine, batch: Batch, phase: str, variant: Variant) -> Callable[[], object]:
     """A run of the forward under a variant: a replay where the engine replays such forwards."""
-    worker = batch.worker
-    runner, graphs = worker.runner, worker._graphs
+    runner, graphs = batch.executor.runner, batch.executor.graphs
 
     def choose() -> None:
         runner.layers._few = variant.fold
@@ -101,7 +100,7 @@ def timed(engine: Engine, batch: Batch, phase: str, variant: Variant) -> Callabl
     graphs._pool, graphs._late_captures = None, 0
     bucket = graphs._bucket(items, False)
     body = graphs._body(bucket)
-    body.arrays.load(graphs._contents(items, worker._enter(items), bucket))
+    body.arrays.load(graphs._contents(items, batch.worker.enter(items), bucket))
     head = list(body.heads.values())[-1]
 
     def replay() -> None:

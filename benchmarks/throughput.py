@@ -24,10 +24,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +41,9 @@ from shoal.runtime.config import CacheMode
 from shoal.runtime.request.forward import ForwardItem
 from shoal.runtime.request.request import Request
 from shoal.runtime.scheduler.reuse import ReusePlanner
-from shoal.runtime.worker.gpu.worker import CudaWorker
+from shoal.runtime.worker.canvas import Canvas
+from shoal.runtime.worker.executor import Ran
+from shoal.runtime.worker.worker import Worker
 
 BLOCK, QUESTION = 32, 100
 DEPTHS = {"llada-8b": 16, "dream-7b": 12, "tiny": 4}
@@ -137,28 +138,22 @@ class Phases:
 
     def __init__(self, engine: Engine):
         self.forwards: list[tuple[str, int, int, float]] = []
-        worker: Any = engine._parts.scheduler._worker
-        cuda = isinstance(worker, CudaWorker)
-        self._timed = [(worker, "_refresh"), (worker._graphs, "run")] if cuda else [(worker, "_step")]
+        worker = engine._parts.scheduler._worker
+        assert isinstance(worker, Worker)
+        self._executor, self._run = worker.executor, worker.executor.run
 
     def __enter__(self) -> Phases:
-        for owner, name in self._timed:
-            setattr(owner, name, self._with_time(getattr(owner, name), name == "run"))
+        self._executor.run = self._timed  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *_: object) -> None:
-        for owner, name in self._timed:
-            delattr(owner, name)  # the class's own is there again
+        del self._executor.run  # the class's own is there again
 
-    def _with_time(self, call: Any, graphs: bool) -> Any:
-        def timed(items: list[ForwardItem], *rest: Any) -> Any:
-            started = time.perf_counter()
-            result = call(items, *rest)
-            steps = rest[1] if graphs else 1
-            self.forwards.append((kind(items[0]), len(items), steps, time.perf_counter() - started))
-            return result
-
-        return timed
+    def _timed(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas], at_most: int) -> tuple[int, list[Ran]]:
+        started = time.perf_counter()
+        steps, ran = self._run(items, canvases, at_most)
+        self.forwards.append((kind(items[0]), len(items), steps, time.perf_counter() - started))
+        return steps, ran
 
     def seconds(self, *kinds: str) -> float:
         """Time in forwards of some kinds."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -30,24 +29,25 @@ from ..request.facts import Facts, build_scheduler
 from ..scheduler.reuse import ReusePlanner
 from ..scheduler.scheduler import Scheduler
 from ..text.tokenizer import Tokenizer
-from ..worker.cpu.runner import ModelRunner
-from ..worker.gpu.build import build_cuda_worker, max_block_length, with_cuda_budget
+from ..worker.cpu.executor import CpuExecutor
+from ..worker.device import choose_device, choose_dtype
+from ..worker.executor import Executor
+from ..worker.gpu.build import build_cuda_executor, max_block_length, with_cuda_budget
 from ..worker.gpu.slots import MAX_STOP_IDS
-from ..worker.gpu.worker import CudaWorker
 from ..worker.pools import BoundaryPool, KVPool
 from ..worker.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an engine is made of. The worker is a CudaWorker on a GPU, else a Worker."""
+    """What an engine is made of."""
 
     facts: Facts
     decoder: Decoder
     tokenizer: Tokenizer | None
     profile: DepthProfile
     scheduler: Scheduler
-    worker: Any
+    worker: Worker
 
 
 def build_parts(
@@ -62,10 +62,10 @@ def build_parts(
         scheduler = build_scheduler(config, facts, worker, planner)
     tokenizer = load_tokenizer(config, facts.folder)
     profile = scheduler.memory.profile
-    return Parts(facts, worker.runner.decoder, tokenizer, profile, scheduler, worker)
+    return Parts(facts, worker.executor.decoder, tokenizer, profile, scheduler, worker)
 
 
-def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> tuple[Worker | CudaWorker, Facts]:
+def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> tuple[Worker, Facts]:
     """Load the model, allocate the pools. Raises ModelLoadError or ConfigError."""
     folder = resolve_model_folder(config.model_path)
     device = torch.device(choose_device(config.device))
@@ -100,9 +100,12 @@ def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> t
         max_block_length=max_block_length(model, block_length) if device.type == "cuda" else None,
         max_stop_ids=MAX_STOP_IDS if device.type == "cuda" else None,
     )  # fmt: skip
+    executor: Executor
     if device.type == "cuda":
-        return build_cuda_worker(config, decoder, kv, boundary, tree.num_bands, block_length), facts
-    return Worker(ModelRunner(decoder, kv, boundary)), facts
+        executor = build_cuda_executor(config, decoder, kv, boundary, tree.num_bands, block_length)
+    else:
+        executor = CpuExecutor(decoder, kv, boundary)
+    return Worker(executor), facts
 
 
 @contextlib.contextmanager
@@ -116,25 +119,3 @@ def _limits_of_memory(config: EngineConfig, device: str) -> Iterator[None]:
         value, allowed = getattr(config, name), f"what the memory of {device} allows"
         message = f"{name} is {value}; it must be {allowed}: {' '.join(str(error).split())[:300]}"
         raise ConfigError(message, field=name, value=value, limit=allowed) from error
-
-
-def choose_device(name: str) -> str:
-    """The torch device for a configured name; `auto` prefers CUDA."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        if not torch.cuda.is_available():
-            message = f"device is {name!r}, but no CUDA device is there; cpu is"
-            raise ConfigError(message, field="device", value=name, limit="cpu")
-        count = torch.cuda.device_count()
-        if (torch.device(name).index or 0) >= count:
-            limit = f"cuda:0 to cuda:{count - 1}"
-            raise ConfigError(f"device is {name!r}; there are {limit}", field="device", value=name, limit=limit)
-    return name
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of weights and KVs."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

@@ -29,7 +29,8 @@ from ..request.spec import RequestSpec
 from ..text.chat_markers import PLAIN, ChatMarkers
 from ..text.parts import TextPart
 from ..text.stream import TextStream
-from .build import Parts, build_parts, choose_device
+from ..worker.device import choose_device
+from .build import Parts, build_parts
 from .loop import EngineLoop, Listener
 from .score_groups import WARM_UP, score_groups
 

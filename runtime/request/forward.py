@@ -94,6 +94,10 @@ class ForwardItem:
         """Whether the block and at most the position before it run, as in a block step of mode `dual`."""
         return self.stop == self.block_stop and self.start >= self.block_start - 1
 
+    def token_layers(self, num_layers: int) -> int:
+        """Token-layers that a forward computes for it: a prefix that joins at its depth runs through the rest alone."""
+        return (self.stop - self.start) * num_layers + (self.start - self.join) * (num_layers - self.depth)
+
 
 @dataclass(frozen=True, slots=True)
 class Forward:

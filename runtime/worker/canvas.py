@@ -1,4 +1,4 @@
-"""What the host knows of a canvas whose tokens live on a GPU."""
+"""What the host knows of a request's canvas, whatever device holds its tokens."""
 
 from __future__ import annotations
 
@@ -7,25 +7,45 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..request.forward import AddRequest
 from ..request.sampling_params import SamplingParams
-from .cpu.sampler import quota
+
+Tokens = npt.NDArray[np.int64]
+
+
+def quota(masks_in_block: int, steps_in_block: int, step: int) -> int:
+    """Masks to commit at `step` (from 0) when a block's masks are spread evenly over its steps, early steps first."""
+    base, extra = divmod(masks_in_block, steps_in_block)
+    return base + (step < extra)
 
 
 @dataclass(slots=True)
-class HostCanvas:
-    """A request's slot, and its canvas as of the last forward that was read back.
+class Canvas:
+    """A request's canvas as of the last forward that was read back.
 
-    serial: differs from every other canvas's. canvas: int64 [canvas length], -1 where a mask is. nfe: commits so far,
-    as the device counts them.
+    Attributes:
+        rid: of the request.
+        serial: differs from every other canvas's of the worker, also from those of requests that ended.
+        prompt_length: tokens before the canvas.
+        tokens: int64 [canvas length], -1 where a mask is. A mask token that a prompt spells out is an ordinary token.
+        sampling, steps_per_block: as in `AddRequest`.
+        stop_ids: tokens that end the text when they stand before the first mask.
+        slot: where the executor of a GPU keeps its part, see `CanvasSlots`.
+        nfe: forwards that could commit masks, so far.
+        block, block_masks, block_step: the current block [start, stop), its masks when it was entered, and the forwards
+            since then.
+        frontier: canvas positions before the first mask.
+        stopped: whether nothing more is to be committed.
     """
 
-    slot: int
+    rid: str
     serial: int
     prompt_length: int
-    canvas: npt.NDArray[np.int64]
+    tokens: Tokens
     sampling: SamplingParams
     stop_ids: frozenset[int]
     steps_per_block: int | None
+    slot: int = -1
     nfe: int = 0
     block: tuple[int, int] = (-1, -1)
     block_masks: int = 0
@@ -33,19 +53,37 @@ class HostCanvas:
     frontier: int = 0
     stopped: bool = False
 
+    @classmethod
+    def of(cls, message: AddRequest, serial: int, eos_token_id: int) -> Canvas:
+        """The canvas that a message asks for: masks, tokens committed before, and the fixed tokens of a template."""
+        tokens, done = np.full(message.canvas_length, -1, np.int64), len(message.committed)
+        tokens[:done] = message.committed
+        if message.canvas is not None:
+            tokens[:] = message.canvas
+        sampling = message.sampling
+        whole = sampling.ignore_eos or message.canvas is not None  # decoded to the end of the canvas
+        stop_ids = frozenset(() if whole else (eos_token_id, *sampling.stop_token_ids))
+        return cls(
+            message.rid, serial, len(message.prompt), tokens, sampling, stop_ids, message.steps_per_block, frontier=done
+        )
+
     @property
     def draws(self) -> bool:
         """Whether tokens are drawn."""
         return self.sampling.temperature > 0
 
-    def block_canvas(self) -> npt.NDArray[np.int64]:
+    def sequence(self, prompt: Tokens, mask_token_id: int) -> Tokens:
+        """Prompt and canvas with mask tokens in it, int64 [prompt + canvas]."""
+        return np.concatenate((prompt, np.where(self.tokens < 0, mask_token_id, self.tokens)))
+
+    def block_tokens(self) -> Tokens:
         """The current block's part of the canvas, a view."""
         start, stop = self.block
-        return self.canvas[start - self.prompt_length : stop - self.prompt_length]
+        return self.tokens[start - self.prompt_length : stop - self.prompt_length]
 
-    def open_positions(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+    def open_positions(self, start: int, stop: int) -> Tokens:
         """Masked positions (of the whole sequence) in [start, stop)."""
-        return np.flatnonzero(self.canvas[start - self.prompt_length : stop - self.prompt_length] < 0) + start
+        return np.flatnonzero(self.tokens[start - self.prompt_length : stop - self.prompt_length] < 0) + start
 
     def enter(self, start: int, stop: int) -> bool:
         """Make [start, stop) the current block and count its steps from here; False when it was that already."""
@@ -56,6 +94,12 @@ class HostCanvas:
         self.block_step = 0
         return True
 
+    def due(self, step: int) -> int | None:
+        """Masks that the block's step `step` (from 0) is to commit, at least one; None when confidence decides."""
+        if self.steps_per_block is None:
+            return None
+        return max(1, quota(self.block_masks, self.steps_per_block, step))
+
     def sure_steps(self) -> int:
         """Forwards that the current block will need for certain, at least one."""
         if self.steps_per_block is None:
@@ -65,18 +109,21 @@ class HostCanvas:
     def masks_after(self, steps: int) -> int:
         """Masks of the current block that can be open after so many more forwards."""
         masks = len(self.open_positions(*self.block))
-        if self.steps_per_block is None:
-            return max(0, masks - steps)
         at = range(self.block_step, self.block_step + steps)
-        return max(0, masks - sum(max(1, quota(self.block_masks, self.steps_per_block, step)) for step in at))
+        return max(0, masks - sum(self.due(step) or 1 for step in at))
 
-    def take(self, block: npt.NDArray[np.int64]) -> tuple[list[int], list[int]]:
-        """Take over the block as it is on the device now; positions and tokens that are new, in order."""
-        held = self.block_canvas()
+    def take(self, block: Tokens, forwards: int) -> tuple[list[int], list[int]]:
+        """Take over the current block as `forwards` more forwards left it; positions and tokens that are new, in order.
+
+        The text ends where a stop token stands before the first mask.
+        """
+        self.nfe += forwards
+        self.block_step += forwards
+        held = self.block_tokens()
         new = np.flatnonzero((held < 0) & (block >= 0))
         held[new] = block[new]
-        while self.frontier < len(self.canvas) and self.canvas[self.frontier] >= 0:
-            if int(self.canvas[self.frontier]) in self.stop_ids:
+        while self.frontier < len(self.tokens) and self.tokens[self.frontier] >= 0:
+            if int(self.tokens[self.frontier]) in self.stop_ids:
                 self.stopped = True
             self.frontier += 1
         return (new + self.block[0]).tolist(), block[new].tolist()

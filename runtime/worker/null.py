@@ -66,13 +66,13 @@ class NullWorker:
         return results
 
     def _step(self, item: ForwardItem, max_steps: int) -> StepResult:
+        cost = item.token_layers(self._layers)
         if item.targets is not None:
-            return StepResult(item.rid, nfe=1, token_layers=item.stop - item.start, scores=[0.0] * len(item.targets))
+            return StepResult(item.rid, nfe=1, token_layers=cost, scores=[0.0] * len(item.targets))
         positions = self._positions(item, self._tokens * max_steps)
         steps = max(1, -(-len(positions) // self._tokens))
-        layers = (item.stop - item.start) * self._layers + (item.start - item.join) * (self._layers - item.depth)
         tokens = [self._ids[position % len(self._ids)] for position in positions]
-        return StepResult(item.rid, positions, tokens, steps, steps * layers)
+        return StepResult(item.rid, positions, tokens, steps, steps * cost)
 
     def _positions(self, item: ForwardItem, count: int) -> list[int]:
         """The next `count` masks of the item's block."""

@@ -183,7 +183,7 @@ class Lab:
 
         The true ones are those of an uncached forward over `tokens` and `canvas` masks. One layer is held at a time.
         """
-        decoder, pool = self.parts.decoder, self._worker.runner.kv
+        decoder, pool = self.parts.decoder, self._worker.executor.kv
         mask = decoder.config.mask_token_id
         ids = torch.tensor([*tokens, *[mask] * canvas], dtype=torch.int64, device=decoder.device)
         out: list[list[LayerDrift]] = [[] for _ in captures]

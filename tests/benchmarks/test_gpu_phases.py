@@ -46,8 +46,8 @@ def test_every_step_that_is_timed_has_masks_left(tmp_path):
         batch = Batch(stand_in, 2, 40)
         items = batch.block()
         for steps in (1, 25):
-            blocks = worker._graphs.run(items, worker._enter(items), steps)
+            blocks = worker.executor.graphs.run(items, worker.enter(items), steps)
             for item, block in zip(items, blocks, strict=True):
-                worker._canvases[item.rid].take(block[:BLOCK])
+                worker.canvas(item.rid).take(block[:BLOCK], steps)
         assert ((blocks[:, :BLOCK] >= 0).sum(1) == 26).all()
         batch.close()

@@ -13,7 +13,7 @@ from benchmarks.table import Table
 from benchmarks.throughput import Case, Phases, run
 
 from ..engine.test_cuda_worker import on_cuda_path
-from ..engine.tiny import make_engine, write_model
+from ..engine.tiny import make_engine, worker_of, write_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,11 +63,11 @@ def test_a_refresh_and_the_steps_behind_it_are_told_apart(tmp_path, monkeypatch,
     with make_engine(folder, kv_cache_tokens=4096, max_steps_per_message=8) as engine:
         if cuda:
             on_cuda_path(engine)
-        worker = engine._parts.scheduler._worker
-        before = {name: getattr(worker, name) for name in ("forward", "_refresh", "_step") if hasattr(worker, name)}
+        worker = worker_of(engine)
+        before = worker.executor.run
         throughput.TRACE.clear()
         (row,) = run(engine, Case("tiny", "dual", 40, 2, 4, canvas=32))
-        assert all(getattr(worker, name) == method for name, method in before.items())
+        assert worker.executor.run == before
     (trace,) = throughput.TRACE
     forwards: Any = trace["forwards"]
     refreshes = [part for part in forwards if part[0] == "refresh"]

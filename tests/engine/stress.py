@@ -26,7 +26,7 @@ from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.request import Request
 from shoal.runtime.request.sampling_params import SamplingParams
 
-from .tiny import VOCABULARY, by_hand, make_engine, open_requests, tokens, write_profile
+from .tiny import VOCABULARY, by_hand, make_engine, open_requests, tokens, worker_of, write_profile
 
 MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache", "bicache", "bicache")
 EXACT = ("none", "prefix", "dual")  # nothing reused across requests
@@ -83,9 +83,9 @@ class Stress:
         self.ends: list[tuple[Request, RequestOutput]] = []
         self.refused = self.flushes = self.failures = 0
         self.pinned: list[tuple[list[int], Namespace]] = []
-        worker = self.engine._parts.worker
-        worker.runner.kv.data.fill_(torch.nan)  # what is read without having been written shows
-        plain = worker.runner.forward
+        worker = worker_of(self.engine)
+        worker.executor.kv.data.fill_(torch.nan)  # what is read without having been written shows
+        plain = worker.executor.runner.forward
 
         def forward(entries: Any) -> Any:
             if chooser.random() < 0.02:
@@ -93,7 +93,7 @@ class Stress:
                 raise RuntimeError("a broken kernel")
             return plain(entries)
 
-        worker.runner.forward = forward
+        worker.executor.runner.forward = forward
         self.refreshes = 0
         run_message, budget = worker.forward, self.options["max_refresh_tokens"]
 
@@ -251,7 +251,7 @@ class Stress:
         at = np.arange(first * size, len(path))
         expected = self.reference[:, at, np.array(path, np.int64)[at]]
         ids = torch.from_numpy(np.asarray(ids, np.int64)[: len(at) // size])
-        held = self.engine._parts.worker.runner.kv.data[ids, 0].transpose(0, 1).flatten(1, 2)
+        held = worker_of(self.engine).executor.kv.data[ids, 0].transpose(0, 1).flatten(1, 2)
         torch.testing.assert_close(held, expected, rtol=1e-4, atol=1e-5)
 
     def _nodes(self) -> list[tuple[RadixTree, list[int], Any]]:
@@ -272,7 +272,7 @@ class Stress:
 
     def _contents(self) -> dict[int, Any]:
         """Content of every page that a tree holds, in layers that there are: the last band may be short."""
-        data, config = self.engine._parts.worker.runner.kv.data, self.memory.config
+        data, config = worker_of(self.engine).executor.kv.data, self.memory.config
         found = {}
         for _, _, kv in self._nodes():
             for band, ids in enumerate(kv):

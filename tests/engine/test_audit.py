@@ -27,7 +27,7 @@ from shoal.runtime.worker.drift import cosine, relative_error
 from shoal.shop.task import KINDS, chat, make_list, make_question
 
 from .test_cuda_worker import on_cuda_path
-from .tiny import assert_nothing_lost, make_engine, tokens
+from .tiny import assert_nothing_lost, make_engine, tokens, worker_of
 
 PARAMS = SamplingParams(max_new_tokens=16, ignore_eos=True)
 DRAWN = SamplingParams(max_new_tokens=16, ignore_eos=True, temperature=1.0, seed=1)  # tokens are not compared
@@ -160,7 +160,7 @@ def test_drift_in_some_pages_shrinks_the_nodes_that_hold_them(llada):
         tree = engine._parts.scheduler.memory.tree
         lower = next(node for node in tree.nodes() if node.end > 16 and node.token_ids[0] == prefix[16])
         assert lower.kv is not None
-        pages = engine._parts.worker.runner.kv.data
+        pages = worker_of(engine).executor.kv.data
         pages[int(lower.kv[1, 0])] = 100.0  # second band, first page of the lower node
         output = engine.generate(prefix + tokens(8, seed=4), DRAWN)
         assert output.depth == 4
@@ -279,18 +279,18 @@ def test_an_audit_without_tokens_reports_the_same_drift(folder, monkeypatch):
 
 def test_an_audit_whose_forward_fails_is_forgotten_with_its_request(llada, monkeypatch):
     with make_engine(llada, **ALWAYS) as engine:
-        worker, prompt = engine._parts.worker, tokens(40)
+        worker, prompt = worker_of(engine), tokens(40)
         engine.generate(prompt, PARAMS)
-        forward, begun = worker.runner.forward, []
+        forward, begun = worker.executor.runner.forward, []
 
         def fail(entries):
             begun.append(len(worker._audit._begun))
             raise RuntimeError("a broken kernel")
 
-        monkeypatch.setattr(worker.runner, "forward", fail)
+        monkeypatch.setattr(worker.executor.runner, "forward", fail)
         with pytest.raises(EngineError, match="a broken kernel"):
             engine.generate(prompt, PARAMS)
-        monkeypatch.setattr(worker.runner, "forward", forward)
+        monkeypatch.setattr(worker.executor.runner, "forward", forward)
         engine.generate(prompt, PARAMS)
         assert begun == [1]
         assert not worker._audit._begun

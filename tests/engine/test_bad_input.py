@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.runtime.config import EngineConfig
-from shoal.runtime.engine.build import choose_device
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import (
     ConfigError,
@@ -26,8 +25,9 @@ from shoal.runtime.errors import (
     ShoalError,
 )
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.worker.device import choose_device
 
-from .tiny import EOS, LLADA, VOCABULARY, assert_nothing_lost, make_engine, tokens
+from .tiny import EOS, LLADA, VOCABULARY, assert_nothing_lost, make_engine, tokens, worker_of
 
 SMALL = SamplingParams(max_new_tokens=8, steps=1, ignore_eos=True)
 
@@ -151,10 +151,10 @@ def test_other_arguments(engine, arguments, field):
 
 
 def test_one_bad_prompt_of_a_list_and_none_runs(engine):
-    before = engine._parts.scheduler.num_running, engine._parts.worker.num_requests
+    before = engine._parts.scheduler.num_running, worker_of(engine).num_requests
     with pytest.raises(InvalidRequestError, match=r"prompts\[1\]"):
         engine.generate([[5], [], [6]], SMALL)
-    assert (engine._parts.scheduler.num_running, engine._parts.worker.num_requests) == before == (0, 0)
+    assert (engine._parts.scheduler.num_running, worker_of(engine).num_requests) == before == (0, 0)
 
 
 async def test_the_same_errors_from_the_asynchronous_calls(engine):

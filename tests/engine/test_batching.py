@@ -14,7 +14,7 @@ from shoal.runtime.request.forward import Forward
 from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 
-from .tiny import MASK, assert_nothing_lost, by_hand, make_engine, open_requests, tokens, write_profile
+from .tiny import MASK, assert_nothing_lost, by_hand, make_engine, open_requests, tokens, worker_of, write_profile
 
 PREFIX = tokens(17, 99)
 RULES: list[dict[str, Any]] = [
@@ -90,7 +90,7 @@ def test_other_ways_to_run_the_same_batch(llada):
 
 def test_logits_are_the_same_bits_whatever_else_is_in_the_batch(folder, name, monkeypatch):
     with make_engine(folder) as engine:
-        runner = engine._parts.worker.runner
+        runner = worker_of(engine).executor.runner
         seen: list[dict[int, list[Any]]] = []
         plain = type(runner).logits
 
@@ -145,7 +145,7 @@ def test_of_requests_with_one_uncached_prefix_one_computes_it_and_the_others_hit
 def test_followers_wait_for_their_leader_only(llada, monkeypatch):
     """The leader and the stranger are in the first forward, the followers in the second."""
     with make_engine(llada) as engine:
-        worker, batches = engine._parts.worker, []
+        worker, batches = worker_of(engine), []
         plain = worker.forward
 
         def record(message: Forward):
@@ -160,7 +160,7 @@ def test_followers_wait_for_their_leader_only(llada, monkeypatch):
 
 def test_modes_that_share_nothing_wait_for_nobody(llada, monkeypatch):
     with make_engine(llada) as engine:
-        worker, batches = engine._parts.worker, []
+        worker, batches = worker_of(engine), []
         plain = worker.forward
 
         def record(message: Forward):
@@ -288,7 +288,7 @@ def test_block_steps_behind_a_refresh_change_nothing(llada, mode):
     for steps in (1, 8):
         with make_engine(llada, max_steps_per_message=steps) as engine:
             sent: list[Any] = []
-            worker = engine._parts.worker
+            worker = worker_of(engine)
             run = worker.forward
             worker.forward = lambda message, run=run, sent=sent: (sent.append(message), run(message))[1]
             outputs = engine.generate(prompts, params, cache_mode=mode)

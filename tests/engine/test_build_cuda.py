@@ -11,7 +11,7 @@ from shoal.kernels.attention.tiling import shared_memory
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.errors import ConfigError
 from shoal.runtime.worker.gpu import build as build_cuda
-from shoal.runtime.worker.gpu.build import build_cuda_worker
+from shoal.runtime.worker.gpu.build import build_cuda_executor
 
 from .tiny import make_engine, write_model
 
@@ -23,12 +23,12 @@ def test_norms_are_folded_into_weights_of_16_bits_alone(tmp_path, dtype, wanted,
     with make_engine(write_model(tmp_path, "llada")) as engine:
         parts = engine._parts
         config = replace(engine.config, fold_norms=wanted).for_device("cpu")
-        runner = parts.worker.runner
-        runner.decoder.dtype = getattr(torch, dtype)
+        plain = parts.worker.executor
+        plain.decoder.dtype = getattr(torch, dtype)
         bands = parts.scheduler.memory.config.num_bands
-        worker = build_cuda_worker(config, runner.decoder, runner.kv, runner.boundary, bands, 8)
-        assert runner.decoder.norms_folded is folded
-        assert (worker.runner.layers._few > 0) is folded
+        executor = build_cuda_executor(config, plain.decoder, plain.kv, plain.boundary, bands, 8)
+        assert plain.decoder.norms_folded is folded
+        assert (executor.runner.layers._few > 0) is folded
 
 
 @pytest.mark.parametrize(("head_dim", "kib", "refused"), [

@@ -17,30 +17,31 @@ from shoal.kernels.layers.kv_write import rope_write_kv
 from shoal.kernels.layers.swiglu import swiglu
 from shoal.kernels.sampling.canvas_state import acceptance_bounds
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.worker import worker as worker_module
+from shoal.runtime.worker.device import on_device
 from shoal.runtime.worker.gpu import layers as fused_layers
 from shoal.runtime.worker.gpu import slots as canvas_slots
-from shoal.runtime.worker.gpu import worker as cuda_worker
-from shoal.runtime.worker.gpu.arrays import on_device
+from shoal.runtime.worker.gpu.executor import CudaExecutor
 from shoal.runtime.worker.gpu.graphs import ForwardGraphs
 from shoal.runtime.worker.gpu.runner import CudaRunner
 from shoal.runtime.worker.gpu.sampler import BlockSampler
 from shoal.runtime.worker.gpu.slots import CanvasSlots
 from shoal.runtime.worker.gpu.warm_up import warm_up_sizes
-from shoal.runtime.worker.gpu.worker import CudaWorker
+from shoal.runtime.worker.worker import Worker
 
-from .tiny import make_engine, tokens, write_profile
+from .tiny import make_engine, tokens, worker_of, write_profile
 
 
 def on_cuda_path(engine, batch_sizes=(1, 2, 4, 8), max_tokens=160):
     """Put the GPU's worker in the place of the engine's."""
     parts = engine._parts
-    runner = parts.worker.runner
+    plain = parts.worker.executor
     slots = CanvasSlots(
-        32, max_tokens, 32, parts.scheduler.memory.config.num_bands, runner.kv.page_size, torch.device("cpu")
+        32, max_tokens, 32, parts.scheduler.memory.config.num_bands, plain.kv.page_size, torch.device("cpu")
     )
-    fused = CudaRunner(runner.decoder, runner.kv, runner.boundary, slots)
+    fused = CudaRunner(plain.decoder, plain.kv, plain.boundary, slots)
     sampler = BlockSampler(fused.layers, slots)
-    worker = CudaWorker(fused, sampler, ForwardGraphs(fused, sampler, batch_sizes, capture=False))
+    worker = Worker(CudaExecutor(fused, sampler, ForwardGraphs(fused, sampler, batch_sizes, capture=False)))
     parts.scheduler._worker = worker
     return worker
 
@@ -70,7 +71,7 @@ def test_same_answers_as_the_plain_worker(folder, tmp_path, mode, interval):
     outputs = []
     for cuda in (False, True):
         with make_engine(folder, depth_profile=profile) as engine:
-            worker = on_cuda_path(engine) if cuda else engine._parts.worker
+            worker = on_cuda_path(engine) if cuda else worker_of(engine)
             got = []
             for turn in range(3):
                 prompts, params = requests(turn)
@@ -96,7 +97,7 @@ def test_folded_norms_change_hidden_states_by_rounding_only(folder, monkeypatch,
 
     for folded in (False, True):
         with make_engine(folder) as engine:
-            decoder = engine._parts.worker.runner.decoder
+            decoder = worker_of(engine).executor.decoder
             with torch.inference_mode():
                 scales = torch.rand(decoder.config.hidden_size, generator=torch.Generator().manual_seed(0)) + 0.5
                 for weights in decoder.layers:
@@ -105,7 +106,7 @@ def test_folded_norms_change_hidden_states_by_rounding_only(folder, monkeypatch,
             if folded:
                 decoder.fold_norms()
                 monkeypatch.setattr(fused_layers, "swiglu", note)
-            layers = on_cuda_path(engine).runner.layers
+            layers = on_cuda_path(engine).executor.runner.layers
             out: list[torch.Tensor] = []
 
             def keep(*arguments, run, out=out, **options):
@@ -129,7 +130,7 @@ def test_many_steps_a_message_and_steps_behind_a_refresh_change_nothing(folder, 
     outputs, messages = [], []
     for steps in (1, 4):
         with make_engine(folder, depth_profile=profile, max_steps_per_message=steps) as engine:
-            worker = on_cuda_path(engine) if steps > 1 else engine._parts.worker
+            worker = on_cuda_path(engine) if steps > 1 else worker_of(engine)
             forward = worker.forward
 
             def record(message, forward=forward):
@@ -165,13 +166,13 @@ def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, mo
         with make_engine(folder, kv_cache_tokens=4096) as engine:
             worker = on_cuda_path(engine, max_tokens=1024)
             monkeypatch.setattr(
-                worker.runner, "splits", lambda _, rows: next((n for n in (8, 4, 2) if n * rows <= 1024), 1)
+                worker.executor.runner, "splits", lambda _, rows: next((n for n in (8, 4, 2) if n * rows <= 1024), 1)
             )
             if warm:
                 monkeypatch.setattr(fused_layers, "attention", record)
-                worker.warm_up(8, 4096)
+                worker.executor.warm_up(8, 4096)
                 monkeypatch.setattr(fused_layers, "attention", attention)
-                assert not worker.runner.slots.state.nfe.any()
+                assert not worker.executor.runner.slots.state.nfe.any()
             outputs.append([out.token_ids for out in engine.generate(prompts, params)])
     assert outputs[0] == outputs[1]
     assert forms == {(number, fresh) for number in (1, 2, 4, 8) for fresh in (False, True)}
@@ -213,7 +214,7 @@ def test_everything_that_touches_the_device_runs_there(folder, monkeypatch):
 
     @contextmanager
     def enter(device):
-        entered.append(device == worker.runner.decoder.device)
+        entered.append(device == worker.executor.decoder.device)
         yield
         entered.pop()
 
@@ -228,11 +229,13 @@ def test_everything_that_touches_the_device_runs_there(folder, monkeypatch):
 
     with make_engine(folder, max_steps_per_message=4) as engine:
         worker = on_cuda_path(engine)
-        monkeypatch.setattr(cuda_worker, "on_device", enter)
+        monkeypatch.setattr(worker_module, "on_device", enter)
         for name in ("refresh", "step", "embed"):
-            monkeypatch.setattr(worker.runner, name, inside(name, getattr(worker.runner, name)))
+            monkeypatch.setattr(worker.executor.runner, name, inside(name, getattr(worker.executor.runner, name)))
         for name in ("take", "enter_blocks", "read"):
-            monkeypatch.setattr(worker.runner.slots, name, inside(name, getattr(worker.runner.slots, name)))
+            monkeypatch.setattr(
+                worker.executor.runner.slots, name, inside(name, getattr(worker.executor.runner.slots, name))
+            )
         engine.generate(tokens(21), SamplingParams(max_new_tokens=16, steps=8))
     assert seen == {(name, True) for name in ("refresh", "step", "embed", "take", "enter_blocks", "read")}
 
@@ -253,7 +256,7 @@ def test_a_gpu_that_is_not_the_first_becomes_the_threads_own(monkeypatch):
 
 def test_a_canvas_that_finds_no_memory_is_tried_again_once_and_loses_no_slot(folder, monkeypatch):
     with make_engine(folder) as engine:
-        slots = on_cuda_path(engine).runner.slots
+        slots = on_cuda_path(engine).executor.runner.slots
         free, emptied = slots.num_free, []
         failures = [torch.OutOfMemoryError("full")]
 

@@ -7,7 +7,7 @@ import torch
 from shoal.kernels.attention.dense import gather_kv_reference, write_kv_reference
 from shoal.runtime.worker.cpu.dense_kv import DenseKV
 
-from .tiny import make_engine, tokens
+from .tiny import make_engine, tokens, worker_of
 
 KEYS, PAGE = 11, 4
 
@@ -30,6 +30,6 @@ def test_copies_equal_the_pages_after_every_write():
 def test_an_engine_at_rest_holds_no_copies(llada):
     with make_engine(llada) as engine:
         engine.generate([tokens(12, seed) for seed in range(3)])
-        dense = engine._parts.worker.runner._dense
+        dense = worker_of(engine).executor.runner._dense
         assert dense is not None
         assert dense._copies == {}

@@ -46,7 +46,7 @@ def test_graphs_of_steps_and_small_refreshes_give_the_same_answers(folder, tmp_p
     for cuda in (False, True):
         with make_engine(folder, depth_profile=profile, max_steps_per_message=4) as engine:
             if cuda:
-                graphs = on_cuda_path(engine)._graphs
+                graphs = on_cuda_path(engine).executor.graphs
                 graphs._capture = True
             got = []
             for turn in range(3):
@@ -75,7 +75,7 @@ def test_what_is_captured_while_serving_has_a_limit_and_the_rest_runs_without_gr
     for most in (3, 1000):
         monkeypatch.setattr(forward_graphs, "MOST_LATE_CAPTURES", most)
         with make_engine(folder) as engine:
-            graphs = on_cuda_path(engine)._graphs
+            graphs = on_cuda_path(engine).executor.graphs
             graphs._capture = True
             graphs.warm_up(9, 8, False)
             before = len(graphs._bodies)

@@ -26,7 +26,7 @@ from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .freeze import Freeze, frozen_with
-from .tiny import assert_nothing_lost, make_engine, tokens
+from .tiny import assert_nothing_lost, make_engine, tokens, worker_of
 
 SHORT = SamplingParams(max_new_tokens=8, steps=2, ignore_eos=True)
 LONG = SamplingParams(max_new_tokens=120, steps=120, block_length=120, ignore_eos=True)
@@ -55,7 +55,7 @@ class Caller(threading.Thread):
 
 
 def fail_once(engine: Engine, monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
-    runner = engine._parts.worker.runner
+    runner = worker_of(engine).executor.runner
     plain, calls = runner.forward, []
 
     def forward(entries):
@@ -225,7 +225,7 @@ def test_a_forgotten_engine_is_collected_with_its_pools_and_its_thread(llada, mo
     engine = make_engine(llada)
     engine.generate(tokens(9), SHORT)
     engine.check()
-    pool = weakref.ref(engine._parts.worker.runner.kv)
+    pool = weakref.ref(worker_of(engine).executor.kv)
     thread = engine._loop._thread
     assert thread is not None
     del engine

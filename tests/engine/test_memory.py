@@ -20,7 +20,17 @@ from shoal.runtime.model.settings import pool_sizes
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .freeze import Freeze
-from .tiny import all_pages, assert_nothing_lost, by_hand, free_pages, make_engine, open_requests, tokens, write_profile
+from .tiny import (
+    all_pages,
+    assert_nothing_lost,
+    by_hand,
+    free_pages,
+    make_engine,
+    open_requests,
+    tokens,
+    worker_of,
+    write_profile,
+)
 
 MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache")
 
@@ -150,11 +160,11 @@ def test_a_request_that_has_to_wait_evicts_nothing_in_vain(llada):
 def run_with_random_aborts(engine: Engine, seed: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Drive the scheduler by hand; abort something after about every third step; everybody ends exactly once."""
     chooser = random.Random(seed)
-    scheduler, worker = by_hand(engine), engine._parts.worker
+    scheduler, worker = by_hand(engine), worker_of(engine)
     families = [tokens(20, 100 + family) for family in range(3)]
     alive: dict[str, bool] = {}
     reasons: dict[str, int] = {}
-    plain = worker.runner.forward
+    plain = worker.executor.runner.forward
     broken = 0
 
     def forward(entries):
@@ -164,7 +174,7 @@ def run_with_random_aborts(engine: Engine, seed: int, monkeypatch: pytest.Monkey
             raise RuntimeError("a broken kernel")
         return plain(entries)
 
-    monkeypatch.setattr(worker.runner, "forward", forward)
+    monkeypatch.setattr(worker.executor.runner, "forward", forward)
 
     def end(output):
         assert alive.pop(output.rid)
@@ -223,7 +233,7 @@ def test_a_refresh_beyond_the_token_budget_waits_for_its_turn(llada):
     with make_engine(llada) as engine:
         expected = [output.token_ids for output in engine.generate(prompts, options, cache_mode="dual")]
     with make_engine(llada, max_refresh_tokens=90) as engine:
-        worker = engine._parts.worker
+        worker = worker_of(engine)
         plain, sizes = worker.forward, []
 
         def forward(message):
@@ -247,7 +257,7 @@ def test_block_steps_of_whole_sequences_keep_to_the_token_budget_and_take_turns(
     answers = []
     for budget in (8192, 70):
         with make_engine(llada, max_refresh_tokens=budget) as engine, ThreadPoolExecutor(1) as pool:
-            worker = engine._parts.worker
+            worker = worker_of(engine)
             wide: list[list[int]] = []
             plain = worker.forward
 
@@ -280,7 +290,7 @@ def test_a_request_that_is_put_off_counts_one_use_of_what_it_reuses(llada):
 def test_passes_over_finished_sequences_keep_to_the_token_budget(llada):
     """Mode `lm`: six requests of 36 tokens end at once, and are captured two at a time."""
     with make_engine(llada, max_refresh_tokens=90) as engine:
-        scheduler, worker = engine._parts.scheduler, engine._parts.worker
+        scheduler, worker = engine._parts.scheduler, worker_of(engine)
         plain, sizes = worker.forward, []
 
         def forward(message):
@@ -358,7 +368,7 @@ def test_pages_that_nobody_wrote_are_never_read(llada, monkeypatch):
     answers = []
     for poison in (0.0, float("nan")):
         with make_engine(llada) as engine:
-            runner = engine._parts.worker.runner
+            runner = worker_of(engine).executor.runner
             runner.kv.data.fill_(poison)
             runner.boundary.data.fill_(poison)
             outputs = []
@@ -375,7 +385,7 @@ def test_cached_pages_are_never_written_again(llada, tmp_path):
     base = tokens(24, 1)
     with make_engine(llada, depth_profile=path) as engine:
         engine.generate(base, params(8))
-        memory, runner = engine._parts.scheduler.memory, engine._parts.worker.runner
+        memory, runner = engine._parts.scheduler.memory, worker_of(engine).executor.runner
 
         def contents() -> list[tuple[np.ndarray[Any, Any], ...]]:
             references = memory.tree.page_references()

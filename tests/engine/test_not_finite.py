@@ -19,7 +19,7 @@ from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .test_cuda_worker import on_cuda_path
-from .tiny import assert_nothing_lost, make_engine, tokens
+from .tiny import assert_nothing_lost, make_engine, tokens, worker_of
 
 GOOD = [tokens(20, 1), tokens(13, 2), tokens(20, 1)[:18] + tokens(5, 4)]
 
@@ -31,7 +31,7 @@ def bad_prompt(token: int) -> list[int]:
 
 def poison(engine: Engine, token: int, value: float = float("nan")) -> None:
     """From now on whoever has this token among its own has activations that are not finite."""
-    decoder = engine._parts.worker.runner.decoder
+    decoder = worker_of(engine).executor.decoder
     with torch.inference_mode():
         decoder.embedding = decoder.embedding.clone()
         decoder.embedding[token] = value
@@ -98,7 +98,7 @@ def test_what_failed_is_not_captured_and_scores_fail_alike(folder, cuda):
         if cuda:
             on_cuda_path(engine)
         bad = bad_prompt(62)
-        plain = engine._parts.worker.runner.decoder.embedding
+        plain = worker_of(engine).executor.decoder.embedding
         poison(engine, 62)
         for new in (8, 0):  # 0: nothing is decoded, and the prompt would be in the cache
             for mode in CACHE_MODES:
@@ -109,7 +109,7 @@ def test_what_failed_is_not_captured_and_scores_fail_alike(folder, cuda):
         assert memory.lm_tree.num_nodes in (0, 1)
         with pytest.raises(EngineError, match="logits are not finite"):
             engine.score(bad, [tokens(3, 6), tokens(4, 7)], cache_mode="none")
-        engine._parts.worker.runner.decoder.embedding = plain
+        worker_of(engine).executor.decoder.embedding = plain
         assert engine.generate(bad, SamplingParams(max_new_tokens=8)).cached_tokens == 0
         assert_nothing_lost(engine)
 

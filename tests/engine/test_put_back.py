@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from shoal.runtime.config import CacheMode
@@ -17,7 +16,7 @@ from shoal.runtime.request.sampling_params import SamplingParams
 
 from .test_cuda_worker import on_cuda_path
 from .test_priorities import EXACT, Driver, make
-from .tiny import assert_nothing_lost, by_hand, make_engine, open_requests, tokens, write_profile
+from .tiny import assert_nothing_lost, by_hand, make_engine, open_requests, tokens, worker_of, write_profile
 
 TEMPLATE = [-1] * 3 + [9, 10] + [-1] * 7 + [11] * 5 + [-1] * 7  # three blocks of eight
 
@@ -66,13 +65,12 @@ def shown_otherwise(driver: Driver, engine: Engine, low: Request, tokens_shown: 
 def test_what_was_shown_is_what_the_rest_is_decoded_behind(folder, mode):
     """Decoded again with other draws, or from another cache, a block may come out otherwise than it was shown."""
     with make_engine(folder, max_running_requests=1) as engine:
-        worker, held = engine._parts.worker, {}
+        worker, held = worker_of(engine), {}
         release = worker.release
 
         def look(message: Any) -> None:
             for rid in message.rids:
-                canvas = worker._canvases[rid]
-                held[rid] = np.where(canvas.masked, -1, canvas.tokens[canvas.prompt_length :].numpy())
+                held[rid] = worker.canvas(rid).tokens
             release(message)
 
         worker.release = look
@@ -127,7 +125,7 @@ def test_prefix_refreshes_go_on_after_it_was_put_back(llada, tmp_path):
 def test_who_ends_before_its_progress_was_taken_ends_once(llada, how, monkeypatch):
     """Between processes outputs are taken after the next forward was planned."""
     with make_engine(llada) as engine:
-        scheduler, worker = by_hand(engine), engine._parts.worker
+        scheduler, worker = by_hand(engine), worker_of(engine)
         request = make(engine, 1, threshold=None, steps=32)
         scheduler.add(request)
         for _ in range(2):

@@ -11,7 +11,7 @@ from shoal.runtime.engine.engine import Engine
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from .test_cuda_worker import on_cuda_path
-from .tiny import CONFIGS, assert_nothing_lost, make_engine, tokens
+from .tiny import CONFIGS, assert_nothing_lost, make_engine, tokens, worker_of
 
 PARAMS = SamplingParams(max_new_tokens=24, block_length=8, threshold=0.5, ignore_eos=True)
 LAYERS = {"llada": CONFIGS["llada"]["n_layers"], "dream": CONFIGS["dream"]["num_hidden_layers"]}
@@ -55,7 +55,7 @@ def test_what_is_captured_is_the_first_forward(folder):
         with make_engine(folder, refresh_interval=interval) as engine:
             outputs = [engine.generate(one, PARAMS) for one in (prompt, other)]
             assert [output.cached_tokens for output in outputs] == [0, 12]
-            memory, runner = engine._parts.scheduler.memory, engine._parts.worker.runner
+            memory, runner = engine._parts.scheduler.memory, worker_of(engine).executor.runner
             held.append([])
             for one in (prompt, other):
                 match = memory.tree.match(np.array(one, np.int32), engine._namespace(""), touch=False)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from shoal.runtime.errors import InvalidRequestError
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.worker.cpu.sampler import choose_commits, choose_tokens, quota
+from shoal.runtime.worker.canvas import quota
+from shoal.runtime.worker.cpu.sampler import choose_commits, choose_tokens
 
 # Few distinct values, so that ties and equalities with the threshold come up.
 confidences = st.lists(st.sampled_from([0.0, 0.25, 0.3, 0.5, 0.75, 0.9, 1.0]), min_size=1, max_size=12)

@@ -7,12 +7,12 @@ import torch
 
 from shoal import Engine
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.worker.worker import Worker
+from shoal.runtime.worker.cpu.executor import CpuExecutor
 from shoal.shop.task import KINDS, chat, make_list, make_question
 
 from ..engine import tiny
 from ..engine.test_cuda_worker import requests
-from ..engine.tiny import make_engine, tokens, write_model, write_profile
+from ..engine.tiny import make_engine, tokens, worker_of, write_model, write_profile
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -54,14 +54,14 @@ def test_memory_is_sized_from_what_is_free(folder, monkeypatch):
     with Engine(
         str(folder), device="cuda", mem_fraction_static=0.45, depth=4, layers_per_band=2, max_running_requests=2
     ) as engine:
-        runner = engine._parts.worker.runner
+        runner = worker_of(engine).executor.runner
         pools = sum(x.numel() * x.itemsize for x in (runner.kv.data, runner.boundary.data))
     assert 5.5e9 < pools <= 6e9
 
 
 def test_running_out_of_memory_fails_the_requests_and_not_the_engine(folder, monkeypatch):
     with make_engine(folder, device="cuda", max_running_requests=2) as engine:
-        runner = engine._parts.worker.runner
+        runner = worker_of(engine).executor.runner
         real = runner.refresh
 
         def refresh(plan):
@@ -104,7 +104,7 @@ def test_fp32_answers_are_those_of_the_cpu(folder, tmp_path, mode, interval, gra
             folder, depth_profile=profile, device=device, dtype="float32", disable_cuda_graph=not graphs,
             max_running_requests=6, max_steps_per_message=steps if device == "cuda" else 1,
         ) as engine:  # fmt: skip
-            assert isinstance(engine._parts.worker, Worker) == (device == "cpu")
+            assert isinstance(worker_of(engine).executor, CpuExecutor) == (device == "cpu")
             got = []
             for turn in range(2):
                 prompts, params = requests(turn)

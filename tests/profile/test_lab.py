@@ -48,7 +48,7 @@ def test_a_capture_holds_the_keys_and_values_of_its_forward(lab, kind):
     prompt, canvas = ([*HEAD, *ONE], 16) if kind == "first" else (HEAD, 0)
     captured = lab.capture("s", kind, prompt, 30, canvas)
     assert captured.tokens == 28  # whole pages
-    pool = lab.parts.worker.runner.kv
+    pool = lab.parts.worker.executor.kv
     for layer, fresh in enumerate(true_layers(lab, prompt, canvas)):
         for cached, true in zip(cached_layer(pool, captured.page_table, layer, 28), fresh, strict=True):
             torch.testing.assert_close(cached, true[:28], rtol=0, atol=1e-5)

@@ -33,12 +33,13 @@ from shoal.runtime.model import loader
 from shoal.runtime.model.config import ModelConfig
 from shoal.runtime.request.forward import AddRequest, Forward, ForwardItem, Release
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.worker.gpu.build import build_cuda_worker
+from shoal.runtime.worker.gpu.build import build_cuda_executor
+from shoal.runtime.worker.gpu.executor import CudaExecutor
 from shoal.runtime.worker.gpu.graphs import ForwardGraphs
 from shoal.runtime.worker.gpu.sampler import BlockSampler
 from shoal.runtime.worker.gpu.slots import CanvasSlots
-from shoal.runtime.worker.gpu.worker import CudaWorker
 from shoal.runtime.worker.pools import BoundaryPool, KVPool
+from shoal.runtime.worker.worker import Worker
 from tests.triton.compile_kernels import TargetOnly
 
 LAYERS, POSITIONS, MOST_TOKENS, FORWARDS = 2, 4096, 16384, 300
@@ -98,9 +99,7 @@ def pretend(hopper: bool) -> None:
         setattr(owner, name, stand_in)
 
 
-def make_worker(
-    heads: int, kv_heads: int, head_dim: int, most: int, block: int, page_size: int, family: str
-) -> CudaWorker:
+def make_worker(heads: int, kv_heads: int, head_dim: int, most: int, block: int, page_size: int, family: str) -> Worker:
     """A worker as `build_worker` makes it on a GPU, warmed up."""
     model = ModelConfig(
         architecture=family, num_layers=LAYERS, hidden_size=heads * head_dim, num_heads=heads, num_kv_heads=kv_heads,
@@ -114,11 +113,11 @@ def make_worker(
     kv = KVPool(model, pages * LAYERS, page_size, 1, dtype, decoder.device)
     boundary = BoundaryPool(model, pages, page_size, dtype, decoder.device)
     config = EngineConfig(max_running_requests=most, page_size=page_size, max_refresh_tokens=MOST_TOKENS)
-    worker = build_cuda_worker(config.for_device("cuda"), decoder, kv, boundary, LAYERS, block)
-    worker._graphs._capture = True
-    worker._graphs.warm_up(block + worker._shift, block, True)
-    worker.warm_up(block, MOST_TOKENS)
-    return worker
+    executor = build_cuda_executor(config.for_device("cuda"), decoder, kv, boundary, LAYERS, block)
+    executor.graphs._capture = True
+    executor.graphs.warm_up(block + int(model.shift_logits), block, True)
+    executor.warm_up(block, MOST_TOKENS)
+    return Worker(executor)
 
 
 def items_of(kind: str, rng: random.Random, count: int, block: int, page_size: int, shift: int) -> list[ForwardItem]:
@@ -149,10 +148,11 @@ def items_of(kind: str, rng: random.Random, count: int, block: int, page_size: i
     return items if kind == "step" else items[: max(1, int((sizes <= MOST_TOKENS).sum()))]
 
 
-def serve(worker: CudaWorker, rng: random.Random, block: int) -> list[str]:
+def serve(worker: Worker, rng: random.Random, block: int) -> list[str]:
     """Run forwards of all kinds and sizes, half of them with draws; errors."""
     errors: list[str] = []
-    slots, shift = worker.runner.slots, worker._shift
+    assert isinstance(worker.executor, CudaExecutor)
+    slots, shift = worker.executor.runner.slots, int(worker.executor.decoder.config.shift_logits)
     for number in range(FORWARDS):
         kind = KINDS[number % len(KINDS)]
         count = min(slots.padding, rng.choice((1, 1, 2, 3, 4, 7, 8, 9, 12, 17, 33, 65, 128)))

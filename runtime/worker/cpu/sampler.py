@@ -10,9 +10,8 @@ from torch import Tensor
 from ....kernels.sampling.confidence import confidence
 from ...errors import EngineError
 from ...request.sampling_params import DEFAULT_THRESHOLD, SamplingParams
+from ..executor import NOT_FINITE
 
-NOT_FINITE = "the model's logits are not finite (NaN or infinity): its weights are broken, or its activations overflow"
-"""What a request fails with whose logits at a mask give no probabilities."""
 _ROWS_AT_ONCE = 8
 
 
@@ -41,13 +40,6 @@ def choose_tokens(logits: Tensor, params: SamplingParams, generator: torch.Gener
     return token, torch.rand(token.shape, generator=generator).to(logits.device)
 
 
-def finite_scores(scores: list[float]) -> list[float]:
-    """`scores`; raises EngineError when one of them is NaN, as `choose_tokens` does."""
-    if any(map(math.isnan, scores)):
-        raise EngineError(NOT_FINITE, field="logits")
-    return scores
-
-
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     """Argmax of each row of logits with noise; slices bound what the noise takes, and draw what the whole would."""
     parts = []
@@ -65,12 +57,6 @@ def gumbel(uniform: Tensor) -> Tensor:
     24 bits of an fp32 uniform would end them at 16.6, and a token further behind the best one would never be drawn.
     """
     return uniform.clamp_(min=2.0**-54).neg_().log1p_().neg_().log_().neg_()
-
-
-def quota(masks_in_block: int, steps_in_block: int, step: int) -> int:
-    """Masks to commit at `step` (from 0) when a block's masks are spread evenly over its steps, early steps first."""
-    base, extra = divmod(masks_in_block, steps_in_block)
-    return base + (step < extra)
 
 
 def choose_commits(confidence: Tensor, params: SamplingParams, count: int | None) -> Tensor:

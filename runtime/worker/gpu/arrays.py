@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -49,11 +48,6 @@ class DeviceArrays:
                 raise ValueError(f"{name} has {len(array)} elements; its place has {length}")
             self._numpy[at : at + len(array)] = array.view(np.int32)
         self._device.copy_(self._host, non_blocking=True)
-
-
-def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Make a GPU the thread's current one for a while: kernels of Triton and graphs go there, whatever they work on."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def to_device(arrays: Mapping[str, Array], device: torch.device) -> dict[str, Tensor]:

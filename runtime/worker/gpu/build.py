@@ -12,14 +12,14 @@ from ...config import EngineConfig
 from ...errors import ConfigError
 from ...model.config import ModelConfig
 from ...model.decoder import Decoder
+from ..device import on_device
 from ..pools import BoundaryPool, KVPool
-from .arrays import on_device
+from .executor import CudaExecutor
 from .graphs import ForwardGraphs
 from .memory import forward_bytes, gpu_budget
 from .runner import CudaRunner
 from .sampler import BlockSampler
 from .slots import CanvasSlots
-from .worker import CudaWorker
 
 logger = logging.getLogger(__name__)
 MAX_BLOCK_LENGTH = 128
@@ -72,10 +72,10 @@ def _check_kernels_fit(config: EngineConfig, decoder: Decoder) -> None:
         raise ConfigError(message, field="head_dim", value=model.head_dim, limit=f"{have / 1024:.0f} KiB")
 
 
-def build_cuda_worker(
+def build_cuda_executor(
     config: EngineConfig, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, num_bands: int, block_length: int
-) -> CudaWorker:
-    """A worker with a canvas slot for every running request, and its block steps captured."""
+) -> CudaExecutor:
+    """An executor with a canvas slot for every running request, and its block steps captured."""
     _check_kernels_fit(config, decoder)
     slots_tokens = min(decoder.config.max_position_embeddings, kv.data.shape[0] // num_bands * kv.page_size)
     slots = CanvasSlots(
@@ -93,10 +93,10 @@ def build_cuda_worker(
     sizes = [size for size in _BATCH_SIZES if size < config.max_running_requests] + [config.max_running_requests]
     capture = decoder.device.type == "cuda" and not config.disable_cuda_graph
     graphs = ForwardGraphs(runner, sampler, sizes, capture)
-    worker = CudaWorker(runner, sampler, graphs)
+    executor = CudaExecutor(runner, sampler, graphs)
     if capture:
         assert config.max_refresh_tokens is not None
         with on_device(decoder.device):
             graphs.warm_up(block_length + int(decoder.config.shift_logits), block_length, config.cache_mode != "dual")
-            worker.warm_up(block_length, config.max_refresh_tokens)
-    return worker
+            executor.warm_up(block_length, config.max_refresh_tokens)
+    return executor

@@ -26,7 +26,7 @@ from torch import Tensor
 from ....kernels.attention.groups import SharedGroups, SharedPlan, plan_shared_groups
 from ....kernels.attention.tiling import num_sms
 from ...request.forward import ForwardItem
-from ..canvas import HostCanvas
+from ..canvas import Canvas
 from .arrays import Array, DeviceArrays
 from .layout import Layout, layout
 from .runner import CudaRunner
@@ -112,7 +112,7 @@ class ForwardGraphs:
         few = bucket.requests * bucket.width <= _MOST_REFRESH_ROWS
         return few and (bucket in self._bodies or self._may_capture)
 
-    def run(self, items: Sequence[ForwardItem], canvases: Sequence[HostCanvas], steps: int) -> npt.NDArray[np.int64]:
+    def run(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas], steps: int) -> npt.NDArray[np.int64]:
         """Run `steps` equal forwards; what `CanvasSlots.read` tells of the blocks afterwards.
 
         All requests take part in each step; those whose block is full, or whose text has ended, commit nothing more.
@@ -148,7 +148,7 @@ class ForwardGraphs:
             width = -(-width // _WIDTH_UNIT) * _WIDTH_UNIT
         return Bucket(requests, width, block, shared)
 
-    def _plan(self, items: Sequence[ForwardItem], canvases: Sequence[HostCanvas]) -> SharedPlan | None:
+    def _plan(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas]) -> SharedPlan | None:
         """Which requests share pages that none of them writes; None for too few requests."""
         if len(items) < MIN_SHARING_BATCH:
             return None
@@ -166,9 +166,7 @@ class ForwardGraphs:
             self._planned = (key, plan)
         return self._planned[1]
 
-    def _contents(
-        self, items: Sequence[ForwardItem], canvases: Sequence[HostCanvas], bucket: Bucket
-    ) -> dict[str, Array]:
+    def _contents(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas], bucket: Bucket) -> dict[str, Array]:
         count, rows = len(items), bucket.requests * bucket.width
         lengths = [item.stop - item.start for item in items]
         ends = np.cumsum(lengths)

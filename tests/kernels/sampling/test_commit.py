@@ -17,7 +17,8 @@ from shoal.kernels.sampling.confidence import Confidence
 from shoal.kernels.sampling.masked_rows import masked_rows
 from shoal.kernels.sampling.philox import gumbel_reference, philox_reference, uniform_reference
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.worker.cpu.sampler import choose_commits, quota
+from shoal.runtime.worker.canvas import quota
+from shoal.runtime.worker.cpu.sampler import choose_commits
 
 WIDTH = 12
 

@@ -1,0 +1,110 @@
+"""Forwards and commits on a CPU, one forward at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import EngineError
+from ...model.decoder import Decoder
+from ...request.forward import AddRequest, ForwardItem
+from ..canvas import Canvas, Tokens
+from ..executor import Ran
+from ..pools import BoundaryPool, KVPool
+from .runner import Entry, ModelRunner
+from .sampler import choose_commits, choose_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A canvas's tokens (int64 [prompt + canvas]) and page table (int64 [bands, pages]), and what it draws from."""
+
+    tokens: Tensor
+    page_table: Tensor
+    generator: torch.Generator
+
+
+class CpuExecutor:
+    """See `Executor`. In fp32 an item's answers do not depend on the other items of its batch."""
+
+    def __init__(self, decoder: Decoder, kv: KVPool, boundary: BoundaryPool):
+        self.decoder, self.kv, self.boundary = decoder, kv, boundary
+        self.runner = ModelRunner(decoder, kv, boundary)
+        self._shift = int(decoder.config.shift_logits)
+        self._held: dict[int, _Open] = {}
+
+    def open(self, canvas: Canvas, message: AddRequest) -> None:
+        """Hold a canvas's tokens and page table."""
+        device = self.decoder.device
+        self._held[canvas.serial] = _Open(
+            torch.from_numpy(canvas.sequence(message.prompt, self.decoder.config.mask_token_id)).to(device),
+            torch.from_numpy(message.page_table.astype(np.int64)).to(device),
+            torch.Generator().manual_seed(message.seed),
+        )
+
+    def close(self, canvas: Canvas) -> None:
+        """Let go of a canvas, and of the copies of its keys and values."""
+        del self._held[canvas.serial]
+        self.runner.forget(canvas.rid)
+
+    def audit_inputs(self, canvas: Canvas) -> tuple[Tensor, Tensor]:
+        """Tokens and page table."""
+        held = self._held[canvas.serial]
+        return held.tokens, held.page_table
+
+    def enter(self, canvases: Sequence[Canvas]) -> None:
+        """Nothing here depends on the current block."""
+
+    def run(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas], at_most: int) -> tuple[int, list[Ran]]:
+        """Run items together, once."""
+        positions = [_positions(item, canvas) for item, canvas in zip(items, canvases, strict=True)]
+        held = [self._held[canvas.serial] for canvas in canvases]
+        hidden = self.runner.forward(
+            [
+                Entry(item, own.tokens, own.page_table, wanted - self._shift)
+                for item, own, wanted in zip(items, held, positions, strict=True)
+            ]
+        )
+        logits = self.runner.logits(hidden) if len(hidden) else hidden
+        parts = logits.split([len(wanted) for wanted in positions])
+        ran = []
+        for item, canvas, own, wanted, part in zip(items, canvases, held, positions, parts, strict=True):
+            if item.targets is not None:
+                ran.append(Ran(scores=_scores(part, item.targets[:, 1])))
+            elif len(wanted):
+                ran.append(_commit(canvas, own, wanted, part))
+            else:
+                ran.append(Ran())
+        return 1, ran
+
+
+def _positions(item: ForwardItem, canvas: Canvas) -> Tokens:
+    """Positions whose logits are read: an item's targets, or the masks of its block."""
+    if item.targets is not None:
+        return item.targets[:, 0]
+    return canvas.open_positions(item.block_start, item.block_stop)
+
+
+def _scores(logits: Tensor, tokens: Tokens) -> list[float]:
+    """Natural log-probabilities of tokens [n] by logits [n, vocab]."""
+    at = torch.from_numpy(tokens.copy()).to(logits.device)
+    scores: list[float] = logits.float().log_softmax(-1).gather(1, at[:, None])[:, 0].tolist()
+    return scores
+
+
+def _commit(canvas: Canvas, held: _Open, positions: Tokens, logits: Tensor) -> Ran:
+    """Commit masks at `positions` by their logits [masks, vocab]."""
+    try:
+        token, confidence = choose_tokens(logits, canvas.sampling, held.generator)
+    except EngineError:
+        return Ran(finite=False)
+    chosen = choose_commits(confidence, canvas.sampling, canvas.due(canvas.block_step))
+    tokens, committed = token[chosen], positions[chosen.cpu().numpy()]
+    held.tokens[torch.from_numpy(committed).to(held.tokens.device)] = tokens
+    block = canvas.block_tokens().copy()
+    block[committed - canvas.block[0]] = tokens.cpu().numpy()
+    return Ran(block=block)

@@ -1,0 +1,146 @@
+"""Forwards and commits on a GPU: canvases and masks stay on the device, block steps are replayed CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...errors import EngineError
+from ...request.forward import AddRequest, ForwardItem
+from ..canvas import Canvas
+from ..executor import Ran
+from .graphs import ForwardGraphs
+from .refresh_plan import plan_refresh
+from .runner import CudaRunner
+from .sampler import BlockSampler
+from .warm_up import warm_up_sizes
+
+Blocks = npt.NDArray[np.int64]
+Scores = dict[int, list[float]]
+"""By item number."""
+
+
+def _power_of_2(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+class CudaExecutor:
+    """See `Executor`. Several block steps run without a look at the device in between.
+
+    On a CPU (reference kernels, no graphs) it works as well: for tests.
+
+    Args:
+        runner: the model, the pools and the canvas slots.
+        sampler: commits after refreshes.
+        graphs: runs block steps and small refreshes.
+    """
+
+    def __init__(self, runner: CudaRunner, sampler: BlockSampler, graphs: ForwardGraphs):
+        self.decoder, self.kv, self.boundary = runner.decoder, runner.kv, runner.boundary
+        self.runner = runner
+        self.graphs = graphs
+        self._sampler = sampler
+        self._shift = int(runner.decoder.config.shift_logits)
+
+    @torch.inference_mode()
+    def warm_up(self, block: int, most_tokens: int) -> None:
+        """Compile what refreshes launch. Overwrites pages: for the time before the first request.
+
+        Kernels differ by the number of requests (sampling), by splits and tiles (attention, by rows) and by whether
+        a refresh computes all keys, which it then reads where the projection left them, or finds some in pages.
+
+        Args:
+            block: positions of the blocks that requests will have.
+            most_tokens: of a refresh.
+        """
+        slots, shift = self.runner.slots, self._shift
+        for requests, rows, last, cached in warm_up_sizes(
+            self.runner, block, slots.padding, slots.max_tokens - 1, most_tokens
+        ):
+            stop = cached + rows
+            low = max(stop - last, cached + shift)
+            if low >= stop:
+                continue
+            items = [ForwardItem("", cached, stop, stop, low, stop, cached) for _ in range(requests)]
+            plan = plan_refresh(items, [slots.padding] * requests, slots.page_tables, slots.page_size, shift)
+            hidden = self.runner.refresh(plan)
+            for draw in (False, True):
+                room = _power_of_2(requests) * _power_of_2(block)
+                self._sampler.sample(hidden, plan.last.batch, plan.last_first, room, draw)
+
+    def open(self, canvas: Canvas, message: AddRequest) -> None:
+        """Put a canvas into a free slot."""
+        tokens = canvas.sequence(message.prompt, self.decoder.config.mask_token_id)
+        masked = np.concatenate((np.zeros(len(message.prompt), np.bool_), canvas.tokens < 0))
+        take = partial(
+            self.runner.slots.take, tokens, masked, message.page_table, canvas.sampling, canvas.stop_ids,
+            canvas.steps_per_block, message.seed,
+        )  # fmt: skip
+        try:
+            canvas.slot = take()
+        except torch.OutOfMemoryError:  # copies need little, but forwards may have left nothing in one piece
+            torch.cuda.empty_cache()
+            canvas.slot = take()
+
+    def close(self, canvas: Canvas) -> None:
+        """Free a canvas's slot."""
+        self.runner.slots.give_back(canvas.slot)
+
+    def audit_inputs(self, canvas: Canvas) -> tuple[Tensor, Tensor]:
+        """Copies of a slot's tokens and page table."""
+        slots = self.runner.slots
+        return slots.state.tokens[canvas.slot].long(), slots.page_tables[canvas.slot].long()
+
+    def enter(self, canvases: Sequence[Canvas]) -> None:
+        """Tell the device of new current blocks."""
+        self.runner.slots.enter_blocks([(canvas.slot, *canvas.block, canvas.block_masks) for canvas in canvases])
+
+    def run(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas], at_most: int) -> tuple[int, list[Ran]]:
+        """Run items together: as many block steps as are sure to be needed, or one other forward."""
+        scores: Scores = {}
+        try:
+            if self.graphs.takes(items):
+                count = min(at_most, *(canvas.sure_steps() for canvas in canvases))
+                blocks = self.graphs.run(items, canvases, count)
+            else:
+                count = 1
+                blocks, scores = self._refresh(items, canvases)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            message = f"out of GPU memory in a forward of {len(items)} requests; see max_refresh_tokens"
+            raise EngineError(message, field="max_refresh_tokens") from error
+        ran = []
+        for number, (item, canvas, block) in enumerate(zip(items, canvases, blocks, strict=True)):
+            if len(canvas.open_positions(item.block_start, item.block_stop)):
+                commits = int(block[-1])
+                finite = commits >= 0  # see CanvasState.nfe
+                forwards = (commits if finite else ~commits) - canvas.nfe
+                ran.append(Ran(forwards, block[: item.block_stop - item.block_start], finite=finite))
+            else:
+                ran.append(Ran(count, scores=scores.get(number, [])))
+        return count, ran
+
+    def _refresh(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas]) -> tuple[Blocks, Scores]:
+        """A forward of any shape; what `CanvasSlots.read` tells of the blocks afterwards, and scores."""
+        slots = self.runner.slots
+        plan = plan_refresh(items, [c.slot for c in canvases], slots.page_tables, slots.page_size, self._shift)
+        hidden = self.runner.refresh(plan)
+        scores: Scores = {}
+        for number, (item, start, low) in enumerate(zip(items, plan.last_starts, plan.last_lows, strict=True)):
+            if item.targets is not None:
+                places = item.targets[:, 0] - self._shift - low + start
+                scores[number] = self._sampler.scores(hidden, places, item.targets[:, 1])
+        sizes = [item.block_stop - item.block_start for item in items]
+        if not any(sizes):
+            return np.empty((len(items), 1), np.int64), scores
+        masks = sum(len(c.open_positions(*c.block)) for c, size in zip(canvases, sizes, strict=True) if size)
+        if masks:
+            draw = any(canvas.draws for canvas in canvases)
+            room = _power_of_2(len(items)) * _power_of_2(max(sizes))  # few values: each is a kernel of its own
+            self._sampler.sample(hidden, plan.last.batch, plan.last_first, room, draw)
+        return slots.read(plan.slots, max(sizes)).cpu().numpy(), scores
