@@ -16,7 +16,7 @@ EXIT_USAGE = 2
 
 
 class _Commands(TyperGroup):
-    """Prints an error that the user caused as one line and ends with code 2; everything else keeps its traceback."""
+    """Prints a user's error as one line and exits with 2; other errors keep their traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         from .radix_cache.errors import RadixCacheError
@@ -116,7 +116,7 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
 ) -> None:
-    """Generate for one prompt; prints the text, and on stderr what it took."""
+    """Generate for one prompt; print the text, and its cost on stderr."""
     if (prompt is None) == (chat is None):
         raise typer.BadParameter("give exactly one of --prompt and --chat")
     if system is not None and chat is None:

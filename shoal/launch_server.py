@@ -41,7 +41,7 @@ def make_parser(program: str | None = None) -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str] | None = None, program: str | None = None) -> argparse.Namespace:
-    """The options given, MODEL among them as `model_path`; ends with code 2 for what can't be read."""
+    """The given options, with MODEL as `model_path`; exits with 2 for an unreadable command line."""
     parser = make_parser(program)
     # Not parse_args: before Python 3.12.7 that takes MODEL for absent when it comes behind a flag.
     namespace = parser.parse_intermixed_args(arguments)
@@ -53,7 +53,7 @@ def parse(arguments: Sequence[str] | None = None, program: str | None = None) ->
 
 
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
-    """Serve until told to stop; the exit code: 0 after a signal, 1 after a failure, 2 for options that can't be."""
+    """Serve until told to stop; returns the exit code: 0 after a signal, 1 after a failure, 2 for invalid options."""
     namespace = parse(arguments, program)
     _open_standard_files()
     try:
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
 
 
 def _check_folder(config: EngineConfig) -> None:
-    """Raise ModelLoadError for a model that can't be served, as far as a glance at its folder says."""
+    """Raise ModelLoadError for a model that can't be served, as far as its folder's configuration shows."""
     folder = local_model_folder(config.model_path)
     if folder is not None:
         load_config(folder)
@@ -97,7 +97,7 @@ def _check_folder(config: EngineConfig) -> None:
 
 
 def _check_profile_dir(config: ServerConfig) -> None:
-    """Raise ConfigError when no trace can be written there: better now than at the first /start_profile."""
+    """Raise ConfigError now if no trace can be written there, rather than at the first /start_profile."""
     if config.profile_dir is not None and (reason := why_not_writable(Path(config.profile_dir))) is not None:
         limit = "a folder that the server can write to"
         message = f"profile_dir is {config.profile_dir!r}; it must be {limit} ({reason})"
@@ -105,8 +105,9 @@ def _check_profile_dir(config: ServerConfig) -> None:
 
 
 def _open_standard_files() -> None:
-    """Put the null device where standard input, output or error are closed: else sockets would take their numbers,
-    which event loops and child processes do not expect."""
+    """Open the null device for closed standard input, output or error: otherwise sockets would take their numbers,
+    which event loops and child processes do not expect.
+    """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -115,11 +116,11 @@ def _open_standard_files() -> None:
 
 
 def _keys_from_environment() -> dict[str, str]:
-    """Keys that do not show in the list of processes. Raises ConfigError for an empty one."""
+    """Keys from the environment, which don't show in the list of processes. Raises ConfigError for an empty one."""
     names = {"api_key": "SHOAL_API_KEY", "admin_api_key": "SHOAL_ADMIN_API_KEY"}
     keys = {field: os.environ[name] for field, name in names.items() if name in os.environ}
     for field, key in keys.items():
-        if not key.strip():  # most likely a secret that is missing: never an open server
+        if not key.strip():  # most likely a missing secret: never start an open server
             message = f"{names[field]} is set but empty; unset it for a server without this key"
             raise ConfigError(message, field=field, value="", limit="a key")
     return keys

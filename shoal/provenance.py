@@ -1,4 +1,4 @@
-"""What a results file says about where it came from: hardware and commit."""
+"""Provenance of a results file: hardware and commit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def hardware() -> str:
-    """The GPU and its memory, when torch sees one; else CPU model and cores."""
+    """The GPU and its memory, if torch sees one; else CPU model and cores."""
     gpu = _gpu()
     if gpu is not None:
         return gpu

@@ -55,7 +55,7 @@ def build_parts(
 ) -> Parts:
     """Load the model and set up everything around it. Raises ModelLoadError or ConfigError.
 
-    `profile` and `planner` replace what the configuration would choose: for measurements.
+    `profile` and `planner` replace the configuration's choice, for measurements.
     """
     worker, facts = build_worker(config, profile)
     with _limits_of_memory(config, facts.device):
@@ -110,7 +110,7 @@ def build_worker(config: EngineConfig, profile: DepthProfile | None = None) -> t
 
 @contextlib.contextmanager
 def _limits_of_memory(config: EngineConfig, device: str) -> Iterator[None]:
-    """What goes wrong in here goes wrong because the pools are too large."""
+    """Turn errors inside into a ConfigError: the pools are too large."""
     try:
         yield
     # torch raises RuntimeError for memory that it does not get, NumPy MemoryError, the allocator for its own limit.

@@ -1,4 +1,4 @@
-"""The engine's thread: drives the scheduler, runs what other threads ask for between its steps, delivers outputs."""
+"""The engine's thread: drives the scheduler, runs other threads' calls between its steps, delivers outputs."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ _OPEN: weakref.WeakSet[EngineLoop] = weakref.WeakSet()
 
 
 class EngineLoop:
-    """Owns the thread, and for every request that is under way the listener that gets its outputs.
+    """Owns the thread, and for every request in flight the listener of its outputs.
 
-    A listener is called in the engine's thread; what it raises is logged and harms nobody. Every request that
-    `submit` took gets exactly one terminal output, whatever happens. Holds no reference to the Engine: so an engine
-    that nobody uses any more can be collected. A forked child lacks the thread: there it takes nothing, and closing
-    does nothing.
+    A listener runs in the engine's thread; its errors are logged and harm no other request. Every request that `submit`
+    took gets exactly one terminal output, whatever happens. The loop holds no reference to the Engine, so an unused
+    engine can be collected. A forked child lacks the thread: there the loop takes nothing, and closing does nothing.
 
     Args:
-        scheduler: what the thread drives; nobody else may touch it from now on.
-        idle_s: seconds without work after which the thread ends, until there is some; None: never. On a CPU every
-            thread that has computed keeps a team of helpers, and when there are more of these in a process than
-            cores, all short operations wait for helpers that sleep: engines at rest would slow the others down.
+        scheduler: driven by the thread; no other code may touch it from now on.
+        idle_s: seconds without work after which the thread ends; new work starts another; None: never. On a CPU every
+            thread that has computed keeps a team of OpenMP threads. If a process has more of these than cores, short
+            operations wait for threads that sleep, so idle engines would slow the others down.
     """
 
     def __init__(self, scheduler: Scheduler, idle_s: float | None = None):
@@ -56,22 +55,22 @@ class EngineLoop:
 
     @property
     def closed(self) -> ShoalError | None:
-        """Why it takes nothing any more; None while it does."""
+        """Why it takes no more requests; None while it does."""
         if not self._birthplace.is_here:
             return EngineClosedError(self._birthplace.refusal)
         return self._closed
 
     def check_process(self) -> None:
-        """Raise EngineClosedError in a process forked from the engine's: nothing would ever come from its thread."""
+        """Raise EngineClosedError in a process forked from the engine's, which has no engine thread."""
         self._birthplace.check()
 
     def submit(self, requests: Sequence[Request], listener: Listener) -> None:
-        """Queue requests. Raises EngineClosedError when the engine is closed, or was made in another process."""
+        """Queue requests. Raises EngineClosedError if the engine is closed or was made in another process."""
 
         def submit() -> None:
             fresh = []
             for request in requests:
-                if request.rid in self._listeners:  # whoever has this id keeps it, and its listener
+                if request.rid in self._listeners:  # the request that has this id keeps it, and its listener
                     message = f"rid {request.rid!r} is in use"
                     request.fail(InvalidRequestError(message, field="rid", value=request.rid))
                     self._guard(listener, request.output())
@@ -156,7 +155,7 @@ class EngineLoop:
                         self._end_all(EngineClosedError("the engine was shut down"))
                         return
                     task()
-                    del task  # it may hold what a caller wants to see collected
+                    del task  # it may hold objects that a caller wants collected
                     if not self._birthplace.is_here:  # a callback forked: the parent goes on
                         return
                 for output in scheduler.step():
@@ -171,7 +170,7 @@ class EngineLoop:
             self._end_all(EngineError(words))
 
     def _rests(self) -> bool:
-        """Whether the thread may end: nobody has asked for anything, and who does will start another."""
+        """Whether the thread may end: no call waits, and the next one will start another thread."""
         with self._state:
             if not self._inbox.empty():
                 return False
@@ -204,12 +203,12 @@ class EngineLoop:
     def _guard(call: Callable[..., Any], *arguments: object) -> None:
         try:
             call(*arguments)
-        except BaseException:  # also SystemExit: it would end this thread, and everybody who waits would wait for ever
+        except BaseException:  # also SystemExit: it would end this thread, and all callers would wait forever
             logger.exception("a callback of the engine's thread failed")
 
 
 @atexit.register
 def _close_all() -> None:
-    """An interpreter that ends while a thread is inside torch aborts the process: stop between two steps."""
+    """Stop between two steps: an interpreter that ends while a thread is inside torch aborts the process."""
     for loop in list(_OPEN):
         loop.close(wait=True)

@@ -23,8 +23,8 @@ def score_groups(
 ) -> tuple[ScorePlan, Iterator[list[RequestSpec]]]:  # fmt: skip
     """The plan for some choices, and its requests in groups to run one after the other.
 
-    The first group warms the prompt (it is empty if one request does it all). The others score, as many at a time as
-    may run together, so that a call holds little memory and other callers get turns.
+    The first group computes the prompt (it is empty if there is only one request). The others score, as many at a time
+    as may run together, so that a call holds little memory and other callers get turns.
 
     Raises InvalidRequestError or PoolTooSmallError, before anything runs, for all that is wrong.
     """
@@ -42,5 +42,5 @@ def score_groups(
         prompts = [tokens] * len(chosen)
         return intake.specs(prompts, None, cache_mode, cache_salt, canvases, len(tokens), targets, _NAMES)
 
-    first = group(0)  # the longest canvas is in every group: what does not fit is found here
+    first = group(0)  # every group has the longest canvas, so the first check finds a canvas that does not fit
     return plan, itertools.chain((warm_up, first), map(group, range(size, plan.num_forwards, size)))

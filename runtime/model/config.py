@@ -15,8 +15,8 @@ class ModelConfig:
 
     `architecture` is the name of its family. `vocab_size` counts the tokens that logits are computed for;
     `embedding_size` (>= vocab_size) counts the rows stored in the embedding and head tables. With `shift_logits`, the
-    token at position i is predicted by the hidden state of position i - 1. `mask_token_id` is what unfilled canvas
-    positions hold.
+    token at position i is predicted by the hidden state of position i - 1. Unfilled canvas positions hold
+    `mask_token_id`.
 
     Raises (on construction): ModelLoadError naming the field that is out of range.
     """

@@ -83,7 +83,7 @@ class Fields:
             self._refuse(key, value, f"a divisor of {of} = {whole}")
 
     def expect_unquantized(self) -> None:
-        """Quantised weights can't be run."""
+        """Raise for quantised weights, which the decoder can't run."""
         for key in ("quantization_config", "quantization"):
             if self.get(key) is not None:
                 self._refuse(key, self.get(key), "null: weights in fp32, fp16 or bf16")

@@ -75,14 +75,14 @@ class Decoder:
 
     @property
     def batch_invariant(self) -> bool:
-        """Whether rows come out the same, bit for bit, whatever other rows are computed with them (fp32, CPU)."""
+        """Whether a row's result is the same, bit for bit, whatever other rows are computed with it (fp32, CPU)."""
         return self.head.batch_invariant
 
     @torch.inference_mode()
     def fold_norms(self) -> None:
         """Multiply the layers' norm weights into the projections that follow them, and set them to one.
 
-        The function computed stays the same but for rounding: W (g * x / rms(x)) = (W diag(g)) x / rms(x). Products
+        The computed function stays the same up to rounding: W (g * x / rms(x)) = (W diag(g)) x / rms(x). Products
         can then run before the norm (kernels/layers/row_norm.py). The final norm is left as it is. Doing it again
         changes nothing.
         """
@@ -94,14 +94,14 @@ class Decoder:
 
     @torch.inference_mode()
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Embeddings [T, hidden] of token ids [T] (int64). An id beyond the table is the caller's mistake."""
+        """Embeddings [T, hidden] of token ids [T] (int64). The caller must pass ids within the table."""
         return self.embedding.index_select(0, token_ids)
 
     @torch.inference_mode()
     def rotary(self, positions: Tensor) -> Rotary:
         """(cos, sin), fp32 [T, head_dim / 2], of positions [T] (int64, below max_position_embeddings).
 
-        Compute it once per forward and pass it to every `layer` call to spare the look-ups.
+        Compute it once per forward and pass it to every `layer` call to save the look-ups.
         """
         if self._rope is None:
             config = self.config
@@ -117,9 +117,9 @@ class Decoder:
         """Run layer `index` on hidden [T, hidden] of tokens at `positions` [T]; returns a new [T, hidden].
 
         `hidden` is not changed. `attend` is called once, with this layer's q, k and v. `rotary` is
-        `self.rotary(positions)` when the caller has it already. With `rows` (int64 [n]) only those rows are asked for:
-        `attend` gets their queries alone (and all keys and values), and the result is [n, hidden]; right for the last
-        layer, of which nobody reads the others.
+        `self.rotary(positions)` when the caller has it already. With `rows` (int64 [n]) it computes only those rows:
+        `attend` gets their queries (and all keys and values), and the result is [n, hidden]. That suffices for the last
+        layer, whose other rows are never read.
         """
         config, weights = self.config, self.layers[index]
         tokens = hidden.shape[0]
@@ -140,6 +140,6 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [M, vocab_size] in the model's dtype for hidden states [M, hidden] of the last layer.
 
-        With `config.shift_logits`, row i speaks about the token after the one whose hidden state it is.
+        With `config.shift_logits`, row i predicts the token after the one whose hidden state it is.
         """
         return self.head(rms_norm(hidden, self.final_norm, self.config.rms_norm_eps))

@@ -1,4 +1,4 @@
-"""One hash for the model in a folder: what a depth profile was made for."""
+"""One hash for the model in a folder; a depth profile names the model by it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _CHUNK_BYTES = 4 * 1024 * 1024
 
 
 def model_digest(folder: str | Path) -> str:
-    """SHA-256 (hex) of what a model folder computes: its configuration and its weights.
+    """SHA-256 (hex) of a model folder's configuration and weights.
 
-    Covered: `ModelConfig.config_digest`, and for every tensor in name order its name, dtype, shape and content.
+    It covers `ModelConfig.config_digest`, and for every tensor in name order its name, dtype, shape and content.
     Below 1 GB of weights all bytes count; from there on the first, middle and last 4 KiB of each tensor.
-    Not covered: how tensors are spread over shards, file metadata, tokenizer and generation settings.
+    It ignores the distribution of tensors over shards, file metadata, tokenizer and generation settings.
 
     Raises: ModelLoadError as `load_config` and `SafetensorsFolder` do.
     """

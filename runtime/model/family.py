@@ -1,4 +1,4 @@
-"""What a family of models is: how its `config.json` reads, and how its checkpoints name their tensors."""
+"""A family of models: how to read its `config.json`, and how its checkpoints name tensors."""
 
 from __future__ import annotations
 

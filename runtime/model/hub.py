@@ -16,16 +16,15 @@ _ETAG_TIMEOUT_S = 5.0
 
 
 def bundled_model_folder() -> Path:
-    """Where the bundled model lies in the installed package; it may not exist."""
+    """Folder of the bundled model in the installed package; it may not exist."""
     return Path(__file__).parents[2] / "shop" / "model"
 
 
 def resolve_model_folder(path_or_id: str | Path) -> Path:
     """The folder that holds a model's files.
 
-    `shop` is the bundled model (`./shop` a folder of that name). An existing folder is used as it is. Anything
-    else that reads 'organisation/name' is fetched from the Hub into its usual cache, or taken from there when
-    it was fetched before.
+    `shop` is the bundled model (`./shop` a folder of that name). An existing folder is used as it is. Any other
+    'organisation/name' is fetched from the Hub into its usual cache, or read from there if it is cached.
 
     Raises: ModelLoadError with field `model`.
     """
@@ -33,7 +32,7 @@ def resolve_model_folder(path_or_id: str | Path) -> Path:
 
 
 def local_model_folder(path_or_id: str | Path) -> Path | None:
-    """As `resolve_model_folder`, without the Hub: None for what reads as the id of a model there."""
+    """As `resolve_model_folder`, but None for a name that reads as a Hub id."""
     text = str(path_or_id)
     if text == BUNDLED_MODEL and isinstance(path_or_id, str):
         folder = bundled_model_folder()
@@ -45,7 +44,7 @@ def local_model_folder(path_or_id: str | Path) -> Path | None:
     try:
         folder = Path(path_or_id).expanduser()
         is_folder, is_file = bool(text) and folder.is_dir(), folder.is_file()
-    # A home folder that nobody has, a name that is too long, a folder that may not be entered.
+    # The home folder of an unknown user, a name that is too long, a folder without permission.
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelLoadError(
@@ -67,7 +66,7 @@ def _download(hub_id: str) -> Path:
         return Path(
             snapshot_download(hub_id, allow_patterns=_WANTED, ignore_patterns=["*/*"], etag_timeout=_ETAG_TIMEOUT_S)
         )
-    # The client raises many kinds (its own, httpx's, OSError); whatever it is, the model can't be had.
+    # The client raises many kinds (its own, httpx's, OSError); any of them means that the model is unavailable.
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ModelLoadError(

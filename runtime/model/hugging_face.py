@@ -25,7 +25,7 @@ HUGGING_FACE_NAMES = WeightNames(
 
 
 def hugging_face_fields(fields: Fields) -> dict[str, Any]:
-    """What these configurations say alike. A family adds `qkv_bias` and `shift_logits`, and may replace others.
+    """The fields that these configurations share. A family adds `qkv_bias` and `shift_logits`, and may replace others.
 
     Raises: ModelLoadError for a key that is missing or ill-typed, for scaled RoPE, sliding windows, another activation
     and quantised weights.

@@ -1,16 +1,16 @@
 """Linear layers whose rows don't depend on how many other rows are computed with them.
 
-A matrix product sums each output over `in`; in which order is up to the BLAS, which picks a kernel by the number
-of rows (tokens). What MKL 2024.2 does in fp32:
+A matrix product sums each output over `in`. The BLAS decides the order, by a kernel that depends on the number of rows
+(tokens). In fp32 MKL 2024.2 behaves so:
 
 * AVX-512, weight stored [out, in]: 15 rows or fewer are summed in another order than 16 or more.
 * AVX-512, weight stored [in, out]: only a single row is, and 8 to 16 rows take half the time. From about 800
   inputs on, sums are cut into pieces that depend on the number of rows.
 * AVX2: it changes with the number of rows all over, but rows of one call of 24 rows agree.
 
-So: store [in, out], compute a single row as two, and cut long sums into pieces here. Where a probe finds that
-this does not do (once per shape, some milliseconds), compute all rows in tiles of 24, the last one padded. On an
-AVX2 machine MKL_CBWR=AVX2,STRICT in the environment makes the probe pass and spares the padding.
+So this module stores [in, out], computes a single row as two, and cuts long sums into pieces. If a probe (once per
+shape, some milliseconds) finds that insufficient, it computes all rows in tiles of 24, the last one padded. On an AVX2
+machine MKL_CBWR=AVX2,STRICT in the environment makes the probe pass and spares the padding.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Linear:
         device: torch.device,
         batch_invariant: bool = False,
     ) -> Linear:
-        """Uninitialised, laid out as is best for the device: [in, out] on the CPU, else [out, in]."""
+        """Uninitialised, in the device's best layout: [in, out] on the CPU, else [out, in]."""
         if device.type == "cpu":
             weight_t = torch.empty(inputs, outputs, dtype=dtype, device=device)
         else:
@@ -118,7 +118,7 @@ def _in_tiles(x: Tensor, weight_t: Tensor, tile: int) -> Tensor:
 def needed_tile(inputs: int, outputs: int, num_threads: int) -> int:
     """0 when whole products of an [in, out] fp32 matrix are batch invariant on this CPU, else the rows of a tile.
 
-    Finds out by trying: random rows, alone and among others. `num_threads` only keeps the answers apart.
+    It tries random rows, alone and among others. `num_threads` is only a key of the cache.
     """
     generator = torch.Generator().manual_seed(0)
     pieces = torch.randn(inputs, outputs, generator=generator).split(_LONGEST_SUM)

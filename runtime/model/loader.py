@@ -47,8 +47,8 @@ def load_model(
         batch_invariant: rows independent of how many rows are computed together; by default on for float32
             on the CPU, the only combination where it is supported.
 
-    Memory: the weights on the device, and on the host one tensor at a time besides. On the CPU the process is
-    set to keep freed memory (`keep_freed_memory`).
+    Memory: the weights on the device, and one tensor at a time on the host. On the CPU it makes the process keep freed
+    memory (`keep_freed_memory`).
 
     Raises: ModelLoadError naming the field, file or tensor at fault.
     """
@@ -95,7 +95,7 @@ def load_model(
 
 
 def check_tensors(config: ModelConfig, weights: SafetensorsFolder) -> None:
-    """Compare a folder's headers with what `config` needs. Raises: ModelLoadError naming the first tensor at fault."""
+    """Check a folder's headers against `config`. Raises: ModelLoadError naming the first wrong tensor."""
     names = family_named(config.architecture).weight_names
     expected = tensor_shapes(config, names)
     missing = [name for name in expected if name not in weights.entries]

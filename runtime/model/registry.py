@@ -1,4 +1,4 @@
-"""The families that are served, and which of them a `config.json` belongs to."""
+"""The served families, and the lookup of a `config.json`'s family."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .family import Family
 from .llada import LLADA
 
 FAMILIES: tuple[Family, ...] = (LLADA, DREAM, A2D_LLAMA)
-"""Where two share a `model_type`, the first is meant by it."""
+"""If two share a `model_type`, it means the first."""
 
 
 def family_named(name: str) -> Family:
@@ -32,9 +32,9 @@ def published(name: str) -> dict[str, Any]:
 def read_config(values: Mapping[str, Any]) -> ModelConfig:
     """Read the parsed content of a `config.json`.
 
-    Raises: ModelLoadError naming the key, its value and what is supported: for a model of no family that is served, a
-    missing or ill-typed key, or a feature that the decoder does not have (ALiBi, scaled RoPE, biases beyond q/k/v,
-    sliding windows, quantised weights, other block or activation types).
+    Raises: ModelLoadError naming the key, its value and what is supported: for a model of an unknown family, a missing
+    or ill-typed key, or a feature that the decoder does not have (ALiBi, scaled RoPE, biases beyond q/k/v, sliding
+    windows, quantised weights, other block or activation types).
     """
     if not isinstance(values, dict):
         raise ModelLoadError(
@@ -71,7 +71,7 @@ def load_config(folder: str | Path) -> ModelConfig:
 
 
 def _family_of(values: Mapping[str, Any]) -> Family:
-    """By architecture first: a `model_type` may be shared by families."""
+    """Looks at `architectures` first: families may share a `model_type`."""
     model_type = values.get("model_type")
     if isinstance(model_type, str):
         named = values.get("architectures") or ()

@@ -30,7 +30,7 @@ _FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float1
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where one tensor lies: `size` bytes at `offset` of `file`, of safetensors type `dtype`."""
+    """Place of one tensor: `size` bytes at `offset` of `file`, of safetensors type `dtype`."""
 
     name: str
     file: Path

@@ -1,4 +1,4 @@
-"""What stands in a model folder beside the weights, and what the engine's options make of it. Imports no torch."""
+"""Settings from a model folder's files beside the weights and from the engine's options. Imports no torch."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def layers_of_band(asked: int | None, num_layers: int) -> int:
 def load_profile(config: EngineConfig, folder: Path, model: ModelConfig, check_model: bool = True) -> DepthProfile:
     """The depth profile: a constant depth, the file named, the file beside the weights, or a built-in table.
 
-    Raises ConfigError for a file that is none, or of another model (that takes reading the weights: not so without
-    `check_model`).
+    Raises ConfigError for an invalid file or one of another model. `check_model=False` skips the latter, which reads
+    the weights.
     """
     num_layers = model.num_layers
     if config.depth is not None:
@@ -76,7 +76,7 @@ def load_profile(config: EngineConfig, folder: Path, model: ModelConfig, check_m
 
 
 def boundary_depths(config: EngineConfig, profile: DepthProfile, layers_per_band: int) -> tuple[int, ...]:
-    """Depths at which boundary states are kept: those of the profile, and with audits some to fall back to."""
+    """Depths at which boundary states are kept: the profile's, and with audits some to fall back to."""
     if not config.audit_rate:
         return profile.depths
     return fallback_depths(profile.depths, profile.max_depth, layers_per_band)
@@ -85,8 +85,8 @@ def boundary_depths(config: EngineConfig, profile: DepthProfile, layers_per_band
 def pool_sizes(config: EngineConfig, tree: TreeConfig, profile: DepthProfile) -> tuple[int, int]:
     """Pages of the KV pool and of the boundary pool, in the proportion in which captures take them.
 
-    So captures fill both at the same time, and neither has to evict for the other's sake. A KV pool of given size
-    (`kv_cache_tokens`) gets the boundary pool that goes with it. Raises ConfigError for less than a page of all layers.
+    So captures fill both pools at the same time, and neither evicts because the other is full. A KV pool of given size
+    (`kv_cache_tokens`) gets the matching boundary pool. Raises ConfigError for less than a page of all layers.
     """
     bands, states = _capture_pages(config, tree, profile)
     if config.kv_cache_tokens is not None:
@@ -106,8 +106,9 @@ def pool_sizes(config: EngineConfig, tree: TreeConfig, profile: DepthProfile) ->
 def _capture_pages(config: EngineConfig, tree: TreeConfig, profile: DepthProfile) -> tuple[int, int]:
     """KV pages and boundary pages that a capture takes for one page of tokens.
 
-    One of each band, and of each stored depth, up to the depth of the capture: the profile's deepest, or with prefix
-    refreshes (see `ReusePlanner`) any of the profile's; of those the one with the most boundary pages for its KV pages.
+    One of each band and of each stored depth up to the depth of the capture. That is the profile's deepest, or with
+    prefix refreshes (see `ReusePlanner`) any of the profile's; of these, the one with the most boundary pages per KV
+    page.
     """
     refreshes = profile.refreshes if config.refresh_interval is None else config.refresh_interval > 0
     depths = {depth for _, depth in profile.table} if refreshes else {profile.max_depth}
@@ -127,7 +128,7 @@ def check_pool(config: EngineConfig, kv_pages: int, num_bands: int, block_length
 
 
 def default_block_length(folder: Path) -> int:
-    """`block_length` of the model's generation_config.json; 32 where it says nothing."""
+    """`block_length` of the model's generation_config.json; 32 if it has none."""
     path = folder / "generation_config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -1,4 +1,4 @@
-"""An audit on the worker: one more, uncached pass over a request that reuses a prefix, compared with what it reuses."""
+"""An audit on the worker: an uncached pass over a request that reuses a prefix, compared with the reused KVs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 class AuditPass:
     """The audits of one forward: `begin` before it runs, `end` with its results.
 
-    Takes nothing from the request but time, and reads its pages only. An audit that fails (memory) is logged and left
-    out; the request goes on.
+    It costs the request only time, and only reads its pages. An audit that fails (memory) is logged and dropped; the
+    request goes on.
     """
 
     def __init__(self, decoder: Decoder, kv: KVPool):

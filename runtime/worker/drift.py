@@ -1,4 +1,4 @@
-"""How far cached keys and values are from fresh ones: an uncached pass over one sequence, layer by layer."""
+"""Drift of cached keys and values from fresh ones: an uncached pass over one sequence, layer by layer."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def uncached_pass(
 ) -> Tensor:
     """Last hidden states of one sequence of token ids [tokens], computed without any cache.
 
-    `visit` is shown every layer's keys and values and keeps what it needs: no more than one layer is held here.
-    Returns [tokens, hidden], or with `rows` (int64 [n]) theirs alone, [n, hidden]. With `num_layers` it stops there.
+    `visit` gets every layer's keys and values and keeps what it needs; this function holds one layer at a time.
+    Returns [tokens, hidden], or with `rows` (int64 [n]) only theirs, [n, hidden]. With `num_layers` it stops after that
+    many layers.
     """
     positions = torch.arange(len(tokens), device=tokens.device)
     rotary = decoder.rotary(positions)

@@ -1,4 +1,4 @@
-"""A worker without a model: commits made-up tokens at once. With it, what a request costs is everything else."""
+"""A worker without a model, which commits made-up tokens at once: it measures the cost of everything but the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NullWorker:
     """Answers every message as the worker does, at once or after a delay. Token ids count up, without EOS and mask.
 
     Args:
-        facts: of the model that it stands for.
+        facts: of the model that it replaces.
         tokens: commits per request and forward, from the left.
         delay_s: seconds that a forward takes.
     """
@@ -38,7 +38,7 @@ class NullWorker:
         self._layers = model.num_layers
 
     def add(self, message: AddRequest) -> None:
-        """Note where the canvas begins."""
+        """Record where the canvas begins."""
         self._next[message.rid] = len(message.prompt) + len(message.committed)
         if message.canvas is not None:
             masks = (np.flatnonzero(message.canvas < 0) + len(message.prompt)).tolist()
@@ -87,7 +87,7 @@ class NullWorker:
 
 
 def build_null_worker(config: EngineConfig, tokens: int, delay_s: float = 0.0) -> tuple[NullWorker, Facts]:
-    """A null worker, and the facts of the model whose place it takes. Reads no weights."""
+    """A null worker, and the facts of the model that it replaces. Reads no weights."""
     config = config.for_device("cpu")
     assert config.page_size is not None
     folder = resolve_model_folder(config.model_path)

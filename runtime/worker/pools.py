@@ -8,14 +8,14 @@ from torch import Tensor
 from ..model.config import ModelConfig
 
 _COPIED_AT_ONCE = 32
-"""Pages; bounds the memory that a copy takes: 128 MiB for pages of 4 MiB."""
+"""Pages per copy; bounds a copy's memory: 128 MiB for pages of 4 MiB."""
 
 
 class KVPool:
     """KV pages, `data` [pages, layers_per_band, 2, page_size, kv_heads, head_dim].
 
-    A page holds keys (index 0) and values (1) of `page_size` token positions in the layers of one band. Which band
-    is up to whose page table names it: all pages are alike. The contents of a page that nobody wrote are undefined.
+    A page holds keys (index 0) and values (1) of `page_size` token positions in the layers of one band. All pages are
+    alike; the page table that names a page decides its band. The contents of an unwritten page are undefined.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Traces of what a worker does, by torch.profiler, for chrome://tracing and Perfetto."""
+"""Traces of a worker by torch.profiler, for chrome://tracing and Perfetto."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class WorkerTrace:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or torch writes lines of its own between those of the log
 
     def start(self, options: TraceOptions) -> str:
-        """Begin a trace; the path of its file.
+        """Begin a trace; returns the path of its file.
 
         Raises InvalidRequestError when one is running, the folder can't be written to, or the machine has none of the
         activities; EngineError when the profiler does not start.
@@ -66,7 +66,7 @@ class WorkerTrace:
         return str(self._path)
 
     def step(self) -> None:
-        """A scheduling step is done; ends the trace when it was the last one."""
+        """Count a scheduling step; end the trace after its last one."""
         if self._profile is None:
             return
         self._left -= 1
@@ -77,7 +77,7 @@ class WorkerTrace:
                 logger.error("%s", error.message)
 
     def stop(self) -> str:
-        """End the trace and write it; the path of its file. Takes seconds.
+        """Write the trace; returns the path of its file. Takes seconds.
 
         Raises InvalidRequestError when none is running, EngineError when it can't be written.
         """

@@ -1,1 +1,1 @@
-"""`shoal demo`: the bundled model answers questions about price lists in every cache mode, and what that costs."""
+"""`shoal demo`: the bundled model answers questions about price lists in every cache mode, with the cost of each."""

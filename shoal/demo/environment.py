@@ -1,4 +1,4 @@
-"""What numbers were measured with: versions and hardware."""
+"""Versions and hardware of a measurement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "safetensors")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, shoal and what the engine runs on."""
+    """Versions of Python, shoal and the engine's libraries."""
     found = {"python": platform.python_version(), "shoal": __version__}
     for name in PACKAGES:
         try:

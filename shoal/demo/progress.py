@@ -1,4 +1,4 @@
-"""How far the demo is: a bar in a terminal, and elsewhere a plain line now and then."""
+"""Progress of the demo: a bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 EVERY_S = 5.0
 
 Advance = Callable[[str, int], None]
-"""Told the name of a run, and how many questions of it were answered."""
+"""Called with the name of a run and the number of its answered questions."""
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def progress(console: Console, total: int) -> Generator[Advance, None, None]:
 
 
 def plain_lines(console: Console, total: int, clock: Callable[[], float] = time.monotonic) -> Advance:
-    """Says at once that models are loaded, then where things stand: a line at most every EVERY_S seconds."""
+    """Prints at once that models are being loaded, then the progress: at most a line every EVERY_S seconds."""
     done, begin = 0, clock()
     said = begin
 

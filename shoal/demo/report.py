@@ -19,7 +19,7 @@ _GROUPS = (*KINDS, "json", "follow_up")
 
 
 def mode_figures(tallies: Mapping[str, Tally]) -> dict[str, dict[str, Any]]:
-    """Figures of each mode, with agreement and speed-ups; these are None when the mode to compare with did not run."""
+    """Figures of each mode, with agreement and speed-ups; None if the mode to compare with did not run."""
     found: dict[str, dict[str, Any]] = {}
     for mode, tally in tallies.items():
         figures = tally.figures()
@@ -42,7 +42,7 @@ def depth_figures(tallies: Mapping[int, Tally]) -> dict[str, dict[str, Any]]:
 
 
 def print_report(console: Console, report: Mapping[str, Any]) -> None:
-    """Print the tables of `report["modes"]` and `report["depths"]`, and what the columns mean."""
+    """Print the tables of `report["modes"]` and `report["depths"]`, with the meaning of the columns."""
     console.print(modes_table(report["modes"]))
     console.print(COLUMNS, style="dim", highlight=False)
     console.print(kinds_table(report["modes"]))
@@ -106,7 +106,7 @@ def depths_table(depths: Mapping[str, Mapping[str, Any]]) -> Table:
 def print_tree(console: Console, snapshot: Mapping[str, Any], decode: Callable[[Sequence[int]], str]) -> None:
     """Print the radix tree with the text that each node begins with.
 
-    Of a node's children only the most used ones are shown, with a line on how many are left out.
+    Shows only the most used children of a node, with a line for the number of others.
     """
     shown = deepcopy(dict(snapshot))
     nodes = [node for space in shown["namespaces"] for node in space["nodes"]]
@@ -124,7 +124,7 @@ def print_tree(console: Console, snapshot: Mapping[str, Any], decode: Callable[[
 
 
 def _prune(node: dict[str, Any]) -> int:
-    """Keep the `CHILDREN_SHOWN` most used children of every node, in their order; how many nodes went."""
+    """Keep the `CHILDREN_SHOWN` most used children of every node, in order; returns the number of dropped nodes."""
     children = node["children"]
     by_use = sorted(children, key=lambda child: -child["hits"])
     kept = [child for child in children if any(child is other for other in by_use[:CHILDREN_SHOWN])]

@@ -25,7 +25,7 @@ _WARM_UP = make_workload(0, [8], 2)
 
 @function
 def ask(s: Any, prices: str, turns: Sequence[tuple[str, str]], question: str) -> None:
-    """One question about a price list, after the turns that went before."""
+    """Ask one question about a price list, after earlier turns."""
     s += system(prices)
     for asked, answered in turns:
         s += user(asked) + assistant(answered)
@@ -71,8 +71,8 @@ def run_depths(workload: Workload, depths: Sequence[int], advance: Advance) -> d
 
 
 def _run(workload: Workload, options: Mapping[str, dict[str, Any]], advance: Advance) -> Runs:
-    """Interleaved: all engines answer about a list before any sees the next one, so that a slow spell of the machine
-    hits all of them alike. Seconds are summed for each engine over its own batches.
+    """All engines answer about a list before any sees the next one, so that a slow spell of the machine affects all
+    alike. Seconds are summed for each engine over its own batches.
     """
     with ExitStack() as stack:
         engines: dict[str, Engine] = {}
@@ -92,7 +92,7 @@ def _run(workload: Workload, options: Mapping[str, dict[str, Any]], advance: Adv
 
 
 def _ask(tally: Tally, engine: Engine, batch: Sequence[Asked]) -> None:
-    """Ask a batch and take the answers, its wall time and its CPU time over into the tally."""
+    """Ask a batch; add its answers, wall time and CPU time to the tally."""
     entries = [{"prices": a.prices, "turns": a.turns, "question": a.question.text} for a in batch]
     wall, cpu = time.perf_counter(), time.process_time()
     states = ask.run_batch(entries, backend=engine, **_SETTINGS)

@@ -1,4 +1,4 @@
-"""What one mode, or one depth, did with the workload: answers, work and time."""
+"""Results of one mode, or one depth: answers, work and time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .workload import Asked
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer and what it took; the figures are those of RequestOutput."""
+    """An answer and its cost; the figures are those of RequestOutput."""
 
     text: str
     prompt_tokens: int
@@ -42,8 +42,9 @@ class Tally:
         self, asked: Sequence[Asked], outputs: Sequence[Answer], seconds: float, cpu_seconds: float,
         warm_up_token_layers: int = 0,
     ) -> None:  # fmt: skip
-        """Take over a batch: its questions, their answers in the same order, its wall time and CPU time, and the
-        token-layers that were computed before any question, for the prefix that they share."""
+        """Add a batch: its questions, their answers in the same order, its wall time and CPU time, and the token-layers
+        computed before any question for the shared prefix.
+        """
         self.warm_up_token_layers += warm_up_token_layers
         self.asked += asked
         self.outputs += outputs

@@ -1,4 +1,4 @@
-"""What the demo asks: held-out price lists and a fixed mix of questions about each."""
+"""The demo's workload: held-out price lists and a fixed mix of questions about each."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ class Workload:
 def make_workload(seed: int, list_sizes: Sequence[int], questions: int) -> Workload:
     """Draw a held-out list of each size, and `questions` different questions about each.
 
-    Kinds follow `KIND_CYCLE`, every third question wants JSON, every fifth is a follow-up to the one before. What is
-    drawn for a list depends on the seed and its size alone. Raises ConfigError for sizes and counts out of range.
+    Kinds follow `KIND_CYCLE`, every third question wants JSON, every fifth is a follow-up to the one before. A list's
+    draws depend only on the seed and its size. Raises ConfigError for sizes and counts out of range.
     """
     if not list_sizes:
         raise ConfigError("list_sizes is empty; it must have at least one size", field="list_sizes", limit=1)

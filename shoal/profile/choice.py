@@ -1,4 +1,4 @@
-"""From measurements to a depth profile: what was seen in each cell, and the cheapest that keeps the limits."""
+"""From measurements to a depth profile: figures of each cell, and the cheapest cell that keeps the limits."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a choice must keep; None: not asked for."""
+    """Limits that a choice must keep; None: no such limit."""
 
     max_accuracy_drop: float | None = None
     min_agreement: float | None = None
@@ -114,7 +114,7 @@ class Limits:
         return self.cosine is None or cell.cosine >= self.cosine
 
     def or_default(self, answers: bool) -> Limits:
-        """These, or when none was given the default: an accuracy drop where the data has answers, else agreement."""
+        """These limits; without any, the default: an accuracy drop if the data has answers, else agreement."""
         if self != Limits():
             return self
         return Limits(DEFAULT_MAX_ACCURACY_DROP) if answers else Limits(min_agreement=DEFAULT_MIN_AGREEMENT)
@@ -188,7 +188,7 @@ def choose(cells: Sequence[Cell], limits: Limits, num_layers: int, capture: str 
     """For each ratio (ascending) the cheapest cell of a capture that keeps the limits; ratios without one are left out.
 
     A depth counts only if every shallower one keeps the limits too, with the same interval. Depths never fall as the
-    ratio grows: a ratio gets no more than what every larger one bears.
+    ratio grows: a ratio gets at most the depth that every larger one bears.
     """
     picked: list[Cell] = []
     deepest = num_layers

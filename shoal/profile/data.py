@@ -18,9 +18,9 @@ _OTHERS = ("answer", "kind", "group")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A prompt as token ids, the text that answers it rightly (None: not known), and what kind of prompt it is.
+    """A prompt as token ids, its right answer (None: not known), and its kind.
 
-    With `contains` an answer is right when it holds that text, whatever the case and the spaces; else when it is it.
+    With `contains` an answer is right if it contains that text, ignoring case and spaces; otherwise if it equals it.
     """
 
     tokens: tuple[int, ...]
@@ -29,7 +29,7 @@ class Row:
     contains: bool = False
 
     def is_right(self, text: str) -> bool | None:
-        """Whether a text answers the prompt rightly; None when that is not known."""
+        """Whether a text is the right answer; None if that is not known."""
         if self.answer is None:
             return None
         if self.contains:

@@ -1,7 +1,7 @@
 """The engine's own parts, arranged for measurements: captures of any kind, true KVs, decoding at any depth.
 
-Everything that computes is what serves: the scheduler, the worker and its runner. Only the planner is told how much to
-reuse, and not to store what the measured requests would add to the tree.
+The scheduler, the worker and its runner are those of serving. Only the planner differs: it is told how much to reuse,
+and stores nothing of the measured requests.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Lab:
     """One model and its pools.
 
     Args:
-        config: of the engine; its profile and cache mode are of no account.
+        config: of the engine; its profile and cache mode are ignored.
         depths: depths that prefixes can be resumed at (whole bands; the model's number of layers may be among them).
     """
 
@@ -87,7 +87,7 @@ class Lab:
 
     @property
     def planner(self) -> MeasuringPlanner:
-        """The planner, to be told what to reuse."""
+        """The planner, which takes the amount of reuse."""
         planner = self.scheduler.planner
         assert isinstance(planner, MeasuringPlanner)
         return planner

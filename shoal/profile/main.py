@@ -39,7 +39,7 @@ _SETTINGS = (
 
 
 def run_profile(options: ProfileOptions, console: Console) -> DepthProfile:
-    """Measure what is not measured yet, write `depth_profile.json`, `report.html` and `cells.csv`; returns the profile.
+    """Complete the measurements, write `depth_profile.json`, `report.html` and `cells.csv`; returns the profile.
 
     Raises ConfigError or ModelLoadError for options, data and models that don't fit.
     """

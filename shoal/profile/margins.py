@@ -34,7 +34,7 @@ class Margin:
 
     @property
     def near(self) -> int:
-        """How many rows tell about this very margin."""
+        """Number of near rows."""
         return 0 if self.cell is None else self.cell.all.rows
 
 
@@ -43,8 +43,8 @@ def measure_margins(
 ) -> list[Margin]:
     """Rows at the depth and interval of `cell`, captured from a row of the same group and kind; ascending margins.
 
-    Rows of a kind often begin alike beyond what the group shares: that is where a margin matters most. Many groups with
-    few rows each, because where a page ends depends on the group. Rows of more than `longest` tokens are left out.
+    Rows of a kind often begin alike beyond the group's shared part, where a margin matters most. It takes many groups
+    with few rows each, because the group decides where a page ends. It leaves out rows of more than `longest` tokens.
     """
     found: dict[int, list[Mapping[str, Any]]] = {}
     for name in tqdm(sorted(groups)[:_GROUPS], desc="margins", unit="group"):
@@ -70,10 +70,10 @@ def _margin(margin: int, rows: Sequence[Mapping[str, Any]], cell: Cell, page_siz
 
 
 def choose_margin(margins: Sequence[Margin], limits: Limits) -> int:
-    """The smallest margin that enough near rows bear out and from which on no other is contradicted.
+    """The smallest margin that enough near rows confirm, if no row contradicts it or a larger one.
 
-    Where too few rows end near a margin it counts only when it is at least DEFAULT_REUSE_MARGIN. When every margin is
-    contradicted, the largest; without any, DEFAULT_REUSE_MARGIN.
+    A margin with too few near rows counts only if it is at least DEFAULT_REUSE_MARGIN. If rows contradict every margin,
+    it is the largest; without any margin, DEFAULT_REUSE_MARGIN.
     """
     chosen = None
     for part in reversed(margins):

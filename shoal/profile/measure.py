@@ -31,7 +31,7 @@ def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 class Measurer:
-    """Measures with one lab and one way of decoding; remembers the answers of mode none."""
+    """Measures with one lab and one set of decoding parameters; caches the answers of mode none."""
 
     def __init__(
         self, lab: Lab, sampling: SamplingParams, *, captures: Sequence[str], depths: Sequence[int],
@@ -86,7 +86,7 @@ class Measurer:
                             interval=interval, cut=unit.cut,
                         )  # fmt: skip
                     else:
-                        outputs = once  # too few passes for this interval: no refresh would have come
+                        outputs = once  # too few passes for this interval: no refresh would come due
                     once = once or outputs
                     add(capture, depth, interval, outputs)
         lab.forget()

@@ -1,4 +1,4 @@
-"""What `shoal profile` is asked for; a default stands here and nowhere else."""
+"""Options of `shoal profile`; a default stands here and nowhere else."""
 
 from __future__ import annotations
 

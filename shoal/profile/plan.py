@@ -1,4 +1,4 @@
-"""What is measured: units (a group of rows at a ratio), each with the place where the shared prefix ends."""
+"""Plans the measurement: units (a group of rows at a ratio), each with the end of its shared prefix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..runtime.errors import ConfigError
 from .data import Groups, Row
 
 _NEAR = 0.05
-"""A unit's ratio may differ so much from the one asked for."""
+"""Most by which a unit's ratio may differ from the requested one."""
 
 
 @dataclass(frozen=True, slots=True)

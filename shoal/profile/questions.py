@@ -1,7 +1,7 @@
-"""Questions about plain documents, for those who have no questions: `shoal profile MODEL --data documents.txt`.
+"""Questions about plain documents, for users without questions: `shoal profile MODEL --data documents.txt`.
 
-A document is a piece of the file with made-up facts strewn over it. What is asked about it depends on single tokens of
-the prefix: facts, sentences, words. Reuse that is too deep loses such answers first (docs/text.md).
+A document is a piece of the file with made-up facts strewn over it. The questions depend on single tokens of the
+prefix: facts, sentences, words. Too deep a reuse loses such answers first (docs/text.md).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def holds_documents(path: Path) -> bool:
 def make_questions(path: Path, tokenizer: Tokenizer | None, seed: int) -> Groups:
     """Questions of the kinds look-up, quotation and missing word about each piece of a file; a piece is a group.
 
-    An answer is right when it holds the words looked for. Raises ConfigError (field "data") for a file that can't be
+    An answer is right if it contains the words looked for. Raises ConfigError (field "data") for a file that can't be
     read or is too short, and for a model without a tokenizer.
     """
     if tokenizer is None:
@@ -78,7 +78,7 @@ def _pieces(text: str, tokenizer: Tokenizer) -> list[str]:
 
 
 def _asked(rng: random.Random, piece: str) -> tuple[str, list[tuple[str, str, str]]]:
-    """The piece with facts in it, and (kind, question, answer) of what is asked."""
+    """The piece with facts in it, and (kind, question, answer) of each question."""
     sentences = re.split(r"(?<=[.!?])\s+", piece)
     long = [s for s in sentences if 8 <= len(s.split()) <= 40]
     people, words = rng.sample(_PEOPLE, _OF_A_KIND), rng.sample(_WORDS, _OF_A_KIND)

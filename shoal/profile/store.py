@@ -1,4 +1,4 @@
-"""The measurements on disk: JSON lines that a stopped profile goes on from."""
+"""The measurements on disk: JSON lines from which a stopped profile continues."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Store:
     """Records by key in `folder/measurements.jsonl`, each written at once.
 
     `settings` is everything that the records depend on; a file of other settings is refused (ConfigError, field "out")
-    unless `restart` forgets it. A last line that was cut off by a stop is dropped.
+    unless `restart` deletes it. A last line that a stop cut off is dropped.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], restart: bool = False):

@@ -1,8 +1,8 @@
 """Contiguous copies of running requests' keys and values, for attention on a CPU.
 
-On a CPU attention wants a request's keys in one piece, and collecting them from pages at every step costs more than the
-attention itself. A copy is made at a request's first forward and kept in step with its pages from then on: nobody
-else writes pages that it reads. Costs the memory of the running requests' KVs once more.
+CPU attention needs a request's keys in one piece, and gathering them from pages at every step costs more than the
+attention itself. So a request's first forward makes a copy, and later forwards update it with the pages; no other
+request writes pages that it reads. The copies double the memory of running requests' KVs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs forwards of the decoder over ragged batches, with KVs in pages and prefixes that join half way up."""
+"""Runs forwards of the decoder over ragged batches, with KVs in pages and prefixes that join at their depth."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .dense_kv import DenseKV
 
 @dataclass(slots=True)
 class Entry:
-    """One request in a forward: what is asked, its tokens (int64 [prompt + canvas]) and page table (int64).
+    """One request in a forward: its item, its tokens (int64 [prompt + canvas]) and page table (int64).
 
-    `wanted` (int64 [n]) are the positions whose last hidden states somebody reads.
+    `wanted` (int64 [n]) are the positions whose last hidden states are read.
     """
 
     item: ForwardItem
@@ -31,7 +31,7 @@ class Entry:
 
 
 class _Layout:
-    """Where each request's active tokens [low, stop) stand in the flat batch, and in which pages they live."""
+    """Place of each request's active tokens [low, stop) in the flat batch, and their pages."""
 
     def __init__(self, entries: Sequence[Entry], lows: Sequence[int], page_size: int, device: torch.device):
         self.entries = entries
@@ -86,7 +86,7 @@ class ModelRunner:
         """Run all layers for every entry; returns the last hidden states of the wanted positions, [n, hidden].
 
         Keys and values of the active tokens are written to their pages in every layer, captures to boundary pages, and
-        KV pages are copied last. In the last layer nothing else is computed for tokens that nobody wants.
+        KV pages are copied last. The last layer computes nothing else for tokens that no entry wants.
         """
         page_size = self.kv.page_size
         layout = _Layout(entries, [e.item.start for e in entries], page_size, self.decoder.device)

@@ -1,4 +1,4 @@
-"""Which masks of a block are committed after a forward, and to which tokens."""
+"""Chooses the masks of a block to commit after a forward, and their tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def choose_tokens(logits: Tensor, params: SamplingParams, generator: torch.Gener
     """Token and confidence (fp32) for each masked position: logits [masks, vocab] -> two tensors [masks].
 
     With a temperature T, tokens are the argmax of logits + T * Gumbel noise, that is, draws from softmax(logits / T);
-    confidence is what the undisturbed logits say of them. `generator` (on the CPU) is needed for a temperature and
+    their confidence comes from the logits without noise. `generator` (on the CPU) is needed for a temperature and
     for the strategy `random`; its draws depend on the number of masks alone.
 
     Raises EngineError for a row with NaN or +inf, or without a possible token.
@@ -41,7 +41,9 @@ def choose_tokens(logits: Tensor, params: SamplingParams, generator: torch.Gener
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """Argmax of each row of logits with noise; slices bound what the noise takes, and draw what the whole would."""
+    """Argmax of each row of logits with noise. Works in slices to bound the noise's memory; the draws are those of the
+    whole.
+    """
     parts = []
     for some in logits.split(_ROWS_AT_ONCE):
         uniform = torch.rand(some.shape, dtype=torch.float64, generator=generator)
@@ -53,8 +55,8 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator | None)
 def gumbel(uniform: Tensor) -> Tensor:
     """Gumbel noise -log E with E = -log(1 - u) from uniform u in [0, 1), float64 of any shape; overwrites `uniform`.
 
-    The large noises, which decide, come of the smallest u: the 53 bits of a float64 uniform let them go on to 37. The
-    24 bits of an fp32 uniform would end them at 16.6, and a token further behind the best one would never be drawn.
+    The smallest u give the largest noise, which decides the draw: with the 53 bits of a float64 uniform it reaches 37.
+    The 24 bits of an fp32 uniform would end it at 16.6, and a token further behind the best one would never be drawn.
     """
     return uniform.clamp_(min=2.0**-54).neg_().log1p_().neg_().log_().neg_()
 
@@ -62,9 +64,8 @@ def gumbel(uniform: Tensor) -> Tensor:
 def choose_commits(confidence: Tensor, params: SamplingParams, count: int | None) -> Tensor:
     """Indices (int64, in order of position) of the masks to commit; confidence [masks], at least one mask.
 
-    `count` is the quota when the request has one (`steps`); it commits at least one. Else the threshold or factor
-    decides; with a factor a mask that would be left alone is committed with the others, as Fast-dLLM does. Ties go to
-    the earlier position.
+    `count` is the quota when the request has one (`steps`); it commits at least one. Otherwise threshold or factor
+    decides; a factor also commits a single mask that would be left, as Fast-dLLM does. Ties go to the earlier position.
     """
     order = torch.sort(confidence, descending=True, stable=True).indices
     if count is not None:

@@ -40,7 +40,7 @@ class DeviceArrays:
     def load(self, arrays: Mapping[str, Array]) -> None:
         """Replace the contents, in stream order; arrays shorter than their place keep what stands behind them.
 
-        The copy may still be under way when this returns: call it again only after the device has caught up.
+        The copy may still be in flight at the return: call it again only after the device has caught up.
         """
         for name, array in arrays.items():
             at, length = self._places[name]

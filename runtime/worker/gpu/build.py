@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_BLOCK_LENGTH = 128
 """Positions of the longest block that a GPU decodes, unless the engine's own block length is longer."""
 _RESERVED_SHARED_MEMORY = 2 << 10
-"""Bytes of a program's shared memory that are not there for queries, keys and values."""
+"""Bytes of a program's shared memory that are not available for queries, keys and values."""
 _BATCH_SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 
 

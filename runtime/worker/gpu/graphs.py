@@ -1,11 +1,11 @@
 """Block steps and small canvas refreshes as CUDA graphs: one for the layers and a few for the head, by bucket.
 
 A batch is padded to a bucket: to the next number of requests in `batch_sizes`, every one with as many rows as the
-widest. Padding costs rows, never answers: padding requests have no keys, and their rows belong to nobody. What changes
-from batch to batch, and from step to step, stands in memory that the graphs read; so one upload and a replay for each
-step is all that the host does.
+widest. Padding costs rows, never answers: padding requests have no keys, and their rows belong to nobody. Everything
+that changes between batches and steps stands in memory that the graphs read, so the host does one upload, and one
+replay for each step.
 
-When requests begin with the same pages, the graph whose attention reads shared pages once is taken.
+If requests begin with the same pages, the graph whose attention reads shared pages once runs.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 MIN_SHARERS = 4
 """Requests of a group; below, reading shared pages once saves less than it costs."""
 MIN_SHARING_BATCH = 8
-"""Requests of a batch; in smaller ones the second launch a layer costs as much as the reads that it spares."""
+"""Requests of a batch; in smaller ones the second launch per layer costs as much as the reads that it saves."""
 MOST_LATE_CAPTURES = 64
-"""Buckets captured while serving: each takes memory for good, and a moment in which all requests wait."""
+"""Most buckets captured while serving: each takes memory permanently, and delays all requests once."""
 _MOST_PLAIN = 32
 _WIDTH_UNIT = 32
 _MOST_REFRESH_ROWS = 1024
@@ -70,7 +70,7 @@ class _Body:
 class ForwardGraphs:
     """Runs forwards over contiguous rows by the graph of their bucket, captured when it is first met.
 
-    Clients choose lengths of blocks, so there may be any number of buckets. After `MOST_LATE_CAPTURES` beside those of
+    Clients choose block lengths, so there may be any number of buckets. After `MOST_LATE_CAPTURES` beside those of
     the warm-up, new ones run without a graph.
 
     Args:
@@ -98,7 +98,7 @@ class ForwardGraphs:
                 self._bodies[bucket] = self._build(bucket, self._capture)
 
     def takes(self, items: Sequence[ForwardItem]) -> bool:
-        """Whether these run here: block steps, and what takes longer to launch than to run."""
+        """Whether these items run here: block steps, and refreshes that take longer to launch than to run."""
         if len(items) > self._batch_sizes[-1]:
             return False
         plain = (item.resume is None and item.targets is None and item.copies is None for item in items)
@@ -275,7 +275,7 @@ class ForwardGraphs:
 
 @contextmanager
 def _products_by(library: str) -> Iterator[None]:
-    """Matrix products on GPUs by `cublas` or `cublaslt`, for a while: the choice is the whole process's."""
+    """Run matrix products by `cublas` or `cublaslt` inside the context; the choice holds for the whole process."""
     choose = torch.backends.cuda.preferred_blas_library
     before = choose()
     choose(library)

@@ -1,8 +1,8 @@
 """The decoder's layers over paged KVs with fused kernels: what a GPU runs.
 
 Same weights and the same function as `Decoder.layer`, in fewer passes over memory: residuals are added inside the
-matrix products, RoPE and the write of keys and values are one kernel, attention reads pages where they are. Where norms
-are folded into the weights (`Decoder.fold_norms`) and rows are few, they are put off until after the products, into
+matrix products, RoPE and the write of keys and values are one kernel, attention reads pages where they are. If norms
+are folded into the weights (`Decoder.fold_norms`) and rows are few, they are deferred until after the products, to
 kernels that run anyway (`kernels/layers/row_norm.py`).
 """
 
@@ -24,11 +24,11 @@ from ..pools import KVPool
 from .layout import Layout
 
 _FEW_ROWS = 128
-"""Up to so many rows norms are put off: more of them and reading hidden states again costs more than a launch."""
+"""Most rows for which norms are deferred: above, reading hidden states again costs more than a launch."""
 
 
 class FusedLayers:
-    """Runs layers on a flat batch. Nothing here looks at device memory from the host, so all of it can be captured.
+    """Runs layers on a flat batch. The host never reads device memory here, so a CUDA graph can capture all of it.
 
     Args:
         decoder: the weights.
@@ -52,7 +52,7 @@ class FusedLayers:
     def run_last(self, index: int, hidden: Tensor, at: Layout, needed: Tensor, of_needed: Layout) -> Tensor:
         """Layer `index` for some rows alone: int64 `needed`, laid out as `of_needed`; a new [needed rows, hidden].
 
-        Keys and values of all rows are written. Right for the last layer, whose other outputs nobody reads.
+        Writes keys and values of all rows. For the last layer, whose other outputs are never read.
         """
         q = self._project(index, hidden, at)[0].index_select(0, needed)
         attended = self._attend(index, q, of_needed, 1, None, None)
@@ -66,7 +66,7 @@ class FusedLayers:
     def _attention(
         self, index: int, hidden: Tensor, at: Layout, num_splits: int, shared: SharedGroups | None
     ) -> Tensor:
-        """Attention added to hidden, in place. A function of its own: what it holds is free before the MLP begins."""
+        """Add attention to hidden, in place. A separate function, so that its tensors are freed before the MLP."""
         q, k, v = self._project(index, hidden, at)
         attended = self._attend(index, q, at, num_splits, shared, (k, v) if at.whole else None)
         return self._add_attended(index, hidden, attended)

@@ -1,4 +1,4 @@
-"""Where the tokens of a ragged batch stand: the arrays that kernels read, built on the host."""
+"""Layout of a ragged batch: the arrays that kernels read, built on the host."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Spans:
         return starts
 
     def arrays(self, name: str) -> dict[str, Array]:
-        """What `layout` needs on the device, under names that begin with `name`."""
+        """Arrays that `layout` needs on the device, with names that begin with `name`."""
         lengths = self.stops - self.lows
         starts = self.starts
         positions = np.arange(starts[-1], dtype=np.int32) + np.repeat(self.lows - starts[:-1], lengths)

@@ -14,7 +14,7 @@ _GRAPHS = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class GpuBudget:
-    """Bytes: the card's memory, what is in use once the weights are there, what forwards need, what pools may have."""
+    """Bytes: the card's memory, in use once the weights are loaded, needed by forwards, left for pools."""
 
     total: int
     used: int
@@ -35,9 +35,9 @@ def forward_bytes(model: ModelConfig, rows: int, head_rows: int, itemsize: int) 
 
 
 def gpu_budget(fraction: float, device: torch.device, forwards: int) -> GpuBudget:
-    """What is left for pools when weights and pools together may take `fraction` of the card.
+    """Memory for pools if weights and pools together may take `fraction` of the card.
 
-    Never so much that `forwards` bytes would not be free beside them. Raises ConfigError when nothing is left.
+    Leaves at least `forwards` bytes free. Raises ConfigError if nothing is left for pools.
     """
     free, total = torch.cuda.mem_get_info(device)
     used = total - free

@@ -1,7 +1,7 @@
-"""What a forward over whole suffixes and prefixes needs on the device: rows, joins, captures.
+"""Plans a forward over suffixes and prefixes for the device: rows, joins, captures.
 
-Below the lowest depth at which a prefix joins, the batch holds each request's own tokens; from there on also the prefix
-tokens of those that join there, and so on upwards. In the last layer only the rows that logits are wanted for remain.
+Below the lowest depth at which a prefix joins, the batch holds each request's own tokens; at each such depth the
+joining prefix tokens enter it. In the last layer only the rows whose logits are read remain.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .layout import Layout, Spans, layout, spans
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Prefix rows that enter the batch: new row numbers of those that were there and of those that come.
+    """Prefix rows that enter the batch: new row numbers of the old rows and of the entering ones.
 
     kept, joined: int64 row numbers in the larger batch; states: int64 rows of the flat boundary pool.
     """
@@ -124,7 +124,7 @@ def plan_refresh(
 
 
 def _wanted(item: ForwardItem, shift: int) -> tuple[int, int]:
-    """Positions, from and to, whose last hidden states somebody reads."""
+    """Positions [from, to) whose last hidden states are read."""
     if item.targets is None or not len(item.targets):
         return item.block_start - shift, item.block_stop - shift
     return int(item.targets[:, 0].min()) - shift, int(item.targets[:, 0].max()) + 1 - shift

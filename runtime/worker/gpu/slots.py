@@ -56,7 +56,7 @@ class CanvasSlots:
     ) -> int:  # fmt: skip
         """Put a request into a free slot: tokens and masked [prompt + canvas], page_table [bands, pages].
 
-        Raises EngineError when none is free or the request does not fit a slot: the intake admits no such thing.
+        Raises EngineError if none is free or the request does not fit a slot; intake prevents both.
         """
         if not self._free:
             raise EngineError("no canvas slot is free", field="max_running_requests", limit=self.padding)
@@ -95,7 +95,7 @@ class CanvasSlots:
         return self._free.pop()
 
     def give_back(self, slot: int) -> None:
-        """Free a slot. What it held stays until the next request overwrites it; nobody looks."""
+        """Free a slot. Its contents stay, unread, until the next request overwrites them."""
         self._free.append(slot)
 
     def enter_blocks(self, entered: list[tuple[int, int, int, int]]) -> None:

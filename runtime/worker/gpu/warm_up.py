@@ -1,4 +1,4 @@
-"""Which refreshes launch every kernel of attention that refreshes can need: what a GPU's worker runs at its start."""
+"""Chooses refreshes that launch every attention kernel a refresh can need; a GPU's worker runs them at its start."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .runner import CudaRunner
 
 _ROWS = (*range(32, 1025, 32), 1536, 2048, 3072, 4096)
 _OTHERS_ROWS = (256, 1024)
-"""RoPE's tiles are others above 512 rows."""
+"""RoPE uses other tiles above 512 rows."""
 _LAST_ROWS = (2, 4, 8, 16, 32, 64, 128)
-"""What logits are wanted for: a block, or the tokens that are scored."""
+"""Whose logits are read: a block's, or those of the scored tokens."""
 
 
 class RefreshSize(NamedTuple):
@@ -27,7 +27,7 @@ class RefreshSize(NamedTuple):
 
 
 class AttentionForm(NamedTuple):
-    """What a kernel of attention is compiled for and depends on the batch: launches that agree in it run one kernel."""
+    """Parameters of the batch that an attention kernel is compiled for: launches that agree in them run one kernel."""
 
     tiling: AttentionTiling
     splits: int
