@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from shoal import Engine, SamplingParams
 from shoal.provenance import commit, hardware
@@ -26,7 +28,7 @@ from .accuracy import wilson
 
 CANVAS = 16
 FIELDS = ("mode", "depth", "questions", "accuracy", "low_95", "high_95", "same_text", "cached_share", "nfe", "command",
-          "commit", "hardware")  # fmt: skip
+          "commit", "hardware", "torch")  # fmt: skip
 SIZES: dict[str, Any] = {"kv_cache_tokens": 1 << 13, "max_running_requests": 4}
 RUNS: tuple[tuple[CacheMode, int | None], ...] = (
     ("none", None), ("prefix", None), ("dual", None), ("bicache", 4), ("bicache", 8), ("bicache", 12),
@@ -86,7 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
                         "ratio": output.cached_tokens / (output.prompt_tokens + CANVAS),
                     })  # fmt: skip
             engine.flush_cache()
-        write(options.out, found, " ".join(arguments or []) or "see the file's docstring")
+        command = "python -m benchmarks.text_modes " + " ".join(sys.argv[1:] if arguments is None else arguments)
+        write(options.out, found, command)
     for engine in engines.values():
         engine.shutdown()
 
@@ -102,7 +105,18 @@ def write(file: Path, found: dict[tuple[CacheMode, int | None], list[dict[str, A
             same = sum(a["text"] == b["text"] for a, b in zip(answers, reference, strict=True)) / count
             means = [float(np.mean([answer[name] for answer in answers])) for name in ("ratio", "nfe")]
             numbers = [round(v, 4) for v in (right / count, *wilson(right, count), same, *means)]
-            table.writerow([mode, "" if depth is None else depth, count, *numbers, command, commit(), hardware()])
+            table.writerow(
+                [
+                    mode,
+                    "" if depth is None else depth,
+                    count,
+                    *numbers,
+                    command,
+                    commit(),
+                    hardware(),
+                    torch.__version__,
+                ]
+            )
 
 
 if __name__ == "__main__":

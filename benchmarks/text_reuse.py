@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measure every cell of the options' grid."""
     begin = time.monotonic()
-    origin = {"command": "python -m benchmarks.text_reuse, see its docstring", "commit": commit(),
+    origin = {"command": "python -m benchmarks.text_reuse " + " ".join(sys.argv[1:]), "commit": commit(),
               "hardware": hardware(), "torch": torch.__version__}  # fmt: skip
     tokenizer = Tokenizer.from_file(str(options.base / "tokenizer.json"))
     documents, names = held_out(options.data / "held.npz", 1741, options.rows)

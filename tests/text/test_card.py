@@ -50,6 +50,19 @@ def test_at_depth_six_no_task_loses_a_hundredth_with_any_capture():
     assert round(max(ends), 3) == 0.007
 
 
+def test_the_table_of_modes_counts_right_answers():
+    with (RESULTS / "text_modes.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["questions"] for row in rows} == {"12"}
+    right = {(row["mode"], row["depth"]): round(12 * float(row["accuracy"])) for row in rows}
+    assert f"| `none` | {right['none', '']} |" in CARD
+    assert f"| `dual` | {right['dual', '']} |" in CARD
+    shallow = "; ".join(str(right["bicache", depth]) for depth in ("4", "8", "12"))
+    assert f"| `bicache`, depth 4; 8; 12 of 30 | {shallow} |" in CARD
+    assert f"| `bicache`, all 30 layers | {right['bicache', '30']} |" in CARD
+    assert f"| `lm` | {right['lm', '']} |" in CARD
+
+
 def test_what_it_is_worth_is_what_was_measured():
     found = json.loads((RESULTS / "text_evaluation.json").read_text(encoding="utf-8"))
     full, low = found["full"], found["low-rank"]
