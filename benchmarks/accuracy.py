@@ -3,8 +3,8 @@
     python benchmarks/accuracy.py modes --out benchmarks/results/accuracy.csv --plot docs/accuracy.png
     python benchmarks/accuracy.py grid --out benchmarks/results/accuracy_grid.csv
 
-Lists, canvases and earlier turns are chosen so that what the questions about a list share is the ratio of prompt and
-canvas that is asked for. The first question about a list is asked alone; rows count the others, which find its prefix
+Lists, canvases and earlier turns are chosen so that the part shared by the questions about a list has the requested
+ratio to prompt and canvas. The first question about a list is asked alone; rows count the others, which find its prefix
 in the cache. Every row stands beside mode `none` on the same questions: `drop` is its accuracy less the row's, with an
 interval for paired shares (Agresti and Min 2005); accuracies have Wilson's. All at 95 %. `reused` is cached tokens x
 depth over shared tokens x layers. Every kind of question is asked equally often. Rows of what is done so far are
@@ -161,14 +161,14 @@ def grid_runs(device: str) -> tuple[list[Run], list[Engine]]:
 
 
 SIZES: dict[str, Any] = {"kv_cache_tokens": 1 << 16, "max_running_requests": 16}
-"""Of every engine: several share a GPU's memory."""
+"""Memory of each engine: several share a GPU."""
 Answers = dict[tuple[int, int], list[RequestOutput]]
 
 
 def measure(work: list[Asked], runs: list[Run], batch: int) -> Iterator[tuple[list[Asked], Answers]]:
     """Outputs by (list, run); all runs answer about a list before any sees the next.
 
-    Yields what has been asked and answered so far, after every `batch` entries of `work` and at the end.
+    Yields all questions and answers so far, after every `batch` entries of `work` and at the end.
     """
     out: Answers = {}
     with tqdm(total=len(work) * len(runs), unit="list") as bar:
@@ -246,7 +246,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def save(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write a table; one that stands there is replaced whole."""
+    """Write a table; replaces an existing file as a whole."""
     new = path.with_suffix(".part")
     with new.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

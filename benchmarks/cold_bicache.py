@@ -1,4 +1,4 @@
-"""Mode `bicache` in front of an empty cache, beside `dual`: what reusing the own first forward changes and saves.
+"""Mode `bicache` with an empty cache beside `dual`: what reuse of a request's own first forward changes and saves.
 
     python -m benchmarks.cold_bicache --out benchmarks/results/cold_bicache.csv
 
@@ -36,7 +36,7 @@ def questions(count: int) -> tuple[list[list[dict[str, str]]], list[str]]:
 
 
 def cold(engine: Engine, chats: list[list[dict[str, str]]], mode: CacheMode) -> list[RequestOutput]:
-    """Answers, each in front of an empty cache."""
+    """Answers, each with an empty cache."""
     outputs = []
     for one in chats:
         engine.flush_cache()

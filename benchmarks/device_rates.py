@@ -1,4 +1,4 @@
-"""What the device at hand can do: bf16 matmul rate and copy bandwidth, on random data. The ceilings of all else."""
+"""bf16 matmul rate and copy bandwidth of this device, on random data: the ceilings of all other figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Rates:
     bytes: float
 
     def columns(self) -> dict[str, object]:
-        """As results files name them."""
+        """The rates as columns of a results file."""
         return {"matmul_tflops": f"{self.flops / 1e12:.0f}", "copy_tbs": f"{self.bytes / 1e12:.2f}"}
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ def seconds(run: Callable[[], object], repeats: int = 10, warm_up: int = 3) -> f
 def measure_rates(device: str = "cuda") -> Rates:
     """A square product of 8,192 and a copy of 4 GiB; on a CPU small ones, to try a benchmark out.
 
-    No GPU memory is held afterwards: what an engine may take is what is free when it starts.
+    Holds no GPU memory afterwards, since an engine takes what is free at its start.
     """
     if device != "cuda":
         return _rates(device, 256, 1 << 20, _wall_clock)

@@ -1,4 +1,4 @@
-"""Several engines in one process, on a CPU: tokens a second of one while the others have nothing to do.
+"""Several engines in one process, on a CPU: tokens a second of one while the others are idle.
 
     python -m benchmarks.engines --out benchmarks/results/engines.csv
 
@@ -26,7 +26,7 @@ from shoal.shop.task import KINDS, chat, make_list, make_question
 
 PARAMS = SamplingParams(max_new_tokens=32, block_length=8, steps=16)
 PAUSE_S = 1.5
-"""Before each turn: longer than an engine at rest waits before its thread ends."""
+"""Pause before each turn: longer than an idle engine's thread lives."""
 
 
 def price_chats() -> list[list[dict[str, str]]]:

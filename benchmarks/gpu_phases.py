@@ -6,8 +6,8 @@ The floor of a phase is the larger of its bytes over the copy bandwidth and its 
 measured in the same run. Bytes: weights, keys and values, once each; pages that requests share once for all. FLOPs:
 products of the layers and the head, and attention; of a refresh's last layer what it computes for all rows (queries,
 keys and values), and the rest for the rows that are read afterwards. Random weights; canvases are read and written as
-in serving: every step that is timed commits a token of each block. The most telling phases come first, and every row
-is written as soon as it is there; the time by kernel goes to a file of its own beside it.
+in serving: every timed step commits a token of each block. The most important phases come first, and every row is
+written at once; the time by kernel goes to a second file.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PHASES = (
     ("canvas", 1, 2100), ("refresh", 1, 2100), ("refresh", 8, 2100), ("step", 8, 2100), ("step", 4, 2100),
     ("step", 16, 2100), ("shared step", 8, 2100),
 )  # fmt: skip
-"""Phase, requests, prompt tokens; the most telling first."""
+"""Phase, requests, prompt tokens; the most important first."""
 
 
 def layer_flops(model: ModelConfig, tokens: float) -> float:
@@ -161,7 +161,7 @@ def refresh_of(batch: Batch, start: int) -> Callable[[], object]:
 
 
 class Report:
-    """The two results files, and what is shown on the way."""
+    """The two results files, and the printed progress."""
 
     def __init__(self, out: Path, where: dict[str, object]):
         self._phases = Table(out, where)
@@ -214,7 +214,7 @@ def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, objec
 
 
 def main() -> None:
-    """Measure; every row is written when it is there."""
+    """Measure; writes every row at once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu_phases.csv"))
     parser.add_argument("--shapes", nargs="+", choices=("dream-7b", "llada-8b"), default=["llada-8b"])
@@ -255,7 +255,7 @@ def main() -> None:
                     names = {"shape": shape, "phase": phase, "requests": requests, "prompt": prompt}
                     try:
                         measure(engine, rates, report, names, args.page_size)
-                    except RuntimeError as error:  # memory, most likely: the other phases may still fit
+                    except RuntimeError as error:  # most likely out of memory: the other phases may still fit
                         print(f"{names}: {type(error).__name__}: {error}", flush=True)
                         engine._parts.worker.release(Release(tuple(f"b{i}" for i in range(requests))))
 

@@ -1,11 +1,11 @@
-"""Everything that claims about a GPU rest on, in one run of limited time: tests, benchmarks, a server, accuracy.
+"""All evidence about a GPU in one run of limited time: tests, benchmarks, a server, accuracy.
 
     python benchmarks/gpu_report.py --out out/gpu --minutes 30
     python benchmarks/gpu_report.py --out out/gpu --minutes 8 --only throughput --only phases
     python benchmarks/gpu_report.py --out out/gpu --minutes 30 --dry-run         # commands and limits, nothing runs
 
-Parts run one after the other, each in a process with a time limit, the most telling first; what needs a module that is
-not installed is skipped. Results are in the folder as soon as they are measured, and so is `gpu_report.json`, the
+Parts run one after the other, each in a process with a time limit, the most important first; parts whose modules are
+missing are skipped. Results are in the folder as soon as they are measured, and so is `gpu_report.json`, the
 summary: whatever ends the run, nothing that was measured is lost. Exit status 0 only if every part was done.
 """
 
@@ -32,7 +32,7 @@ print(json.dumps({"cuda": torch.cuda.is_available(), "hardware": hardware(), "ve
 
 
 def device_facts() -> dict[str, object]:
-    """Whether there is a GPU, and which; asked in a process of its own, for one that asks holds some of its memory."""
+    """Whether there is a GPU, and which; a separate process finds out, since a query holds GPU memory."""
     done = subprocess.run([sys.executable, "-c", FACTS], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"cuda": False, "hardware": done.stderr[-500:]}
@@ -41,7 +41,7 @@ def device_facts() -> dict[str, object]:
 
 
 def show(parts: list[Part], out: Path, minutes: float, revision: str) -> None:
-    """Commands and limits, as they are when every part takes all its time."""
+    """Print commands and limits, for the case that every part takes all its time."""
     left = 60 * minutes
     for part in parts:
         limit = min(part.seconds, left)

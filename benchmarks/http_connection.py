@@ -1,4 +1,4 @@
-"""A client of an HTTP server that costs little beside it."""
+"""A cheap client of an HTTP server."""
 
 from __future__ import annotations
 

@@ -94,6 +94,6 @@ async def measure_repeatedly(
     requests: int, repeats: int, one: Callable[[int, str], Awaitable[None]], pids: dict[str, int],
     forwards: Callable[[], Awaitable[int]],
 ) -> list[Sample]:  # fmt: skip
-    """`repeats` runs of `requests` texts each, behind one that warms everything up and does not count."""
+    """`repeats` runs of `requests` texts each, after an uncounted warm-up run."""
     runs = [await measure(prompts(requests, repeat), one, pids, forwards) for repeat in range(repeats + 1)]
     return runs[1:]

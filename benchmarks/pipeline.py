@@ -1,4 +1,4 @@
-"""What serving costs beside the model: overhead of the pipeline with a null worker, and its throughput with a real one.
+"""Cost of serving besides the model: overhead of the pipeline with a null worker, and its throughput with a real one.
 
     python benchmarks/pipeline.py --out benchmarks/results/pipeline.csv
 

@@ -3,12 +3,12 @@
     pip install --no-deps --target DIR sglang==0.5.2
     python benchmarks/radix.py --sglang DIR --out benchmarks/results/radix.csv
 
-What is measured: what a scheduler does with the cache for a request. Arrival: match. After the first forward: insert
+It measures a scheduler's calls for a request. Arrival: match. After the first forward: insert
 (here: capture), then match again on its own prompt (as SGLang's `cache_unfinished_req` and our scheduler do). Every
 workload is served twice, the second time in another order: the first pass mostly stores, the second mostly finds.
-Then everything is evicted, one page at a time. Each side gets what it works on natively: lists of ints and int64
-tensors of slots there, int32 arrays and page tables here. `tokens_to_array` is what the conversion of a list would
-cost here; it is not part of the other rows.
+Then everything is evicted, one page at a time. Each side gets its native types: lists of ints and int64
+tensors of slots there, int32 arrays and page tables here. `tokens_to_array` is the cost of converting a list here; the
+other rows don't include it.
 
 Cautions. SGLang's module is loaded by path with stand-ins for three modules that it imports for types and events
 only (`kv_events`, `allocator`, `memory_pool`): the class runs unchanged, without the CUDA engine. Its allocator is a
@@ -332,7 +332,7 @@ def main() -> None:
         if radix_cache is not None:
             sglang = partial(run_sglang, radix_cache)
             contenders += [("sglang-0.5.2", 1, sglang), ("sglang-0.5.2", options.page_size, sglang)]
-        # The sides take turns, so that a busy spell of the machine does not fall on one of them alone.
+        # The sides take turns, so that a busy spell of the machine affects both.
         runs: list[list[dict[str, list[float]]]] = [[] for _ in contenders]
         counts = [0] * len(contenders)
         for _ in range(options.repeats):

@@ -51,7 +51,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How it went; times in seconds, `first_text` None when there was no text."""
+    """Its result; times in seconds, `first_text` None without any text."""
 
     first_text: float | None
     e2e: float

@@ -42,7 +42,7 @@ def answer() -> None:
 
 
 def main() -> None:
-    """Measure every setting, beside nothing and beside a busy process."""
+    """Measure every setting, alone and beside a busy process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks/spinning.csv"))
     parser.add_argument("--rounds", type=int, default=2)
@@ -73,12 +73,12 @@ def main() -> None:
 
 
 def tokens_per_second(count: str) -> float:
-    """Of a new process with a setting."""
+    """Tokens a second of a new process with a setting."""
     return float(_run(count, "from benchmarks.spinning import answer; answer()"))
 
 
 def example_seconds(count: str) -> float:
-    """That a new process with a setting takes for the example, imports and all."""
+    """Seconds of a new process with a setting for the example, imports included."""
     begin = time.perf_counter()
     _run(count, "import runpy, sys; sys.path.insert(0, 'examples'); sys.argv[1:] = []; "
                 "runpy.run_path('examples/few_shot_qa.py', run_name='__main__')")  # fmt: skip
@@ -86,7 +86,7 @@ def example_seconds(count: str) -> float:
 
 
 def _run(count: str, work: str) -> str:
-    """What a new process prints that does `work`."""
+    """Output of a new process that does `work`."""
     ours = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     if count == "1 thread":

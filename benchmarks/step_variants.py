@@ -1,9 +1,10 @@
-"""What choices of launches and libraries are worth in forwards of few rows, all by one engine in one run.
+"""Gains of launch and library choices in forwards of few rows, all by one engine in one run.
 
     python benchmarks/step_variants.py --out benchmarks/results/step_variants.csv
 
 Every variant is timed in turn, several rounds of all of them, so that a drifting clock meets them alike; a row is the
-median of a variant's rounds. Columns: up to how many rows norms are put off (`fold`), the splits of the keys (`splits`;
+median of a variant's rounds. Columns: most rows for which norms are deferred (`fold`), the splits of the keys
+(`splits`;
 0: the engine's own choice), the stages of the attention's pipeline (`stages`; 0: the tiling's own) and the library of
 matrix products (`blas`).
 """
@@ -117,7 +118,7 @@ def staged(tiling: AttentionTiling, stages: int) -> AttentionTiling:
 
 
 def main() -> None:
-    """Measure; every row is written when it is there."""
+    """Measure; writes every row at once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step_variants.csv"))
     parser.add_argument("--shape", choices=("dream-7b", "llada-8b"), default="llada-8b")

@@ -1,4 +1,4 @@
-"""A CSV that is written row by row: what was measured is on disk at once, whatever ends the run."""
+"""A CSV that is written row by row: every result is on disk at once, whatever ends the run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import TextIO
 class Table:
     """Rows of one results file.
 
-    Nothing happens to a file that is there already before the first row comes; that row replaces it and fixes the
-    columns.
+    The first row replaces an existing file and fixes the columns.
 
     Args:
         path: of the CSV; None keeps nothing.
-        constant: columns that every row ends with: where it came from.
+        constant: last columns of every row: its provenance.
     """
 
     def __init__(self, path: Path | None, constant: Mapping[str, object]):

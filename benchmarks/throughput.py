@@ -9,11 +9,11 @@ a fixed number of forwards, whatever the confidences. `bicache`: one request run
 its own), then the batch, which finds the prefix. `none` runs one forward a block and is scaled by NFE a block (column
 `scaled_by`): all its forwards cost the same. Times are wall clock around `Engine.generate`, scheduler and all.
 
-The ablation runs modes that users cannot choose: `interval` (the prefix stays as it is between refreshes, which compute
-it whole), `shallow` (every block start computes the prefix above the depth), `interval+shallow` and `once`
-(both; a refresh every 16 NFE, and one per request: that is `bicache`).
+The ablation runs modes that users cannot choose: `interval` (the prefix stays as it is between refreshes, which
+recompute all its layers), `shallow` (every block start computes the prefix above the depth), `interval+shallow` and
+`once` (both; a refresh every 16 NFE, and one per request: that is `bicache`).
 
-The most telling cases come first, and every row is written as soon as it is there.
+The most important cases come first, and every row is written at once.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Case:
 
 
 class IntervalPlanner(ReusePlanner):
-    """Mode `dual` whose block starts leave the prompt as it is, but for a whole refresh every `interval` NFE."""
+    """Mode `dual`, except that block starts keep the prompt's KVs between full refreshes every `interval` NFE."""
 
     def refresh(self, request: Request) -> ForwardItem:
         """The forward that starts a later block."""
@@ -88,7 +88,7 @@ class IntervalPlanner(ReusePlanner):
 
 
 def cases(shape: str, quick: bool) -> Iterator[Case]:
-    """What is measured, the most telling first."""
+    """The cases to measure, the most important first."""
     depth = DEPTHS[shape]
 
     def pair(prefix: int, batch: int, nfe: int) -> Iterator[Case]:

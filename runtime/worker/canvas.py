@@ -1,4 +1,4 @@
-"""What the host knows of a request's canvas, whatever device holds its tokens."""
+"""The host's copy of a request's canvas, whichever device holds its tokens."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Canvas:
         tokens: int64 [canvas length], -1 where a mask is. A mask token that a prompt spells out is an ordinary token.
         sampling, steps_per_block: as in `AddRequest`.
         stop_ids: tokens that end the text when they stand before the first mask.
-        slot: where the executor of a GPU keeps its part, see `CanvasSlots`.
+        slot: its slot in a GPU executor's `CanvasSlots`.
         nfe: forwards that could commit masks, so far.
         block, block_masks, block_step: the current block [start, stop), its masks when it was entered, and the forwards
             since then.
         frontier: canvas positions before the first mask.
-        stopped: whether nothing more is to be committed.
+        stopped: whether its commits have ended.
     """
 
     rid: str
@@ -86,7 +86,7 @@ class Canvas:
         return np.flatnonzero(self.tokens[start - self.prompt_length : stop - self.prompt_length] < 0) + start
 
     def enter(self, start: int, stop: int) -> bool:
-        """Make [start, stop) the current block and count its steps from here; False when it was that already."""
+        """Make [start, stop) the current block and count its steps from 0; False if it already was the current one."""
         if self.block == (start, stop):
             return False
         self.block = (start, stop)
@@ -95,25 +95,25 @@ class Canvas:
         return True
 
     def due(self, step: int) -> int | None:
-        """Masks that the block's step `step` (from 0) is to commit, at least one; None when confidence decides."""
+        """Masks to commit at the block's step `step` (from 0), at least one; None if confidence decides."""
         if self.steps_per_block is None:
             return None
         return max(1, quota(self.block_masks, self.steps_per_block, step))
 
     def sure_steps(self) -> int:
-        """Forwards that the current block will need for certain, at least one."""
+        """Forwards that the current block needs at least; at least one."""
         if self.steps_per_block is None:
             return 1
         return max(1, min(self.steps_per_block, self.block_masks) - self.block_step)
 
     def masks_after(self, steps: int) -> int:
-        """Masks of the current block that can be open after so many more forwards."""
+        """Most masks of the current block that can remain after `forwards` more forwards."""
         masks = len(self.open_positions(*self.block))
         at = range(self.block_step, self.block_step + steps)
         return max(0, masks - sum(self.due(step) or 1 for step in at))
 
     def take(self, block: Tokens, forwards: int) -> tuple[list[int], list[int]]:
-        """Take over the current block as `forwards` more forwards left it; positions and tokens that are new, in order.
+        """Update the current block after `forwards` more forwards; returns new positions and tokens, in order.
 
         The text ends where a stop token stands before the first mask.
         """

@@ -19,13 +19,13 @@ NOT_FINITE = "the model's logits are not finite (NaN or infinity): its weights a
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What `Executor.run` did for one item.
+    """Result of `Executor.run` for one item.
 
     Attributes:
         nfe: forwards that it took part in.
         block: int64 [block length], its block as it is now, -1 for masks; None when nothing could be committed.
         scores: log-probabilities of its targets.
-        finite: False when logits at its masks gave no probabilities: it commits nothing then, now or later.
+        finite: False if logits at its masks gave no probabilities; it then never commits anything again.
     """
 
     nfe: int = 1
@@ -47,11 +47,11 @@ class Executor(Protocol):
     boundary: BoundaryPool
 
     def open(self, canvas: Canvas, message: AddRequest) -> None:
-        """Hold the tokens of a new canvas, its prompt and its page table. Raises EngineError when there is no room."""
+        """Store a new canvas: its tokens, prompt and page table. Raises EngineError if there is no room."""
         ...
 
     def close(self, canvas: Canvas) -> None:
-        """Let go of what `open` and forwards made for a canvas. Does not touch the device."""
+        """Drop a canvas's state from `open` and forwards. Does not touch the device."""
         ...
 
     def audit_inputs(self, canvas: Canvas) -> tuple[Tensor, Tensor]:
@@ -59,14 +59,13 @@ class Executor(Protocol):
         ...
 
     def enter(self, canvases: Sequence[Canvas]) -> None:
-        """The current block of these canvases has changed."""
+        """Learn that the current block of these canvases has changed."""
         ...
 
     def run(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas], at_most: int) -> tuple[int, list[Ran]]:
-        """Run items together, from 1 to `at_most` times without a look at what was committed in between.
+        """Run items together, from 1 to `at_most` times, without reading commits in between.
 
-        `canvases[i]` is that of `items[i]`, its block the current one. Returns how many forwards ran, and of each item
-        what they did. Canvases are left as they are: `Worker` notes what has changed. Raises on a failure of the whole
-        batch.
+        `canvases[i]` is that of `items[i]`, its block the current one. Returns the number of forwards and each item's
+        result. It does not change canvases; `Worker` updates them. Raises if the whole batch fails.
         """
         ...

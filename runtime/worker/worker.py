@@ -1,4 +1,4 @@
-"""The worker: owns canvases and audits, does what the scheduler says on an executor's device, and decides nothing."""
+"""The worker: owns canvases and audits, runs the scheduler's messages on an executor, and decides nothing."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 class Worker:
     """Executes messages of the scheduler, in order.
 
-    An executor may run several steps of a message without a look at the device in between. Then a request whose block
-    is full, or whose text has ended, before the last of them takes part in the rest too; it commits nothing more once
-    its block is full.
+    An executor may run several steps of a message without reading the device in between. A request whose block is full,
+    or whose text has ended, before the last step still takes part in the rest; once its block is full it commits
+    nothing more.
 
     Args:
         executor: runs forwards on a CPU or a GPU, with the same answers.
@@ -77,7 +77,7 @@ class Worker:
                         items = self._continuing(items)
             for item in audited:
                 self._audit.end(results[item.rid], not self._canvases[item.rid].draws)
-        except Exception as error:  # whatever broke, the requests of this batch fail and the others go on
+        except Exception as error:  # whatever failed, this batch's requests fail and the others go on
             logger.exception("a forward of %d requests failed", len(message.items))
             words = error.message if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
             for result in results.values():
@@ -101,7 +101,7 @@ class Worker:
         self._audit.begin(item, tokens, page_table, canvas.open_positions(item.block_start, item.block_stop))
 
     def _continuing(self, items: Sequence[ForwardItem]) -> list[ForwardItem]:
-        """The items with masks left in their blocks, and text that has not ended."""
+        """Items whose blocks have masks left and whose text has not ended."""
         pairs = ((item, self._canvases[item.rid]) for item in items)
         return [
             item
@@ -110,7 +110,7 @@ class Worker:
         ]
 
     def _run(self, items: Sequence[ForwardItem], at_most: int, results: dict[str, StepResult]) -> int:
-        """Run forwards and note what they did; how many ran."""
+        """Run forwards and record their results; returns how many ran."""
         canvases = self.enter(items)
         count, ran = self.executor.run(items, canvases, at_most)
         for item, canvas, each in zip(items, canvases, ran, strict=True):

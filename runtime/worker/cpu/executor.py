@@ -21,7 +21,7 @@ from .sampler import choose_commits, choose_tokens
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    """A canvas's tokens (int64 [prompt + canvas]) and page table (int64 [bands, pages]), and what it draws from."""
+    """A canvas's tokens (int64 [prompt + canvas]), page table (int64 [bands, pages]) and random generator."""
 
     tokens: Tensor
     page_table: Tensor
@@ -47,7 +47,7 @@ class CpuExecutor:
         )
 
     def close(self, canvas: Canvas) -> None:
-        """Let go of a canvas, and of the copies of its keys and values."""
+        """Drop a canvas and the copies of its keys and values."""
         del self._held[canvas.serial]
         self.runner.forget(canvas.rid)
 

@@ -1,4 +1,4 @@
-"""What an engine on a GPU has that one on a CPU has not: a memory budget, canvas slots and CUDA graphs."""
+"""The GPU's parts of an engine: memory budget, canvas slots and CUDA graphs."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def _power_of_2(count: int) -> int:
 
 
 class CudaExecutor:
-    """See `Executor`. Several block steps run without a look at the device in between.
+    """See `Executor`. Several block steps run without reading the device in between.
 
     On a CPU (reference kernels, no graphs) it works as well: for tests.
 
@@ -49,7 +49,7 @@ class CudaExecutor:
 
     @torch.inference_mode()
     def warm_up(self, block: int, most_tokens: int) -> None:
-        """Compile what refreshes launch. Overwrites pages: for the time before the first request.
+        """Compile everything that refreshes launch. Overwrites pages, so call it before the first request.
 
         Kernels differ by the number of requests (sampling), by splits and tiles (attention, by rows) and by whether
         a refresh computes all keys, which it then reads where the projection left them, or finds some in pages.
@@ -83,7 +83,7 @@ class CudaExecutor:
         )  # fmt: skip
         try:
             canvas.slot = take()
-        except torch.OutOfMemoryError:  # copies need little, but forwards may have left nothing in one piece
+        except torch.OutOfMemoryError:  # copies need little memory, but forwards may have fragmented it
             torch.cuda.empty_cache()
             canvas.slot = take()
 
@@ -126,7 +126,7 @@ class CudaExecutor:
         return count, ran
 
     def _refresh(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas]) -> tuple[Blocks, Scores]:
-        """A forward of any shape; what `CanvasSlots.read` tells of the blocks afterwards, and scores."""
+        """Run a forward of any shape; returns the blocks by `CanvasSlots.read`, and scores."""
         slots = self.runner.slots
         plan = plan_refresh(items, [c.slot for c in canvases], slots.page_tables, slots.page_size, self._shift)
         hidden = self.runner.refresh(plan)
