@@ -17,8 +17,8 @@ from shoal.runtime.engine.engine import Engine
 from shoal.runtime.request.request import Request
 from shoal.runtime.scheduler.scheduler import Scheduler
 
-from ..models.checkpoints import write_folder
-from ..models.oracle import DREAM_TINY, LLADA_TINY, random_state_dict
+from ..runtime.model.checkpoints import write_folder
+from ..runtime.model.oracle import DREAM_TINY, LLADA_TINY, random_state_dict
 
 EOS, MASK, VOCABULARY = 3, 60, 64
 LLADA = {

@@ -14,8 +14,8 @@ from shoal.runtime.worker.pools import BoundaryPool, KVPool
 
 from ..engine import tiny
 from ..engine.tiny import tokens
-from ..models.checkpoints import write_folder
-from ..models.oracle import random_state_dict
+from ..runtime.model.checkpoints import write_folder
+from ..runtime.model.oracle import random_state_dict
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 PAGE, BANDS, LENGTHS = 16, 3, (41, 123, 7, 64)

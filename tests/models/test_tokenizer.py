@@ -14,7 +14,7 @@ from shoal.runtime.errors import InvalidRequestError, ModelLoadError
 from shoal.runtime.text.chat_markers import PLAIN, ChatMarkers
 from shoal.runtime.text.tokenizer import Tokenizer
 
-from .oracle import DREAM_TINY
+from ..runtime.model.oracle import DREAM_TINY
 
 WORDS = ["red", "blue", "apple", "pear", "costs", "system", "user", "assistant", "."]
 SPECIAL = ["<bos>", "<eot>", "<head>", "</head>", "<mask>"]

@@ -13,7 +13,7 @@ from shoal.shop.dream_network import SHOP_DREAM_CONFIG, DreamNetwork
 from shoal.shop.publish import publish
 from shoal.shop.recipe import RECIPES
 
-from ..models.oracle import oracle_logits
+from ..runtime.model.oracle import oracle_logits
 from .tiny import TINY_DREAM
 
 

@@ -6,7 +6,7 @@ import torch
 
 from shoal.shop.network import SHOP_CONFIG, Network, rope_tables
 
-from ..models.oracle import oracle_logits
+from ..runtime.model.oracle import oracle_logits
 from .tiny import TINY
 
 
