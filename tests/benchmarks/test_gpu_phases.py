@@ -6,8 +6,8 @@ from typing import Any
 from benchmarks.device_rates import Rates
 from benchmarks.gpu_phases import BLOCK, Batch, floor
 
-from ..engine.test_cuda_worker import on_cuda_path
-from ..engine.tiny import make_engine, write_model
+from ..runtime.tiny import make_engine, write_model
+from ..runtime.worker.test_cuda_worker import on_cuda_path
 
 
 def test_the_last_layer_counts_what_it_computes(tmp_path):

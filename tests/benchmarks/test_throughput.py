@@ -12,8 +12,8 @@ from benchmarks import throughput
 from benchmarks.table import Table
 from benchmarks.throughput import Case, Phases, run
 
-from ..engine.test_cuda_worker import on_cuda_path
-from ..engine.tiny import make_engine, worker_of, write_model
+from ..runtime.tiny import make_engine, worker_of, write_model
+from ..runtime.worker.test_cuda_worker import on_cuda_path
 
 ROOT = Path(__file__).parents[2]
 

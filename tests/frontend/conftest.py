@@ -13,7 +13,7 @@ from shoal.frontend import set_default_backend
 from shoal.runtime.engine.engine import Engine
 from shoal.shop.task import PriceList, make_list
 
-from ..engine.tiny import make_engine, write_model
+from ..runtime.tiny import make_engine, write_model
 from ..server.process import ServerProcess
 
 

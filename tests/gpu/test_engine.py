@@ -10,9 +10,9 @@ from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.worker.cpu.executor import CpuExecutor
 from shoal.shop.task import KINDS, chat, make_list, make_question
 
-from ..engine import tiny
-from ..engine.test_cuda_worker import requests
-from ..engine.tiny import make_engine, tokens, worker_of, write_model, write_profile
+from ..runtime import tiny
+from ..runtime.tiny import make_engine, tokens, worker_of, write_model, write_profile
+from ..runtime.worker.test_cuda_worker import requests
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 

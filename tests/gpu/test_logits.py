@@ -12,10 +12,10 @@ from shoal.runtime.worker.gpu.runner import CudaRunner
 from shoal.runtime.worker.gpu.slots import CanvasSlots
 from shoal.runtime.worker.pools import BoundaryPool, KVPool
 
-from ..engine import tiny
-from ..engine.tiny import tokens
+from ..runtime import tiny
 from ..runtime.model.checkpoints import write_folder
 from ..runtime.model.oracle import random_state_dict
+from ..runtime.tiny import tokens
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 PAGE, BANDS, LENGTHS = 16, 3, (41, 123, 7, 64)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ..engine.tiny import write_model
+from ..runtime.tiny import write_model
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from shoal.runtime.config import EngineConfig
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.worker.drift import cached_layer, uncached_pass
 
-from ..engine.test_cuda_worker import on_cuda_path
-from ..engine.tiny import make_engine, tokens
+from ..runtime.tiny import make_engine, tokens
+from ..runtime.worker.test_cuda_worker import on_cuda_path
 
 SAMPLING = SamplingParams(max_new_tokens=16, ignore_eos=True)
 HEAD, ONE, TWO = tokens(32, seed=1), tokens(8, seed=2), tokens(8, seed=3)

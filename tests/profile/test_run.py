@@ -18,7 +18,7 @@ from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import ConfigError
 from shoal.runtime.request.sampling_params import SamplingParams
 
-from ..engine.tiny import tokens
+from ..runtime.tiny import tokens
 
 FLAGS = [
     *("--ratios", "0.4,0.6", "--depths", "2,4,6", "--intervals", "0,8", "--groups", "1", "--questions", "2"),

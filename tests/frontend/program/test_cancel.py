@@ -12,8 +12,8 @@ import shoal as sgl
 from shoal.frontend import EngineBackend, ProgramCancelledError
 from shoal.frontend.program.tape import Tape
 
-from ...engine.freeze import Freeze, frozen_with
-from ...engine.tiny import assert_nothing_lost
+from ...runtime.freeze import Freeze, frozen_with
+from ...runtime.tiny import assert_nothing_lost
 from ..gate import Gate, all_calls
 
 LONG: dict[str, Any] = {"max_tokens": 96, "steps": 96, "block_length": 8, "ignore_eos": True}

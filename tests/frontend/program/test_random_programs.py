@@ -13,7 +13,7 @@ from shoal.frontend import EngineBackend
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.request.sampling_params import SamplingParams
 
-from ...engine.tiny import CHARACTERS, assert_nothing_lost, make_engine, write_model
+from ...runtime.tiny import CHARACTERS, assert_nothing_lost, make_engine, write_model
 
 TEXT = st.text(alphabet=CHARACTERS, min_size=1, max_size=6)
 CALL = st.fixed_dictionaries(
