@@ -15,7 +15,7 @@ from shoal.runtime.pipeline.client import PipelineClient
 from shoal.runtime.request.input import GenerateInput
 from shoal.runtime.request.sampling_params import SamplingParams
 
-from ..runtime.tiny import tokens, write_model
+from ..tiny import tokens, write_model
 from .running import make_client, wait_idle
 
 IN_FLIGHT = 16

@@ -22,7 +22,7 @@ from shoal.runtime.pipeline.client import PipelineClient
 from shoal.runtime.pipeline.sockets import NAMES
 from shoal.runtime.text.chat_markers import ChatMarkers
 
-from ..runtime.tiny import write_model
+from ..tiny import write_model
 from .running import PROMPT, arrived, collect, held, last, request, running, until, until_running, wait_idle
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

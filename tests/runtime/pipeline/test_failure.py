@@ -293,7 +293,7 @@ async def test_what_is_not_done_in_time_is_aborted_at_shutdown():
 PROGRAM = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
-from tests.pipeline.running import make_client
+from tests.runtime.pipeline.running import make_client
 
 async def main():
     client = make_client(load_format="dummy")
@@ -311,7 +311,7 @@ asyncio.run(main())
 @pytest.mark.parametrize("when", ["starting", "up"])
 def test_children_and_sockets_do_not_outlive_a_killed_parent(when, kind):
     """Nor a terminal that closes."""
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     command = [sys.executable, "-c", PROGRAM, root, when]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, start_new_session=True) as parent:
         assert parent.stdout is not None

@@ -18,7 +18,7 @@ from shoal.runtime.request.input import GenerateInput
 from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 
-from ..runtime.tiny import CHARACTERS, tokens, write_model
+from ..tiny import CHARACTERS, tokens, write_model
 from .running import collect, make_client, wait_idle
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

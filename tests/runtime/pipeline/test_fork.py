@@ -10,7 +10,7 @@ from typing import Any
 
 from shoal.runtime.request.trace_options import TraceOptions
 
-from ..runtime.forking import in_child
+from ..forking import in_child
 from .running import PROMPT, last, request, running
 
 
