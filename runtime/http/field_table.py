@@ -1,8 +1,8 @@
 """Every field that a client may send, and its treatment: one table for all routes.
 
-`fields.py` enforces it, docs/serving.md shows it, tests/server/test_fields.py tries each row at each place. The names
-are those of OpenAI's completion and chat schemas, SGLang's native and OpenAI schemas, vLLM's extra parameters, the
-routers in front of them, and the decoding options of published diffusion models.
+`fields.py` enforces it, docs/serving.md shows it, tests/runtime/http/test_fields.py tries each row at each place. The
+names are those of OpenAI's completion and chat schemas, SGLang's native and OpenAI schemas, vLLM's extra parameters,
+the routers in front of them, and the decoding options of published diffusion models.
 """
 
 from __future__ import annotations

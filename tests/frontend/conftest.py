@@ -13,8 +13,8 @@ from shoal.frontend import set_default_backend
 from shoal.runtime.engine.engine import Engine
 from shoal.shop.task import PriceList, make_list
 
+from ..runtime.http.process import ServerProcess
 from ..runtime.tiny import make_engine, write_model
-from ..server.process import ServerProcess
 
 
 @pytest.fixture(scope="session")

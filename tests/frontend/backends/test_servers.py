@@ -11,7 +11,7 @@ import pytest
 import shoal as sgl
 from shoal.frontend.errors import ServerError
 
-from ...server.process import ServerProcess, wait_idle
+from ...runtime.http.process import ServerProcess, wait_idle
 
 
 @sgl.function

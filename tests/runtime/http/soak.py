@@ -1,6 +1,6 @@
 """Hostile and normal clients against a real server process; a report that judges itself.
 
-python -m tests.server.soak --minutes 20 --out soak.json
+python -m tests.runtime.http.soak --minutes 20 --out soak.json
 
 A quiet phase (normal clients alone), one in which every hostile request is refused, one in which all kinds are mixed,
 and the end: 5 seconds after the last client has left the server may hold nothing. Exit code 1 when a criterion fails.

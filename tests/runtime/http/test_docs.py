@@ -57,7 +57,7 @@ def test_an_example_with_a_trace_follows_a_server_with_a_folder_for_traces():
 
 def test_the_tables_of_flags_are_the_code_s():
     between = split(TEXT)[1]
-    assert between == tables(), "python -m tests.server.flag_tables writes them anew"
+    assert between == tables(), "python -m tests.runtime.http.flag_tables writes them anew"
 
 
 def test_every_flag_in_the_text_exists():

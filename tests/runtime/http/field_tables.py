@@ -1,6 +1,6 @@
 """The tables of request fields in docs/serving.md, from the code.
 
-python -m tests.server.field_tables   # writes them anew
+python -m tests.runtime.http.field_tables   # writes them anew
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The tables of flags in docs/serving.md, from the configuration classes.
 
-python -m tests.server.flag_tables   # writes them anew
+python -m tests.runtime.http.flag_tables   # writes them anew
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from shoal.runtime.flags import markdown_table
 from shoal.runtime.http.config import ServerConfig
 from shoal.runtime.pipeline.config import PipelineConfig
 
-PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+PAGE = Path(__file__).parents[3] / "docs" / "serving.md"
 BEGIN, END = "<!-- flags: begin -->\n", "<!-- flags: end -->\n"
 TITLES = (("The HTTP server", ServerConfig), ("Its processes", PipelineConfig), ("The engine", EngineConfig))
 
