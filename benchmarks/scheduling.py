@@ -11,9 +11,9 @@ from benchmarks.overhead import IN_FLIGHT, Row
 from shoal import SamplingParams
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.pipeline.messages import Codec, FromWorker, Results, Run, ToWorker
-from shoal.runtime.request.facts import build_scheduler
 from shoal.runtime.request.request import Request
 from shoal.runtime.request.spec import RequestSpec
+from shoal.runtime.scheduler.build import build_scheduler
 from shoal.runtime.text.stream import TextStream
 from shoal.runtime.worker.null import build_null_worker
 

@@ -11,7 +11,6 @@ from ...radix_cache.depth_profile import DepthProfile
 from ...radix_cache.errors import ProfileError
 from ..config import EngineConfig
 from ..errors import ConfigError, ModelLoadError
-from ..scheduler.auditor import fallback_depths
 from ..text.tokenizer import Tokenizer
 from .config import ModelConfig
 from .registry import family_named
@@ -80,6 +79,15 @@ def boundary_depths(config: EngineConfig, profile: DepthProfile, layers_per_band
     if not config.audit_rate:
         return profile.depths
     return fallback_depths(profile.depths, profile.max_depth, layers_per_band)
+
+
+def fallback_depths(depths: tuple[int, ...], deepest: int, layers_per_band: int) -> tuple[int, ...]:
+    """Boundary depths of an engine that audits: the profile's own, and quarters of the deepest, in whole bands.
+
+    A node can only be shrunk to a depth with boundary states; without these a finding would cost the whole prefix.
+    """
+    quarters = (deepest * part // 4 // layers_per_band * layers_per_band for part in (1, 2, 3))
+    return tuple(sorted({*depths, *quarters} - {0}))
 
 
 def pool_sizes(config: EngineConfig, tree: TreeConfig, profile: DepthProfile) -> tuple[int, int]:

@@ -14,9 +14,10 @@ from dataclasses import asdict
 import zmq
 
 from ..errors import EngineError, ShoalError
-from ..request.facts import Facts, build_scheduler
+from ..request.facts import Facts
 from ..request.forward import AddRequest, Forward, Release, StepResult
 from ..request.request import Request
+from ..scheduler.build import build_scheduler
 from ..scheduler.scheduler import Scheduler
 from ..text.decoder import load_decoder
 from ..text.running import Decodes

@@ -55,6 +55,6 @@ class WorkerProcess:
 
             options = spec.pipeline
             return build_null_worker(spec.engine, options.null_tokens, options.null_delay_s)
-        from ..engine.build import build_worker
+        from ..worker.build import build_worker
 
         return build_worker(spec.engine)

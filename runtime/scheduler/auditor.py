@@ -29,15 +29,6 @@ _FINDINGS = 2  # audits in the window that must have found drift below a depth, 
 _SHARE = 0.25  # more than this share of them, before nothing is reused to that depth any more
 
 
-def fallback_depths(depths: tuple[int, ...], deepest: int, layers_per_band: int) -> tuple[int, ...]:
-    """Boundary depths of an engine that audits: the profile's own, and quarters of the deepest, in whole bands.
-
-    A node can only be shrunk to a depth with boundary states; without these a finding would cost the whole prefix.
-    """
-    quarters = (deepest * part // 4 // layers_per_band * layers_per_band for part in (1, 2, 3))
-    return tuple(sorted({*depths, *quarters} - {0}))
-
-
 class Auditor:
     """Chooses the hits to audit and acts on what audits find.
 

@@ -7,13 +7,13 @@ import time
 
 import numpy as np
 
-from ...radix_cache.config import TreeConfig
 from ..config import EngineConfig
 from ..model.hub import resolve_model_folder
 from ..model.registry import load_config
-from ..model.settings import boundary_depths, check_pool, default_block_length, layers_of_band, load_profile, pool_sizes
+from ..model.settings import default_block_length, load_profile
 from ..request.facts import Facts
 from ..request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
+from .facts import make_facts
 
 logger = logging.getLogger(__name__)
 
@@ -89,24 +89,9 @@ class NullWorker:
 def build_null_worker(config: EngineConfig, tokens: int, delay_s: float = 0.0) -> tuple[NullWorker, Facts]:
     """A null worker, and the facts of the model that it replaces. Reads no weights."""
     config = config.for_device("cpu")
-    assert config.page_size is not None
     folder = resolve_model_folder(config.model_path)
     model = load_config(folder)
-    band = layers_of_band(config.layers_per_band, model.num_layers)
     profile = load_profile(config, folder, model, check_model=False)
-    profile = profile.floor_to(band)
-    tree = TreeConfig(
-        config.page_size, model.num_layers, band, boundary_depths(config, profile, band),
-        kv_page_bytes=band * 2 * config.page_size * model.kv_size * 4,
-        boundary_page_bytes=config.page_size * model.hidden_size * 4,
-    )  # fmt: skip
-    kv_pages, boundary_pages = pool_sizes(config, tree, profile)
     block_length = config.block_length or default_block_length(folder)
-    check_pool(config, kv_pages, tree.num_bands, block_length)
-    facts = Facts(
-        folder=str(folder), model=model, block_length=block_length,
-        kv_pages=kv_pages, boundary_pages=boundary_pages, kv_page_bytes=tree.kv_page_bytes,
-        boundary_page_bytes=tree.boundary_page_bytes, depth_profile=profile.to_json(), device="none", dtype="float32",
-        page_size=config.page_size, layers_per_band=band,
-    )  # fmt: skip
+    facts = make_facts(config, folder, model, profile, block_length, device="none", dtype="float32", itemsize=4)
     return NullWorker(facts, tokens, delay_s), facts

@@ -41,11 +41,6 @@ class KVPool:
         for few, to in zip(source.split(_COPIED_AT_ONCE), target.split(_COPIED_AT_ONCE), strict=True):
             self.data.index_copy_(0, to, self.data.index_select(0, few))
 
-    @staticmethod
-    def page_bytes(config: ModelConfig, page_size: int, layers_per_band: int, dtype: torch.dtype) -> int:
-        """Bytes of one page."""
-        return layers_per_band * 2 * page_size * config.kv_size * dtype.itemsize
-
 
 class BoundaryPool:
     """Boundary pages, `data` [pages, page_size, hidden]: hidden states of prompt tokens as they enter a band."""
@@ -61,8 +56,3 @@ class BoundaryPool:
     def write(self, pages: Tensor, states: Tensor) -> None:
         """Fill `pages` (int64, [n]) with states [n * page_size, hidden]."""
         self.data[pages] = states.view(-1, self.page_size, states.shape[-1])
-
-    @staticmethod
-    def page_bytes(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
-        """Bytes of one page."""
-        return page_size * config.hidden_size * dtype.itemsize

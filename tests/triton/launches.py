@@ -28,9 +28,11 @@ from triton.runtime.jit import JITFunction
 from shoal.kernels import dispatch
 from shoal.kernels.attention import gpu
 from shoal.kernels.attention.groups import SharedGroups
+from shoal.radix_cache.config import TreeConfig
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.model import loader
 from shoal.runtime.model.config import ModelConfig
+from shoal.runtime.request.facts import Facts
 from shoal.runtime.request.forward import AddRequest, Forward, ForwardItem, Release
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.worker.gpu.build import build_cuda_executor
@@ -112,8 +114,12 @@ def make_worker(heads: int, kv_heads: int, head_dim: int, most: int, block: int,
     pages = most * POSITIONS // page_size
     kv = KVPool(model, pages * LAYERS, page_size, 1, dtype, decoder.device)
     boundary = BoundaryPool(model, pages, page_size, dtype, decoder.device)
+    facts = Facts(
+        folder="", model=model, block_length=block, tree=TreeConfig(page_size, LAYERS, 1), kv_pages=pages * LAYERS,
+        boundary_pages=pages, depth_profile={}, device="cuda", dtype="bfloat16",
+    )  # fmt: skip
     config = EngineConfig(max_running_requests=most, page_size=page_size, max_refresh_tokens=MOST_TOKENS)
-    executor = build_cuda_executor(config.for_device("cuda"), decoder, kv, boundary, LAYERS, block)
+    executor = build_cuda_executor(config.for_device("cuda"), decoder, kv, boundary, facts)
     executor.graphs._capture = True
     executor.graphs.warm_up(block + int(model.shift_logits), block, True)
     executor.warm_up(block, MOST_TOKENS)

@@ -12,6 +12,7 @@ from ...config import EngineConfig
 from ...errors import ConfigError
 from ...model.config import ModelConfig
 from ...model.decoder import Decoder
+from ...request.facts import Facts
 from ..device import on_device
 from ..pools import BoundaryPool, KVPool
 from .executor import CudaExecutor
@@ -73,16 +74,16 @@ def _check_kernels_fit(config: EngineConfig, decoder: Decoder) -> None:
 
 
 def build_cuda_executor(
-    config: EngineConfig, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, num_bands: int, block_length: int
+    config: EngineConfig, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, facts: Facts
 ) -> CudaExecutor:
     """An executor with a canvas slot for every running request, and its block steps captured."""
     _check_kernels_fit(config, decoder)
-    slots_tokens = min(decoder.config.max_position_embeddings, kv.data.shape[0] // num_bands * kv.page_size)
+    block_length = facts.block_length
     slots = CanvasSlots(
         config.max_running_requests,
-        slots_tokens,
-        max_block_length(decoder.config, block_length),
-        num_bands,
+        facts.max_tokens,
+        max_block_length(decoder.config, facts.block_length),
+        facts.num_bands,
         kv.page_size,
         decoder.device,
     )

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shoal.radix_cache.config import TreeConfig
 from shoal.runtime import errors
 from shoal.runtime.errors import InvalidRequestError, PoolTooSmallError, ShoalError, WireError
 from shoal.runtime.model.config import ModelConfig
@@ -26,9 +27,8 @@ from shoal.runtime.request.trace_options import TraceOptions
 
 MODEL = ModelConfig("llada", 6, 32, 2, 2, 16, 48, 64, 64, 160, 1e4, 1e-5, False, False, False, 60, 3, 3)
 FACTS = Facts(
-    folder="models/m", model=MODEL, block_length=8, kv_pages=9, boundary_pages=3, kv_page_bytes=8,
-    boundary_page_bytes=4, depth_profile={"table": [[0.5, 4]]}, device="cpu", dtype="float32", page_size=16,
-    layers_per_band=4,
+    folder="models/m", model=MODEL, block_length=8, tree=TreeConfig(16, 6, 4, (4,)), kv_pages=9,
+    boundary_pages=3, depth_profile={"table": [[0.5, 4]]}, device="cpu", dtype="float32",
 )  # fmt: skip
 SAMPLING = SamplingParams(max_new_tokens=8, stop=("ab", "c"), stop_token_ids=(5,), threshold=0.5, seed=7)
 PAGES = np.arange(6, dtype=np.int32).reshape(2, 3)

@@ -15,11 +15,12 @@ from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import ConfigError, EngineError
 from shoal.runtime.model.digest import model_digest
 from shoal.runtime.model.hub import resolve_model_folder
+from shoal.runtime.model.settings import fallback_depths
 from shoal.runtime.request.forward import AuditReport
 from shoal.runtime.request.request import Request
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.request.spec import RequestSpec
-from shoal.runtime.scheduler.auditor import DEFAULT_TOLERANCE, PROFILE_SLACK, Auditor, fallback_depths
+from shoal.runtime.scheduler.auditor import DEFAULT_TOLERANCE, PROFILE_SLACK, Auditor
 from shoal.runtime.scheduler.memory import Memory
 from shoal.runtime.text.stream import TextStream
 from shoal.runtime.worker import audit as audit_pass

@@ -25,8 +25,7 @@ def test_norms_are_folded_into_weights_of_16_bits_alone(tmp_path, dtype, wanted,
         config = replace(engine.config, fold_norms=wanted).for_device("cpu")
         plain = parts.worker.executor
         plain.decoder.dtype = getattr(torch, dtype)
-        bands = parts.scheduler.memory.config.num_bands
-        executor = build_cuda_executor(config, plain.decoder, plain.kv, plain.boundary, bands, 8)
+        executor = build_cuda_executor(config, plain.decoder, plain.kv, plain.boundary, parts.facts)
         assert plain.decoder.norms_folded is folded
         assert (executor.runner.layers._few > 0) is folded
 

@@ -1,0 +1,45 @@
+"""A worker's facts: the shape of its pages and pools, from options and a model. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...radix_cache.config import TreeConfig
+from ...radix_cache.depth_profile import DepthProfile
+from ..config import EngineConfig
+from ..model.config import ModelConfig
+from ..model.settings import boundary_depths, check_pool, layers_of_band, pool_sizes
+from ..request.facts import Facts
+
+
+def make_facts(
+    config: EngineConfig, folder: Path, model: ModelConfig, profile: DepthProfile, block_length: int,
+    *, device: str, dtype: str, itemsize: int, max_block_length: int | None = None, max_stop_ids: int | None = None,
+) -> Facts:  # fmt: skip
+    """Facts of a worker that does not exist yet; its pools follow from them.
+
+    Args:
+        config: with its device's defaults, and a budget for the pools.
+        folder: of the model.
+        profile: measured or built in, of any depths; what is in use is rounded down to whole bands.
+        block_length: default of requests.
+        device, dtype: in use; itemsize: bytes of a number in the pools.
+        max_block_length, max_stop_ids: see `Facts`.
+
+    Raises ConfigError for pools that are too small, and for options that do not fit the model.
+    """
+    assert config.page_size is not None
+    band = layers_of_band(config.layers_per_band, model.num_layers)
+    profile = profile.floor_to(band)
+    tree = TreeConfig(
+        config.page_size, model.num_layers, band, boundary_depths(config, profile, band), config.eviction_policy,
+        kv_page_bytes=band * 2 * config.page_size * model.kv_size * itemsize,
+        boundary_page_bytes=config.page_size * model.hidden_size * itemsize,
+    )  # fmt: skip
+    kv_pages, boundary_pages = pool_sizes(config, tree, profile)
+    check_pool(config, kv_pages, tree.num_bands, block_length)
+    return Facts(
+        folder=str(folder), model=model, block_length=block_length, tree=tree, kv_pages=kv_pages,
+        boundary_pages=boundary_pages, depth_profile=profile.to_json(), device=device, dtype=dtype,
+        max_block_length=max_block_length, max_stop_ids=max_stop_ids,
+    )  # fmt: skip
