@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("runtime", "radix_cache", "kernels", "frontend")
 COMMANDS = tuple(f"shoal.{name}" for name in ("shop", "text", "demo", "profile", "cli", "launch_server"))
-MAX_TREE_BYTES, MAX_FILE_BYTES = 40_000_000, 16_000_000
+MAX_TREE_BYTES, MAX_FILE_BYTES, MAX_LINES = 40_000_000, 16_000_000, 400
 
 
 @cache
@@ -322,6 +322,13 @@ def test_repository_is_small():
     sizes = {str(name): (ROOT / name).stat().st_size for name in files()}
     assert {name: size for name, size in sizes.items() if size > MAX_FILE_BYTES} == {}
     assert sum(sizes.values()) < MAX_TREE_BYTES
+
+
+def test_files_are_short():
+    folders = ("radix_cache", "kernels", "frontend", "shoal", "tests")
+    own = [name for name, _ in modules() if name.parts[0] in folders]
+    lines = {str(name): len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in own}
+    assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
 
 
 # --- wheel and sdist ---------------------------------------------------------------------------------------------
