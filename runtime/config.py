@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from ..radix_cache.eviction_policy import EVICTION_POLICIES
-from .errors import ConfigError, shorten
+from .checks import OPTION
+from .errors import ConfigError
 from .nearest_name import did_you_mean
 
 CacheMode = Literal["none", "prefix", "dual", "lm", "bicache"]
@@ -106,32 +106,31 @@ class EngineConfig:
         return object.__new__(cls)
 
     def __post_init__(self) -> None:
+        check = OPTION
         for name in ("max_running_requests", "max_overtakes", "log_interval"):
-            self._at_least(name, 1)
+            check.integer(name, getattr(self, name), 1)
         for name in ("page_size", "layers_per_band", "kv_cache_tokens", "kv_cache_bytes", "max_refresh_tokens",
                      "max_steps_per_message", "block_length", "max_queued_requests"):  # fmt: skip
             if getattr(self, name) is not None:
-                self._at_least(name, 1)
+                check.integer(name, getattr(self, name), 1)
         for name in ("refresh_interval", "depth", "reuse_margin", "seed"):
             if getattr(self, name) is not None:
-                self._at_least(name, 0)
-        fraction = self.mem_fraction_static
-        if not isinstance(fraction, int | float) or isinstance(fraction, bool) or not 0 < fraction <= 1:
-            self._refuse("mem_fraction_static", fraction, "a number above 0 and at most 1")
-        self._within("audit_rate", 0.0, 1.0)
+                check.integer(name, getattr(self, name), 0)
+        check.number("mem_fraction_static", self.mem_fraction_static, 0.0, 1.0, above=True)
+        check.number("audit_rate", self.audit_rate, 0.0, 1.0)
         if self.audit_tolerance is not None:
-            self._within("audit_tolerance", 0.0, math.inf)
+            check.number("audit_tolerance", self.audit_tolerance, 0.0, infinite=True)
         for name in ("model_path", "device", "depth_profile"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name != "depth_profile"):
-                self._refuse(name, value, "a string")
+                check.refuse(name, value, "a string")
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
-            self._refuse("device", self.device, "one of auto, cpu, cuda, cuda:N")
-        self._one_of("cache_mode", CACHE_MODES)
-        self._one_of("dtype", ("auto", "float32", "bfloat16"))
-        self._one_of("load_format", ("auto", "dummy"))
-        self._one_of("schedule_policy", POLICIES)
-        self._one_of("eviction_policy", tuple(EVICTION_POLICIES))
+            check.refuse("device", self.device, "one of auto, cpu, cuda, cuda:N")
+        check.one_of("cache_mode", self.cache_mode, CACHE_MODES)
+        check.one_of("dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        check.one_of("load_format", self.load_format, ("auto", "dummy"))
+        check.one_of("schedule_policy", self.schedule_policy, POLICIES)
+        check.one_of("eviction_policy", self.eviction_policy, EVICTION_POLICIES)
 
     def for_device(self, kind: str) -> EngineConfig:
         """A copy with the defaults for a kind of device (`cpu` or `cuda`) filled in."""
@@ -148,22 +147,3 @@ class EngineConfig:
     def build(cls, **options: Any) -> EngineConfig:
         """Build from keyword arguments. Raises ConfigError for an unknown one, with the nearest name and all names."""
         return cls(**options)
-
-    def _at_least(self, name: str, low: int) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            self._refuse(name, value, f"an integer of at least {low}")
-
-    def _within(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-            limit = f"a number of at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
-            self._refuse(name, value, limit)
-
-    def _one_of(self, name: str, choices: tuple[str, ...]) -> None:
-        if getattr(self, name) not in choices:
-            self._refuse(name, getattr(self, name), "one of " + ", ".join(choices))
-
-    @staticmethod
-    def _refuse(name: str, value: object, limit: str) -> None:
-        raise ConfigError(f"{name} is {shorten(value)}; it must be {limit}", field=name, value=value, limit=limit)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigError, InvalidRequestError, shorten
+from ..checks import OPTION
+from ..errors import ConfigError, InvalidRequestError
 from ..request.sampling_params import SamplingParams
 from ..service.service import MAX_PRIORITY
 
@@ -116,28 +116,28 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.host, str) or not self.host:
-            _refuse("host", self.host, "a host name or address")
-        _integer("port", self.port, 0, 65535)
+            OPTION.refuse("host", self.host, "a host name or address")
+        OPTION.integer("port", self.port, 0, 65535)
         for name in ("served_model_name", "profile_dir", "allowed_hosts", "allowed_origins"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value.strip()):
-                _refuse(name, value, "a string that is not empty")
+                OPTION.refuse(name, value, "a string that is not empty")
         for name in ("api_key", "admin_api_key"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _key(name, getattr(self, name)))
         for host in names(self.allowed_hosts):
             if "/" in host or ("*" in host.removeprefix("*.") and host != "*"):
-                _refuse("allowed_hosts", host, "host names without scheme or path, *.NAME, or *")
+                OPTION.refuse("allowed_hosts", host, "host names without scheme or path, *.NAME, or *")
         for origin in names(self.allowed_origins):
             if origin != "*" and not _ORIGIN.fullmatch(origin):
-                _refuse("allowed_origins", origin, "SCHEME://HOST or SCHEME://HOST:PORT without a path, or *")
+                OPTION.refuse("allowed_origins", origin, "SCHEME://HOST or SCHEME://HOST:PORT without a path, or *")
         limits = ("max_batch", "max_request_tokens", "max_request_forwards", "max_score_forwards")
         for name in ("max_body_bytes", "max_headers", "max_n", *limits, "keep_alive_s", "default_max_new_tokens"):
-            _integer(name, getattr(self, name), 1)
+            OPTION.integer(name, getattr(self, name), 1)
         for name in ("max_new_tokens_limit", "max_connections"):
             if getattr(self, name) is not None:
-                _integer(name, getattr(self, name), 1)
-        _integer("max_header_bytes", self.max_header_bytes, 1024)
+                OPTION.integer(name, getattr(self, name), 1)
+        OPTION.integer("max_header_bytes", self.max_header_bytes, 1024)
         for name in (
             "body_timeout_s",
             "header_timeout_s",
@@ -145,15 +145,13 @@ class ServerConfig:
             "max_request_timeout_s",
             "health_timeout_s",
         ):
-            _seconds(name, getattr(self, name))
+            OPTION.number(name, getattr(self, name), 0, above=True, of="seconds")
         if self.request_timeout_s is not None:
-            _seconds("request_timeout_s", self.request_timeout_s)
+            OPTION.number("request_timeout_s", self.request_timeout_s, 0, above=True, of="seconds")
         for name in ("drain_timeout_s", "health_interval_s"):
-            if not _is_number(getattr(self, name)) or getattr(self, name) < 0:
-                _refuse(name, getattr(self, name), "a number of seconds of at least 0")
-        _integer("max_priority", self.max_priority, -MAX_PRIORITY, MAX_PRIORITY)
-        if self.log_level not in LOG_LEVELS:
-            _refuse("log_level", self.log_level, "one of " + ", ".join(LOG_LEVELS))
+            OPTION.number(name, getattr(self, name), 0, of="seconds")
+        OPTION.integer("max_priority", self.max_priority, -MAX_PRIORITY, MAX_PRIORITY)
+        OPTION.one_of("log_level", self.log_level, LOG_LEVELS)
         try:
             SamplingParams(**self.decoding_defaults())
         except InvalidRequestError as error:
@@ -164,7 +162,7 @@ class ServerConfig:
         """Raise ConfigError for a default that no request could have: it takes at most `max_tokens` tokens in all."""
         if self.default_max_new_tokens >= max_tokens:
             limit = f"at most {max_tokens - 1}: a request may have {max_tokens} tokens here, prompt and canvas"
-            _refuse("default_max_new_tokens", self.default_max_new_tokens, limit)
+            OPTION.refuse("default_max_new_tokens", self.default_max_new_tokens, limit)
 
     def decoding_defaults(self) -> dict[str, Any]:
         """Sampling parameters of requests that say nothing about them (max_new_tokens is not among them)."""
@@ -184,21 +182,3 @@ def _key(name: str, value: Any) -> str:
         message = f"{name} must be a string of printable characters that is not empty; leave it out for no key"
         raise ConfigError(message, field=name, value="", limit="printable characters")
     return key
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _seconds(name: str, value: Any) -> None:
-    if not _is_number(value) or value <= 0:
-        _refuse(name, value, "a number of seconds above 0")
-
-
-def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
-        _refuse(name, value, f"an integer of at least {low}" + (f" and at most {high}" if high is not None else ""))
-
-
-def _refuse(name: str, value: object, limit: str) -> None:
-    raise ConfigError(f"{name} is {shorten(value)}; it must be {limit}", field=name, value=value, limit=limit)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
-from ..errors import ConfigError, shorten
+from ..checks import OPTION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,21 +27,8 @@ class PipelineConfig:
     null_delay_s: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("startup_timeout_s", "watchdog_timeout_s"):
-            value = getattr(self, name)
-            if not _is_number(value) or value <= 0:
-                self._refuse(name, value, "a number of seconds above 0")
-        if not _is_number(self.null_delay_s) or self.null_delay_s < 0:
-            self._refuse("null_delay_s", self.null_delay_s, "a number of seconds of at least 0")
-        if not isinstance(self.null_worker, bool):
-            self._refuse("null_worker", self.null_worker, "true or false")
-        if not isinstance(self.null_tokens, int) or isinstance(self.null_tokens, bool) or self.null_tokens < 1:
-            self._refuse("null_tokens", self.null_tokens, "an integer of at least 1")
-
-    @staticmethod
-    def _refuse(name: str, value: object, limit: str) -> None:
-        raise ConfigError(f"{name} is {shorten(value)}; it must be {limit}", field=name, value=value, limit=limit)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        OPTION.number("startup_timeout_s", self.startup_timeout_s, 0, above=True, of="seconds")
+        OPTION.number("watchdog_timeout_s", self.watchdog_timeout_s, 0, above=True, of="seconds")
+        OPTION.number("null_delay_s", self.null_delay_s, 0, of="seconds")
+        OPTION.flag("null_worker", self.null_worker)
+        OPTION.integer("null_tokens", self.null_tokens, 1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
+from ..checks import PARAMETER
 from ..errors import InvalidRequestError, shorten
 from ..nearest_name import did_you_mean
 
@@ -16,7 +17,6 @@ MAX_STOP_TOKEN_IDS = 1024
 DEFAULT_THRESHOLD = 0.9
 MAX_TEMPERATURE = 1e30
 """Above, noise times temperature overflows fp32. All tokens are equally probable long before."""
-_MAX_INT = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,41 +74,39 @@ class SamplingParams:
             elif isinstance(value, str):
                 value = (value,)
             elif not isinstance(value, Sequence | Set):
-                _refuse(name, value, "a list")
+                PARAMETER.refuse(name, value, "a list")
             most = {"stop": MAX_STOP_STRINGS, "stop_token_ids": MAX_STOP_TOKEN_IDS}[name]
             if len(value) > most:
                 message = f"{name} has {len(value)} entries; it must have at most {most}"
                 raise InvalidRequestError(message, field=name, value=len(value), limit=most)
             object.__setattr__(self, name, tuple(value))
-        _check_int("max_new_tokens", self.max_new_tokens, 0)
+        PARAMETER.integer("max_new_tokens", self.max_new_tokens, 0)
         for name in ("block_length", "steps"):
             if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), 1)
+                PARAMETER.integer(name, getattr(self, name), 1)
         chosen = [name for name in ("steps", "threshold", "factor") if getattr(self, name) is not None]
         if len(chosen) > 1:
             field, value, limit = chosen[1], getattr(self, chosen[1]), "at most one of steps, threshold, factor"
             message = f"{field} is {shorten(value)}, but {chosen[0]} is given too; a request takes {limit}"
             raise InvalidRequestError(message, field=field, value=value, limit=limit)
         if self.threshold is not None:
-            _check_float("threshold", self.threshold, 0.0, 1.0, open_low=True)
+            PARAMETER.number("threshold", self.threshold, 0.0, 1.0, above=True)
         if self.factor is not None:
-            _check_float("factor", self.factor, 0.0, math.inf, open_low=True)
-        _check_float("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
-        if self.strategy not in STRATEGIES:
-            _refuse("strategy", self.strategy, f"one of {', '.join(STRATEGIES)}")
+            PARAMETER.number("factor", self.factor, 0.0, above=True)
+        PARAMETER.number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
+        PARAMETER.one_of("strategy", self.strategy, STRATEGIES)
         if self.seed is not None:
-            _check_int("seed", self.seed, 0, 2**63 - 1)
+            PARAMETER.integer("seed", self.seed, 0)
         for text in self.stop:
             if not isinstance(text, str) or not text:
-                _refuse("stop", text, "strings of at least one character")
+                PARAMETER.refuse("stop", text, "strings of at least one character")
         for token in self.stop_token_ids:
-            _check_int("stop_token_ids", token, 0)
-        if not isinstance(self.ignore_eos, bool):
-            _refuse("ignore_eos", self.ignore_eos, "true or false")
-        if self.split_special_tokens is not None and not isinstance(self.split_special_tokens, bool):
-            _refuse("split_special_tokens", self.split_special_tokens, "true or false")
+            PARAMETER.integer("stop_token_ids", token, 0)
+        PARAMETER.flag("ignore_eos", self.ignore_eos)
+        if self.split_special_tokens is not None:
+            PARAMETER.flag("split_special_tokens", self.split_special_tokens)
         if self.block_length is not None and self.max_new_tokens % self.block_length:
-            _refuse("block_length", self.block_length, f"a divisor of max_new_tokens = {self.max_new_tokens}")
+            PARAMETER.refuse("block_length", self.block_length, f"a divisor of max_new_tokens = {self.max_new_tokens}")
         if self.block_length is not None:
             self._check_steps(self.block_length)
 
@@ -130,7 +128,7 @@ class SamplingParams:
         blocks = math.ceil(self.max_new_tokens / block_length)
         if self.steps % blocks or self.steps > self.max_new_tokens:
             limit = f"a multiple of the {blocks} blocks, at most {length_name} = {self.max_new_tokens}"
-            _refuse("steps", self.steps, limit)
+            PARAMETER.refuse("steps", self.steps, limit)
 
 
 def fitting_steps(steps: int, max_new_tokens: int, block_length: int) -> int:
@@ -139,20 +137,3 @@ def fitting_steps(steps: int, max_new_tokens: int, block_length: int) -> int:
     """
     blocks = math.ceil(max_new_tokens / block_length)
     return min(math.ceil(steps / blocks), max_new_tokens // blocks) * blocks
-
-
-def _check_int(name: str, value: Any, low: int, high: int = _MAX_INT) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        over = isinstance(value, int) and value > high
-        _refuse(name, value, f"an integer of at least {low}" + (f" and at most {high}" if over else ""))
-
-
-def _check_float(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not low <= value <= high or (open_low and value == low):
-        above = f"above {low:g}" if open_low else f"of at least {low:g}"
-        _refuse(name, value, f"a number {above}" + (f" and at most {high:g}" if high < math.inf else ""))
-
-
-def _refuse(field: str, value: object, limit: str) -> NoReturn:
-    raise InvalidRequestError(f"{field} is {shorten(value)}; it must be {limit}", field=field, value=value, limit=limit)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import NoReturn
 
-from ..errors import InvalidRequestError, shorten
+from ..checks import PARAMETER
 
 ACTIVITIES = ("CPU", "GPU")
 MAX_STEPS = 500
@@ -33,12 +32,8 @@ class TraceOptions:
 
     def __post_init__(self) -> None:
         if not os.path.isabs(self.output_dir) or "\0" in self.output_dir:
-            _refuse("output_dir", self.output_dir, "an absolute path")
+            PARAMETER.refuse("output_dir", self.output_dir, "an absolute path")
         if not 1 <= self.num_steps <= MAX_STEPS:
-            _refuse("num_steps", self.num_steps, f"from 1 to {MAX_STEPS}")
+            PARAMETER.refuse("num_steps", self.num_steps, f"from 1 to {MAX_STEPS}")
         if not self.activities or not set(self.activities) <= set(ACTIVITIES):
-            _refuse("activities", list(self.activities), f"a list of {' and '.join(ACTIVITIES)}")
-
-
-def _refuse(field: str, value: object, limit: str) -> NoReturn:
-    raise InvalidRequestError(f"{field} is {shorten(value)}; it must be {limit}", field=field, value=value, limit=limit)
+            PARAMETER.refuse("activities", list(self.activities), f"a list of {' and '.join(ACTIVITIES)}")

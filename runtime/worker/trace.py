@@ -6,9 +6,10 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from ..errors import EngineError, InvalidRequestError, shorten
+from ..checks import PARAMETER
+from ..errors import EngineError, InvalidRequestError
 from ..request.trace_options import TraceOptions
 
 logger = logging.getLogger(__name__)
@@ -50,10 +51,10 @@ class WorkerTrace:
         kinds = {"CPU": ProfilerActivity.CPU, "GPU": ProfilerActivity.CUDA}
         chosen = [kinds[name] for name in options.activities if name != "GPU" or cuda.is_available()]
         if not chosen:
-            _refuse("activities", list(options.activities), "CPU: this machine has no GPU")
+            PARAMETER.refuse("activities", list(options.activities), "CPU: this machine has no GPU")
         folder = Path(options.output_dir)
         if (reason := why_not_writable(folder)) is not None:
-            _refuse("output_dir", str(folder), f"a folder that the server can write to ({reason})")
+            PARAMETER.refuse("output_dir", str(folder), f"a folder that the server can write to ({reason})")
         self._count += 1
         self._path = folder / f"shoal-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{self._count}.trace.json.gz"
         made = profile(activities=chosen, with_stack=options.with_stack, record_shapes=options.record_shapes)
@@ -92,7 +93,3 @@ class WorkerTrace:
             raise EngineError(f"the profile can't be written to {self._path}: {error}", field="stop_profile") from error
         logger.info("profile: written to %s", self._path)
         return str(self._path)
-
-
-def _refuse(field: str, value: object, limit: str) -> NoReturn:
-    raise InvalidRequestError(f"{field} is {shorten(value)}; it must be {limit}", field=field, value=value, limit=limit)

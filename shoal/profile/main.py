@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..provenance import hardware
 from ..radix_cache.depth_profile import DEFAULT_REUSE_MARGIN, DepthProfile
+from ..runtime.checks import OPTION
 from ..runtime.config import EngineConfig
 from ..runtime.model.digest import model_digest
 from ..runtime.model.hub import resolve_model_folder
@@ -27,7 +28,7 @@ from .data import data_digest, load_groups
 from .lab import Lab
 from .margins import Margin, choose_margin, measure_margins
 from .measure import Measurer
-from .options import ONCE, ProfileOptions, refuse
+from .options import ONCE, ProfileOptions
 from .plan import Unit, make_units
 from .questions import holds_documents, make_questions
 from .report import write_report
@@ -106,7 +107,7 @@ def _depths(options: ProfileOptions, layers: int) -> tuple[int, ...]:
         return (*range(band, layers, band), layers)
     depths = sorted(set(options.depths))
     if not depths or depths[0] < 1 or depths[-1] > layers or any(d % band and d != layers for d in depths):
-        refuse("depths", list(options.depths), f"whole bands of {band} layers up to {layers}")
+        OPTION.refuse("depths", list(options.depths), f"whole bands of {band} layers up to {layers}")
     return tuple(depths)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NoReturn
 
 from ..radix_cache.depth_profile import CAPTURES
-from ..runtime.errors import ConfigError, shorten
+from ..runtime.checks import OPTION
 
 ONCE = 0
 """The refresh interval that means once per request."""
@@ -89,9 +88,4 @@ class ProfileOptions:
 
     def _check(self, name: str, good: bool, limit: str) -> None:
         if not good:
-            refuse(name, getattr(self, name), limit)
-
-
-def refuse(name: str, value: object, limit: str) -> NoReturn:
-    """Raise the ConfigError for an option."""
-    raise ConfigError(f"{name} is {shorten(value)}; it must be {limit}", field=name, value=value, limit=limit)
+            OPTION.refuse(name, getattr(self, name), limit)
