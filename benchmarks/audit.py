@@ -55,7 +55,7 @@ def main() -> None:
                 spent[rate] = [a + b for a, b in zip(spent[rate], part, strict=True)]
     rows = []
     for rate, (cpu, wall, tokens) in sorted(spent.items()):
-        stats = engines[rate]._parts.scheduler.stats()
+        stats = engines[rate].core.parts.scheduler.stats()
         base_cpu, base_wall, base_tokens = spent[0.0]
         rows.append(
             {"rate": rate, "hits": stats.cache_hits, "audits": stats.audits, "canvas_tokens": int(tokens),

@@ -21,7 +21,7 @@ import torch
 from benchmarks.table import Table
 from shoal import Engine, SamplingParams
 from shoal.provenance import commit, hardware
-from shoal.runtime.engine import engine as engine_module
+from shoal.runtime.engine import core as core_module
 from shoal.shop.task import KINDS, chat, make_list, make_question
 
 PARAMS = SamplingParams(max_new_tokens=32, block_length=8, steps=16)
@@ -39,7 +39,7 @@ def price_chats() -> list[list[dict[str, str]]]:
 def measure(count: int, rounds: int, rests: bool) -> None:
     """Print a line for each engine and round: the round, the engine, tokens a second."""
     if not rests:
-        engine_module._REST_AFTER_S = None
+        core_module._REST_AFTER_S = None
     chats = price_chats()
     engines = [Engine("shop", device="cpu") for _ in range(count)]
     for turn in range(rounds + 1):

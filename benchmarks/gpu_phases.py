@@ -77,16 +77,16 @@ class Batch:
     """Requests with pages of their own on a worker, without scheduler and tree; prefixes may share pages."""
 
     def __init__(self, engine: Engine, requests: int, prompt: int, shared: int = 0, depth: int = 0):
-        worker = engine._parts.worker
+        worker = engine.core.parts.worker
         assert isinstance(worker, Worker)
         assert isinstance(worker.executor, CudaExecutor)
         self.worker, self.executor = worker, worker.executor
-        config = engine._parts.scheduler.memory.config
+        config = engine.core.parts.scheduler.memory.config
         self.rids = [f"b{i}" for i in range(requests)]
         self.prompt, self.total = prompt, prompt + CANVAS
         pages, bands = -(-self.total // config.page_size), config.num_bands
         rng = np.random.default_rng(0)
-        free = rng.permutation(engine._parts.scheduler.memory.kv.num_pages).astype(np.int32)
+        free = rng.permutation(engine.core.parts.scheduler.memory.kv.num_pages).astype(np.int32)
         tables = free[: requests * pages * bands].reshape(requests, bands, pages)
         tables[:, : config.bands(depth), : shared // config.page_size] = tables[
             0, : config.bands(depth), : shared // config.page_size
@@ -257,7 +257,7 @@ def main() -> None:
                         measure(engine, rates, report, names, args.page_size)
                     except RuntimeError as error:  # most likely out of memory: the other phases may still fit
                         print(f"{names}: {type(error).__name__}: {error}", flush=True)
-                        engine._parts.worker.release(Release(tuple(f"b{i}" for i in range(requests))))
+                        engine.core.parts.worker.release(Release(tuple(f"b{i}" for i in range(requests))))
 
 
 if __name__ == "__main__":

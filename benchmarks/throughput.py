@@ -138,7 +138,7 @@ class Phases:
 
     def __init__(self, engine: Engine):
         self.forwards: list[tuple[str, int, int, float]] = []
-        worker = engine._parts.scheduler._worker
+        worker = engine.core.parts.scheduler._worker
         assert isinstance(worker, Worker)
         self._executor, self._run = worker.executor, worker.executor.run
 
@@ -172,7 +172,7 @@ def warm_up(engine: Engine, case: Case) -> None:
 
     More than a forward's tokens, so that memory for the largest is there too.
     """
-    planner = engine._parts.scheduler.planner
+    planner = engine.core.parts.scheduler.planner
     planner.refresh_interval = 1
     params = SamplingParams(max_new_tokens=2 * BLOCK, block_length=BLOCK, steps=4, ignore_eos=True)
     batch = prompts(replace(case, batch=min(8, case.batch)), engine.model_config.vocab_size)
@@ -184,17 +184,17 @@ def warm_up(engine: Engine, case: Case) -> None:
 
 def run(engine: Engine, case: Case) -> Iterator[dict[str, object]]:
     """Rows of one case: the first request alone where it fills the cache, then the batch."""
-    planner = engine._parts.scheduler.planner
+    planner = engine.core.parts.scheduler.planner
     interval = case.interval or None
     plain: ReusePlanner = planner
     if case.variant == "interval":
         plain = IntervalPlanner(planner.memory, planner.shift, interval, planner.reuse_margin)
-    engine._loop.call_and_wait(lambda: setattr(engine._parts.scheduler, "planner", plain))
+    engine.core.loop.call_and_wait(lambda: setattr(engine.core.parts.scheduler, "planner", plain))
     plain.refresh_interval = interval
     try:
         yield from measured(engine, case)
     finally:
-        engine._loop.call_and_wait(lambda: setattr(engine._parts.scheduler, "planner", planner))
+        engine.core.loop.call_and_wait(lambda: setattr(engine.core.parts.scheduler, "planner", planner))
 
 
 def measured(engine: Engine, case: Case) -> Iterator[dict[str, object]]:

@@ -6,53 +6,28 @@ import asyncio
 import logging
 import queue
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
-
-import torch
+from typing import Any, Unpack, cast, overload
 
 from ...radix_cache.errors import LockError
 from ...radix_cache.node import Namespace
-from ..config import CacheMode, EngineConfig
-from ..cpu_tuning import warn_of_spinning
+from ..config import EngineConfig
 from ..errors import ConfigError, InvalidRequestError, shorten
-from ..request.field_names import DEFAULT_NAMES
-from ..request.input import Prompt
-from ..request.intake import Intake, is_single
+from ..request.input import GenerateInput, Prompt
 from ..request.output import RequestOutput
 from ..request.request import Request
 from ..request.sampling_params import SamplingParams
 from ..request.scoring import ScoreMethod, ScoreOutput
-from ..request.spec import RequestSpec
-from ..text.chat_markers import PLAIN, ChatMarkers
+from ..text.chat_markers import ChatMarkers
 from ..text.parts import TextPart
-from ..text.stream import TextStream
-from ..worker.device import choose_device
-from .build import Parts, build_parts
-from .loop import EngineLoop, Listener
+from .core import EngineCore
+from .inputs import RequestOptions, ScoreOptions, inputs_of, is_single
+from .loop import Listener
 from .score_groups import WARM_UP, score_groups
 
 logger = logging.getLogger(__name__)
 DEFAULT_SCORE_METHOD: ScoreMethod = "pseudo"
-_REST_AFTER_S: float | None = 1.0
-"""Seconds without work after which an engine's thread ends on a CPU, until there is some again."""
-
-
-def _build(config: EngineConfig) -> Parts:
-    """`build_parts`; for a CPU in a thread that ends with it.
-
-    OpenMP (libgomp) keeps a team for every thread that has computed in parallel. When the teams together outnumber
-    the cores they sleep between operations, and short ones take longer to be woken than to run. So the thread that
-    makes the engine must not leave one behind, beside that of the engine's own thread; and that one ends when it has
-    had nothing to do for a while, for the sake of other engines in the process.
-    """
-    if choose_device(config.device) != "cpu":
-        return build_parts(config)
-    warn_of_spinning(torch.get_num_threads())
-    with ThreadPoolExecutor(1, "shoal-build", torch.set_num_threads, (torch.get_num_threads(),)) as apart:
-        return apart.submit(build_parts, config).result()
 
 
 class Engine:
@@ -78,63 +53,53 @@ class Engine:
         if model is not None:
             options["model_path"] = str(model)
         self.config = config or EngineConfig.build(**options)
-        self._parts: Parts = _build(self.config)
-        self._intake = Intake(self.config, self._parts.facts, self._parts.tokenizer)
-        on_cpu = self._parts.decoder.device.type == "cpu"
-        self._loop = EngineLoop(self._parts.scheduler, idle_s=_REST_AFTER_S if on_cpu else None)
+        self.core = EngineCore(self.config)
+        self._loop = self.core.loop
 
     # Generation
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a text is also a sequence of texts
+        self, prompts: Prompt, sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *,
+        on_output: Listener | None = None, **options: Unpack[RequestOptions],
+    ) -> RequestOutput: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *,
+        on_output: Listener | None = None, **options: Unpack[RequestOptions],
+    ) -> list[RequestOutput]: ...  # fmt: skip
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        cache_mode: CacheMode | None = None,
-        cache_salt: str = "",
-        canvas: Any = None,
-        shared_prefix: int = 0,
         on_output: Listener | None = None,
-    ) -> Any:
+        **options: Unpack[RequestOptions],
+    ) -> RequestOutput | list[RequestOutput]:
         """Generate for one prompt (returns a RequestOutput) or for a list of them (returns a list, in order).
 
         All prompts are checked before any runs: InvalidRequestError or PoolTooSmallError name the field and the
         limit. A request that fails later raises its error here, after the others are done. `on_output` is called in
-        the engine's thread with every terminal output as it comes; what it raises is logged.
-
-        `canvas` is a template: token ids, and -1 for a mask; for a list of prompts a list with a template or None for
-        each. Fixed tokens stay as they are, the runs of -1 (holes) are filled, and `RequestOutput.holes` has each one's
-        text, cut at its own first EOS. The canvas is decoded to its end; its length takes the place of max_new_tokens
-        (so a block_length has to divide it; for all holes to be filled together, give the length itself).
-        `shared_prefix` says how many leading prompt tokens were computed on their own before (`pin`, or
-        max_new_tokens=0): of those, if all are cached, the `reuse_margin` is not left out.
+        the engine's thread with every terminal output as it comes; what it raises is logged. `options`: see
+        RequestOptions.
         """
-        requests, single = self._requests(prompts, sampling_params, cache_mode, cache_salt, canvas, shared_prefix)
+        requests, single = self._requests(prompts, sampling_params, options)
         results = [_raised(output) for output in self._run(requests, on_output)]
         return results[0] if single else results
 
-    def _requests(
-        self, prompts: Any, sampling_params: Any, cache_mode: CacheMode | None, cache_salt: str, canvas: Any,
-        shared_prefix: int,
-    ) -> tuple[list[Request], bool]:  # fmt: skip
+    def _requests(self, prompts: Any, sampling_params: Any, options: RequestOptions) -> tuple[list[Request], bool]:
         single = is_single(prompts)
-        if single and canvas is not None:
-            canvas = [canvas]
-        prompts = [prompts] if single else prompts
-        made = self._intake.specs(prompts, sampling_params, cache_mode, cache_salt, canvas, shared_prefix)
-        return self._open(made), single
+        if single:
+            return [self._request(prompts, sampling_params, options)], True
+        return self.core.take(inputs_of(prompts, sampling_params, **options)), False
 
-    def _request(self, prompt: Prompt, *options: Any) -> Request:
+    def _request(self, prompt: Prompt, sampling_params: Any, options: RequestOptions) -> Request:
         """As `_requests`, of what is one prompt whatever it looks like."""
-        sampling_params, cache_mode, cache_salt, canvas, shared_prefix = options
-        templates = None if canvas is None else [canvas]
-        specs = self._intake.specs([prompt], sampling_params, cache_mode, cache_salt, templates, shared_prefix)
-        return self._open(specs)[0]
-
-    def _open(self, specs: Sequence[RequestSpec]) -> list[Request]:
-        """Requests for the scheduler, each with a stream for its text."""
-        tokenizer = self._parts.tokenizer
-        return [Request(spec, TextStream(tokenizer, tuple(spec.sampling.stop))) for spec in specs]
+        if options.get("canvas") is not None:
+            options = {**options, "canvas": cast(Any, [options["canvas"]])}
+        return self.core.take(inputs_of([prompt], sampling_params, **options))[0]
 
     def _run(self, requests: list[Request], on_output: Listener | None = None) -> list[RequestOutput]:
         """Terminal outputs of requests, in their order."""
@@ -157,14 +122,13 @@ class Engine:
         return [outputs[request.rid] for request in requests]
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_mode: CacheMode | None = None,
-        cache_salt: str = "", canvas: Any = None, shared_prefix: int = 0,
-    ) -> Generator[RequestOutput, None, None]:  # fmt: skip
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, **options: Unpack[RequestOptions]
+    ) -> Generator[RequestOutput, None, None]:
         """Outputs of one request as text is committed; `text` of each begins with the text of the one before.
 
         Closing the iterator early aborts the request.
         """
-        request = self._request(prompt, sampling_params, cache_mode, cache_salt, canvas, shared_prefix)
+        request = self._request(prompt, sampling_params, options)
         outputs: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
         self._loop.submit([request], outputs.put)
         finished = False
@@ -178,18 +142,26 @@ class Engine:
             if not finished:
                 self._loop.abort([request.rid])
 
+    @overload
+    async def async_generate(  # type: ignore[overload-overlap]  # as `generate`
+        self, prompts: Prompt, sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> RequestOutput: ...  # fmt: skip
+
+    @overload
+    async def async_generate(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> list[RequestOutput]: ...  # fmt: skip
+
     async def async_generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        cache_mode: CacheMode | None = None,
-        cache_salt: str = "",
-        canvas: Any = None,
-        shared_prefix: int = 0,
-    ) -> Any:
+        **options: Unpack[RequestOptions],
+    ) -> RequestOutput | list[RequestOutput]:
         """As `generate`, awaitable; cancelling it aborts its requests."""
-        requests, single = self._requests(prompts, sampling_params, cache_mode, cache_salt, canvas, shared_prefix)
+        requests, single = self._requests(prompts, sampling_params, options)
         results = [_raised(output) for output in await self._async_run(requests)]
         return results[0] if single else results
 
@@ -210,11 +182,10 @@ class Engine:
             raise
 
     async def async_stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_mode: CacheMode | None = None,
-        cache_salt: str = "", canvas: Any = None, shared_prefix: int = 0,
-    ) -> AsyncGenerator[RequestOutput, None]:  # fmt: skip
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, **options: Unpack[RequestOptions]
+    ) -> AsyncGenerator[RequestOutput, None]:
         """As `stream`, asynchronous."""
-        request = self._request(prompt, sampling_params, cache_mode, cache_salt, canvas, shared_prefix)
+        request = self._request(prompt, sampling_params, options)
         loop = asyncio.get_running_loop()
         outputs: asyncio.Queue[RequestOutput] = asyncio.Queue()
         self._loop.submit([request], lambda output: _post(loop, outputs.put_nowait, output))
@@ -234,18 +205,14 @@ class Engine:
         prompt: Prompt,
         choices: Sequence[str | Sequence[int]],
         method: ScoreMethod = DEFAULT_SCORE_METHOD,
-        *,
-        cache_mode: CacheMode | None = None,
-        cache_salt: str = "",
-        shared_prefix: int = 0,
+        **options: Unpack[ScoreOptions],
     ) -> ScoreOutput:
         """How probable each of `choices` (texts or token ids) is behind the prompt; see runtime/request/scoring.py.
 
         Raises InvalidRequestError for no choices, an empty one, an unknown method, and all that `generate` refuses.
         """
-        options = cache_mode, cache_salt, shared_prefix
-        plan, groups = score_groups(self._intake, prompt, choices, method, *options)
-        done = [_raised(output) for specs in groups for output in self._run(self._open(specs))]
+        plan, groups = score_groups(self.core.intake, prompt, choices, method, options)
+        done = [_raised(output) for specs in groups for output in self._run(self.core.open(specs))]
         warm = len(done) - plan.num_forwards
         return plan.gather(done[warm:], done[:warm])
 
@@ -254,15 +221,11 @@ class Engine:
         prompt: Prompt,
         choices: Sequence[str | Sequence[int]],
         method: ScoreMethod = DEFAULT_SCORE_METHOD,
-        *,
-        cache_mode: CacheMode | None = None,
-        cache_salt: str = "",
-        shared_prefix: int = 0,
+        **options: Unpack[ScoreOptions],
     ) -> ScoreOutput:
         """As `score`, awaitable."""
-        options = cache_mode, cache_salt, shared_prefix
-        plan, groups = score_groups(self._intake, prompt, choices, method, *options)
-        done = [_raised(output) for specs in groups for output in await self._async_run(self._open(specs))]
+        plan, groups = score_groups(self.core.intake, prompt, choices, method, options)
+        done = [_raised(output) for specs in groups for output in await self._async_run(self.core.open(specs))]
         warm = len(done) - plan.num_forwards
         return plan.gather(done[warm:], done[:warm])
 
@@ -281,24 +244,24 @@ class Engine:
         Returns how many of its tokens are kept: whole pages, fewer where the depth profile allows no reuse or memory
         was short. Pins count: pin twice, unpin twice. Raises what `generate` raises for a prompt.
         """
-        tokens = self._intake.encode(prompt, "prompt")
-        tree, namespace = self._parts.scheduler.memory.tree, self._namespace(cache_salt)
+        tokens = self.core.intake.encode(prompt, "prompt")
+        tree, namespace = self.core.parts.scheduler.memory.tree, self._namespace(cache_salt)
         whole = len(tokens) // self.page_size * self.page_size
         if self.cached_tokens(tokens, cache_salt=cache_salt) < whole:
-            specs = self._intake.specs([tokens], WARM_UP, "bicache", cache_salt, names=DEFAULT_NAMES)
-            _raised(*self._run(self._open(specs)))
+            warm_up = GenerateInput(prompt=tokens, sampling=WARM_UP, cache_mode="bicache", cache_salt=cache_salt)
+            _raised(*self._run(self.core.take([warm_up])))
         return self._loop.call_and_wait(lambda: tree.pin(tokens, namespace))
 
     def cached_tokens(self, prompt: Prompt, *, cache_salt: str = "") -> int:
         """How many leading tokens of a prompt are cached (whole pages), for mode `bicache`; changes nothing."""
-        tokens = self._intake.encode(prompt, "prompt")
-        tree, namespace = self._parts.scheduler.memory.tree, self._namespace(cache_salt)
+        tokens = self.core.intake.encode(prompt, "prompt")
+        tree, namespace = self.core.parts.scheduler.memory.tree, self._namespace(cache_salt)
         return self._loop.call_and_wait(lambda: tree.match(tokens, namespace, touch=False).num_tokens)
 
     def unpin(self, prompt: Prompt, *, cache_salt: str = "") -> None:
         """Undo one `pin` of the same prompt. Raises InvalidRequestError when it is not pinned (or was flushed)."""
-        tokens = self._intake.encode(prompt, "prompt")
-        tree, namespace = self._parts.scheduler.memory.tree, self._namespace(cache_salt)
+        tokens = self.core.intake.encode(prompt, "prompt")
+        tree, namespace = self.core.parts.scheduler.memory.tree, self._namespace(cache_salt)
         try:
             self._loop.call_and_wait(lambda: tree.unpin(tokens, namespace))
         except LockError as error:
@@ -315,43 +278,43 @@ class Engine:
                 self.unpin(prompt, cache_salt=cache_salt)
 
     def _namespace(self, cache_salt: str) -> Namespace:
-        return Namespace(cache_salt, self._parts.scheduler.memory.profile.capture)
+        return Namespace(cache_salt, self.core.parts.scheduler.memory.profile.capture)
 
     def flush_cache(self) -> None:
         """Drop every cached prefix. Raises CacheInUseError, with nothing dropped, while running requests share one."""
-        self._loop.call_and_wait(self._parts.scheduler.memory.flush)
+        self._loop.call_and_wait(self.core.parts.scheduler.memory.flush)
 
     def cache_snapshot(self) -> dict[str, Any]:
         """The radix tree as JSON-able data: nodes with tokens, depth, ratio, pages and hits."""
-        return self._loop.call_and_wait(self._parts.scheduler.memory.tree.snapshot)
+        return self._loop.call_and_wait(self.core.parts.scheduler.memory.tree.snapshot)
 
     def render_cache(self) -> Any:
         """The radix tree as something `rich` can print."""
-        return self._loop.call_and_wait(self._parts.scheduler.memory.tree.render)
+        return self._loop.call_and_wait(self.core.parts.scheduler.memory.tree.render)
 
     def check(self) -> None:
         """Check the page accounting and the trees. Raises InvariantError with the numbers."""
-        self._loop.call_and_wait(self._parts.scheduler.check)
+        self._loop.call_and_wait(self.core.parts.scheduler.check)
 
     @property
     def page_size(self) -> int:
         """Token positions of a page."""
-        return self._parts.facts.page_size
+        return self.core.parts.facts.page_size
 
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer; None with dummy weights."""
-        return self._parts.tokenizer
+        return self.core.parts.tokenizer
 
     @property
     def depth_profile(self) -> Any:
         """The depth profile in use, rounded to whole bands."""
-        return self._parts.profile
+        return self.core.parts.profile
 
     @property
     def model_config(self) -> Any:
         """Shapes of the model."""
-        return self._parts.decoder.config
+        return self.core.parts.decoder.config
 
     def encode(self, prompt: Prompt, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt. Without `add_special_tokens` it is text inside a prompt: no BOS is added.
@@ -359,16 +322,16 @@ class Engine:
         Raises InvalidRequestError for what is no prompt, or has no tokens.
         """
         if add_special_tokens or not isinstance(prompt, str):
-            return self._intake.encode(prompt, "prompt")
-        return self._intake.encode_text(prompt, "prompt", False)
+            return self.core.intake.encode(prompt, "prompt")
+        return self.core.intake.encode_text(prompt, "prompt", False)
 
     def encode_parts(self, parts: Sequence[TextPart], *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of parts as one text: those that are data give no special token. Raises InvalidRequestError."""
-        return self._intake.encode_text(parts, "parts", add_special_tokens)
+        return self.core.intake.encode_text(parts, "parts", add_special_tokens)
 
     def chat_markers(self) -> ChatMarkers:
         """What the chat template puts around each message. Raises ModelLoadError, naming it, when it is broken."""
-        return PLAIN if self._parts.tokenizer is None else self._parts.tokenizer.chat_markers()
+        return self.core.chat_markers()
 
     # Life
 

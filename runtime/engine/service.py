@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..birthplace import Birthplace
 from ..config import EngineConfig
@@ -20,9 +20,11 @@ from ..service.info import ServiceInfo
 from ..service.service import ServiceStatus, State
 from ..text.chat_markers import markers_error
 from ..text.parts import TextPart
-from .engine import Engine
+from .build import Parts
+from .core import EngineCore
 
 _POLL_S = 0.02
+_T = TypeVar("_T")
 
 
 class LocalService:
@@ -34,7 +36,7 @@ class LocalService:
     def __init__(self, config: EngineConfig):
         self._config = config
         self._birthplace = Birthplace("service")
-        self._engine: Engine | None = None
+        self._core: EngineCore | None = None
         self._state: State = "starting"
         self._reason = "the model is loading"
         self._active: dict[str, str] = {}  # rid -> the engine's id
@@ -44,14 +46,14 @@ class LocalService:
         """Load the model. Raises ModelLoadError or ConfigError; the service is dead then."""
         self._birthplace.check()
         try:
-            engine = await in_a_daemon(lambda: Engine(config=self._config))
+            core = await in_a_daemon(lambda: EngineCore(self._config))
         except BaseException as error:
             self._die(f"{type(error).__name__}: {error}")
             raise
         if self._state != "starting":
-            engine.shutdown()
+            core.loop.close(wait=True)
             raise EngineClosedError(self._reason)
-        self._engine = engine
+        self._core = core
         self._state, self._reason = "up", ""
 
     @property
@@ -59,8 +61,8 @@ class LocalService:
         """See Service."""
         if not self._birthplace.is_here:
             return ServiceStatus("dead", self._birthplace.refusal)
-        if self._state == "up" and self._engine is not None:
-            closed = self._engine._loop.closed
+        if self._state == "up" and self._core is not None:
+            closed = self._core.loop.closed
             if closed is not None:
                 self._die(closed.message)
         return ServiceStatus(self._state, self._reason)
@@ -68,14 +70,15 @@ class LocalService:
     @property
     def info(self) -> ServiceInfo:
         """See Service."""
-        engine = self._need_engine()
-        template = engine.tokenizer is not None and engine.tokenizer.has_chat_template
+        core = self.core
+        tokenizer = core.parts.tokenizer
+        template = tokenizer is not None and tokenizer.has_chat_template
         try:
-            markers = engine.chat_markers().to_json()
+            markers = core.chat_markers().to_json()
         except ShoalError as error:
             markers = markers_error(error)
         return ServiceInfo.of(
-            self._config, engine._parts.facts, has_tokenizer=engine.tokenizer is not None, has_chat_template=template,
+            self._config, core.parts.facts, has_tokenizer=tokenizer is not None, has_chat_template=template,
             chat_markers=markers,
         )  # fmt: skip
 
@@ -84,15 +87,10 @@ class LocalService:
         self._birthplace.check()
         if self._state != "up":
             raise EngineClosedError(self._reason or "the service takes no requests")
-        engine = self._need_engine()
+        core = self.core
         if request.rid in self._active:
             raise InvalidRequestError(f"rid {shorten(request.rid)} is in use", field="rid", value=request.rid)
-        (spec,) = engine._intake.specs(
-            [request.prompt], request.sampling, request.cache_mode, request.cache_salt,
-            None if request.canvas is None else [request.canvas], request.shared_prefix,
-            None if request.targets is None else [request.targets], request.names,
-        )  # fmt: skip
-        (inner,) = engine._open([replace(spec, priority=request.priority, timeout_s=request.timeout_s)])
+        (inner,) = core.take([replace(request, rid="")])
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[RequestOutput] = asyncio.Queue()
         self._active[request.rid] = inner.rid
@@ -103,7 +101,7 @@ class LocalService:
 
         finished = False
         try:
-            engine._loop.submit([inner], deliver)
+            core.loop.submit([inner], deliver)
             while not finished:
                 self._birthplace.check()
                 output = await queue.get()
@@ -112,7 +110,7 @@ class LocalService:
         finally:
             del self._active[request.rid]
             if not finished:
-                engine._loop.abort([inner.rid])
+                core.loop.abort([inner.rid])
 
     async def abort(self, rid: str | None = None) -> int:
         """See Service."""
@@ -120,7 +118,7 @@ class LocalService:
         rids = list(self._active) if rid is None else [rid]
         found = [self._active[rid] for rid in rids if rid in self._active]
         if found:
-            self._need_engine()._loop.abort(found)
+            self.core.loop.abort(found)
         return len(found)
 
     async def tokenize(
@@ -130,11 +128,11 @@ class LocalService:
         name: str = "prompt",
     ) -> list[int]:
         """See Service."""
-        return self._need_engine()._intake.encode_text(prompt, name, add_special_tokens)
+        return self.core.intake.encode_text(prompt, name, add_special_tokens)
 
     async def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """See Service."""
-        return self._need_engine()._intake.decode(token_ids, skip_special_tokens)
+        return self.core.intake.decode(token_ids, skip_special_tokens)
 
     async def flush_cache(self, timeout_s: float = 0.0) -> None:
         """See Service."""
@@ -145,16 +143,21 @@ class LocalService:
         if self._active:
             message = f"flush refused: {len(self._active)} requests are under way"
             raise CacheInUseError(message, field="flush_cache", value=len(self._active), limit=0)
-        await asyncio.to_thread(self._need_engine().flush_cache)
+        await self._in_loop(lambda parts: parts.scheduler.memory.flush())
 
     async def cache_snapshot(self) -> dict[str, Any]:
         """See Service."""
-        return await asyncio.to_thread(self._need_engine().cache_snapshot)
+        return await self._in_loop(lambda parts: parts.scheduler.memory.tree.snapshot())
 
     async def stats(self) -> SchedulerStats:
         """See Service."""
-        engine = self._need_engine()
-        return await asyncio.to_thread(engine._loop.call_and_wait, engine._parts.scheduler.stats)
+        return await self._in_loop(lambda parts: parts.scheduler.stats())
+
+    async def _in_loop(self, task: Callable[[Parts], _T]) -> _T:
+        """Run `task` in the engine's thread; returns what it returns."""
+        core = self.core
+        result: _T = await asyncio.to_thread(core.loop.call_and_wait, lambda: task(core.parts))
+        return result
 
     async def start_profile(self, options: TraceOptions) -> str:
         """Refused: there is no process of the worker's own."""
@@ -181,16 +184,18 @@ class LocalService:
         deadline = time.monotonic() + drain_timeout_s
         while self._active and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_S)
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.shutdown)
+        if self._core is not None:
+            await asyncio.to_thread(self._core.loop.close, wait=True)
         self._die("the service was shut down")
 
     def _die(self, reason: str) -> None:
         self._state, self._reason = "dead", reason
         self._closed.set()
 
-    def _need_engine(self) -> Engine:
+    @property
+    def core(self) -> EngineCore:
+        """What runs the requests. Raises EngineClosedError before the service is up, and in a forked child."""
         self._birthplace.check()
-        if self._engine is None:
+        if self._core is None:
             raise EngineClosedError(self._reason)
-        return self._engine
+        return self._core

@@ -12,13 +12,11 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 import msgspec
 import numpy as np
 
-from ..config import CacheMode
 from ..errors import WireError
 from ..request.facts import Facts
-from ..request.field_names import DEFAULT_NAMES, FieldNames
 from ..request.forward import AddRequest, Forward, Release, StepResult
+from ..request.input import GenerateInput
 from ..request.output import FinishReason
-from ..request.sampling_params import SamplingParams
 from ..request.spec import RequestSpec
 from ..request.trace_options import TraceOptions
 
@@ -50,25 +48,10 @@ class Begin(_Message):
 
 
 class Generate(_Message):
-    """A request as the client sent it; exactly one of text, token_ids and messages is given. `arrival`:
-    time.monotonic().
-    """
+    """A request as the client sent it, but for its rid, which is the pipeline's own. `arrival`: time.monotonic()."""
 
-    rid: str
-    text: str | None
-    token_ids: list[int] | None
-    messages: list[dict[str, Any]] | None
-    sampling: SamplingParams
-    cache_mode: CacheMode | None
-    cache_salt: str
-    priority: int
-    timeout_s: float | None
-    stream: bool
+    request: GenerateInput
     arrival: float
-    canvas: list[int] | None = None
-    shared_prefix: int = 0
-    targets: list[tuple[int, int]] | None = None
-    names: FieldNames = DEFAULT_NAMES
 
 
 class Accepted(_Message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import time
+from dataclasses import replace
 from typing import Any
 
 from ..errors import InvalidRequestError, shorten
@@ -19,19 +20,14 @@ def generate_message(number: str, request: GenerateInput) -> Generate:
     Raises InvalidRequestError for a prompt that is neither text nor token ids nor chat messages.
     """
     prompt: Any = request.prompt
-    text = token_ids = messages = None
-    if isinstance(prompt, str):
-        text = prompt
-    elif len(prompt) and all(isinstance(part, dict) for part in prompt):
-        messages = [dict(part) for part in prompt]
-    else:
-        token_ids = _token_ids(prompt, request.names)
-    return Generate(
-        number, text, token_ids, messages, request.sampling, request.cache_mode, request.cache_salt, request.priority,
-        request.timeout_s, request.stream, time.monotonic(), None if request.canvas is None else list(request.canvas),
-        request.shared_prefix, None if request.targets is None else list(request.targets),
-        request.names,
-    )  # fmt: skip
+    if not isinstance(prompt, str):
+        if len(prompt) and all(isinstance(part, dict) for part in prompt):
+            prompt = [dict(part) for part in prompt]
+        else:
+            prompt = _token_ids(prompt, request.names)
+    canvas = None if request.canvas is None else list(request.canvas)
+    targets = None if request.targets is None else list(request.targets)
+    return Generate(replace(request, rid=number, prompt=prompt, canvas=canvas, targets=targets), time.monotonic())
 
 
 def tokenize_message(number: int, prompt: Any, add_special_tokens: bool, name: str) -> Tokenize:

@@ -95,7 +95,7 @@ class TokenizerProcess:
     def _receive(self, message: ToTokenizer) -> None:
         match message:
             case Generate():
-                self._backlog.put(message, message.rid)
+                self._backlog.put(message, message.request.rid)
             case Abort(rid=rid):
                 if self._backlog.drop(rid) or self._long.drop(rid):
                     self._child.tell(Outputs([aborted(rid)]))
@@ -111,7 +111,7 @@ class TokenizerProcess:
     def _handle(self, message: ToTokenizer) -> None:
         match message:
             case Generate() | Tokenize() if self._intake is not None and _text_length(message) > _LONG_TEXT:
-                self._long.put(message, message.rid if isinstance(message, Generate) else None)
+                self._long.put(message, message.request.rid if isinstance(message, Generate) else None)
             case Generate() | Tokenize():
                 self._pass_on(self._worked(message, self._ready))
             case Ask() | StartTrace() | StopTrace():
@@ -140,7 +140,7 @@ class TokenizerProcess:
             return Reply(message.number, _tokens(message, intake()))
         except ShoalError as error:
             if isinstance(message, Generate):
-                return Refused(message.rid, pack_error(error))
+                return Refused(message.request.rid, pack_error(error))
             return Reply(message.number, error=pack_error(error))
 
     def _begin(self, facts: Facts) -> None:
@@ -160,25 +160,19 @@ class TokenizerProcess:
 
 def _text_length(message: Generate | Tokenize) -> int:
     """Characters of the texts in a message."""
-    texts: list[Any] = [message.text, *(m.get("content") for m in message.messages or ())]
-    if isinstance(message, Tokenize):
+    texts: list[Any]
+    if isinstance(message, Generate):
+        prompt = message.request.prompt
+        texts = [prompt] if isinstance(prompt, str) else [m.get("content") for m in prompt if isinstance(m, dict)]
+    else:
+        texts = [message.text, *(m.get("content") for m in message.messages or ())]
         texts += [part[0] for part in message.parts or ()]
     return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def _accepted(message: Generate, intake: Intake) -> Accepted:
-    given: list[Any] = [p for p in (message.text, message.token_ids, message.messages) if p is not None]
-    if len(given) != 1:
-        raise InvalidRequestError("give exactly one of text, token ids and messages", field="prompt")
-    (spec,) = intake.specs(
-        given, message.sampling, message.cache_mode, message.cache_salt,
-        None if message.canvas is None else [message.canvas], message.shared_prefix,
-        None if message.targets is None else [message.targets], message.names,
-    )  # fmt: skip
-    return Accepted(replace(
-        spec, rid=message.rid, priority=message.priority, timeout_s=message.timeout_s, stream=message.stream,
-        arrival=message.arrival,
-    ))  # fmt: skip
+    (spec,) = intake.specs([message.request])
+    return Accepted(replace(spec, arrival=message.arrival))
 
 
 def _tokens(message: Tokenize, intake: Intake) -> list[int]:

@@ -12,17 +12,17 @@ from .sampling_params import SamplingParams
 
 __all__ = ["GenerateInput", "Message", "Prompt"]
 
-Prompt = str | Sequence[int] | Sequence[Message]
+Prompt = str | Sequence[int | Message]
 """Text, token ids, or chat messages ({"role", "content"}) that the model's chat template renders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateInput:
-    """One request.
+    """One request, as it was asked for; intake makes a RequestSpec of it.
 
     Attributes:
-        rid: its id, unique among the requests under way.
         prompt: text, token ids or chat messages.
+        rid: its id, unique among the requests under way; empty: intake makes one.
         sampling: decoding parameters.
         cache_mode: None: the engine's default.
         cache_salt: requests share prefixes only with those of the same salt.
@@ -36,8 +36,8 @@ class GenerateInput:
         names: the caller's names for prompt and canvas length, for errors.
     """
 
-    rid: str
     prompt: Prompt
+    rid: str = ""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     cache_mode: CacheMode | None = None
     cache_salt: str = ""

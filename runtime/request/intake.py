@@ -1,40 +1,26 @@
-"""From prompts to request specs: tokens, limits, ids. All of a caller's mistakes are found here."""
+"""From what was asked to request specs: tokens, limits, ids. All of a caller's mistakes are found here."""
 
 from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 
-from ..config import CACHE_MODES, CacheMode, EngineConfig
+from ..checks import PARAMETER
+from ..config import CACHE_MODES, EngineConfig
 from ..errors import InvalidRequestError, ShoalError, shorten
 from ..text.parts import TextPart
 from ..text.tokenizer import Tokenizer
 from .facts import Facts
 from .field_names import FieldNames
-from .input import Message, Prompt
+from .input import GenerateInput, Message
 from .length_limit import check_length
 from .sampling_params import SamplingParams
-from .spec import RequestSpec
-
-__all__ = ["Intake", "Prompt", "is_single"]
-
-
-def is_single(prompts: Any) -> bool:
-    """Whether `prompts` is one prompt: text, token ids, or the messages of one chat.
-
-    Raises InvalidRequestError for what is neither that nor a list of prompts.
-    """
-    if isinstance(prompts, str):
-        return True
-    if not _is_list(prompts):
-        message = f"prompts is {shorten(prompts)}; it must be a prompt (text, token ids, messages) or a list of them"
-        raise InvalidRequestError(message, field="prompts", value=prompts)
-    return len(prompts) > 0 and isinstance(prompts[0], int | np.integer | dict)
+from .spec import RequestSpec, Tokens
 
 
 def _is_integer(kind: type) -> bool:
@@ -54,11 +40,6 @@ def _check_messages(messages: Sequence[Message], name: str) -> None:
 def _field(name: str) -> str:
     """The field of a value called `name`: `prompts` of `prompts[3]`."""
     return name.partition("[")[0]
-
-
-def _names(index: int, template: Any) -> FieldNames:
-    """The names that `Engine.generate` has for a prompt and its length."""
-    return FieldNames(f"prompts[{index}]", "max_new_tokens" if template is None else "canvas")
 
 
 def _is_list(value: Any) -> bool:
@@ -93,67 +74,21 @@ class Intake:
         """Most requests that run together."""
         return self._config.max_running_requests
 
-    def specs(
-        self,
-        prompts: Any,
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-        cache_mode: CacheMode | None,
-        cache_salt: str,
-        canvas: Any = None,
-        shared_prefix: int = 0,
-        targets: Sequence[Sequence[tuple[int, int]]] | None = None,
-        names: FieldNames | None = None,
-    ) -> list[RequestSpec]:
-        """Requests for prompts that the engine was given, all checked.
-
-        `canvas` is None or holds a template (or None) for each prompt; see `Engine.generate`. `targets` makes them
-        scoring requests: for each canvas (position in it, token) pairs, at masks, whose log-probabilities its one
-        forward gives. `names`: of one prompt, for errors; None: those of `Engine.generate`.
+    def specs(self, inputs: Iterable[GenerateInput]) -> list[RequestSpec]:
+        """Requests, all checked and with every default resolved.
 
         Raises InvalidRequestError or PoolTooSmallError, naming field, value and limit, for the first that is wrong.
         """
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            params = [sampling_params or SamplingParams()] * len(prompts)
-        elif _is_list(sampling_params):
-            params = list(sampling_params)
-        else:
-            message = (
-                f"sampling_params is {shorten(sampling_params)}; it must be a SamplingParams, or one for each prompt"
-            )
-            raise InvalidRequestError(message, field="sampling_params", value=sampling_params)
-        if len(params) != len(prompts):
-            message = f"sampling_params has {len(params)} entries for {len(prompts)} prompts"
-            raise InvalidRequestError(message, field="sampling_params", value=len(params), limit=len(prompts))
-        mode = self._config.cache_mode if cache_mode is None else cache_mode
-        if mode not in CACHE_MODES:
-            limit = ", ".join(CACHE_MODES)
-            raise InvalidRequestError(
-                f"cache_mode is {shorten(mode)}; it must be one of {limit}", field="cache_mode", value=mode, limit=limit
-            )
-        if not isinstance(cache_salt, str):
-            message = f"cache_salt is {shorten(cache_salt)}; it must be a string"
-            raise InvalidRequestError(message, field="cache_salt", value=cache_salt)
-        if not isinstance(shared_prefix, int) or isinstance(shared_prefix, bool) or shared_prefix < 0:
-            message = f"shared_prefix is {shorten(shared_prefix)}; it must be an integer of at least 0"
-            raise InvalidRequestError(message, field="shared_prefix", value=shared_prefix, limit=0)
-        templates = [None] * len(params) if canvas is None else self._templates(canvas, len(params))
-        for pairs in targets or ():
-            self.check_choices([[token for _, token in pairs]])
-        made = [
-            self._spec(prompt, sampling, canvas, mode, cache_salt, shared_prefix, names or _names(index, canvas))
-            for index, (prompt, sampling, canvas) in enumerate(zip(prompts, params, templates, strict=True))
-        ]
-        if targets is None:
-            return made
-        return [self._scoring(spec, pairs) for spec, pairs in zip(made, targets, strict=True)]
+        return [self._spec(given) for given in inputs]
 
-    def _scoring(self, spec: RequestSpec, pairs: Sequence[tuple[int, int]]) -> RequestSpec:
-        template = spec.template
+    def _targets(self, pairs: Sequence[tuple[int, int]], template: Tokens | None) -> Tokens:
+        """(position in the canvas, token) pairs as an array, checked."""
+        self.check_choices([[token for _, token in pairs]])
         for position, _ in pairs:
             if template is None or not 0 <= position < len(template) or template[position] >= 0:
                 message = f"targets has position {position}; it must be one of a mask of the canvas"
                 raise InvalidRequestError(message, field="targets", value=position)
-        return replace(spec, targets=np.array(pairs, np.int64).reshape(-1, 2))
+        return np.array(pairs, np.int64).reshape(-1, 2)
 
     def check_choices(self, choices: Sequence[Sequence[int]]) -> None:
         """Raise InvalidRequestError for token ids that can't be answers: outside of the vocabulary, or the mask."""
@@ -186,13 +121,7 @@ class Intake:
         self._check_ids(token_ids, "tokens")
         return self._tokenizer.decode(token_ids, skip_special_tokens)
 
-    def _templates(self, canvas: Any, count: int) -> list[Any]:
-        if not _is_list(canvas) or len(canvas) != count or any(c is not None and not _is_list(c) for c in canvas):
-            message = f"canvas is {shorten(canvas)}; it must be a list of token ids, one such list for each prompt"
-            raise InvalidRequestError(message, field="canvas", value=canvas, limit=count)
-        return list(canvas)
-
-    def _template(self, canvas: Any, names: FieldNames) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _template(self, canvas: Any, names: FieldNames) -> Tokens:
         """A canvas template as an array, checked."""
         vocabulary = self._facts.model.embedding_size
         wrong = [t for t in canvas if not isinstance(t, int | np.integer) or isinstance(t, bool)]
@@ -209,24 +138,28 @@ class Intake:
             raise InvalidRequestError(message, field="canvas", value=list(canvas), limit="at least one -1")
         return np.array(canvas, np.int64)
 
-    def _spec(
-        self, prompt: Any, params: SamplingParams, canvas: Any, mode: CacheMode, salt: str, shared_prefix: int,
-        names: FieldNames,
-    ) -> RequestSpec:  # fmt: skip
+    def _spec(self, given: GenerateInput) -> RequestSpec:
+        params, names = given.sampling, given.names
         if not isinstance(params, SamplingParams):
             message = f"sampling_params has {shorten(params)}; it must be a SamplingParams for each prompt"
             raise InvalidRequestError(message, field="sampling_params", value=params)
+        mode = self._config.cache_mode if given.cache_mode is None else given.cache_mode
+        PARAMETER.one_of("cache_mode", mode, CACHE_MODES)
+        if not isinstance(given.cache_salt, str):
+            PARAMETER.refuse("cache_salt", given.cache_salt, "a string")
+        PARAMETER.integer("shared_prefix", given.shared_prefix, 0)
         template = None
-        if canvas is not None:
-            template = self._template(canvas, names)
+        if given.canvas is not None:
+            template = self._template(given.canvas, names)
             if params.stop:
                 message = "stop can't be used with a canvas: its holes end at their own EOS or stop_token_ids"
                 raise InvalidRequestError(message, field="stop", value=params.stop, limit=())
             # The canvas's length decides; a block_length has to divide it as it must max_new_tokens.
             params = replace(params, max_new_tokens=len(template))
+        targets = None if given.targets is None else self._targets(given.targets, template)
         params.check_for(self._facts.block_length, names.length)
         self._check_device_limits(params)
-        tokens = self._encode(prompt, names.prompt, params.split_special_tokens)
+        tokens = self._encode(given.prompt, names.prompt, params.split_special_tokens)
         block_length = params.block_length or self._facts.block_length
         # Before anything of the canvas's size is made.
         check_length(
@@ -237,15 +170,19 @@ class Intake:
             message = "without a tokenizer there is no text that a stop string could be found in"
             raise InvalidRequestError(message, field="stop", value=params.stop, limit=())
         return RequestSpec(
-            rid=f"{next(self._ids)}-{secrets.token_hex(4)}",
+            rid=given.rid or f"{next(self._ids)}-{secrets.token_hex(4)}",
             prompt=tokens,
             sampling=params,
             cache_mode=mode,
-            cache_salt=salt,
+            cache_salt=given.cache_salt,
             block_length=block_length,
             seed=params.seed if params.seed is not None else secrets.randbits(63),
             template=template,
-            shared_prefix=shared_prefix,
+            targets=targets,
+            shared_prefix=given.shared_prefix,
+            priority=given.priority,
+            timeout_s=given.timeout_s,
+            stream=given.stream,
         )
 
     def _check_device_limits(self, params: SamplingParams) -> None:
@@ -259,7 +196,7 @@ class Intake:
             message = f"stop_token_ids has {count} tokens; on this device it may have at most {most}"
             raise InvalidRequestError(message, field="stop_token_ids", value=count, limit=most)
 
-    def _encode(self, prompt: Any, name: str, split: bool | None = None) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _encode(self, prompt: Any, name: str, split: bool | None = None) -> Tokens:
         if isinstance(prompt, str) or (_is_list(prompt) and len(prompt) and all(isinstance(p, dict) for p in prompt)):
             ids = self._encode_text(prompt, name, split=split)
         elif _is_list(prompt) and all(_is_integer(kind) for kind in set(map(type, prompt))):

@@ -42,7 +42,8 @@ def test_every_step_that_is_timed_has_masks_left(tmp_path):
     """On the path of a GPU: as many steps as `measure` makes commit a token each."""
     with make_engine(write_model(tmp_path, "llada"), kv_cache_tokens=4096, page_size=16) as engine:
         worker = on_cuda_path(engine, max_tokens=1024)
-        stand_in: Any = SimpleNamespace(_parts=SimpleNamespace(worker=worker, scheduler=engine._parts.scheduler))
+        parts = SimpleNamespace(worker=worker, scheduler=engine.core.parts.scheduler)
+        stand_in: Any = SimpleNamespace(core=SimpleNamespace(parts=parts))
         batch = Batch(stand_in, 2, 40)
         items = batch.block()
         for steps in (1, 25):

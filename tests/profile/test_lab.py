@@ -126,7 +126,7 @@ def test_the_worker_of_a_gpu_measures_the_same(folder):
     for cuda in (False, True):
         lab = Lab(config, (2, 4, layers))
         if cuda:
-            lab._worker = on_cuda_path(SimpleNamespace(_parts=lab.parts))
+            lab._worker = on_cuda_path(SimpleNamespace(core=SimpleNamespace(parts=lab.parts)))
         measurer = Measurer(
             lab, SAMPLING, captures=("first", "alone", "final"), depths=(2, 4, layers), intervals=(0, 8)
         )

@@ -24,7 +24,7 @@ class Freeze:
         self, engine: Engine, when: Callable[[list[RequestOutput]], bool], waits: Callable[[], bool] = lambda: False
     ):
         self.held = threading.Event()
-        self._scheduler = engine._parts.scheduler
+        self._scheduler = engine.core.parts.scheduler
         self._step = self._scheduler.step
         self._when = when
         self._waits = waits
@@ -58,7 +58,7 @@ class Freeze:
 
 def frozen_with(engine: Engine, count: int, canvas: int = 0) -> Freeze:
     """Stops when so many requests run that have a canvas of at least this length, however far apart they come."""
-    scheduler = engine._parts.scheduler
+    scheduler = engine.core.parts.scheduler
 
     def there() -> int:
         return sum(request.spec.canvas_length >= canvas for request in scheduler._requests.values())

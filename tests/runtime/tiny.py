@@ -14,6 +14,8 @@ from tokenizers import Tokenizer as Backend
 
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.runtime.engine.engine import Engine
+from shoal.runtime.engine.inputs import RequestOptions, inputs_of
+from shoal.runtime.engine.service import LocalService
 from shoal.runtime.request.request import Request
 from shoal.runtime.scheduler.scheduler import Scheduler
 
@@ -39,9 +41,16 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,;:"
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% if not loop.last %};{% endif %}{% endfor %}:"
 
 
-def open_requests(engine: Engine, *args: Any, **own: Any) -> list[Request]:
-    """Requests as `Intake.specs` accepts them, not queued, with fields of their specs replaced by `own`."""
-    return engine._open([replace(spec, **own) for spec in engine._intake.specs(*args)])
+def open_requests(
+    engine: Engine, prompts: list[Any], params: Any, cache_mode: Any = None, cache_salt: str = "", canvas: Any = None,
+    *, shared_prefix: int = 0, targets: Any = None, **own: Any,
+) -> list[Request]:  # fmt: skip
+    """Requests as `Engine.generate` makes them, not queued; `targets` for each, and fields of their specs in `own`."""
+    options = RequestOptions(cache_mode=cache_mode, cache_salt=cache_salt, canvas=canvas, shared_prefix=shared_prefix)
+    inputs = inputs_of(prompts, params, **options)
+    if targets is not None:
+        inputs = [replace(given, targets=pairs) for given, pairs in zip(inputs, targets, strict=True)]
+    return engine.core.open([replace(spec, **own) for spec in engine.core.intake.specs(inputs)])
 
 
 def state_of(name: str) -> dict[str, Any]:
@@ -88,14 +97,14 @@ def make_engine(folder: Path, **options: Any) -> Engine:
     return Engine(str(folder), **{**defaults, **options})
 
 
-def worker_of(engine: Engine) -> Any:
+def worker_of(engine: Engine | LocalService) -> Any:
     """The worker that the engine's scheduler has: for tests that replace its methods, or ask what its device has."""
-    return engine._parts.scheduler._worker
+    return engine.core.parts.scheduler._worker
 
 
 def by_hand(engine: Engine) -> Scheduler:
     """The scheduler, for the caller to add to and to step: the engine's thread sees work that has a listener."""
-    loop, scheduler = engine._loop, engine._parts.scheduler
+    loop, scheduler = engine.core.loop, engine.core.parts.scheduler
 
     class ByHand(Scheduler):
         @property
@@ -114,13 +123,13 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 
 def free_pages(engine: Engine) -> tuple[int, int]:
     """Free (KV, boundary) pages."""
-    memory = engine._parts.scheduler.memory
+    memory = engine.core.parts.scheduler.memory
     return memory.kv.num_free, memory.boundary.num_free
 
 
 def all_pages(engine: Engine) -> tuple[int, int]:
     """All (KV, boundary) pages."""
-    memory = engine._parts.scheduler.memory
+    memory = engine.core.parts.scheduler.memory
     return memory.kv.num_pages, memory.boundary.num_pages
 
 

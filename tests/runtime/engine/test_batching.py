@@ -49,8 +49,8 @@ def facts(output: RequestOutput) -> tuple[Any, ...]:
 
 def keep_contents(engine: Any, monkeypatch: Any) -> None:
     """From now on nothing is added to the cache: every request meets the same contents."""
-    monkeypatch.setattr(engine._parts.scheduler.memory.tree, "capture", lambda *a, **k: None)
-    monkeypatch.setattr(engine._parts.scheduler.memory.lm_tree, "capture", lambda *a, **k: None)
+    monkeypatch.setattr(engine.core.parts.scheduler.memory.tree, "capture", lambda *a, **k: None)
+    monkeypatch.setattr(engine.core.parts.scheduler.memory.lm_tree, "capture", lambda *a, **k: None)
 
 
 @pytest.mark.parametrize("mode", ["none", "prefix", "dual", "lm", "bicache"])
@@ -207,7 +207,7 @@ def test_a_salt_and_a_mode_see_their_own_captures_only(llada):
             engine.generate(prompt, params, cache_mode=mode, cache_salt=salt).cached_tokens for mode, salt in asked
         ]
         assert cached == [0, 0, 0, 0, 20, 0, 20, 20, 0]
-        tree = engine._parts.scheduler.memory.tree
+        tree = engine.core.parts.scheduler.memory.tree
         assert {node.namespace for node in tree.nodes()} == {Namespace(s, "first") for s in ("", "a", "b")}
         together = engine.generate([prompt[:12]] * 2, params, cache_salt="c")
         assert sorted(o.cached_tokens for o in together) == [0, 12]
@@ -220,7 +220,7 @@ def test_depth_zero_never_reuses(llada):
     with make_engine(llada, depth=0) as engine:
         outputs = [engine.generate(tokens(24, 1), SamplingParams(max_new_tokens=8, steps=2)) for _ in range(2)]
         assert [(o.cached_tokens, o.depth) for o in outputs] == [(0, 0), (0, 0)]
-        assert engine._parts.scheduler.memory.tree.num_nodes == 0
+        assert engine.core.parts.scheduler.memory.tree.num_nodes == 0
         assert_nothing_lost(engine)
 
 

@@ -104,7 +104,7 @@ def test_a_stream_that_began_before_the_fork_goes_on_in_the_parent_alone(engine)
 
 
 def test_a_lock_that_is_held_at_the_fork_holds_nobody_up(engine):
-    with engine._loop._state:
+    with engine.core.loop._state:
         assert REFUSED in in_child(lambda: engine.generate(PROMPT, SHORT))
         assert in_child(engine.shutdown, ends=True) == "None"
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from shoal.runtime.engine import engine as engine_module
+from shoal.runtime.engine import core as core_module
 from shoal.runtime.engine.build import build_parts
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.engine.loop import EngineLoop
@@ -101,7 +101,7 @@ def test_a_failing_first_forward_captures_nothing(llada, monkeypatch):
         fail_once(engine, monkeypatch)
         with pytest.raises(EngineError):
             engine.generate([tokens(21, 1), tokens(21, 1)], SHORT)
-        assert engine._parts.scheduler.memory.tree.num_nodes in (0, 1)
+        assert engine.core.parts.scheduler.memory.tree.num_nodes in (0, 1)
         engine.flush_cache()
         assert engine.generate(tokens(21, 1), SHORT).cached_tokens == 0
         assert_nothing_lost(engine)
@@ -123,9 +123,9 @@ async def test_failures_reach_the_asynchronous_callers(llada, monkeypatch):
 @pytest.mark.parametrize("abort_fails", [False, True])
 def test_an_exception_in_the_loop_ends_everybody_and_nobody_hangs(llada, monkeypatch, abort_fails):
     engine = make_engine(llada, max_running_requests=2)
-    scheduler = engine._parts.scheduler
+    scheduler = engine.core.parts.scheduler
     ready, submitted = threading.Event(), threading.Semaphore(0)
-    plain, plain_submit, steps = scheduler.step, engine._loop.submit, []
+    plain, plain_submit, steps = scheduler.step, engine.core.loop.submit, []
 
     def step():
         steps.append(0)
@@ -139,7 +139,7 @@ def test_an_exception_in_the_loop_ends_everybody_and_nobody_hangs(llada, monkeyp
         submitted.release()
 
     monkeypatch.setattr(scheduler, "step", step)
-    monkeypatch.setattr(engine._loop, "submit", submit)
+    monkeypatch.setattr(engine.core.loop, "submit", submit)
     if abort_fails:
         monkeypatch.setattr(scheduler, "abort", lambda rid: 1 / 0)
     callers = [Caller(lambda s=s: engine.generate([tokens(9, s)] * 2, LONG)) for s in range(3)]
@@ -164,9 +164,9 @@ def test_shutdown_ends_what_runs_and_what_waits(llada):
     with Freeze(engine, bool):
         next(stream)
         callers = [Caller(lambda s=s: engine.generate([tokens(9, s)] * 2, LONG)) for s in range(3)]
-        while engine._loop._inbox.qsize() < 3:
+        while engine.core.loop._inbox.qsize() < 3:
             time.sleep(0.001)
-        engine._loop.close(wait=False)
+        engine.core.loop.close(wait=False)
     engine.shutdown()
     engine.shutdown()
     for caller in callers:
@@ -189,7 +189,7 @@ async def test_cancelling_while_the_engine_closes(llada):
     with frozen_with(engine, 3) as frozen:
         task = asyncio.create_task(engine.async_generate([tokens(9, s) for s in range(3)], LONG))
         await asyncio.to_thread(frozen.held.wait)
-        engine._loop.close(wait=False)
+        engine.core.loop.close(wait=False)
     engine.shutdown()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -221,12 +221,12 @@ def test_the_context_manager_closes_on_an_error_too(llada):
 
 
 def test_a_forgotten_engine_is_collected_with_its_pools_and_its_thread(llada, monkeypatch):
-    monkeypatch.setattr(engine_module, "_REST_AFTER_S", 60.0)  # its thread would not end by itself
+    monkeypatch.setattr(core_module, "_REST_AFTER_S", 60.0)  # its thread would not end by itself
     engine = make_engine(llada)
     engine.generate(tokens(9), SHORT)
     engine.check()
     pool = weakref.ref(worker_of(engine).executor.kv)
-    thread = engine._loop._thread
+    thread = engine.core.loop._thread
     assert thread is not None
     del engine
     gc.collect()
@@ -244,7 +244,7 @@ def test_an_engine_on_a_cpu_is_built_in_a_thread_that_ends(llada, monkeypatch):
         seen.append((threading.current_thread(), torch.get_num_threads()))
         return build_parts(config)
 
-    monkeypatch.setattr(engine_module, "build_parts", record)
+    monkeypatch.setattr(core_module, "build_parts", record)
     with make_engine(llada):
         ((thread, count),) = seen
         assert thread is not threading.current_thread()
@@ -255,19 +255,19 @@ def test_an_engine_on_a_cpu_is_built_in_a_thread_that_ends(llada, monkeypatch):
 
 
 def test_the_thread_of_an_engine_at_rest_ends_and_comes_back(llada, monkeypatch):
-    monkeypatch.setattr(engine_module, "_REST_AFTER_S", 0.01)
+    monkeypatch.setattr(core_module, "_REST_AFTER_S", 0.01)
     with make_engine(llada) as engine:
-        assert engine._loop._thread is None  # nothing asked for yet
+        assert engine.core.loop._thread is None  # nothing asked for yet
         answers: list[Any] = []
         threads: list[threading.Thread] = []
         for _ in range(3):
             answers.append(engine.generate(tokens(9), SHORT, cache_mode="none").token_ids)
-            thread = engine._loop._thread
+            thread = engine.core.loop._thread
             if thread is not None:  # it may have gone already
                 thread.join(60)
                 threads.append(thread)
                 assert not thread.is_alive()
-            assert engine._loop._thread is None
+            assert engine.core.loop._thread is None
         assert answers[1:] == answers[:-1]
         assert len(set(threads)) == len(threads)
     with pytest.raises(EngineClosedError):
@@ -276,7 +276,7 @@ def test_the_thread_of_an_engine_at_rest_ends_and_comes_back(llada, monkeypatch)
 
 def test_work_that_comes_while_the_thread_is_about_to_end_is_done(llada, monkeypatch):
     """Short calls of two threads, now and then a moment apart, against a thread that ends whenever it can."""
-    monkeypatch.setattr(engine_module, "_REST_AFTER_S", 0.0002)
+    monkeypatch.setattr(core_module, "_REST_AFTER_S", 0.0002)
     starts = []
     run = EngineLoop._run
 
@@ -312,7 +312,7 @@ def test_a_system_that_gives_no_thread_is_told_of_and_does_no_lasting_harm(llada
             with pytest.raises(RuntimeError, match="can't start new thread"):
                 engine.generate(tokens(9), SHORT)
         assert engine.generate(tokens(9), SHORT).finish_reason == "length"
-        assert engine._parts.scheduler.counters.requests == 1
+        assert engine.core.parts.scheduler.counters.requests == 1
 
 
 def no_thread() -> None:

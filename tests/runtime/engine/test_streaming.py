@@ -89,10 +89,10 @@ def test_closing_a_stream_early_aborts_and_gives_pages_back(engine):
     stream = engine.stream(tokens(30, 1), LONG)
     with Freeze(engine, any_text):
         assert not next(stream).finished
-        assert engine._parts.scheduler.num_running == 1
+        assert engine.core.parts.scheduler.num_running == 1
         stream.close()
     engine.check()
-    assert engine._parts.scheduler.num_running == 0
+    assert engine.core.parts.scheduler.num_running == 0
     assert_nothing_lost(engine)
 
 
@@ -100,10 +100,10 @@ async def test_leaving_an_asynchronous_stream_early_aborts(engine):
     stream = engine.async_stream(tokens(30, 1), LONG)
     with Freeze(engine, any_text):
         assert not (await anext(stream)).finished
-        assert engine._parts.scheduler.num_running == 1
+        assert engine.core.parts.scheduler.num_running == 1
         await stream.aclose()
     engine.check()
-    assert engine._parts.scheduler.num_running == 0
+    assert engine.core.parts.scheduler.num_running == 0
     assert_nothing_lost(engine)
 
 
@@ -115,7 +115,7 @@ async def test_cancelling_async_generate_aborts_its_requests(engine):
         with pytest.raises(asyncio.CancelledError):
             await task
     engine.check()
-    assert not engine._parts.scheduler.has_work
+    assert not engine.core.parts.scheduler.has_work
     assert_nothing_lost(engine)
 
 

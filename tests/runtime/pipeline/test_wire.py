@@ -21,6 +21,7 @@ from shoal.runtime.pipeline.errors import pack_error, unpack_error
 from shoal.runtime.pipeline.messages import Codec
 from shoal.runtime.request.facts import Facts
 from shoal.runtime.request.forward import AddRequest, AuditReport, Forward, ForwardItem, Release, StepResult
+from shoal.runtime.request.input import GenerateInput
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.request.spec import RequestSpec
 from shoal.runtime.request.trace_options import TraceOptions
@@ -40,13 +41,18 @@ ERROR = pack_error(InvalidRequestError("no", field="prompt", value=[1, 2], limit
 OUTPUT = wire.Output("r", 2, [4, 5], 1, "text", "stop", "ab", None, 5, 4, 2, 8, 3, 99, 1, 0, 0.1, 0.2, 0.3)
 SPEC = RequestSpec(rid="r", prompt=np.arange(4), sampling=SAMPLING, cache_mode="lm", cache_salt="", block_length=8,
                    seed=5, template=np.array([-1, 4]), targets=np.array([[0, 3]]), arrival=1.5)  # fmt: skip
-GENERATE = wire.Generate("r", "text", None, None, SAMPLING, "dual", "salt", 1, 2.5, True, 12.5)
-CHAT = wire.Generate("r", None, None, [{"role": "user", "content": "é"}], SAMPLING, None, "", 0, None, False, 1.0)
+ASKED = GenerateInput(
+    rid="r", prompt="text", sampling=SAMPLING, cache_mode="dual", cache_salt="salt", priority=1, timeout_s=2.5,
+    canvas=[-1, 4], targets=[(0, 3)],
+)  # fmt: skip
+GENERATE = wire.Generate(ASKED, 12.5)
+IDS = wire.Generate(GenerateInput(rid="r", prompt=[1, 2], stream=False), 1.0)
+CHAT = wire.Generate(GenerateInput(rid="r", prompt=[{"role": "user", "content": "é"}]), 1.0)
 TRACE = wire.StartTrace(7, TraceOptions(output_dir="/traces", num_steps=3, activities=("CPU",)))
 
 SOCKETS: dict[str, tuple[Any, list[Any]]] = {
     "tokenizer": (wire.ToTokenizer, [
-        wire.Begin(FACTS), GENERATE, CHAT, wire.Abort("r"), wire.AbortAll(9), wire.Tokenize(1, "text", None),
+        wire.Begin(FACTS), GENERATE, IDS, CHAT, wire.Abort("r"), wire.AbortAll(9), wire.Tokenize(1, "text", None),
         wire.Detokenize(2, [1, 2], True), wire.Ask(3, "stats"), TRACE, wire.StopTrace(8),
     ]),
     "scheduler": (wire.ToScheduler, [
@@ -222,8 +228,9 @@ def test_arrays_that_are_none(array):
 
 
 def test_wrong_sampling_parameters_are_refused_by_name():
-    values = {**msgspec.to_builtins(SAMPLING), "temperature": -1.0}
-    frame = msgspec.msgpack.encode([1, ["Generate", "r", "t", None, None, values, None, "", 0, None, True, 1.0]])
+    asked = msgspec.to_builtins(ASKED)
+    asked["sampling"]["temperature"] = -1.0
+    frame = msgspec.msgpack.encode([1, ["Generate", asked, 1.0]])
     with pytest.raises(WireError, match="temperature is -1"):
         CODECS["tokenizer"].decode(frame)
 

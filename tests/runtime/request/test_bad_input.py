@@ -146,10 +146,10 @@ def test_other_arguments(engine, arguments, field):
 
 
 def test_one_bad_prompt_of_a_list_and_none_runs(engine):
-    before = engine._parts.scheduler.num_running, worker_of(engine).num_requests
+    before = engine.core.parts.scheduler.num_running, worker_of(engine).num_requests
     with pytest.raises(InvalidRequestError, match=r"prompts\[1\]"):
         engine.generate([[5], [], [6]], SMALL)
-    assert (engine._parts.scheduler.num_running, worker_of(engine).num_requests) == before == (0, 0)
+    assert (engine.core.parts.scheduler.num_running, worker_of(engine).num_requests) == before == (0, 0)
 
 
 async def test_the_same_errors_from_the_asynchronous_calls(engine):

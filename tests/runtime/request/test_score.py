@@ -151,13 +151,13 @@ def test_scoring_keeps_few_requests_with_the_scheduler(engine, monkeypatch):
     """As many as may run; what is left of the plan waits outside."""
     most = engine.config.max_running_requests
     held = []
-    submit = engine._loop.submit
+    submit = engine.core.loop.submit
 
     def watched(requests, listener):
         held.append(len(requests))
         submit(requests, listener)
 
-    monkeypatch.setattr(engine._loop, "submit", watched)
+    monkeypatch.setattr(engine.core.loop, "submit", watched)
     choices = [tokens(40, seed) for seed in range(2)]
     engine.score(tokens(6), choices, cache_mode="none")
     assert sum(held) == 1 + 80

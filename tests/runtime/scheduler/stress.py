@@ -46,7 +46,7 @@ def options_of(chooser: random.Random, folder: Path, layers: int, path: Path) ->
 
 def first_layer(engine: Engine) -> Tensor:
     """Keys and values of layer 0 [2, positions, vocabulary, kv_heads, head_dim]."""
-    decoder = engine._parts.decoder
+    decoder = engine.core.parts.decoder
     length = decoder.config.max_position_embeddings
     seen: list[Tensor] = []
 
@@ -163,9 +163,9 @@ class Stress:
             canvas, targets = [[-1, 7, -1, -1, -1, -1, -1, -1]], [[(0, 5), (2, 6)]]
         shared = chooser.choice([0, 0, len(prompt)])
         (request,) = open_requests(
-            self.engine, [prompt], sampling if targets is None else None, mode, salt, canvas, shared, targets,
-            priority=chooser.choice([0, 0, 1, 2]), timeout_s=chooser.choice([None, None, None, 4.5, 20.5]),
-            stream=chooser.random() < 0.7,
+            self.engine, [prompt], sampling if targets is None else None, mode, salt, canvas, shared_prefix=shared,
+            targets=targets, priority=chooser.choice([0, 0, 1, 2]),
+            timeout_s=chooser.choice([None, None, None, 4.5, 20.5]), stream=chooser.random() < 0.7,
         )  # fmt: skip
         try:
             self.scheduler.add(request)

@@ -36,7 +36,7 @@ ALWAYS = {"audit_rate": 1.0, "audit_tolerance": 1e9}
 
 
 def stats(engine: Engine):
-    return engine._parts.scheduler.stats()
+    return engine.core.parts.scheduler.stats()
 
 
 def donor_and_hits(engine: Engine, hits: int = 3, params: SamplingParams = PARAMS):
@@ -93,7 +93,7 @@ def test_the_worker_of_a_gpu_reports_the_same(folder):
             if cuda:
                 on_cuda_path(engine)
             donor_and_hits(engine)
-            reports.append(engine._parts.scheduler.auditor.numbers())
+            reports.append(engine.core.parts.scheduler.auditor.numbers())
     plain, fused = reports
     assert plain["audits"] == fused["audits"] == 3
     assert plain["audit_tokens_agreed"] == fused["audit_tokens_agreed"]
@@ -158,7 +158,7 @@ def test_drift_in_some_pages_shrinks_the_nodes_that_hold_them(llada):
         prefix = tokens(32, seed=1)
         engine.generate(prefix + tokens(8, seed=2), DRAWN)
         engine.generate(prefix[:16] + tokens(24, seed=3), DRAWN)  # splits the node at token 16
-        tree = engine._parts.scheduler.memory.tree
+        tree = engine.core.parts.scheduler.memory.tree
         lower = next(node for node in tree.nodes() if node.end > 16 and node.token_ids[0] == prefix[16])
         assert lower.kv is not None
         pages = worker_of(engine).executor.kv.data
@@ -270,7 +270,7 @@ def test_an_audit_without_tokens_reports_the_same_drift(folder, monkeypatch):
                 if path is not None:
                     path(engine)
                 donor_and_hits(engine)
-                reports.append(engine._parts.scheduler.auditor.numbers())
+                reports.append(engine.core.parts.scheduler.auditor.numbers())
     assert [report["audit_tokens"] > 0 for report in reports] == [True, True, False, False]
     for report in reports[1:]:
         assert report["audits"] == 3

@@ -36,7 +36,7 @@ def test_counters_are_the_sums_of_the_replies(folder, mode):
         outputs.append(
             engine.generate(prompts[1], SamplingParams(max_new_tokens=24, steps=12), canvas=template, cache_mode=mode)
         )
-        stats = engine._parts.scheduler.stats()
+        stats = engine.core.parts.scheduler.stats()
     assert stats.requests == stats.finished_stop + stats.finished_length == len(outputs)
     assert stats.prompt_tokens == sum(output.prompt_tokens for output in outputs)
     assert stats.generated_tokens == sum(output.completion_tokens for output in outputs)

@@ -45,7 +45,7 @@ def test_a_pool_for_one_request_serves_a_queue_one_at_a_time(folder, mode):
         expected = [output.token_ids for output in engine.generate(prompts, params(), cache_mode="dual")]
     with make_engine(folder, kv_cache_tokens=32) as engine:
         most = 0
-        scheduler = engine._parts.scheduler
+        scheduler = engine.core.parts.scheduler
         plain = scheduler.step
 
         def step():
@@ -54,7 +54,7 @@ def test_a_pool_for_one_request_serves_a_queue_one_at_a_time(folder, mode):
             most = max(most, scheduler.num_running + sum(output.finished for output in outputs))
             return outputs
 
-        engine._loop.call_and_wait(lambda: setattr(scheduler, "step", step))
+        engine.core.loop.call_and_wait(lambda: setattr(scheduler, "step", step))
         outputs = engine.generate(prompts, params(), cache_mode=mode)
         assert most == 1
         assert all(output.finish_reason == "length" and output.completion_tokens == 8 for output in outputs)
@@ -96,7 +96,7 @@ def test_many_prefixes_evict_one_another(folder, policy, tmp_path, name):
             modes = chooser.choice(MODES[2:])
             outputs = engine.generate(prompts, params(chooser.choice([8, 16, 24])), cache_mode=modes)
             hits += sum(output.cached_tokens > 0 for output in outputs)
-        kinds = {kind for kind, count in engine._parts.scheduler.memory.tree.events.totals.items() if count}
+        kinds = {kind for kind, count in engine.core.parts.scheduler.memory.tree.events.totals.items() if count}
         assert "evicted" in kinds
         assert ("trimmed" in kinds) == (policy == "cost")
         assert hits >= 5
@@ -139,19 +139,19 @@ def test_a_request_that_has_to_wait_evicts_nothing_in_vain(llada):
     """While a running request holds most of the pool, a waiting one that can't fit leaves the cache alone."""
     with make_engine(llada, kv_cache_tokens=96) as engine:
         engine.generate(tokens(16, 1), params(0))
-        tree = engine._parts.scheduler.memory.tree
+        tree = engine.core.parts.scheduler.memory.tree
         held = tree.num_kv_pages
         assert held > 0
-        scheduler = engine._parts.scheduler
+        scheduler = engine.core.parts.scheduler
         seen: list[Any] = []
         with Freeze(engine, lambda outputs: scheduler.num_waiting == 1 and len(seen) > 4) as frozen:
             requests = open_requests(engine, [tokens(40, 2), tokens(40, 3)], params(24), "dual", "")
-            engine._loop.submit(requests, seen.append)
+            engine.core.loop.submit(requests, seen.append)
             assert frozen.held.wait(60)
             assert {output.rid for output in seen} == {requests[0].rid}
             assert not any(output.finished for output in seen)
             assert tree.num_kv_pages == held
-        while engine._loop.call_and_wait(lambda: engine._parts.scheduler.has_work):
+        while engine.core.loop.call_and_wait(lambda: engine.core.parts.scheduler.has_work):
             pass
         assert_nothing_lost(engine)
 
@@ -299,7 +299,7 @@ def test_cached_pages_are_never_written_again(llada, tmp_path):
     base = tokens(24, 1)
     with make_engine(llada, depth_profile=path) as engine:
         engine.generate(base, params(8))
-        memory, runner = engine._parts.scheduler.memory, worker_of(engine).executor.runner
+        memory, runner = engine.core.parts.scheduler.memory, worker_of(engine).executor.runner
 
         def contents() -> list[tuple[np.ndarray[Any, Any], ...]]:
             references = memory.tree.page_references()

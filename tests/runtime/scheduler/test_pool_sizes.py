@@ -33,7 +33,7 @@ def test_captures_fill_both_pools_before_any_is_evicted(llada, tmp_path, options
     if "table" in options:
         options["depth_profile"] = write_profile(tmp_path / "p.json", 6, options.pop("table"))
     with make_engine(llada, **options) as engine:
-        events = engine._parts.scheduler.memory.tree.events
+        events = engine.core.parts.scheduler.memory.tree.events
         for seed in range(100):
             engine.generate(tokens(40, seed), ONE)
             if events.totals["evicted"]:
@@ -87,10 +87,10 @@ def test_a_gpus_budget_is_divided_in_the_same_way(llada, monkeypatch):
     budget = SimpleNamespace(total=4 * MIB, used=MIB, forwards=MIB, pools=2 * MIB)
     monkeypatch.setattr(build_cuda, "gpu_budget", lambda *_: budget)
     with make_engine(llada, kv_cache_tokens=None, kv_cache_bytes=2 * MIB) as engine:
-        model, facts = engine.model_config, engine._parts.facts
+        model, facts = engine.model_config, engine.core.parts.facts
         config = build_cuda.with_cuda_budget(
             EngineConfig(layers_per_band=2, device="cuda:0").for_device("cuda"), model, 8, torch.float32
         )
         assert config.kv_cache_bytes == 2 * MIB
-        tree = engine._parts.scheduler.memory.config
+        tree = engine.core.parts.scheduler.memory.config
         assert pool_sizes(config, tree, engine.depth_profile) == (facts.kv_pages, facts.boundary_pages)

@@ -75,7 +75,7 @@ def test_higher_priorities_are_admitted_first(llada, policy):
         driver.add(*requests)
         driver.run()
         assert driver.order == [requests[i].rid for i in (1, 3, 2, 0, 4)]
-        assert engine._parts.scheduler.counters.preemptions == 0
+        assert engine.core.parts.scheduler.counters.preemptions == 0
         assert_nothing_lost(engine)
 
 
@@ -238,7 +238,7 @@ def test_what_was_committed_before_is_not_captured_again(llada):
         for _ in range(12):
             driver.step()
         assert low.canvas.block == 1
-        engine._parts.scheduler.memory.tree.evict(10**6)  # its lock is on nothing: it made the capture itself
+        engine.core.parts.scheduler.memory.tree.evict(10**6)  # its lock is on nothing: it made the capture itself
         driver.add(make(engine, 2, 1, mode="none"))
         driver.run()
         assert driver.end(low).preemptions == 1

@@ -168,11 +168,11 @@ def test_an_id_in_use_is_refused_and_its_first_owner_is_answered(llada):
         answers: dict[str, list[RequestOutput]] = {"first": [], "second": []}
 
         def submit_both() -> None:  # in the engine's own thread: it makes no step between the two
-            engine._loop.submit([first], answers["first"].append)
-            engine._loop.submit([second], answers["second"].append)
+            engine.core.loop.submit([first], answers["first"].append)
+            engine.core.loop.submit([second], answers["second"].append)
 
-        engine._loop.call_and_wait(submit_both)
-        while engine._loop.call_and_wait(lambda: engine._parts.scheduler.has_work):
+        engine.core.loop.call_and_wait(submit_both)
+        while engine.core.loop.call_and_wait(lambda: engine.core.parts.scheduler.has_work):
             pass
         assert [output.finish_reason for output in answers["second"]] == ["error"]
         assert isinstance(answers["second"][0].error, InvalidRequestError)

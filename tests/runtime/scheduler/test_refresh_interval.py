@@ -55,7 +55,7 @@ def test_what_is_captured_is_the_first_forward(folder):
         with make_engine(folder, refresh_interval=interval) as engine:
             outputs = [engine.generate(one, PARAMS) for one in (prompt, other)]
             assert [output.cached_tokens for output in outputs] == [0, 12]
-            memory, runner = engine._parts.scheduler.memory, worker_of(engine).executor.runner
+            memory, runner = engine.core.parts.scheduler.memory, worker_of(engine).executor.runner
             held.append([])
             for one in (prompt, other):
                 match = memory.tree.match(np.array(one, np.int32), engine._namespace(""), touch=False)

@@ -43,7 +43,7 @@ def run(seed: int, folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.
             canvas = None if spec.template is None else [spec.template.tolist()]
             pairs = None if spec.targets is None else [[(int(at), int(token)) for at, token in spec.targets]]
             (alone,) = open_requests(
-                engine, [spec.prompt.tolist()], spec.sampling, spec.cache_mode, "", canvas, 0, pairs
+                engine, [spec.prompt.tolist()], spec.sampling, spec.cache_mode, "", canvas, targets=pairs
             )
             (expected,) = engine._run([alone])
             engine.flush_cache()

@@ -77,7 +77,7 @@ def test_a_request_that_is_put_off_counts_one_use_of_what_it_reuses(llada):
         engine.generate([shared + tokens(10, 2)], params(8), cache_mode="bicache")
         outputs = engine.generate([shared + tokens(10, 3 + n) for n in range(6)], params(8), cache_mode="bicache")
         assert all(output.cached_tokens for output in outputs)
-        tree = engine._parts.scheduler.memory.tree
+        tree = engine.core.parts.scheduler.memory.tree
         first = next(node for node in tree.nodes() if node.parent is not None and node.parent.parent is None)
         assert sum(first.hits) == 6
 
@@ -85,7 +85,7 @@ def test_a_request_that_is_put_off_counts_one_use_of_what_it_reuses(llada):
 def test_passes_over_finished_sequences_keep_to_the_token_budget(llada):
     """Mode `lm`: six requests of 36 tokens end at once, and are captured two at a time."""
     with make_engine(llada, max_refresh_tokens=90) as engine:
-        scheduler, worker = engine._parts.scheduler, worker_of(engine)
+        scheduler, worker = engine.core.parts.scheduler, worker_of(engine)
         plain, sizes = worker.forward, []
 
         def forward(message):

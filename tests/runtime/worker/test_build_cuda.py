@@ -21,7 +21,7 @@ from ..tiny import make_engine, write_model
 ])  # fmt: skip
 def test_norms_are_folded_into_weights_of_16_bits_alone(tmp_path, dtype, wanted, folded):
     with make_engine(write_model(tmp_path, "llada")) as engine:
-        parts = engine._parts
+        parts = engine.core.parts
         config = replace(engine.config, fold_norms=wanted).for_device("cpu")
         plain = parts.worker.executor
         plain.decoder.dtype = getattr(torch, dtype)

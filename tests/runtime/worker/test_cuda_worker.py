@@ -34,7 +34,7 @@ from ..tiny import make_engine, tokens, worker_of, write_profile
 
 def on_cuda_path(engine, batch_sizes=(1, 2, 4, 8), max_tokens=160):
     """Put the GPU's worker in the place of the engine's."""
-    parts = engine._parts
+    parts = engine.core.parts
     plain = parts.worker.executor
     slots = CanvasSlots(
         32, max_tokens, 32, parts.scheduler.memory.config.num_bands, plain.kv.page_size, torch.device("cpu")

@@ -39,8 +39,8 @@ def test_default_options_serve_it_in_all_modes(tmp_path, layers, band):
         for mode in CACHE_MODES:
             for _ in range(2):
                 assert len(engine.generate(tokens(40), params, cache_mode=mode).token_ids) == 8
-        assert engine._parts.facts.layers_per_band == band
-        assert engine._parts.scheduler.memory.config.layers_per_band == band
+        assert engine.core.parts.facts.layers_per_band == band
+        assert engine.core.parts.scheduler.memory.config.layers_per_band == band
         assert_nothing_lost(engine)
 
 

@@ -29,7 +29,7 @@ def bad_prompt(token: int) -> list[int]:
     return [*tokens(20, 1)[:17], token, *tokens(4, 3)]
 
 
-def poison(engine: Engine, token: int, value: float = float("nan")) -> None:
+def poison(engine: Engine | LocalService, token: int, value: float = float("nan")) -> None:
     """From now on whoever has this token among its own has activations that are not finite."""
     decoder = worker_of(engine).executor.decoder
     with torch.inference_mode():
@@ -70,7 +70,7 @@ def test_a_request_with_nan_ends_with_an_error_and_its_batch_mates_do_not_notice
         assert isinstance(failed.error, EngineError)
         assert "the model's logits are not finite (NaN or infinity)" in failed.error.message
         assert failed.token_ids == ()
-        stats = engine._parts.scheduler.stats()
+        stats = engine.core.parts.scheduler.stats()
         assert (stats.failed, stats.finished_length) == (1, len(GOOD))
         assert_nothing_lost(engine)
 
@@ -88,7 +88,7 @@ def test_activations_that_overflow_between_two_steps_of_a_message(folder, cuda, 
         poison(engine, first, value)
         with pytest.raises(EngineError, match="logits are not finite"):
             engine.generate([token for token in tokens(12, 5) if token != first], params)
-        assert engine._parts.scheduler.stats().failed == 1
+        assert engine.core.parts.scheduler.stats().failed == 1
         assert_nothing_lost(engine)
 
 
@@ -104,7 +104,7 @@ def test_what_failed_is_not_captured_and_scores_fail_alike(folder, cuda):
             for mode in CACHE_MODES:
                 with pytest.raises(EngineError, match="logits are not finite"):
                     engine.generate(bad, SamplingParams(max_new_tokens=new), cache_mode=mode)
-        memory = engine._parts.scheduler.memory
+        memory = engine.core.parts.scheduler.memory
         assert memory.tree.num_nodes in (0, 1)
         assert memory.lm_tree.num_nodes in (0, 1)
         with pytest.raises(EngineError, match="logits are not finite"):
@@ -120,7 +120,7 @@ async def test_over_http_it_is_a_500_in_words_and_counts(llada, caplog):
     )
     await service.start()
     try:
-        poison(service._need_engine(), 62)
+        poison(service, 62)
         app: FastAPI = create_app(service, ServerConfig(), "tiny")
         app.state.server.warm = True
         transport = httpx.ASGITransport(app)
