@@ -25,14 +25,12 @@ from ..errors import (
     WireError,
 )
 from ..model.hub import resolve_model_folder
-from ..request.facts import Facts
 from ..request.input import GenerateInput, Message
 from ..request.output import RequestOutput
 from ..request.stats import SchedulerStats
 from ..request.trace_options import TraceOptions
 from ..service.info import ServiceInfo
 from ..service.service import ServiceStatus
-from ..text.chat_markers import PLAIN
 from ..text.parts import TextPart
 from .abort_lane import RETRY_SECONDS, AbortLane
 from .child import FAILED
@@ -40,7 +38,6 @@ from .config import PipelineConfig
 from .errors import unpack_error
 from .inbox import Inbox, Outbox
 from .messages import (
-    ROLES,
     Abort,
     AbortAll,
     Ask,
@@ -60,6 +57,7 @@ from .output_stream import OutputStream
 from .processes import Pipeline, child_config, how_it_ended
 from .questions import Questions
 from .requests import generate_message, tokenize_message
+from .roll_call import RollCall
 
 logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 1.0
@@ -98,7 +96,7 @@ class PipelineClient:
         self._by_rid: dict[str, str] = {}
         self._aborts = AbortLane(lambda number: self._outbox.send_nowait(Abort(number)))
         self._questions = Questions()
-        self._ready: dict[str, Ready] = {}
+        self._roll = RollCall()
         self._failure: ShoalError | None = None
         self._failed = asyncio.Event()
         self._up = asyncio.Event()
@@ -147,7 +145,7 @@ class PipelineClient:
             raise EngineError(f"the server could not start: {self._status.reason}")
         if not self._up.is_set():
             limit = self.options.startup_timeout_s
-            missing = ", ".join(sorted(set(ROLES) - set(self._ready)))
+            missing = ", ".join(self._roll.missing)
             message = f"not ready after startup_timeout_s = {limit:g} seconds: {missing}"
             raise EngineError(message, field="startup_timeout_s", value=missing, limit=limit)
 
@@ -387,19 +385,13 @@ class PipelineClient:
                 self._failed.set()
 
     def _one_ready(self, message: Ready) -> None:
-        self._ready[message.role] = message
-        worker, tokenizer = self._ready.get("worker"), self._ready.get("tokenizer")
-        if worker is None or tokenizer is None or worker.facts is None:
+        self._roll.answer(message)
+        facts = self._roll.facts
+        if facts is None:
             return
         if message.role in ("worker", "tokenizer"):
-            self._send(Begin(worker.facts))
-        if len(self._ready) == len(ROLES) and self._status.state == "starting":
-            self._info = self._describe(worker.facts, tokenizer)
+            self._send(Begin(facts))
+        if not self._roll.missing and self._status.state == "starting":
+            self._info = self._roll.info(self.config, facts)
             self._status = ServiceStatus("up")
             self._up.set()
-
-    def _describe(self, facts: Facts, tokenizer: Ready) -> ServiceInfo:
-        return ServiceInfo.of(
-            self.config, facts, has_tokenizer=tokenizer.has_tokenizer, has_chat_template=tokenizer.has_chat_template,
-            chat_markers=tokenizer.chat_markers or PLAIN.to_json(),
-        )  # fmt: skip

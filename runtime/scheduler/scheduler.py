@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,26 +17,15 @@ from ..request.stats import SchedulerStats
 from .admission import Admission
 from .auditor import Auditor
 from .counters import BatchLog, Counters
+from .deadlines import Deadlines
 from .memory import Memory
 from .modes import MODES
+from .planned import Planned
 from .reuse import ReusePlanner, held
 from .worker_link import WorkerLink
 
 logger = logging.getLogger(__name__)
 _IDLE_CHECK_SECONDS, _REFRESHES_IN_ROW = 1.0, 4
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A forward to run. `apply` takes it back together with its results.
-
-    Attributes:
-        forward: for the worker.
-        finals: its items are passes over finished sequences that are captured (mode `lm`).
-    """
-
-    forward: Forward
-    finals: bool = False
 
 
 class Scheduler:
@@ -83,7 +72,7 @@ class Scheduler:
         self._in_flight: Planned | None = None
         self._refreshes_in_row = 0
         self._progress: dict[Request, None] = {}
-        self._next_deadline = math.inf
+        self._deadlines = Deadlines()
 
     @property
     def has_work(self) -> bool:
@@ -129,8 +118,7 @@ class Scheduler:
         self.counters.requests += 1
         self._requests[request.rid] = request
         self._log.work()
-        if request.spec.timeout_s is not None:
-            self._next_deadline = min(self._next_deadline, request.spec.arrival + request.spec.timeout_s)
+        self._deadlines.watch(request)
 
     def abort(self, rid: str) -> RequestOutput | None:
         """As `end`; the terminal output."""
@@ -227,22 +215,8 @@ class Scheduler:
         return self._in_flight
 
     def _expire(self) -> None:
-        now = time.monotonic()
-        if now < self._next_deadline:
-            return
-        self._next_deadline = math.inf
-        for request in list(self._requests.values()):
-            limit, arrival = request.spec.timeout_s, request.spec.arrival
-            if limit is None:
-                continue
-            if now < arrival + limit:
-                self._next_deadline = min(self._next_deadline, arrival + limit)
-            elif request.finish_reason is None:
-                state = "running" if request.rid in self._running else "waiting"
-                message = f"not done within timeout_s = {limit:g} seconds (it was {state})"
-                request.error = RequestTimeoutError(message, field="timeout_s", value=now - arrival, limit=limit)
-                request.finish_reason = "abort"
-                self._finish(request)
+        for request in self._deadlines.passed(self._requests.values(), self._running):
+            self._finish(request)
 
     def _next_refreshes(self) -> list[ForwardItem]:
         for request in self._admission.preempted(self._running.values()):

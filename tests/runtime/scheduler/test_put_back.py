@@ -137,7 +137,7 @@ def test_who_ends_before_its_progress_was_taken_ends_once(llada, how, monkeypatc
             assert scheduler.take() == []
         else:
             request.spec = replace(request.spec, timeout_s=1e-9)
-            scheduler._next_deadline = 0.0
+            scheduler._deadlines._next = 0.0
             assert scheduler.plan() is None
             assert scheduler.take() == [request]
         assert scheduler.take() == []

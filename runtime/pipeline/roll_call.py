@@ -1,0 +1,39 @@
+"""The answers of the processes that are ready, while the pipeline starts."""
+
+from __future__ import annotations
+
+from ..config import EngineConfig
+from ..request.facts import Facts
+from ..service.info import ServiceInfo
+from ..text.chat_markers import PLAIN
+from .messages import ROLES, Ready, Role
+
+
+class RollCall:
+    """Collects one Ready of each process."""
+
+    def __init__(self) -> None:
+        self._ready: dict[Role, Ready] = {}
+
+    def answer(self, message: Ready) -> None:
+        """A process is ready."""
+        self._ready[message.role] = message
+
+    @property
+    def missing(self) -> list[Role]:
+        """Roles whose processes are not ready yet, sorted by name."""
+        return sorted(set(ROLES) - self._ready.keys())
+
+    @property
+    def facts(self) -> Facts | None:
+        """The worker's facts, once worker and tokenizer are ready."""
+        worker = self._ready.get("worker")
+        return worker.facts if worker is not None and "tokenizer" in self._ready else None
+
+    def info(self, config: EngineConfig, facts: Facts) -> ServiceInfo:
+        """What runs here, for clients; the tokenizer must be ready."""
+        tokenizer = self._ready["tokenizer"]
+        return ServiceInfo.of(
+            config, facts, has_tokenizer=tokenizer.has_tokenizer, has_chat_template=tokenizer.has_chat_template,
+            chat_markers=tokenizer.chat_markers or PLAIN.to_json(),
+        )  # fmt: skip
