@@ -233,10 +233,10 @@ class RadixTree:
         storage = self._storage
         kv = boundary = dropped = trimmed = tokens = 0
         while kv < num_kv_pages or boundary < num_boundary_pages:
-            victim = storage.queue.pop()
-            if victim is None:
+            entry = storage.queue.pop()
+            if entry is None:
                 break
-            node, key = victim
+            node, key = entry
             level = node.level - 1 if storage.policy.both_axes else 0
             storage.policy.evicted(key)
             freed = storage.lower(node, level)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-STRATEGIES = ("low_confidence", "margin", "entropy", "random")
 """Index into this: what `CanvasState.strategies` holds."""
 
 STOPPED, NOT_FINITE = 1, 2

@@ -7,11 +7,11 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
+from ...kernels.sampling.strategies import STRATEGIES
 from ..checks import PARAMETER
 from ..errors import InvalidRequestError, shorten
 from ..nearest_name import did_you_mean
 
-STRATEGIES = ("low_confidence", "entropy", "margin", "random")
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 1024
 DEFAULT_THRESHOLD = 0.9

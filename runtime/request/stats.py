@@ -5,19 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerStats:
-    """State now, and counters since the start (never reset, never falling).
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    """Counters since the start: they only grow.
 
     Attributes:
-        running: requests with pages and a canvas now.
-        waiting: requests not admitted yet, preempted ones included.
-        kv_pages: pages of the KV pool; `kv_pages_free` nobody holds, `kv_pages_tree` the radix trees hold,
-            `kv_pages_requests` are neither free nor evictable: running requests (or pins) hold them. A page may be
-            in both.
-        boundary_pages, boundary_pages_free, boundary_pages_tree: the same of the pool of boundary states.
-        capacity_tokens: token positions (all bands) that the KV pool has room for.
-        token_usage: share of the KV pool that is neither free nor evictable; 0 to 1.
         requests: requests accepted. Each of them ends in exactly one of finished_stop, finished_length, aborted,
             timed_out or failed; what the scheduler refuses (queue full, too long for the pool) counts in
             `refused` alone, what is refused before it gets there not at all.
@@ -32,6 +24,45 @@ class SchedulerStats:
         forwards: batches run; `refresh_forwards` of them refreshes, the others block steps.
         prefix_refreshes: forwards of single requests that recomputed the prompt or its layers above the depth.
         canvas_refreshes: starts of later blocks.
+    """
+
+    requests: int = 0
+    refused: int = 0
+    finished_stop: int = 0
+    finished_length: int = 0
+    aborted: int = 0
+    timed_out: int = 0
+    failed: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    canvas_tokens: int = 0
+    cache_queries: int = 0
+    cache_hits: int = 0
+    cache_query_tokens: int = 0
+    cache_hit_tokens: int = 0
+    reused_token_layers: int = 0
+    computed_token_layers: int = 0
+    nfe: int = 0
+    forwards: int = 0
+    refresh_forwards: int = 0
+    prefix_refreshes: int = 0
+    canvas_refreshes: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class SchedulerStats(Counts):
+    """The counters and the state of a scheduler.
+
+    Attributes:
+        running: requests with pages and a canvas now.
+        waiting: requests not admitted yet, preempted ones included.
+        kv_pages: pages of the KV pool; `kv_pages_free` nobody holds, `kv_pages_tree` the radix trees hold,
+            `kv_pages_requests` are neither free nor evictable: running requests (or pins) hold them. A page may be
+            in both.
+        boundary_pages, boundary_pages_free, boundary_pages_tree: the same of the pool of boundary states.
+        capacity_tokens: token positions (all bands) that the KV pool has room for.
+        token_usage: share of the KV pool that is neither free nor evictable; 0 to 1.
         tree_stored, tree_trimmed, tree_evicted: events of the radix tree.
         audits: hits that were also computed uncached; `audits_drifted` of them found drift past the tolerance.
         audit_tokens: tokens committed by audited first forwards (greedy requests only); `audit_tokens_agreed` of them
@@ -56,28 +87,6 @@ class SchedulerStats:
     boundary_pages_tree: int = 0
     capacity_tokens: int = 0
     token_usage: float = 0.0
-    requests: int = 0
-    refused: int = 0
-    finished_stop: int = 0
-    finished_length: int = 0
-    aborted: int = 0
-    timed_out: int = 0
-    failed: int = 0
-    preemptions: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    canvas_tokens: int = 0
-    cache_queries: int = 0
-    cache_hits: int = 0
-    cache_query_tokens: int = 0
-    cache_hit_tokens: int = 0
-    reused_token_layers: int = 0
-    computed_token_layers: int = 0
-    nfe: int = 0
-    forwards: int = 0
-    refresh_forwards: int = 0
-    prefix_refreshes: int = 0
-    canvas_refreshes: int = 0
     tree_stored: int = 0
     tree_trimmed: int = 0
     tree_evicted: int = 0

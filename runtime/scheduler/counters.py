@@ -4,42 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from ..request.request import Request
-from ..request.stats import SchedulerStats
+from ..request.stats import Counts, SchedulerStats
 from .memory import Memory
 from .throughput import Throughput
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Counters:
-    """Counters of SchedulerStats (see there), which only grow."""
+class Counters(Counts):
+    """Counts what happens to requests."""
 
-    requests: int = 0
-    refused: int = 0
-    finished_stop: int = 0
-    finished_length: int = 0
-    aborted: int = 0
-    timed_out: int = 0
-    failed: int = 0
-    preemptions: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    canvas_tokens: int = 0
-    cache_queries: int = 0
-    cache_hits: int = 0
-    cache_query_tokens: int = 0
-    cache_hit_tokens: int = 0
-    reused_token_layers: int = 0
-    computed_token_layers: int = 0
-    nfe: int = 0
-    forwards: int = 0
-    refresh_forwards: int = 0
-    prefix_refreshes: int = 0
-    canvas_refreshes: int = 0
+    __slots__ = ()
 
     def admitted(self, request: Request, shares: bool) -> None:
         """A request got its pages; `shares`: its cache mode looks prefixes up."""
@@ -168,5 +146,5 @@ class BatchLog:
             input_throughput=self.input_throughput,
             gen_throughput=self.gen_throughput,
             uptime=time.monotonic() - self.started,
-            **{name: getattr(counters, name) for name in Counters.__dataclass_fields__},
+            **{count.name: getattr(counters, count.name) for count in fields(Counts)},
         )

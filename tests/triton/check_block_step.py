@@ -12,7 +12,7 @@ import triton.language as tl
 
 from shoal.kernels.attention.batch import AttentionBatch
 from shoal.kernels.sampling.block_confidence import block_confidence
-from shoal.kernels.sampling.canvas_state import NOT_FINITE, STRATEGIES, CanvasState, acceptance_bounds
+from shoal.kernels.sampling.canvas_state import NOT_FINITE, CanvasState, acceptance_bounds
 from shoal.kernels.sampling.commit import commit
 from shoal.kernels.sampling.commit_triton import commit_triton
 from shoal.kernels.sampling.confidence import Confidence
@@ -22,6 +22,7 @@ from shoal.kernels.sampling.masked_rows_triton import masked_rows_triton
 from shoal.kernels.sampling.philox import RANDOM_STREAM, gumbel_reference, philox_reference, uniform_reference
 from shoal.kernels.sampling.philox import gumbel_of_words as gumbel_of_words_reference
 from shoal.kernels.sampling.philox_triton import gumbel, gumbel_of_words, uniform
+from shoal.kernels.sampling.strategies import STRATEGIES
 
 from .checks import DEVICE, DTYPES, close, fresh
 

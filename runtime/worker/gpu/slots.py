@@ -7,7 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ....kernels.sampling.canvas_state import STRATEGIES, CanvasState, acceptance_bounds
+from ....kernels.sampling.canvas_state import CanvasState, acceptance_bounds
+from ....kernels.sampling.strategies import STRATEGIES
 from ...errors import EngineError
 from ...request.sampling_params import DEFAULT_THRESHOLD, SamplingParams
 

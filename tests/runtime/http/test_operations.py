@@ -153,7 +153,7 @@ def test_a_full_queue_is_answered_with_503(locked):
 
 
 def test_a_probe_puts_nobody_back(locked):
-    """The one place is taken by a request that would give way to any ordinary one."""
+    """The one place is taken by a request that any ordinary one would preempt."""
     with locked.client() as client:
         before = metric_values(client)[RETRACTIONS]
         replies: list[httpx.Response] = []

@@ -267,7 +267,7 @@ async def test_higher_priority_goes_first_and_takes_the_place_of_others():
     async with running(max_running_requests=1, null_tokens=1, delay=0.002, load_format="dummy") as client:
         with held(client, "worker"):
             low = asyncio.create_task(collect(client, request("low", 512, block_length=32)))
-            await until_running(client, 1)  # not only there: else both may be found waiting, and nobody is put back
+            await until_running(client, 1)  # not only there: else both may be found waiting, and nothing is preempted
             first = asyncio.create_task(last(client, request("high", 32, priority=5)))
             await arrived(client)
         high = await first

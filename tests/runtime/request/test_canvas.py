@@ -197,7 +197,7 @@ def filling(engine: Engine, seed: int, template: Sequence[int], mode: CacheMode,
 @pytest.mark.parametrize("after", [1, 3])
 @pytest.mark.parametrize("mode", EXACT)
 @pytest.mark.parametrize("name_of", ["holes at both ends", "a block without masks", "begins with full blocks"])
-def test_a_template_that_was_put_back_ends_as_if_it_had_not_been(folder, name_of, mode, after):
+def test_a_template_that_was_preempted_ends_as_if_it_had_not_been(folder, name_of, mode, after):
     """One place, and a request of higher priority takes it: fixed tokens and finished blocks stay, the block that was
     under way starts again with its own fixed tokens, and holes get what they get without it."""
     template = TEMPLATES[name_of]
@@ -208,12 +208,12 @@ def test_a_template_that_was_put_back_ends_as_if_it_had_not_been(folder, name_of
         driver.add(low)
         for _ in range(after):
             driver.step()
-        put_back = driver.scheduler.has_work
+        preempted = driver.scheduler.has_work
         driver.add(high)
         driver.run()
         end = driver.end(low)
-        assert end.preemptions == int(put_back)
-        assert driver.order == ([high.rid, low.rid] if put_back else [low.rid, high.rid])
+        assert end.preemptions == int(preempted)
+        assert driver.order == ([high.rid, low.rid] if preempted else [low.rid, high.rid])
         assert (end.token_ids, end.text, end.holes) == (expected.token_ids, expected.text, expected.holes)
         assert (end.finish_reason, end.canvas_tokens) == ("length", expected.canvas_tokens)
         assert end.nfe >= expected.nfe
@@ -221,8 +221,8 @@ def test_a_template_that_was_put_back_ends_as_if_it_had_not_been(folder, name_of
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_hole_of_a_template_that_was_put_back_keeps_its_length_and_place(folder, mode):
-    """Also where a prefix of other requests is reused, and put back twice: in the first block and in a later one."""
+def test_every_hole_of_a_template_that_was_preempted_keeps_its_length_and_place(folder, mode):
+    """Also where a prefix of other requests is reused, and preempted twice: in the first block and in a later one."""
     template = template_of(3, tokens(4, 90), 6, tokens(2, 91), 5)
     with make_engine(folder, max_running_requests=1) as engine:
         engine.generate(tokens(21, 1), SamplingParams(max_new_tokens=8), cache_mode=mode)

@@ -1,4 +1,4 @@
-"""Priorities, requests that are put back and start again, time-outs, the queue's limit: driven step by step."""
+"""Priorities, requests that are preempted and start again, time-outs, the queue's limit: driven step by step."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_request_that_was_put_back_ends_as_if_it_had_not_been(folder, name, mo
 
 @pytest.mark.parametrize("mode", EXACT)
 def test_the_worker_of_the_gpu_starts_again_in_the_same_way(folder, mode):
-    """Its code path, run on the CPU: put back in each block."""
+    """Its code path, run on the CPU: preempted in each block."""
     with make_engine(folder, max_running_requests=1) as engine:
         params = SamplingParams(max_new_tokens=32, ignore_eos=True, steps=16)
         expected = engine.generate(tokens(24, 1), params, cache_mode=mode)

@@ -1,4 +1,4 @@
-"""Requests that are put back and start again: what they keep, what was shown, and that they end once."""
+"""Requests that are preempted and start again: what they keep, what was shown, and that they end once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .test_priorities import EXACT, Driver, make
 TEMPLATE = [-1] * 3 + [9, 10] + [-1] * 7 + [11] * 5 + [-1] * 7  # three blocks of eight
 
 
-def put_back(driver: Driver, engine: Engine, low: Request, after: int) -> None:
+def preempt(driver: Driver, engine: Engine, low: Request, after: int) -> None:
     """One place: after some steps of `low` a request of higher priority takes it, and both run to their ends."""
     driver.add(low)
     for _ in range(after):
@@ -33,13 +33,13 @@ def put_back(driver: Driver, engine: Engine, low: Request, after: int) -> None:
 
 @pytest.mark.parametrize("mode", EXACT)
 @pytest.mark.parametrize("after", [1, 2, 4, 6, 9])
-def test_a_template_that_was_put_back_ends_as_if_it_had_not_been(folder, mode, after):
+def test_a_template_that_was_preempted_ends_as_if_it_had_not_been(folder, mode, after):
     params = SamplingParams(threshold=0.7)
     with make_engine(folder, max_running_requests=1) as engine:
         expected = engine.generate(tokens(24, 1), params, cache_mode=mode, canvas=TEMPLATE)
         (low,) = open_requests(engine, [tokens(24, 1)], params, mode, "", [TEMPLATE])
         driver = Driver(engine)
-        put_back(driver, engine, low, after)
+        preempt(driver, engine, low, after)
         end = driver.end(low)
         assert (end.token_ids, end.holes, end.canvas_tokens) == (expected.token_ids, expected.holes, 17)
         assert end.preemptions == 1
@@ -108,13 +108,13 @@ def test_an_end_that_was_not_shown_ends_nothing(llada, cuda):
         assert end.token_ids[:11] == (*expected[:8], *other)
 
 
-def test_prefix_refreshes_go_on_after_it_was_put_back(llada, tmp_path):
+def test_prefix_refreshes_go_on_after_it_was_preempted(llada, tmp_path):
     """Its canvas has commits, so nothing is captured; what it shares is still recomputed above the depth."""
     path = write_profile(tmp_path / "p.json", 6, [[0.0, 4]], refresh_interval=1)
     with make_engine(llada, depth_profile=path, max_running_requests=1) as engine:
         driver = Driver(engine)
         low = make(engine, 1, mode="bicache", threshold=None, steps=16)
-        put_back(driver, engine, low, 7)  # in its second block of four steps
+        preempt(driver, engine, low, 7)  # in its second block of four steps
         end = driver.end(low)
         assert (end.preemptions, end.cached_tokens, low.tally.captured_tokens) == (1, 24, 0)
         assert end.prefix_refreshes == 5  # two blocks, the second of them again, two more
