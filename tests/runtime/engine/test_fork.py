@@ -21,6 +21,7 @@ from shoal.runtime.engine.engine import Engine
 from shoal.runtime.engine.service import LocalService
 from shoal.runtime.request.input import GenerateInput
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.text.parts import TextPart
 
 from ...frontend.gate import Gate
 from ..forking import in_child
@@ -78,7 +79,8 @@ def test_what_needs_the_engines_thread_is_refused_in_a_child(engine, name):
 def test_every_public_method_of_the_engine_answers_or_refuses(engine):
     """What is not in CALLS needs no thread, or has nothing to do in a child."""
     harmless = {
-        "abort": lambda e: e.abort("nobody"), "shutdown": lambda e: e.shutdown(), "encode": lambda e: e.encode("abc"),
+        "abort": lambda e: e.abort("nobody"), "shutdown": lambda e: e.shutdown(),
+        "encode": lambda e: e.encode("abc"), "encode_parts": lambda e: e.encode_parts([TextPart("abc", True)]),
         "chat_markers": lambda e: e.chat_markers(), "page_size": lambda e: e.page_size,
         "tokenizer": lambda e: e.tokenizer, "depth_profile": lambda e: e.depth_profile,
         "model_config": lambda e: e.model_config,
