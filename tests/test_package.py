@@ -178,6 +178,22 @@ def test_arrows_of_runtime(name):
     assert {module: targets for module, targets in wrong.items() if targets} == {}
 
 
+def levels(arrows: dict[str, set[str]]) -> int:
+    """Nodes of the longest chain of arrows."""
+
+    @cache
+    def depth(node: str) -> int:
+        return 1 + max((depth(target) for target in arrows[node]), default=0)
+
+    return max(map(depth, arrows))
+
+
+def test_levels_of_runtime():
+    """Wings, and the files of runtime/ itself as the lowest level."""
+    assert levels({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == 3
+    assert levels(ARROWS) + 1 <= 8
+
+
 def test_every_wing_of_runtime_has_its_arrows():
     wings = {name.parts[1] for name, _ in modules() if name.parts[0] == "runtime" and len(name.parts) > 2}
     assert wings == set(ARROWS)
