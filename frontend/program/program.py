@@ -88,7 +88,7 @@ class Program:
     async def run_async(self, *args: Any, backend: Any = None, stream: bool = False, **values: Any) -> ProgramState:
         """As `run`, awaitable. An `async` function runs in the caller's event loop, another in a thread.
 
-        Cancelling it ends the program: calls under way are aborted.
+        Cancelling it ends the program: calls in flight are aborted.
         """
         _not_in_trace()
         arguments, chosen = self._split(args, values)

@@ -163,7 +163,7 @@ class ProgramState(Messages):
         return self._raised
 
     def cancel(self) -> None:
-        """End the program now: calls under way, those of its branches too, are aborted; what was not done raises
+        """End the program now: calls in flight, those of its branches too, are aborted; what was not done raises
         ProgramError where it is read, what was done keeps its value."""
         self._tape.cancel()
 

@@ -62,7 +62,7 @@ class Tape:
     """Operations, variables and the transcript of one state. Any thread may add operations and read variables.
 
     An operation that fails ends the tape: the variables behind it raise its error, those before it keep their values.
-    A forked child can read what was done before the fork; what was under way is carried out in the parent alone, and
+    A forked child can read what was done before the fork; what was in flight continues in the parent alone, and
     raises ProgramEndedError in the child.
 
     Attributes:
@@ -153,7 +153,7 @@ class Tape:
             self.close_log()
 
     def cancel(self) -> Future[None]:
-        """End the tape and its branches now: calls under way are aborted, what was not done fails. The future is done
+        """End the tape and its branches now: calls in flight are aborted, what was not done fails. The future is done
         when all of that has happened."""
         self._give_up()
         return driver.submit(self._wind_up())

@@ -92,7 +92,7 @@ class Metrics:
         self.http = Counter(
             "shoal:http_requests", "Replies by route and status.", ["route", "status"], registry=self.registry
         )
-        self.active = Gauge("shoal:http_requests_active", "HTTP requests under way.", registry=self.registry)
+        self.active = Gauge("shoal:http_requests_active", "HTTP requests in flight.", registry=self.registry)
         self.refused: Counter = Counter(
             "shoal:num_refused_requests", "HTTP requests refused: queue full, too long, or with a field that is wrong.",
             ["model_name"], registry=self.registry,

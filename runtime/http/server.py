@@ -147,14 +147,14 @@ async def _drain(state: ServerState, signals: _Signals, starting: asyncio.Task[S
     state.draining = True
     limit = state.config.drain_timeout_s
     active = state.generations.num_active
-    logger.info("Draining: %d requests under way get up to %.0f s", active, limit)
+    logger.info("Draining: %d requests in flight get up to %.0f s", active, limit)
     deadline = time.monotonic() + limit
     while state.generations.num_active and time.monotonic() < deadline and not signals.second.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(signals.second.wait(), 0.05)
     left = state.generations.num_active
     if left:
-        logger.warning("Ending %d requests that are still under way", left)
+        logger.warning("Ending %d requests that are still in flight", left)
     state.generations.end(
         EngineClosedError("the server is shutting down; send the request again, or to another server")
     )

@@ -312,7 +312,7 @@ class PipelineClient:
         return str(await self._reply(lambda number: Detokenize(number, list(map(int, token_ids)), skip_special_tokens)))
 
     async def flush_cache(self, timeout_s: float = 0.0) -> None:
-        """Drop every cached prefix. Raises CacheInUseError when requests are under way after `timeout_s` seconds."""
+        """Drop every cached prefix. Raises CacheInUseError when requests are in flight after `timeout_s` seconds."""
         self._birthplace.check()
         await self._until_idle(timeout_s)
         if self._streams:

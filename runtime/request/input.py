@@ -22,7 +22,7 @@ class GenerateInput:
 
     Attributes:
         prompt: text, token ids or chat messages.
-        rid: its id, unique among the requests under way; empty: intake makes one.
+        rid: its id, unique among the requests in flight; empty: intake makes one.
         sampling: decoding parameters.
         cache_mode: None: the engine's default.
         cache_salt: requests share prefixes only with those of the same salt.

@@ -74,7 +74,7 @@ class Service(Protocol):
         ...
 
     async def flush_cache(self, timeout_s: float = 0.0) -> None:
-        """Drop every cached prefix. Raises CacheInUseError, with nothing dropped, when requests are still under way
+        """Drop every cached prefix. Raises CacheInUseError, with nothing dropped, when requests are still in flight
         after `timeout_s` seconds."""
         ...
 

@@ -27,7 +27,7 @@ _MAX_WAIT_S = 600.0
 @router.post("/flush_cache", summary="Drop every cached prefix", response_class=PlainTextResponse)
 async def flush_cache(
     state: Annotated[ServerState, Depends(ready_state)],
-    timeout: Annotated[float, Query(description="Seconds to wait for requests under way to end.")] = 0.0,
+    timeout: Annotated[float, Query(description="Seconds to wait for requests in flight to end.")] = 0.0,
 ) -> Response:
     """400, and nothing is dropped, if requests are still in flight after `timeout` seconds."""
     if not math.isfinite(timeout) or not 0 <= timeout <= _MAX_WAIT_S:

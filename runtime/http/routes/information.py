@@ -82,7 +82,7 @@ async def server_info(state: Ready) -> Response:
     )
 
 
-@router.get("/v1/loads", summary="Requests and tokens under way")
+@router.get("/v1/loads", summary="Requests and tokens in flight")
 async def loads(state: Ready) -> Response:
     """Load of the one worker."""
     stats = await state.stats()
