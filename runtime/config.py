@@ -25,6 +25,9 @@ class EngineConfig:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto` (float32 on a CPU, bfloat16 on a GPU), `float32` or `bfloat16`.
         load_format: `auto`, or `dummy` for random weights of the model's shapes.
+        mask_token_id: the token of unfilled canvas positions; None: what `config.json`, shoal's table of published
+            models or the tokenizer says.
+        lora: folder of a LoRA adapter (adapter_config.json and adapter_model.safetensors) to merge into the weights.
         cache_mode: default for requests that name none.
         depth_profile: file to use instead of `depth_profile.json` beside the weights.
         depth: constant depth for every ratio instead of a profile (for experiments).
@@ -69,6 +72,8 @@ class EngineConfig:
     device: str = "auto"
     dtype: str = "auto"
     load_format: Literal["auto", "dummy"] = "auto"
+    mask_token_id: int | None = None
+    lora: str | None = None
     cache_mode: CacheMode = "bicache"
     depth_profile: str | None = None
     depth: int | None = None
@@ -113,16 +118,16 @@ class EngineConfig:
                      "max_steps_per_message", "block_length", "max_queued_requests"):  # fmt: skip
             if getattr(self, name) is not None:
                 check.integer(name, getattr(self, name), 1)
-        for name in ("refresh_interval", "depth", "reuse_margin", "seed"):
+        for name in ("refresh_interval", "depth", "reuse_margin", "seed", "mask_token_id"):
             if getattr(self, name) is not None:
                 check.integer(name, getattr(self, name), 0)
         check.number("mem_fraction_static", self.mem_fraction_static, 0.0, 1.0, above=True)
         check.number("audit_rate", self.audit_rate, 0.0, 1.0)
         if self.audit_tolerance is not None:
             check.number("audit_tolerance", self.audit_tolerance, 0.0, infinite=True)
-        for name in ("model_path", "device", "depth_profile"):
+        for name in ("model_path", "device", "depth_profile", "lora"):
             value = getattr(self, name)
-            if not isinstance(value, str) and (value is not None or name != "depth_profile"):
+            if not isinstance(value, str) and (value is not None or name not in ("depth_profile", "lora")):
                 check.refuse(name, value, "a string")
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
             check.refuse("device", self.device, "one of auto, cpu, cuda, cuda:N")

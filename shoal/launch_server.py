@@ -91,7 +91,7 @@ def _check_folder(config: EngineConfig) -> None:
     """Raise ModelLoadError for a model that can't be served, as far as its folder's configuration shows."""
     folder = local_model_folder(config.model_path)
     if folder is not None:
-        load_config(folder)
+        load_config(folder, config.mask_token_id)
         if config.load_format == "auto":
             check_tokenizer_files(folder)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from ..errors import ModelLoadError
 
@@ -16,7 +16,8 @@ class ModelConfig:
     `architecture` is the name of its family. `vocab_size` counts the tokens that logits are computed for;
     `embedding_size` (>= vocab_size) counts the rows stored in the embedding and head tables. With `shift_logits`, the
     token at position i is predicted by the hidden state of position i - 1. Unfilled canvas positions hold
-    `mask_token_id`.
+    `mask_token_id`. With `qk_norm`, queries and keys are normalised per head before RoPE. With `num_experts`, every
+    layer's MLP is as many experts of `intermediate_size`, of which a token takes `experts_per_token`.
 
     Raises (on construction): ModelLoadError naming the field that is out of range.
     """
@@ -39,6 +40,9 @@ class ModelConfig:
     mask_token_id: int
     eos_token_id: int
     pad_token_id: int
+    qk_norm: bool = False
+    num_experts: int = 0
+    experts_per_token: int = 0
 
     def __post_init__(self) -> None:
         for name in (
@@ -61,6 +65,11 @@ class ModelConfig:
             _refuse("head_dim", self.head_dim, "an even number (RoPE rotates pairs)")
         if self.embedding_size < self.vocab_size:
             _refuse("embedding_size", self.embedding_size, f">= vocab_size = {self.vocab_size}")
+        if self.num_experts < 0:
+            _refuse("num_experts", self.num_experts, ">= 0")
+        low = min(1, self.num_experts)
+        if not low <= self.experts_per_token <= self.num_experts:
+            _refuse("experts_per_token", self.experts_per_token, f"{low} to num_experts = {self.num_experts}")
         for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
             if not 0 <= getattr(self, name) < self.embedding_size:
                 _refuse(name, getattr(self, name), f"0 <= id < embedding_size = {self.embedding_size}")
@@ -78,17 +87,24 @@ class ModelConfig:
     @property
     def num_parameters(self) -> int:
         """Stored weights, biases included; a tied head counts once."""
+        mlp = 3 * self.intermediate_size * max(1, self.num_experts) + self.num_experts
         per_layer = (
-            self.hidden_size * (2 * self.q_size + 2 * self.kv_size + 3 * self.intermediate_size + 2)
+            self.hidden_size * (2 * self.q_size + 2 * self.kv_size + mlp + 2)
             + (self.q_size + 2 * self.kv_size) * self.qkv_bias
+            + 2 * self.head_dim * self.qk_norm
         )
         tables = self.embedding_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
         return self.num_layers * per_layer + tables + self.hidden_size
 
     @property
     def config_digest(self) -> str:
-        """SHA-256 (hex) of all fields: equal for configurations that compute the same function shapes."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """SHA-256 (hex) of all fields: equal for configurations that compute the same function shapes.
+
+        Fields with a default count only where they differ from it: a new one leaves the digests of old models alone.
+        """
+        defaults = {field.name: field.default for field in fields(self)}
+        values = {name: value for name, value in asdict(self).items() if value != defaults[name]}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse(field: str, value: object, supported: str) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ...kernels.layers.rms_norm import rms_norm
 from ...kernels.layers.rope import apply_rope, rope_table
-from ...kernels.layers.swiglu import swiglu
 from .config import ModelConfig
 from .linear import Linear
+from .mlp import Mlp
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer index, q [n, num_heads, head_dim], k and v [T, num_kv_heads, head_dim]) -> [n, num_heads, head_dim];
@@ -32,14 +32,15 @@ Rotary = tuple[Tensor, Tensor]
 
 @dataclass(slots=True)
 class LayerWeights:
-    """Weights of one layer. `qkv` stacks q, k and v; `gate_up` stacks gate and up."""
+    """Weights of one layer. `qkv` stacks q, k and v; `q_norm` and `k_norm` are [head_dim], both or neither."""
 
     attention_norm: Tensor
     qkv: Linear
     attention_out: Linear
     mlp_norm: Tensor
-    gate_up: Linear
-    down: Linear
+    mlp: Mlp
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
 
 
 class Decoder:
@@ -88,8 +89,9 @@ class Decoder:
         """
         self.norms_folded = True
         for weights in self.layers:
-            for norm, linear in ((weights.attention_norm, weights.qkv), (weights.mlp_norm, weights.gate_up)):
-                linear.weight_t.mul_(norm[:, None])
+            for norm, linears in ((weights.attention_norm, [weights.qkv]), (weights.mlp_norm, weights.mlp.inputs)):
+                for linear in linears:
+                    linear.weight_t.mul_(norm[:, None])
                 norm.fill_(1.0)
 
     @torch.inference_mode()
@@ -127,14 +129,19 @@ class Decoder:
         qkv = weights.qkv(rms_norm(hidden, weights.attention_norm, config.rms_norm_eps))
         qkv = qkv.view(tokens, -1, config.head_dim)
         num_rotated = config.num_heads + config.num_kv_heads
-        rotated = apply_rope(qkv[:, :num_rotated], cos, sin)
+        if weights.q_norm is not None and weights.k_norm is not None:
+            q, k = qkv[:, : config.num_heads], qkv[:, config.num_heads : num_rotated]
+            q = _head_norm(q, weights.q_norm, config.rms_norm_eps)
+            k = _head_norm(k, weights.k_norm, config.rms_norm_eps)
+            rotated = apply_rope(torch.cat([q, k], dim=1), cos, sin)
+        else:
+            rotated = apply_rope(qkv[:, :num_rotated], cos, sin)
         q, k, v = rotated[:, : config.num_heads], rotated[:, config.num_heads :], qkv[:, num_rotated:]
         if rows is not None:
             q, hidden = q.index_select(0, rows), hidden.index_select(0, rows)
         attended = attend(index, q, k, v)
         hidden = weights.attention_out(attended.reshape(hidden.shape[0], config.q_size), hidden)
-        gate_up = weights.gate_up(rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps))
-        return weights.down(swiglu(gate_up), hidden)
+        return weights.mlp(rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps), hidden)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -143,3 +150,8 @@ class Decoder:
         With `config.shift_logits`, row i predicts the token after the one whose hidden state it is.
         """
         return self.head(rms_norm(hidden, self.final_norm, self.config.rms_norm_eps))
+
+
+def _head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of each head by itself: x [T, heads, head_dim] -> a new tensor of that shape."""
+    return rms_norm(x.reshape(-1, x.shape[-1]), weight, eps).view(x.shape)

@@ -21,11 +21,21 @@ HUGGING_FACE_NAMES = WeightNames(
     gate="mlp.gate_proj",
     up="mlp.up_proj",
     down="mlp.down_proj",
+    q_norm="self_attn.q_norm",
+    k_norm="self_attn.k_norm",
 )
 
 
-def hugging_face_fields(fields: Fields) -> dict[str, Any]:
+def expect_full_attention(fields: Fields) -> None:
+    """Raises: ModelLoadError for layers with another attention than that of every token to every token."""
+    layers = fields.integer("num_hidden_layers")
+    fields.expect("layer_types", ["full_attention"] * layers, None, default=None)
+
+
+def hugging_face_fields(fields: Fields, intermediate_size: int | None = None) -> dict[str, Any]:
     """The fields that these configurations share. A family adds `qkv_bias` and `shift_logits`, and may replace others.
+
+    `intermediate_size` is for configurations that call it otherwise.
 
     Raises: ModelLoadError for a key that is missing or ill-typed, for scaled RoPE, sliding windows, another activation
     and quantised weights.
@@ -46,7 +56,7 @@ def hugging_face_fields(fields: Fields) -> dict[str, Any]:
         "num_heads": num_heads,
         "num_kv_heads": fields.integer("num_key_value_heads", default=num_heads),
         "head_dim": fields.integer("head_dim", default=hidden_size // max(num_heads, 1)),
-        "intermediate_size": fields.integer("intermediate_size"),
+        "intermediate_size": fields.integer("intermediate_size") if intermediate_size is None else intermediate_size,
         "vocab_size": vocab_size,
         "embedding_size": vocab_size,
         "max_position_embeddings": fields.integer("max_position_embeddings"),

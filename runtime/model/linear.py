@@ -6,7 +6,8 @@ A matrix product sums each output over `in`. The BLAS decides the order, by a ke
 * AVX-512, weight stored [out, in]: 15 rows or fewer are summed in another order than 16 or more.
 * AVX-512, weight stored [in, out]: only a single row is, and 8 to 16 rows take half the time. From about 800
   inputs on, sums are cut into pieces that depend on the number of rows.
-* AVX2: it changes with the number of rows all over, but rows of one call of 24 rows agree.
+* AVX2: it changes with the number of rows all over, but rows of one call of 24 rows agree. Not so with fewer than
+  12 outputs, where a row's place among the 24 counts: such matrices get columns of zeros.
 
 So this module stores [in, out], computes a single row as two, and cuts long sums into pieces. If a probe (once per
 shape, some milliseconds) finds that insufficient, it computes all rows in tiles of 24, the last one padded. On an AVX2
@@ -20,9 +21,11 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 _LONGEST_SUM = 704
 _TILE_ROWS = 24
+_FEWEST_OUTPUTS = 16
 _PROBED_ROWS = (1, 2, 3, 5, 7, 8, 9, 12, 13, 15, 16, 17, 19, 24, 31, 32, 33, 48, 52, 64, 99, 128, 144, 200, 256, 300)
 
 
@@ -72,6 +75,9 @@ class Linear:
         """x [T, in] -> a new [T, out], without bias."""
         if not self.batch_invariant:
             return torch.mm(x, self.weight_t)
+        if (outputs := self.weight_t.shape[1]) < _FEWEST_OUTPUTS:
+            wide = pad(self.weight_t, (0, _FEWEST_OUTPUTS - outputs))
+            return Linear(wide, batch_invariant=True).product(x)[:, :outputs].contiguous()
         if self._tile:
             return _in_tiles(x, self.weight_t, self._tile)
         return _in_pieces(x, self._pieces)

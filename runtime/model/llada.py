@@ -63,6 +63,7 @@ LLADA = Family(
     models="LLaDA-8B, LLaDA-1.5",
     architectures=("LLaDAModelLM",),
     model_types=("llada",),
+    marker="d_model",
     read=_read,
     weight_names=WeightNames(
         embedding="model.transformer.wte.weight",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,8 @@ from .config import ModelConfig
 from .decoder import Decoder, LayerWeights
 from .hub import resolve_model_folder
 from .linear import Linear
+from .lora import LoraAdapter
+from .mlp import DenseMlp, ExpertMlp
 from .registry import family_named, load_config
 from .safetensors_folder import SafetensorsFolder
 from .weight_names import is_ignorable, tensor_shapes
@@ -35,6 +38,8 @@ def load_model(
     load_format: LoadFormat = "auto",
     seed: int = 0,
     batch_invariant: bool | None = None,
+    mask_token_id: int | None = None,
+    lora: str | Path | None = None,
 ) -> Decoder:
     """Load a model onto `device` as `dtype`.
 
@@ -46,6 +51,8 @@ def load_model(
             by `seed`; the same on every run on the same kind of device) and needs no weight files.
         batch_invariant: rows independent of how many rows are computed together; by default on for float32
             on the CPU, the only combination where it is supported.
+        mask_token_id: replaces what the folder says.
+        lora: folder of an adapter to merge into the weights (`lora.py`); not with load_format `dummy`.
 
     Memory: the weights on the device, and one tensor at a time on the host. On the CPU it makes the process keep freed
     memory (`keep_freed_memory`).
@@ -71,13 +78,20 @@ def load_model(
         config = source
     else:
         folder = resolve_model_folder(source)
-        config = load_config(folder)
+        config = load_config(folder, mask_token_id)
     if load_format == "dummy":
+        if lora is not None:
+            raise ModelLoadError(
+                "lora needs weights to be merged into: load_format is 'dummy'",
+                field="lora",
+                value=str(lora),
+                limit=None,
+            )
         read = _dummy_reader(dtype, device, seed)
     else:
         weights = SafetensorsFolder(folder)
         check_tensors(config, weights)
-        read = weights.read
+        read = weights.read if lora is None else _merging_reader(config, weights, lora)
     if device.type == "cpu":
         keep_freed_memory()
     if batch_invariant is None:
@@ -155,14 +169,31 @@ class _Builder:
         of_layer = self._names.of_layer
         qkv = ("q", "k", "v")
         bias_names = [of_layer(index, part, "bias") for part in qkv] if self._config.qkv_bias else []
+        q_norm, k_norm = (
+            [self._plain(of_layer(index, part)) for part in ("q_norm", "k_norm")]
+            if self._config.qk_norm
+            else (None, None)
+        )
         return LayerWeights(
             attention_norm=self._plain(of_layer(index, "attention_norm")),
             qkv=self._linear([of_layer(index, part) for part in qkv], bias_names),
             attention_out=self._linear([of_layer(index, "attention_out")]),
             mlp_norm=self._plain(of_layer(index, "mlp_norm")),
-            gate_up=self._linear([of_layer(index, part) for part in ("gate", "up")]),
-            down=self._linear([of_layer(index, "down")]),
+            mlp=self._experts(index) if self._config.num_experts else self._mlp(partial(of_layer, index)),
+            q_norm=q_norm,
+            k_norm=k_norm,
         )
+
+    def _mlp(self, name: Callable[[str], str]) -> DenseMlp:
+        return DenseMlp(self._linear([name("gate"), name("up")]), self._linear([name("down")]))
+
+    def _experts(self, index: int) -> ExpertMlp:
+        config, names = self._config, self._names
+        router_name = names.of_layer(index, "router")
+        router = self._empty(config.hidden_size, config.num_experts, dtype=torch.float32)
+        router.weight_t.t().copy_(self._read(router_name, self._shapes[router_name]))
+        experts = [self._mlp(partial(names.of_expert, index, expert)) for expert in range(config.num_experts)]
+        return ExpertMlp(router, experts, config.experts_per_token)
 
     def _head(self, embedding: Tensor) -> Linear:
         config = self._config
@@ -185,14 +216,29 @@ class _Builder:
                 piece.copy_(self._read(name, self._shapes[name]))
         return linear
 
-    def _empty(self, inputs: int, outputs: int, bias: bool = False) -> Linear:
+    def _empty(self, inputs: int, outputs: int, bias: bool = False, dtype: torch.dtype | None = None) -> Linear:
         return Linear.empty(
-            inputs, outputs, bias, dtype=self._dtype, device=self._device, batch_invariant=self._batch_invariant
+            inputs,
+            outputs,
+            bias,
+            dtype=dtype or self._dtype,
+            device=self._device,
+            batch_invariant=self._batch_invariant,
         )
 
     def _plain(self, name: str) -> Tensor:
         out = torch.empty(self._shapes[name], dtype=self._dtype, device=self._device)
         return out.copy_(self._read(name, self._shapes[name]))
+
+
+def _merging_reader(config: ModelConfig, weights: SafetensorsFolder, lora: str | Path) -> ReadTensor:
+    adapter = LoraAdapter(lora, tensor_shapes(config, family_named(config.architecture).weight_names))
+
+    def read(name: str, shape: tuple[int, ...]) -> Tensor:
+        weight = weights.read(name, shape)
+        return adapter.merge(name, weight) if name in adapter else weight
+
+    return read
 
 
 def _dummy_reader(dtype: torch.dtype, device: torch.device, seed: int) -> ReadTensor:

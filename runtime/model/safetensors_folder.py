@@ -41,21 +41,22 @@ class TensorEntry:
 
 
 class SafetensorsFolder:
-    """The tensors of a folder by name, opened by reading headers only.
+    """The tensors of a folder by name, opened by reading headers only: of the file `single`, or of shards.
 
     `entries` maps each tensor's name to its place. Raises ModelLoadError, on construction, for a folder
     without safetensors, a missing shard (named), a file that is truncated or not safetensors, and an index
     that disagrees with its shards.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, single: str = SINGLE_FILE):
         self.folder = Path(folder)
         self.entries: dict[str, TensorEntry] = {}
+        self._single = single
         index = self.folder / INDEX_FILE
-        if index.is_file():
+        if single == SINGLE_FILE and index.is_file():
             self._open_shards(index)
-        elif (self.folder / SINGLE_FILE).is_file():
-            self.entries = _read_header(self.folder / SINGLE_FILE)
+        elif (self.folder / single).is_file():
+            self.entries = _read_header(self.folder / single)
         else:
             self._refuse_folder()
 
@@ -146,11 +147,12 @@ class SafetensorsFolder:
             reason = f"holds {shards[0]} but no {INDEX_FILE} that lists the shards"
         else:
             reason = "holds no weights"
+        expected = f"{SINGLE_FILE}, or {INDEX_FILE} and its shards" if self._single == SINGLE_FILE else self._single
         raise ModelLoadError(
-            f"{str(self.folder)!r} {reason}: expected {SINGLE_FILE}, or {INDEX_FILE} and its shards",
+            f"{str(self.folder)!r} {reason}: expected {expected}",
             field="weights",
             value=next(iter(pickled or shards), None),
-            limit=f"{SINGLE_FILE} or {INDEX_FILE}",
+            limit=expected,
         )
 
 

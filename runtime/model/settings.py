@@ -59,7 +59,7 @@ def load_profile(config: EngineConfig, folder: Path, model: ModelConfig, check_m
             if check_model:
                 from .digest import model_digest  # imports torch
 
-                digest = model_digest(folder)
+                digest = model_digest(folder, config.mask_token_id, config.lora)
             profile = DepthProfile.load(path, num_layers=num_layers, model_digest=digest)
             if profile.capture != "first":
                 raise ProfileError("capture", f"is {profile.capture!r}; the engine captures 'first' forwards only")

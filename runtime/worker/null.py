@@ -90,7 +90,7 @@ def build_null_worker(config: EngineConfig, tokens: int, delay_s: float = 0.0) -
     """A null worker, and the facts of the model that it replaces. Reads no weights."""
     config = config.for_device("cpu")
     folder = resolve_model_folder(config.model_path)
-    model = load_config(folder)
+    model = load_config(folder, config.mask_token_id)
     profile = load_profile(config, folder, model, check_model=False)
     block_length = config.block_length or default_block_length(folder)
     facts = make_facts(config, folder, model, profile, block_length, device="none", dtype="float32", itemsize=4)

@@ -45,13 +45,14 @@ def run_profile(options: ProfileOptions, console: Console) -> DepthProfile:
     Raises ConfigError or ModelLoadError for options, data and models that don't fit.
     """
     folder = resolve_model_folder(options.model)
-    model = load_config(folder)
+    model = load_config(folder, options.mask_token_id)
     options = replace(options, layers_per_band=layers_of_band(options.layers_per_band, model.num_layers))
     depths = _depths(options, model.num_layers)
     sampling = _sampling(options, folder)
     config = EngineConfig(
         model_path=options.model, device=options.device, dtype=options.dtype, page_size=options.page_size,
         layers_per_band=options.layers_per_band, reuse_margin=0, block_length=options.block_length,
+        mask_token_id=options.mask_token_id, lora=options.lora,
     )  # fmt: skip
     path = Path(options.data)
     tokenizer = load_tokenizer(config, folder)
@@ -66,7 +67,7 @@ def run_profile(options: ProfileOptions, console: Console) -> DepthProfile:
     )  # fmt: skip
     for ratio in sorted(set(options.ratios) - {unit.ratio for unit in units}):
         console.print(f"no rows reach a ratio of {ratio:g}: left out")
-    digests = {"data": data_digest(path), "model": model_digest(folder)}
+    digests = {"data": data_digest(path), "model": model_digest(folder, options.mask_token_id, options.lora)}
     out = Path(options.out or f"profile-{folder.name if options.model != 'shop' else 'shop'}")
     settings = {name: getattr(options, name) for name in _SETTINGS}
     settings |= {"depths": depths, "sampling": _plain(sampling), "digests": digests, "version": __version__}

@@ -43,6 +43,8 @@ class ProfileOptions:
         page_size: token positions of a page.
         layers_per_band: layers that are paged together; depths are whole bands. None: as the engine's default.
         kv_cache_tokens: token positions that the KV pool holds; none: as many as a batch of these rows needs.
+        mask_token_id: as the engine's option.
+        lora: as the engine's option; the profile is then of the model with the adapter.
         restart: forget earlier measurements in the folder.
     """
 
@@ -69,6 +71,8 @@ class ProfileOptions:
     page_size: int = 16
     layers_per_band: int | None = None
     kv_cache_tokens: int | None = None
+    mask_token_id: int | None = None
+    lora: str | None = None
     restart: bool = False
 
     def __post_init__(self) -> None:

@@ -67,6 +67,11 @@ def state_of(name: str) -> dict[str, Any]:
 def write_model(folder: Path, name: str, shards: int = 2) -> Path:
     """A model folder: weights, and a tokenizer with one token for each character."""
     write_folder(folder, CONFIGS[name], state_of(name), shards=shards)
+    return write_tokenizer(folder)
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """The tokenizer's files: token `<mask>` is MASK, `<eos>` EOS."""
     words = ["<unk>", "<pad>", "<bos>", "<eos>", *CHARACTERS]
     words += [f"<s{i}>" for i in range(len(words), MASK)] + ["<mask>"]
     backend = Backend(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))

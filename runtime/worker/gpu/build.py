@@ -9,7 +9,7 @@ import torch
 
 from ....kernels.attention.tiling import most_shared_memory, shared_memory
 from ...config import EngineConfig
-from ...errors import ConfigError
+from ...errors import ConfigError, ModelLoadError
 from ...model.config import ModelConfig
 from ...model.decoder import Decoder
 from ...request.facts import Facts
@@ -47,6 +47,18 @@ def with_cuda_budget(config: EngineConfig, model: ModelConfig, block_length: int
         budget.total / gib, budget.used / gib, budget.forwards / gib, budget.pools / gib,
     )  # fmt: skip
     return replace(config, kv_cache_bytes=budget.pools)
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raise ModelLoadError for a model that a GPU does not run yet."""
+    if model.num_experts:
+        message = (
+            f"{model.architecture!r} has experts, which shoal runs on a CPU only so far: start it with device 'cpu'"
+        )
+        raise ModelLoadError(message, field="device", value="cuda", limit="cpu")
+    if model.qk_norm:
+        message = f"{model.architecture!r} norms queries and keys, which shoal does on a CPU only so far: device 'cpu'"
+        raise ModelLoadError(message, field="device", value="cuda", limit="cpu")
 
 
 def max_block_length(model: ModelConfig, default: int) -> int:

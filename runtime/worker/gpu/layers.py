@@ -20,6 +20,7 @@ from ....kernels.layers.row_norm import RowNorm
 from ....kernels.layers.swiglu import swiglu
 from ...model.decoder import Decoder
 from ...model.linear import Linear
+from ...model.mlp import DenseMlp
 from ..pools import KVPool
 from .layout import Layout
 
@@ -107,12 +108,14 @@ class FusedLayers:
     def _mlp(self, index: int, hidden: Tensor) -> Tensor:
         """hidden + the MLP, in place."""
         config, weights = self.decoder.config, self.decoder.layers[index]
+        mlp = weights.mlp
+        assert isinstance(mlp, DenseMlp)  # `check_model` refuses experts
         if hidden.shape[0] <= self._few:
-            x = swiglu(_product(hidden, weights.gate_up), RowNorm(hidden, config.rms_norm_eps))
+            x = swiglu(_product(hidden, mlp.gate_up), RowNorm(hidden, config.rms_norm_eps))
         else:
             x = rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps)
-            x = swiglu(_linear(x, weights.gate_up))
-        return _add_linear(hidden, x, weights.down)
+            x = swiglu(_linear(x, mlp.gate_up))
+        return _add_linear(hidden, x, mlp.down)
 
 
 def _linear(x: Tensor, linear: Linear) -> Tensor:

@@ -1,4 +1,4 @@
-"""What LLaDA, Dream and a2d models compute, written again in plain float64 PyTorch, from the stored tensor names.
+"""What the models of every family compute, written again in plain float64 PyTorch, from the stored tensor names.
 
 Shares no code with shoal: dense bidirectional attention one head at a time, RoPE as complex rotations, norms and
 activations spelled out. Slow on purpose.
@@ -95,6 +95,66 @@ A2D_TINY: dict[str, Any] = {
     "vocab_size": 93,
 }
 
+A2D_QWEN3_TINY: dict[str, Any] = {
+    **{key: value for key, value in A2D_TINY.items() if key not in ("mlp_bias", "shift_logits")},
+    "model_type": "a2d-qwen3",
+    "architectures": ["A2DQwen3LMHeadModel"],
+    "layer_types": ["full_attention"] * 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+}
+
+A2D_QWEN2_TINY: dict[str, Any] = {
+    **{key: value for key, value in A2D_QWEN3_TINY.items() if key not in ("attention_bias", "head_dim")},
+    "model_type": "a2d-qwen2",
+    "architectures": ["A2DQwen2LMHeadModel"],
+}
+
+ILLADA_TINY: dict[str, Any] = {
+    "model_type": "llada",
+    "architectures": ["ILLaDAModelLM"],
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "hidden_size": 48,
+    "intermediate_size": 112,
+    "max_position_embeddings": 128,
+    "num_attention_heads": 6,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+    "pad_token_id": 1,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "vocab_size": 93,
+}
+
+LLADA_MOE_TINY: dict[str, Any] = {
+    "model_type": "llada",
+    "architectures": ["LLaDAMoEModelLM"],
+    "dense_intermediate_size": 112,
+    "eos_token_id": 3,
+    "expert_intermediate_size": 20,
+    "hidden_act": "silu",
+    "hidden_size": 48,
+    "mask_token_id": 90,
+    "max_position_embeddings": 128,
+    "moe_layer_freq": [1, 1, 1],
+    "norm_topk_prob": None,
+    "num_attention_heads": 3,
+    "num_experts": 7,
+    "num_experts_per_tok": 3,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 3,
+    "pad_token_id": 3,
+    "qk_layernorm": True,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 50000.0,
+    "shared_expert_intermediate_size": None,
+    "tie_word_embeddings": False,
+    "vocab_size": 93,
+}
+
 _LLADA_LAYER = {
     "attn_norm": "norm1",
     "q_proj": "q",
@@ -130,11 +190,11 @@ def random_state_dict(config: dict[str, Any], seed: int = 0, dtype: torch.dtype 
         return (1 + 0.3 * torch.randn(size, generator=generator)).to(dtype)
 
     state: dict[str, Tensor] = {}
-    if config["model_type"] == "llada":
+    if "d_model" in config:
         hidden, ffn = config["d_model"], config["mlp_hidden_size"]
         head_dim = hidden // config["n_heads"]
         kv = (config["n_kv_heads"] or config["n_heads"]) * head_dim
-        rows = config["embedding_size"]
+        query, rows, experts = hidden, config["embedding_size"], 0
         state["model.transformer.wte.weight"] = weight(rows, hidden) * math.sqrt(hidden)
         stem, names, layers = "model.transformer.blocks.{}.", _LLADA_LAYER, config["n_layers"]
         biased = config["include_qkv_bias"]
@@ -142,26 +202,38 @@ def random_state_dict(config: dict[str, Any], seed: int = 0, dtype: torch.dtype 
         if not config["weight_tying"]:
             state["model.transformer.ff_out.weight"] = weight(rows, hidden)
     else:
-        hidden, ffn = config["hidden_size"], config["intermediate_size"]
-        kv = config["num_key_value_heads"] * hidden // config["num_attention_heads"]
+        experts = config.get("num_experts", 0)
+        hidden, ffn = config["hidden_size"], config["expert_intermediate_size" if experts else "intermediate_size"]
+        head_dim = config.get("head_dim", hidden // config["num_attention_heads"])
+        query, kv = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
         state["model.embed_tokens.weight"] = weight(config["vocab_size"], hidden) * math.sqrt(hidden)
         stem, names, layers = "model.layers.{}.", _DREAM_LAYER, config["num_hidden_layers"]
-        biased = config["model_type"] == "Dream"
+        biased = config["model_type"] in ("Dream", "a2d-qwen2")
         state["model.norm.weight"] = norm(hidden)
         if not config["tie_word_embeddings"]:
             state["lm_head.weight"] = weight(config["vocab_size"], hidden)
     shapes = {
-        "q": (hidden, hidden),
+        "q": (query, hidden),
         "k": (kv, hidden),
         "v": (kv, hidden),
-        "o": (hidden, hidden),
+        "o": (hidden, query),
         "gate": (ffn, hidden),
         "up": (ffn, hidden),
         "down": (hidden, ffn),
     }
     for index in range(layers):
+        if config["model_type"] == "a2d-qwen3" or config.get("qk_layernorm"):
+            for name in ("q_norm", "k_norm"):
+                state[f"{stem.format(index)}self_attn.{name}.weight"] = norm(head_dim)
+        if experts:
+            state[stem.format(index) + "mlp.gate.weight"] = weight(experts, hidden)
         for name, role in names.items():
             full = stem.format(index) + name
+            if experts and role in ("gate", "up", "down"):
+                for expert in range(experts):
+                    own = full.replace("mlp.", f"mlp.experts.{expert}.")
+                    state[own + ".weight"] = 2 * weight(*shapes[role])
+                continue
             state[full + ".weight"] = norm(hidden) if role in ("norm1", "norm2") else weight(*shapes[role])
             if biased and role in ("q", "k", "v"):
                 state[full + ".bias"] = weight(shapes[role][0])
@@ -171,7 +243,7 @@ def random_state_dict(config: dict[str, Any], seed: int = 0, dtype: torch.dtype 
 def oracle_logits(config: dict[str, Any], state: dict[str, Tensor], token_ids: Tensor, positions: Tensor) -> Tensor:
     """Logits [T, vocab] in float64 of tokens [T] that all see each other. Not shifted."""
     state = {name: tensor.double() for name, tensor in state.items()}
-    llada = config["model_type"] == "llada"
+    llada = "d_model" in config
     heads = config["n_heads"] if llada else config["num_attention_heads"]
     kv_heads = (config["n_kv_heads"] or heads) if llada else config["num_key_value_heads"]
     layers = config["n_layers"] if llada else config["num_hidden_layers"]
@@ -190,6 +262,9 @@ def oracle_logits(config: dict[str, Any], state: dict[str, Tensor], token_ids: T
         y = _norm(x, state[stem.format(index) + names["norm1"] + ".weight"], eps)
         q, k, v = part("q", y), part("k", y), part("v", y)
         size = q.shape[1] // heads
+        if f"{stem.format(index)}self_attn.q_norm.weight" in state:
+            q = _norm_heads(q, state[f"{stem.format(index)}self_attn.q_norm.weight"], eps)
+            k = _norm_heads(k, state[f"{stem.format(index)}self_attn.k_norm.weight"], eps)
         outputs = []
         for head in range(heads):
             shared = head // (heads // kv_heads)
@@ -199,13 +274,38 @@ def oracle_logits(config: dict[str, Any], state: dict[str, Tensor], token_ids: T
             outputs.append(torch.softmax(scores, dim=-1) @ v[:, shared * size : (shared + 1) * size])
         x = x + part("o", torch.cat(outputs, dim=1))
         y = _norm(x, state[stem.format(index) + names["norm2"] + ".weight"], eps)
-        gate = part("gate", y)
-        x = x + part("down", gate / (1 + torch.exp(-gate)) * part("up", y))
+        if config.get("num_experts"):
+            x = x + _experts(y, state, stem.format(index) + "mlp.", config["num_experts_per_tok"])
+        else:
+            x = x + part("down", _silu(part("gate", y)) * part("up", y))
     x = _norm(x, state["model.transformer.ln_f.weight" if llada else "model.norm.weight"], eps)
     head_name = "model.transformer.ff_out.weight" if llada else "lm_head.weight"
     if config["weight_tying" if llada else "tie_word_embeddings"]:
         head_name = "model.transformer.wte.weight" if llada else "model.embed_tokens.weight"
     return (x @ state[head_name].T)[:, : config["vocab_size"]]
+
+
+def _silu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-x))
+
+
+def _norm_heads(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [T, heads * D]: each head by itself."""
+    return torch.cat([_norm(head, weight, eps) for head in x.split(len(weight), dim=1)], dim=1)
+
+
+def _experts(x: Tensor, state: dict[str, Tensor], stem: str, top_k: int) -> Tensor:
+    """One token after the other; the probabilities of the chosen experts are not made to add up to one."""
+    rows = []
+    for row in x:
+        scores = (state[stem + "gate.weight"] @ row).exp()
+        scores = scores / scores.sum()
+        total = torch.zeros_like(row)
+        for expert in sorted(range(len(scores)), key=lambda e: -float(scores[e]))[:top_k]:
+            gate, up, down = (state[f"{stem}experts.{expert}.{part}_proj.weight"] for part in ("gate", "up", "down"))
+            total = total + scores[expert] * (down @ (_silu(gate @ row) * (up @ row)))
+        rows.append(total)
+    return torch.stack(rows)
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

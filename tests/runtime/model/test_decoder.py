@@ -18,7 +18,17 @@ from shoal.runtime.model.loader import load_model
 from shoal.runtime.model.registry import read_config
 
 from .checkpoints import write_folder
-from .oracle import A2D_TINY, DREAM_TINY, LLADA_TINY, oracle_logits, random_state_dict
+from .oracle import (
+    A2D_QWEN2_TINY,
+    A2D_QWEN3_TINY,
+    A2D_TINY,
+    DREAM_TINY,
+    ILLADA_TINY,
+    LLADA_MOE_TINY,
+    LLADA_TINY,
+    oracle_logits,
+    random_state_dict,
+)
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "llada": LLADA_TINY,
@@ -26,6 +36,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llada-long-sums": {**LLADA_TINY, "mlp_hidden_size": 1500, "n_layers": 1},
     "dream": DREAM_TINY,
     "a2d-llama": A2D_TINY,
+    "a2d-qwen2": A2D_QWEN2_TINY,
+    "a2d-qwen3": A2D_QWEN3_TINY,
+    "illada": ILLADA_TINY,
+    "llada-moe": LLADA_MOE_TINY,
     "dream-tied": {**DREAM_TINY, "tie_word_embeddings": True},
 }
 
@@ -72,7 +86,7 @@ def test_logits_match_the_float64_oracle_within_1e_4(model, tokens):
 def test_the_comparison_notices_a_wrong_weight_order(model):
     """Swap gate and up in what the oracle sees: the error must pass the bound by far."""
     config, state, folder = model
-    gate, up = ("ff_proj", "up_proj") if config["model_type"] == "llada" else ("mlp.gate_proj", "mlp.up_proj")
+    gate, up = ("ff_proj", "up_proj") if "d_model" in config else ("gate_proj", "up_proj")
     swapped = dict(state)
     for name in state:
         if gate in name:
@@ -188,13 +202,24 @@ def test_tiles_are_batch_invariant_and_give_the_same_product(monkeypatch):
         assert torch.equal(tiled(x[9 : 9 + tokens]), together[9 : 9 + tokens]), tokens
 
 
+@pytest.mark.parametrize("outputs", [1, 4, 5, 7, 9, 11, 12, 15, 16])
+def test_rows_of_few_outputs_depend_on_nothing_either(outputs):
+    layer = linear.Linear(torch.randn(48, outputs, generator=torch.Generator().manual_seed(0)), batch_invariant=True)
+    x = torch.randn(100, 48, generator=torch.Generator().manual_seed(1))
+    together = layer(x)
+    torch.testing.assert_close(together.double(), x.double() @ layer.weight_t.double(), rtol=1e-4, atol=1e-4)
+    for first in (0, 1, 5, 9):
+        for rows in (1, 3, 8, 24, 50):
+            assert torch.equal(layer(x[first : first + rows]), together[first : first + rows]), (first, rows)
+
+
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="about MKL's kernels")
 def test_rows_are_invariant_with_the_kernels_of_an_avx2_cpu_too():
     """MKL told to use AVX2, in a process of its own: the probe must find what it does and the tiles mend it."""
     program = """
 import torch
 from shoal.runtime.model.linear import Linear, needed_tile
-for inputs, outputs in ((256, 768), (256, 256), (704, 256), (1000, 150)):
+for inputs, outputs in ((256, 768), (256, 256), (704, 256), (1000, 150), (256, 7)):
     layer = Linear(torch.randn(inputs, outputs), batch_invariant=True)
     x = torch.randn(200, inputs)
     together = layer(x)

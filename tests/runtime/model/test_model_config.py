@@ -11,7 +11,7 @@ import pytest
 from shoal.runtime.errors import ModelLoadError
 from shoal.runtime.model.registry import load_config, published, read_config
 
-from .oracle import A2D_TINY, DREAM_TINY, LLADA_TINY
+from .oracle import A2D_QWEN2_TINY, A2D_QWEN3_TINY, A2D_TINY, DREAM_TINY, ILLADA_TINY, LLADA_MOE_TINY, LLADA_TINY
 
 # What the published GSAI-ML/LLaDA-8B-Instruct and Dream-org/Dream-v0-Instruct-7B say, where the tiny ones differ.
 LLADA_PUBLISHED = {
@@ -76,9 +76,10 @@ def test_multi_query_attention_means_one_kv_head():
 def test_digest_follows_every_field_and_nothing_else():
     digest = read_config(LLADA_TINY).config_digest
     assert read_config({**LLADA_TINY, "transformers_version": "9.9"}).config_digest == digest
+    base = read_config(published("llada-moe-7b"))  # no field has its default
     changed = set()
-    for field in dataclasses.fields(LLADA_8B):
-        value = getattr(LLADA_8B, field.name)
+    for field in dataclasses.fields(base):
+        value = getattr(base, field.name)
         other: object
         if field.name == "architecture":
             other = "dream"
@@ -92,8 +93,8 @@ def test_digest_follows_every_field_and_nothing_else():
             other = value - 1
         else:
             other = value + 1
-        changed.add(dataclasses.replace(LLADA_8B, **cast(Any, {field.name: other})).config_digest)
-    assert len(changed - {LLADA_8B.config_digest}) == len(dataclasses.fields(LLADA_8B))
+        changed.add(dataclasses.replace(base, **cast(Any, {field.name: other})).config_digest)
+    assert len(changed - {base.config_digest}) == len(dataclasses.fields(base))
 
 
 @pytest.mark.parametrize(
@@ -128,6 +129,15 @@ def test_digest_follows_every_field_and_nothing_else():
         (A2D_TINY, "mlp_bias", True, "False"),
         (A2D_TINY, "shift_logits", "yes", "true or false"),
         (A2D_TINY, "mask_token_id", None, "required"),
+        (A2D_QWEN3_TINY, "attention_bias", True, "False"),
+        (A2D_QWEN3_TINY, "layer_types", ["full_attention", "sliding_attention"], "full_attention"),
+        (A2D_QWEN2_TINY, "use_sliding_window", True, "False"),
+        (ILLADA_TINY, "attention_bias", True, "False"),
+        (LLADA_MOE_TINY, "norm_topk_prob", True, "False"),
+        (LLADA_MOE_TINY, "shared_expert_intermediate_size", 64, "null"),
+        (LLADA_MOE_TINY, "moe_layer_freq", [0, 1, 1], "[1, 1, 1]"),
+        (LLADA_MOE_TINY, "moe_router_score_function", "sigmoid", "softmax"),
+        (LLADA_MOE_TINY, "routed_scaling_factor", 2.5, "1"),
         (DREAM_TINY, "hidden_act", "gelu", "silu"),
         (DREAM_TINY, "use_sliding_window", True, "False"),
         (DREAM_TINY, "rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "null"),
@@ -153,6 +163,9 @@ def test_what_cannot_run_is_refused_with_field_value_and_what_is_supported(base,
         (LLADA_TINY, "embedding_size", 50, "embedding_size"),
         (LLADA_TINY, "mask_token_id", 104, "mask_token_id"),
         (DREAM_TINY, "head_dim", 7, "head_dim"),
+        (LLADA_MOE_TINY, "num_experts", 0, "experts_per_token"),
+        (LLADA_MOE_TINY, "num_experts", -1, "num_experts"),
+        (LLADA_MOE_TINY, "num_experts_per_tok", 8, "experts_per_token"),
         (LLADA_TINY, "rms_norm_eps", float("nan"), "rms_norm_eps"),
     ],
 )
