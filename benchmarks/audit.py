@@ -10,7 +10,6 @@ throughput over that of rate 0, by CPU time and by wall time. Decoding: two toke
 from __future__ import annotations
 
 import argparse
-import csv
 import random
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks.table import write_table
 from shoal import Engine, SamplingParams
 from shoal.provenance import commit, hardware
 from shoal.shop.task import chat, make_list, make_question
@@ -69,10 +69,7 @@ def main() -> None:
         )  # fmt: skip
     for engine in engines.values():
         engine.shutdown()
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ The CSV has one row a figure; beside it a JSON file holds the same with every ru
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import random
 import statistics
@@ -31,6 +30,7 @@ from typing import Any
 import torch
 
 import shoal
+from benchmarks.table import write_table
 from shoal.provenance import commit, hardware
 from shoal.shop.task import PriceList, Question, chat, make_list, make_question
 
@@ -225,10 +225,7 @@ def main() -> None:
         for name, value in figures.items()
         if not isinstance(value, dict)
     ]
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(options.out, rows)
     options.out.with_suffix(".json").write_text(json.dumps({**report, **constant}, indent=1) + "\n")
     for row in rows:
         print(f"{row['part']:<20} {row['figure']:<32} {row['value']}")

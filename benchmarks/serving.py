@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
 import json
 import os
 import random
@@ -32,6 +31,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.server_process import ServerProcess
+from benchmarks.table import write_table
 from shoal.provenance import commit, hardware
 from shoal.runtime.config import CACHE_MODES
 from shoal.shop.task import KINDS, Question, chat, make_list, make_question
@@ -215,10 +215,7 @@ def main() -> None:
     finally:
         for server in servers.values():
             server.stop()
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(options.out, rows)
     plot(rows, options.out.with_suffix(".png"))
 
 
