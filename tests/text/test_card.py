@@ -50,6 +50,14 @@ def test_at_depth_six_no_task_loses_a_hundredth_with_any_capture():
     assert round(max(ends), 3) == 0.007
 
 
+def test_the_noise_of_bf16_is_that_of_the_results():
+    with (RESULTS / "text_noise.csv").open(encoding="utf-8") as file:
+        found = {row["task"]: row for row in csv.DictReader(file)}
+    agreement, look_up = (float(found[task]["agree"]) for task in ("continuation", "look-up"))
+    assert f"continuation is {agreement:.2f} and that of look-up {look_up:.2f}" in CARD
+    assert {row["rows"] for row in found.values()} == {"32"}
+
+
 def test_the_table_of_modes_counts_right_answers():
     with (RESULTS / "text_modes.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
