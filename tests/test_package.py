@@ -75,9 +75,6 @@ def unsafe(name: Path, tree: ast.Module) -> list[str]:
     return found
 
 
-# --- imports and layers ------------------------------------------------------------------------------------------
-
-
 def test_no_second_copy_of_a_module():
     """`import runtime` would load every class again beside `shoal.runtime`."""
     wrong = {str(name): [m for m in imported(name, tree) if within(m, *FOLDERS)] for name, tree in modules()}
@@ -248,8 +245,6 @@ def test_radix_cache_loads_nothing_of_the_rest():
     assert names & {"torch", "transformers", "shoal.runtime", "shoal.kernels", "shoal.frontend"} == set()
 
 
-# --- dependencies ------------------------------------------------------------------------------------------------
-
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTION = {"zmq": "pyzmq"}
 OURS = {"shoal", "tests", "benchmarks", "common"}
@@ -299,9 +294,6 @@ def test_every_dependency_has_a_pinned_version():
     assert {plain(line) for group in groups for line in group} - pinned == set()
 
 
-# --- safety ------------------------------------------------------------------------------------------------------
-
-
 def test_nothing_unpickles_or_runs_remote_code():
     found = {str(name): unsafe(name, tree) for name, tree in modules()}
     assert {name: what for name, what in found.items() if what} == {}
@@ -331,9 +323,6 @@ def test_no_paths_of_one_machine():
     assert found == []
 
 
-# --- sizes -------------------------------------------------------------------------------------------------------
-
-
 def test_repository_is_small():
     sizes = {str(name): (ROOT / name).stat().st_size for name in files()}
     assert {name: size for name, size in sizes.items() if size > MAX_FILE_BYTES} == {}
@@ -341,13 +330,11 @@ def test_repository_is_small():
 
 
 def test_files_are_short():
-    folders = ("radix_cache", "kernels", "frontend", "shoal", "tests")
+    folders = (*FOLDERS, "shoal", "tests")
     own = [name for name, _ in modules() if name.parts[0] in folders]
     lines = {str(name): len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in own}
     assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
 
-
-# --- wheel and sdist ---------------------------------------------------------------------------------------------
 
 BUILD = "import sys; from setuptools import build_meta as b; print(getattr(b, 'build_' + sys.argv[1])(sys.argv[2]))"
 
