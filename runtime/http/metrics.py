@@ -78,7 +78,9 @@ class Metrics:
 
         def histogram(name: str, words: str, buckets: tuple[float, ...]) -> Histogram:
             labels = ["model_name", "outcome"]
-            return Histogram(f"shoal:{name}", words, labels, buckets=buckets, registry=self.registry)
+            made = Histogram(f"shoal:{name}", words, labels, buckets=buckets, registry=self.registry)
+            made.labels(model_name, "stop")  # so that it shows before the first request
+            return made
 
         self.first_text = histogram("time_to_first_token_seconds", "Until the first committed text.", _SECONDS)
         self.total = histogram("e2e_request_latency_seconds", "Whole requests.", _SECONDS)
@@ -108,7 +110,21 @@ class Metrics:
     def render(self, stats: SchedulerStats | None) -> bytes:
         """The text exposition; without the scheduler's numbers if no scheduler answers."""
         self._stats.stats = stats
-        return generate_latest(self.registry)
+        return generate_latest(_NotEmpty(self.registry))
+
+
+class _NotEmpty:
+    """The families of a registry that have samples.
+
+    A family with labels has none until its first observation. Routers that merge the metrics of several servers take
+    such a family for one without labels, and refuse to merge it with one that has them.
+    """
+
+    def __init__(self, registry: CollectorRegistry):
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        return (family for family in self._registry.collect() if family.samples)
 
 
 class RequestWatch:
