@@ -9,6 +9,7 @@ A null or an empty value asks for nothing and is always accepted. Names that the
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,7 @@ SERVED: Mapping[str, tuple[str, ...]] = {
 """For each place the names that it honours."""
 _STRICT = (SAMPLING, SCORE)
 _MOST_NAMES = 100
+_LONGEST_NAME = 128
 _warned: set[tuple[str, str]] = set()
 
 
@@ -63,12 +65,18 @@ def _check_unknown(place: str, name: str, value: Any) -> None:
     served = SERVED[place]
     if place in _STRICT:
         raise bad_request(name, f"{name} is no field of {place}{did_you_mean(name, served)}")
-    near = nearest_name(name, served, MISSPELT)
+    near = _misspelt(place, name[:_LONGEST_NAME])
     if near is not None:
         raise bad_request(name, f"{name} is no field of {place}; did you mean {near}?")
     if value is not False and (place, name) not in _warned and len(_warned) < _MOST_NAMES:
         _warned.add((place, name))
         logger.warning("Ignored a field of %s that this server does not know: %s", place, shown(name))
+
+
+@functools.lru_cache(4096)
+def _misspelt(place: str, name: str) -> str | None:
+    """The field of a place that a name resembles: compared once, for each of a thousand messages may have it."""
+    return nearest_name(name, SERVED[place], MISSPELT)
 
 
 def _why(field: Field, place: str) -> str:

@@ -30,6 +30,9 @@ async def prepared(state: ServerState, request: Request, batch: Batch) -> Batch:
     if len(batch.inputs) == 1 and is_within_model(state.config, info, 1):
         return batch
     firsts = batch.inputs[:: batch.n]
+    for item in firsts:
+        if item.sampling.max_new_tokens >= info.max_tokens:  # no prompt fits before it: its error is the answer
+            return replace(batch, inputs=(item,))
     prompts = [
         as_parts(item.prompt, item.sampling.split_special_tokens) if isinstance(item.prompt, str) else item.prompt
         for item in firsts

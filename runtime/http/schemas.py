@@ -8,7 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 _MAX_INT = 2**31 - 1
 Id = Annotated[int, Field(ge=-1, le=_MAX_INT)]
-Ids = list[Id]
+_First = Field(fail_fast=True)
+"""Of a list: one wrong item is enough, for millions may be."""
+Ids = Annotated[list[Id], _First]
+Strings = Annotated[list[str], _First]
+Objects = Annotated[list[dict[str, Any]], _First]
+ListOfIds = Annotated[list[Ids], _First]
 Number = int | float
 
 
@@ -27,7 +32,7 @@ class Body(BaseModel):
 class Routing(Body):
     """Fields of every generating route besides its prompt."""
 
-    rid: Annotated[str | list[str] | None, Field(description="Id of the request, or one for each prompt.")] = None
+    rid: Annotated[str | Strings | None, Field(description="Id of the request, or one for each prompt.")] = None
     cache_mode: Annotated[
         str | None, Field(description="none, prefix, dual, lm or bicache; the server's default when absent.")
     ] = None
@@ -39,7 +44,7 @@ class Routing(Body):
     n: Annotated[int | None, Field(description="Answers for each prompt.")] = None
     temperature: Annotated[Number | None, Field(description="0 takes the most probable token.")] = None
     seed: Annotated[int | None, Field(description="Of the draws, with a temperature.")] = None
-    stop: Annotated[str | list[str] | None, Field(description="Strings that end the text.")] = None
+    stop: Annotated[str | Strings | None, Field(description="Strings that end the text.")] = None
     ignore_eos: Annotated[bool | None, Field(description="Go on to the end of the canvas.")] = None
     block_length: Annotated[int | None, Field(description="Canvas positions decoded together.")] = None
     steps: Annotated[int | None, Field(description="Forward passes for the whole canvas.")] = None
@@ -58,10 +63,10 @@ class Routing(Body):
 class GenerateBody(Routing):
     """Body of /generate."""
 
-    text: Annotated[str | list[str] | None, Field(description="Prompt or prompts, as they are.")] = None
-    input_ids: Annotated[Ids | list[Ids] | None, Field(description="Prompt or prompts as token ids.")] = None
+    text: Annotated[str | Strings | None, Field(description="Prompt or prompts, as they are.")] = None
+    input_ids: Annotated[Ids | ListOfIds | None, Field(description="Prompt or prompts as token ids.")] = None
     canvas: Annotated[
-        Ids | list[Ids | None] | None,
+        Ids | Annotated[list[Ids | None], _First] | None,
         Field(
             description="Canvas template, or one for each prompt: token ids that stay as they are, -1 for a mask. Its "
             "length takes the place of max_new_tokens; the reply has `holes`."
@@ -74,7 +79,7 @@ class GenerateBody(Routing):
         ),
     ] = None
     sampling_params: Annotated[
-        dict[str, Any] | list[dict[str, Any]] | None,
+        dict[str, Any] | Objects | None,
         Field(description="max_new_tokens, temperature, stop, stop_token_ids, ignore_eos, n and the diffusion knobs."),
     ] = None
 
@@ -84,7 +89,7 @@ class ScoreBody(Body):
 
     text: Annotated[str | None, Field(description="Prompt, as it is.")] = None
     input_ids: Annotated[Ids | None, Field(description="Prompt as token ids.")] = None
-    choices: Annotated[list[str] | list[Ids], Field(description="Texts or token ids to score behind the prompt.")]
+    choices: Annotated[Strings | ListOfIds, Field(description="Texts or token ids to score behind the prompt.")]
     method: Annotated[str, Field(description="pseudo or one_shot: see docs/frontend.md for the formulas.")] = "pseudo"
     cache_mode: Annotated[str | None, Field(description="As for /generate.")] = None
     cache_salt: Annotated[str | None, Field(description="As for /generate.")] = None
@@ -107,7 +112,7 @@ class CompletionBody(Routing):
     """Body of /v1/completions."""
 
     model: Annotated[str | None, Field(description="Any name is taken; one model is served.")] = None
-    prompt: Annotated[str | list[str] | Ids | list[Ids], Field(description="Text, token ids, or a list of either.")]
+    prompt: Annotated[str | Strings | Ids | ListOfIds, Field(description="Text, token ids, or a list of either.")]
     max_tokens: Annotated[int | None, Field(description="Canvas length; 16 when absent.")] = None
     echo: Annotated[bool | None, Field(description="Put the prompt before the text.")] = None
     stream_options: StreamOptions | None = None
@@ -117,14 +122,14 @@ class ChatMessage(Body):
     """One message of a chat."""
 
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Objects | None = None
 
 
 class ChatBody(Routing):
     """Body of /v1/chat/completions."""
 
     model: Annotated[str | None, Field(description="Any name is taken; one model is served.")] = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_tokens: Annotated[int | None, Field(description="Canvas length.")] = None
     max_completion_tokens: Annotated[int | None, Field(description="Canvas length; goes before max_tokens.")] = None
     stream_options: StreamOptions | None = None
@@ -143,10 +148,10 @@ class Part(Body):
 class TokenizeBody(Body):
     """Body of /tokenize: a prompt or prompts, chat messages, or the parts of one text."""
 
-    prompt: str | list[str] | None = None
-    messages: list[ChatMessage] | None = None
+    prompt: str | Strings | None = None
+    messages: Annotated[list[ChatMessage], _First] | None = None
     parts: Annotated[
-        list[Part] | None,
+        Annotated[list[Part], _First] | None,
         Field(description="Text in pieces that are tokenized as one; those with split_special_tokens are data."),
     ] = None
     add_special_tokens: bool = True
@@ -156,7 +161,7 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """Body of /detokenize."""
 
-    tokens: Ids | list[Ids]
+    tokens: Ids | ListOfIds
     skip_special_tokens: bool = True
 
 
@@ -165,7 +170,7 @@ class ProfileBody(Body):
 
     output_dir: Annotated[str | None, Field(description="Folder for the trace; --profile-dir when absent.")] = None
     num_steps: Annotated[int | None, Field(description="Scheduling steps after which it ends by itself.")] = None
-    activities: Annotated[list[str] | None, Field(description="CPU, GPU; both when absent.")] = None
+    activities: Annotated[Strings | None, Field(description="CPU, GPU; both when absent.")] = None
     with_stack: Annotated[bool | None, Field(description="Record Python's call stacks.")] = None
     record_shapes: Annotated[bool | None, Field(description="Record the shapes of operators' inputs.")] = None
     start_step: Annotated[int | None, Field(description="Not supported: null or 0.")] = None

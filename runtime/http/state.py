@@ -31,8 +31,14 @@ class ServerState:
         warm: the warm-up request is done.
         draining: the server is about to end; requests in flight go on.
         started: wall-clock seconds since the epoch, for `created` fields.
+<<<<<<< HEAD
         probe: of /health_generate.
         digest_key: key of the digests that replace salts; a plain hash of a tenant's name could be guessed.
+=======
+        probe: what /health_generate asks.
+        large_bodies: held by the request whose large body is looked at.
+        digest_key: of the digests that stand for salts; a plain hash of a tenant's name could be guessed.
+>>>>>>> e0b2373 (A JSON body's entries are bounded before anything looks at each of them)
     """
 
     service: Service
@@ -42,6 +48,7 @@ class ServerState:
     warm: bool = False
     draining: bool = False
     started: float = field(default_factory=time.time)
+    large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)
     digest_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     probe: SharedProbe = field(init=False)
 

@@ -15,12 +15,13 @@ from ..api_error import ApiError, bad_request
 from ..batch import check_unicode
 from ..field_table import ABORT, PROFILE
 from ..fields import check_fields
+from ..json_body import JSONBodyRoute
 from ..replies import JSONReply
 from ..schemas import AbortBody, ProfileBody
 from ..state import ServerState, is_admin, ready_state, server_state
 from ..wording import shown
 
-router = APIRouter(tags=["administration"])
+router = APIRouter(tags=["administration"], route_class=JSONBodyRoute)
 _MAX_WAIT_S = 600.0
 
 

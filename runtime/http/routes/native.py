@@ -15,6 +15,7 @@ from ..api_error import bad_request
 from ..batch import Batch, adopt_routing, knobs_of, make_batch, merged, names_of
 from ..field_table import CUSTOM, GENERATE, SAMPLING
 from ..fields import check_fields
+from ..json_body import JSONBodyRoute
 from ..preparation import prepared
 from ..replies import JSONReply, meta_info
 from ..schemas import GenerateBody
@@ -22,7 +23,7 @@ from ..sse import EventStream, event
 from ..state import ServerState, ready_state
 from ..wording import shown
 
-router = APIRouter(tags=["native"])
+router = APIRouter(tags=["native"], route_class=JSONBodyRoute)
 
 
 @router.post("/generate", summary="Generate text for a prompt or for a list of them")

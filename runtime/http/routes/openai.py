@@ -14,6 +14,7 @@ from ..api_error import ApiError, bad_request
 from ..batch import Batch, adopt_routing, chat_messages, knobs_of, make_batch, merged, names_of
 from ..field_table import CHAT, COMPLETIONS, KWARGS, STREAM_OPTIONS
 from ..fields import check_fields
+from ..json_body import JSONBodyRoute
 from ..preparation import prepared
 from ..replies import JSONReply, diffusion_info, usage
 from ..schemas import ChatBody, CompletionBody, StreamOptions
@@ -22,7 +23,7 @@ from ..state import ServerState, ready_state, server_state
 from ..wording import shown
 
 COMPLETION_MAX_TOKENS = 16
-router = APIRouter(tags=["openai"])
+router = APIRouter(tags=["openai"], route_class=JSONBodyRoute)
 Ready = Annotated[ServerState, Depends(ready_state)]
 MakeChoice = Callable[[int, str, RequestOutput | None], dict[str, Any]]
 

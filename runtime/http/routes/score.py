@@ -20,12 +20,13 @@ from ..api_error import bad_request
 from ..batch import check_unicode, routing_of, single_rid
 from ..field_table import SCORE
 from ..fields import check_fields
+from ..json_body import JSONBodyRoute
 from ..preparation import encode_all
 from ..replies import JSONReply
 from ..schemas import ScoreBody
 from ..state import ServerState, ready_state
 
-router = APIRouter(tags=["native"])
+router = APIRouter(tags=["native"], route_class=JSONBodyRoute)
 _AT_A_TIME = 16
 """Most scoring requests of one call that the scheduler holds, so that other clients get turns."""
 _TOKENS_AT_A_TIME = 1024

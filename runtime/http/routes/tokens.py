@@ -12,11 +12,12 @@ from ..api_error import bad_request
 from ..batch import chat_messages, check_unicode
 from ..field_table import DETOKENIZE, TOKENIZE
 from ..fields import check_fields
+from ..json_body import JSONBodyRoute
 from ..replies import JSONReply
 from ..schemas import DetokenizeBody, TokenizeBody
 from ..state import ServerState, ready_state
 
-router = APIRouter(tags=["tokenization"])
+router = APIRouter(tags=["tokenization"], route_class=JSONBodyRoute)
 Ready = Annotated[ServerState, Depends(ready_state)]
 
 
