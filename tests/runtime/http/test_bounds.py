@@ -15,9 +15,12 @@ import httpx
 import pytest
 
 from shoal.runtime.http.api_error import ApiError
+from shoal.runtime.http.batch import Batch
 from shoal.runtime.http.config import ServerConfig
 from shoal.runtime.http.cost import check_work
+from shoal.runtime.http.preparation import prepared
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.service.service import GenerateInput
 
 from .process import ServerProcess, metric_values, wait_for, wait_idle
 
@@ -77,6 +80,17 @@ def test_lengths_are_left_to_the_models_maximum_where_that_is_stricter():
     check_work(ServerConfig(), info(640), [[1]], [SamplingParams(max_new_tokens=10**9)], 1, "prompt")
 
 
+async def test_a_canvas_that_fits_no_prompt_is_refused_before_any_prompt_is_tokenized():
+    """Its own error is the answer of the whole batch."""
+    state: Any = SimpleNamespace(service=SimpleNamespace(info=info(640)), config=ServerConfig())
+    inputs = tuple(
+        GenerateInput(rid=f"r{i}", prompt="red", sampling=SamplingParams(max_new_tokens=n), stream=False)
+        for i, n in enumerate((8, 639, 640))
+    )
+    request: Any = None
+    assert (await prepared(state, request, Batch("r", inputs, 1))).inputs == inputs[2:]
+
+
 @contextmanager
 def held(server: ServerProcess, role: str) -> Iterator[None]:
     """A process does nothing inside."""
@@ -110,20 +124,27 @@ def test_what_is_tokenized_is_under_way_and_can_be_aborted(server, client, route
     wait_idle(client)
 
 
-@pytest.mark.parametrize("member", ["scores", "scores-3"])
-def test_a_running_score_that_is_aborted_gets_an_error_of_its_own(server, client, member):
-    """By the request's id, and by the id of one of the forwards that it is made of."""
-    body = {"input_ids": [80, 81, 82], "choices": [[83] * 40, [84] * 24], "rid": "scores", "cache_mode": "none"}
-    replies: list[httpx.Response] = []
+@pytest.mark.parametrize(
+    ("member", "choices"), [("scores", [[83] * 40, [84] * 24]), ("scores-0", [[83]])], ids=["whole", "forward"]
+)
+def test_a_running_score_that_is_aborted_gets_an_error_of_its_own(server, client, member, choices):
+    """By the request's id, and by the id of the one forward that it is made of, behind another request's forward."""
+    body = {"input_ids": [80, 81, 82], "choices": choices, "rid": "scores", "cache_mode": "none"}
+    other = {"text": "red", "max_new_tokens": 8, "steps": 1, "block_length": 8}
+    replies: dict[str, httpx.Response] = {}
+    threads = [
+        threading.Thread(target=lambda: replies.update(other=client.post("/generate", json=other))),
+        threading.Thread(target=lambda: replies.update(score=client.post("/score", json=body))),
+    ]
     with server.worker_held():
-        thread = threading.Thread(target=lambda: replies.append(client.post("/score", json=body)))
-        thread.start()
-        if member == "scores":
-            wait_for(lambda: client.get("/get_load").json()[0]["num_reqs"])
-            assert client.post("/abort_request", json={"rid": member}).json() == {"aborted": 1}
-    if member != "scores":
-        wait_for(lambda: client.post("/abort_request", json={"rid": member}).json()["aborted"] or replies)
-    thread.join(60)
-    assert replies[0].status_code == 400, replies[0].text
-    assert replies[0].json()["error"]["type"] == "RequestAbortedError"
+        threads[0].start()
+        wait_for(lambda: client.get("/get_load").json()[0]["num_reqs"])
+        threads[1].start()
+        wait_for(lambda: client.post("/abort_request", json={"rid": member}).json() == {"aborted": 1})
+        client.get("/get_load").raise_for_status()  # the scheduler's answer: it has the abort too
+    for thread in threads:
+        thread.join(60)
+    assert replies["other"].status_code == 200
+    assert replies["score"].status_code == 400, replies["score"].text
+    assert replies["score"].json()["error"]["type"] == "RequestAbortedError"
     wait_idle(client)
