@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from .hostile import MIXED, REFUSED, Attack
+from .hostile import BODIES, MIXED, REFUSED, UNANSWERED, Attack, large
 from .process import ServerProcess, held_pages, metric_values, wait_idle
 
 FLAGS = ("--kv-cache-tokens", "4096", "--max-running-requests", "8", "--max-queued-requests", "64",
@@ -88,7 +88,7 @@ class Soak:
         return [self._normal] * NORMAL_CLIENTS
 
     async def _normal(self) -> None:
-        async with httpx.AsyncClient(base_url=self._server.url, timeout=120) as client:
+        async with httpx.AsyncClient(base_url=self._server.url, verify=False, timeout=120) as client:
             while True:
                 route, body = self._chooser.choice(NORMAL)
                 start = time.monotonic()
@@ -118,9 +118,11 @@ class Soak:
     async def _one_of_each(self) -> None:
         """What a process takes once, and the pool's pages touched, are no growth."""
         self._phase = "warm-up"
+        for name in BODIES:
+            large(name)
         for attack in (*MIXED, *REFUSED, *REFUSED):
             await self._attack(attack)
-        async with httpx.AsyncClient(base_url=self._server.url, timeout=120) as client:
+        async with httpx.AsyncClient(base_url=self._server.url, verify=False, timeout=120) as client:
             for number in range(16):
                 body = {"text": f"{number} " * 150, "max_new_tokens": 8, "steps": 1, "block_length": 8}
                 await client.post("/generate", json=body)
@@ -129,7 +131,7 @@ class Soak:
     # What is watched
 
     async def _watch(self) -> None:
-        async with httpx.AsyncClient(base_url=self._server.url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=self._server.url, verify=False, timeout=60) as client:
             while True:
                 now = round(time.monotonic() - self._start, 1)
                 for role, megabytes in self._resident().items():
@@ -160,12 +162,14 @@ class Soak:
             values = metric_values(client)
         failed = sum(v for k, v in values.items() if k.startswith("shoal:http_requests_total") and 'status="500"' in k)
         seen = sum(replies["500"] for replies in self._replies.values())
+        answered = sum(self._replies[attack.__name__]["200"] for attack in UNANSWERED)
         normal = {phase: _latency(self._latencies[phase]) for phase in PHASES}
         unanswered = sum(n for status, n in self._replies["normal"].items() if not status.isdigit())
         ratio = normal["refused"]["p99_s"] / max(normal["quiet"]["p99_s"], 1e-9)
         growth = {role: after[role] - MEMORY_SLACK_MB - MEMORY_FACTOR * before[role] for role in before}
         criteria = [
             _criterion("replies_500", max(failed, seen), 0),
+            _criterion("refusable_requests_with_a_200", answered, 0),
             _criterion("orphans", orphans, 0),
             _criterion("normal_requests_without_reply", unanswered, 0),
             _criterion("memory_growth_mb_over_limit", round(max(0.0, *growth.values()), 1), 0),
