@@ -113,8 +113,6 @@ async def _http_error(request: Request, error: Any) -> Response:
         allowed = ", ".join(_methods(request))
         message = f"{request.method} is not allowed on {path}; it takes {allowed}"
         return _reply(request, ApiError(405, message, kind="MethodNotAllowedError"), {"allow": allowed})
-    if isinstance(error.__cause__, ApiError):  # of a body that was parsed
-        return _reply(request, error.__cause__)
     if error.status_code == 400:
         reason = f"the body can't be read: {unreadable(error.__cause__)}"
         return _reply(request, ApiError(400, reason, param="body"))

@@ -18,7 +18,9 @@ from typing import Any
 
 import msgspec
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
 from .api_error import ApiError, bad_request
 from .state import ServerState, server_state
@@ -41,7 +43,17 @@ class JSONBodyRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def bounded(request: Request) -> Response:
-            return await handle(_JSONRequest(request.scope, request.receive))
+            try:
+                return await handle(_JSONRequest(request.scope, request.receive))
+            except (HTTPException, RequestValidationError) as error:
+                # FastAPI's frame holds the error, whose traceback holds the frame, and with it the body, until the
+                # garbage collector runs.
+                cause, error.__traceback__ = error.__cause__, None
+                if cause is not None:
+                    cause.__traceback__ = None
+                if isinstance(cause, ApiError):
+                    raise cause from None
+                raise
 
         return bounded
 
@@ -53,9 +65,12 @@ class _JSONRequest(Request):
             state = server_state(self)
             body, bound = await self.body(), EntryBound.of(state)
             async with _turn(state.large_bodies if len(body) > _LARGE_BYTES else None):
-                bound.check_bytes(body)
-                self._json = parsed(body)
-                bound.check(self._json)
+                value, error = bound.load(body)
+            if error is not None:
+                # The exception may live on in a cycle of frames until the garbage collector runs.
+                self._body = body = b""
+                raise error
+            self._json = value
         return self._json
 
 
@@ -101,6 +116,24 @@ class EntryBound:
         """The bound of a server."""
         max_tokens = state.service.info.max_tokens if state.service.status.state == "up" else 0
         return cls(1000 + 32 * state.config.max_batch + 8 * max_tokens, max_tokens)
+
+    def load(self, body: bytes) -> tuple[Any, Exception | None]:
+        """The value of a body that passes all checks, or what is wrong with it: an error that does not hold the body.
+
+        That is an ApiError, or one of `parsed`.
+        """
+        try:
+            self.check_bytes(body)
+            value = parsed(body)
+            self.check(value)
+            return value, None
+        except json.JSONDecodeError as error:
+            found: Exception = json.JSONDecodeError(error.msg, "", 0)
+            found.pos = error.pos  # type: ignore[attr-defined]
+            return None, found
+        except (ApiError, ValueError, RecursionError) as error:
+            error.__context__ = None
+            return None, error.with_traceback(None)
 
     def check_bytes(self, body: bytes) -> None:
         """The number of lists, objects and members of objects, before they are made."""

@@ -27,18 +27,18 @@ _ANSWER_S = 10.0
 class ServerState:
     """One server.
 
-    Attributes:
-        warm: the warm-up request is done.
-        draining: the server is about to end; requests in flight go on.
-        started: wall-clock seconds since the epoch, for `created` fields.
-<<<<<<< HEAD
-        probe: of /health_generate.
-        digest_key: key of the digests that replace salts; a plain hash of a tenant's name could be guessed.
-=======
-        probe: what /health_generate asks.
-        large_bodies: held by the request whose large body is looked at.
-        digest_key: of the digests that stand for salts; a plain hash of a tenant's name could be guessed.
->>>>>>> e0b2373 (A JSON body's entries are bounded before anything looks at each of them)
+        Attributes:
+            warm: the warm-up request is done.
+            draining: the server is about to end; requests in flight go on.
+            started: wall-clock seconds since the epoch, for `created` fields.
+    <<<<<<< HEAD
+            probe: of /health_generate.
+            digest_key: key of the digests that replace salts; a plain hash of a tenant's name could be guessed.
+    =======
+            probe: what /health_generate asks.
+            large_bodies: held by the request whose large body is looked at.
+            digest_key: of the digests that stand for salts; a plain hash of a tenant's name could be guessed.
+    >>>>>>> e0b2373 (A JSON body's entries are bounded before anything looks at each of them)
     """
 
     service: Service

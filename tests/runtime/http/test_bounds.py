@@ -19,8 +19,8 @@ from shoal.runtime.http.batch import Batch
 from shoal.runtime.http.config import ServerConfig
 from shoal.runtime.http.cost import check_work
 from shoal.runtime.http.preparation import prepared
+from shoal.runtime.request.input import GenerateInput
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.service.service import GenerateInput
 
 from .process import ServerProcess, metric_values, wait_for, wait_idle
 

@@ -144,6 +144,16 @@ def test_what_stands_in_strings_is_not_counted(body):
     BOUND.check_bytes(body)
 
 
+@pytest.mark.parametrize("body", [b"[" + b"1.5, " * 101 + b"1]", b'{"a": "' + b"x" * 5000 + b'"', b"9" * 5000])
+def test_an_error_does_not_hold_the_body(body):
+    """Exceptions live on in cycles of frames until the garbage collector runs; bodies have megabytes."""
+    value, error = BOUND.load(body)
+    assert value is None
+    assert error is not None
+    assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None)
+    assert all(not isinstance(held, str | bytes) or len(held) < 500 for held in vars(error).values())
+
+
 @pytest.mark.parametrize(
     "body",
     [b"[1, -0, 1.0, 1E5, 1e400, 0.1]", b"[NaN, -Infinity]", b'{"a": 1, "a": 2}', b'"\\ud800\\u0000"', b"\xef\xbb\xbf{}",

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shoal.runtime.errors import RequestTimeoutError, ShoalError
 from shoal.runtime.http.metrics import Metrics
 from shoal.runtime.request.output import FinishReason, RequestOutput, Timings
-from shoal.runtime.service.stats import SchedulerStats
+from shoal.runtime.request.stats import SchedulerStats
 
 
 def labels(exposition: bytes) -> dict[str, set[frozenset[str]]]:
