@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..attention.batch import AttentionBatch
 from ..dispatch import kernel
+from .head_norm import HeadNorm
 from .rope import apply_rope
 from .row_norm import RowNorm
 
@@ -18,7 +19,7 @@ from .row_norm import RowNorm
 def rope_write_kv(
     q: Tensor, k: Tensor, v: Tensor, cos_table: Tensor, sin_table: Tensor, positions: Tensor, rows: Tensor,
     batch: AttentionBatch, band: int, layer_pages: Tensor, *, q_out: Tensor | None = None, k_out: Tensor | None = None,
-    norm: RowNorm | None = None, bias: Tensor | None = None,
+    norm: RowNorm | None = None, bias: Tensor | None = None, head_norm: HeadNorm | None = None,
 ) -> Tensor:  # fmt: skip
     """Rotate q and k by the tokens' positions; write k, rotated, and v to the pages of the tokens' requests.
 
@@ -36,12 +37,16 @@ def rope_write_kv(
         k_out: where the rotated k goes beside the pages (k itself: in place); nowhere by default.
         norm: q, k and v were computed from hidden states that were not normalised; they are scaled first, in fp32.
         bias: [heads + 2 kv_heads, head_dim], of q, k and v in this order, added after the scaling.
+        head_norm: norms of q and k per head, in fp32, after scaling and bias and before the rotation.
 
     Returns the rotated q.
     """
     q_out = torch.empty_like(q, memory_format=torch.contiguous_format) if q_out is None else q_out
     if norm is not None or bias is not None:
         q, k, v = _projected(q, k, v, norm, bias)
+    if head_norm is not None:
+        head_norm.check(q.shape[2])
+        q, k = head_norm.apply(q, k)
     at = torch.nonzero(positions >= 0)[:, 0]
     where = positions[at].long()
     page_size = layer_pages.shape[2]

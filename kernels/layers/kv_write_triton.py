@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention.batch import AttentionBatch
+from .head_norm import HeadNorm
 from .row_norm import RowNorm
 from .row_norm_triton import norm_arguments, row_factor
 
@@ -34,14 +35,26 @@ def _project(left, right, factor, bias_ptr, heads, dims, mask, HALF: tl.constexp
     return left, right
 
 
+@triton.jit
+def _head_norm(left, right, weight_ptr, dims, eps, HALF: tl.constexpr):
+    """Both halves of heads, fp32, after the heads' norm; left alone where there is none."""
+    if weight_ptr is not None:
+        squares = tl.sum(left * left, axis=2, keep_dims=True) + tl.sum(right * right, axis=2, keep_dims=True)
+        scale = 1.0 / tl.sqrt(squares / (2 * HALF) + eps)
+        left *= scale * tl.load(weight_ptr + dims).to(tl.float32)
+        right *= scale * tl.load(weight_ptr + dims + HALF).to(tl.float32)
+    return left, right
+
+
 @triton.jit(do_not_specialize=["num_tokens", "band_offset"])
 def _rope_write_kernel(
     q_ptr, k_ptr, v_ptr, q_out_ptr, k_out_ptr, cos_ptr, sin_ptr, pages_ptr, bias_ptr, hidden_ptr,
+    q_norm_ptr, k_norm_ptr,
     positions_ptr, rows_ptr, tables_ptr, slots_ptr,
     num_tokens, num_heads, num_kv_heads, slot_stride, band_offset,
     q_stride_token, q_stride_head, k_stride_token, k_stride_head, v_stride_token, v_stride_head,
     q_out_stride_token, q_out_stride_head, k_out_stride_token, k_out_stride_head, cos_stride, sin_stride,
-    stride_page, stride_kv, stride_slot, stride_head, stride_dim, hidden_stride, hidden_cols, eps,
+    stride_page, stride_kv, stride_slot, stride_head, stride_dim, hidden_stride, hidden_cols, eps, head_eps,
     PAGE_SIZE: tl.constexpr, HALF: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_HEADS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -67,6 +80,7 @@ def _rope_write_kernel(
         left = tl.load(q_ptr + at, mask=mask, other=0.0)
         right = tl.load(q_ptr + at + HALF, mask=mask, other=0.0)
         left, right = _project(left, right, factor, bias_ptr, heads, dims, mask, HALF)
+        left, right = _head_norm(left, right, q_norm_ptr, dims, head_eps, HALF)
         angle = position.to(tl.int64)[:, None, None]
         cos = tl.load(cos_ptr + angle * cos_stride + dims, mask=real[:, None, None], other=0.0)
         sin = tl.load(sin_ptr + angle * sin_stride + dims, mask=real[:, None, None], other=0.0)
@@ -101,6 +115,7 @@ def _rope_write_kernel(
         left = tl.load(k_ptr + at, mask=mask, other=0.0)
         right = tl.load(k_ptr + at + HALF, mask=mask, other=0.0)
         left, right = _project(left, right, factor, bias_ptr, first + heads, dims, mask, HALF)
+        left, right = _head_norm(left, right, k_norm_ptr, dims, head_eps, HALF)
         angle = position.to(tl.int64)[:, None, None]
         cos = tl.load(cos_ptr + angle * cos_stride + dims, mask=real[:, None, None], other=0.0)
         sin = tl.load(sin_ptr + angle * sin_stride + dims, mask=real[:, None, None], other=0.0)
@@ -117,7 +132,8 @@ def _rope_write_kernel(
 def rope_write_kv_triton(
     q: Tensor, k: Tensor, v: Tensor, cos_table: Tensor, sin_table: Tensor, positions: Tensor, rows: Tensor,
     batch: AttentionBatch, band: int, layer_pages: Tensor, *, q_out: Tensor | None = None, k_out: Tensor | None = None,
-    norm: RowNorm | None = None, bias: Tensor | None = None, block: tuple[int, int] | None = None,
+    norm: RowNorm | None = None, bias: Tensor | None = None, head_norm: HeadNorm | None = None,
+    block: tuple[int, int] | None = None,
 ) -> Tensor:  # fmt: skip
     """`rope_write_kv`; reads nothing of the batch on the host. k_out needs the pool's dtype.
 
@@ -148,6 +164,10 @@ def rope_write_kv_triton(
             raise ValueError(f"block {block}: with a norm a tile holds one token")
     if bias is not None and (bias.numel() != (heads + 2 * kv_heads) * head_dim or not bias.is_contiguous()):
         raise ValueError(f"bias {tuple(bias.shape)} must be contiguous, [{heads + 2 * kv_heads}, {head_dim}]")
+    q_norm, k_norm, head_eps = None, None, 0.0
+    if head_norm is not None:
+        head_norm.check(head_dim)
+        q_norm, k_norm, head_eps = head_norm.q_weight, head_norm.k_weight, head_norm.eps
     if tokens:
         usual = (1, 8) if norm is not None else (4, 8) if tokens > 512 else (4, 2)
         block_tokens, block_heads = block or usual
@@ -157,11 +177,11 @@ def rope_write_kv_triton(
         grid = (triton.cdiv(tokens, block_tokens), chunks)
         num_warps = 4 if norm is not None or block_tokens * block_heads * head_dim >= 4096 else 2
         _rope_write_kernel[grid](
-            q, k, v, q_out, k_out, cos_table, sin_table, layer_pages, bias, hidden,
+            q, k, v, q_out, k_out, cos_table, sin_table, layer_pages, bias, hidden, q_norm, k_norm,
             positions, rows, batch.page_tables, batch.slots, tokens, heads, kv_heads,
             batch.page_tables.stride(0), band * batch.page_tables.stride(1),
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *q_out.stride()[:2], *k_to.stride()[:2],
-            cos_table.stride(0), sin_table.stride(0), *layer_pages.stride(), stride, width, eps,
+            cos_table.stride(0), sin_table.stride(0), *layer_pages.stride(), stride, width, eps, head_eps,
             PAGE_SIZE=page_size, HALF=head_dim // 2, BLOCK_TOKENS=block_tokens, BLOCK_HEADS=block_heads,
             BLOCK_COLUMNS=block_columns, num_warps=num_warps,
         )  # fmt: skip

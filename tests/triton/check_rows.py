@@ -11,6 +11,7 @@ from shoal.kernels.attention.batch import AttentionBatch
 from shoal.kernels.layers import kv_write_triton, swiglu_triton
 from shoal.kernels.layers.embed import embed
 from shoal.kernels.layers.embed_triton import embed_triton
+from shoal.kernels.layers.head_norm import HeadNorm
 from shoal.kernels.layers.kv_write import rope_write_kv
 from shoal.kernels.layers.rms_norm_triton import rms_norm_triton
 from shoal.kernels.layers.rope import rope_table
@@ -135,9 +136,12 @@ def test_swiglu_behind_a_norm_that_was_put_off(hidden_columns, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("with_norm", "with_bias"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("with_norm", "with_bias", "per_head"),
+    [(True, False, False), (False, True, False), (True, True, False), (False, False, True), (True, True, True)],
+)
 @pytest.mark.parametrize(("tokens", "heads", "kv_heads", "head_dim"), [(41, 12, 2, 64), (2, 9, 9, 128)])
-def test_rope_behind_a_norm_that_was_put_off(tokens, heads, kv_heads, head_dim, with_norm, with_bias, dtype):
+def test_rope_behind_a_norm_that_was_put_off(tokens, heads, kv_heads, head_dim, with_norm, with_bias, per_head, dtype):
     qkv = fresh(tokens, heads + 2 * kv_heads, head_dim, dtype=dtype)
     hidden, bias = fresh(tokens, 1100, dtype=dtype) * 3, fresh(heads + 2 * kv_heads, head_dim, dtype=dtype)
     wide = qkv.double()
@@ -145,6 +149,12 @@ def test_rope_behind_a_norm_that_was_put_off(tokens, heads, kv_heads, head_dim, 
         wide = wide * (hidden.double().square().mean(1) + 0.1).rsqrt()[:, None, None]
     if with_bias:
         wide = wide + bias.double()
+    head_norm = HeadNorm(fresh(head_dim, dtype=dtype), fresh(head_dim, dtype=dtype), 0.2) if per_head else None
+    if head_norm is not None:
+        normed = wide * (wide.square().mean(2, keepdim=True) + 0.2).rsqrt()
+        q_normed, k_normed = normed[:, :heads], normed[:, heads : heads + kv_heads]
+        scaled = [q_normed * head_norm.q_weight.double(), k_normed * head_norm.k_weight.double()]
+        wide = torch.cat([*scaled, wide[:, heads + kv_heads :]], dim=1)
     positions, rows = torch.randperm(150)[:tokens], torch.randint(0, 2, (tokens,))
     positions[tokens // 2] = -1
     batch = tables(2, 3, 10, 24)
@@ -156,7 +166,8 @@ def test_rope_behind_a_norm_that_was_put_off(tokens, heads, kv_heads, head_dim, 
     pages = batch.page_tables[batch.slots[rows[real]].long().cpu(), 2, (positions[real] // 16).to(DEVICE)].long()
     offsets = (positions[real] % 16).to(DEVICE)
     there = [x.to(DEVICE, torch.int32) for x in (positions, rows)]
-    options: dict[str, Any] = {"norm": RowNorm(hidden, 0.1) if with_norm else None, "bias": bias if with_bias else None}
+    options: dict[str, Any] = {"norm": RowNorm(hidden, 0.1) if with_norm else None, "bias": bias if with_bias else None,
+                               "head_norm": head_norm}  # fmt: skip
     original = qkv.clone()
     functions: list[Any] = [rope_write_kv.reference, kv_write_triton.rope_write_kv_triton]
     for function in functions:

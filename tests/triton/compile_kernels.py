@@ -32,6 +32,7 @@ from shoal.kernels.attention.shared_triton import shared_attention_triton
 from shoal.kernels.attention.tiling import SM_90_SHARED_MEMORY
 from shoal.kernels.attention.triton import attention_triton
 from shoal.kernels.layers.embed_triton import embed_triton
+from shoal.kernels.layers.head_norm import HeadNorm
 from shoal.kernels.layers.kv_write_triton import rope_write_kv_triton
 from shoal.kernels.layers.rms_norm_triton import rms_norm_triton
 from shoal.kernels.layers.row_norm import RowNorm
@@ -97,8 +98,9 @@ def attention(
 
 
 def kv_write(
-    dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int, norm: bool = False, bias: bool = False
-) -> None:
+    dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int, norm: bool = False, bias: bool = False,
+    per_head: bool = False,
+) -> None:  # fmt: skip
     qkv = torch.empty((tokens, heads + 2 * kv_heads, head_dim), dtype=dtype)
     table = torch.empty((4096, head_dim // 2))
     at = torch.zeros(tokens, dtype=torch.int32)
@@ -107,9 +109,11 @@ def kv_write(
     k_out = k if tokens > 1000 else None
     put_off = RowNorm(torch.empty((tokens, 3584), dtype=dtype), 1e-5) if norm else None
     vector = torch.empty(qkv.shape[1:], dtype=dtype) if bias else None
+    weight = torch.empty(head_dim, dtype=dtype)
     rope_write_kv_triton(
-        q, k, v, table, table, at, at, batch_of(2, 256), 1, pool[:, 1], k_out=k_out, norm=put_off, bias=vector
-    )
+        q, k, v, table, table, at, at, batch_of(2, 256), 1, pool[:, 1], k_out=k_out, norm=put_off, bias=vector,
+        head_norm=HeadNorm(weight, weight, 1e-6) if per_head else None,
+    )  # fmt: skip
 
 
 def shared(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, page_size: int) -> None:
@@ -155,6 +159,8 @@ for _name, _dtype in DTYPES.items():
         case(f"{_at}-shared-mha", shared, _dtype, _dim, 32, 32, 16)
         case(f"{_at}-kv-write-long", kv_write, _dtype, _dim, 32, 32, 5000)
         case(f"{_at}-kv-write-norm", kv_write, _dtype, _dim, 28, 4, 32, True, True)
+        case(f"{_at}-kv-write-heads", kv_write, _dtype, _dim, 16, 8, 32, True, False, True)
+        case(f"{_at}-kv-write-heads-long", kv_write, _dtype, _dim, 16, 8, 5000, False, False, True)
     for _requests, _tokens in ((1, 32), (2, 600), (2, 4512)):
         case(f"{_name}-256-attention-{_tokens}", attention, _dtype, 256, 16, 16, _tokens, 64, _tokens > 4000, _requests)
     case(f"{_name}-256-shared", shared, _dtype, 256, 16, 16, 64)

@@ -56,9 +56,6 @@ def check_model(model: ModelConfig) -> None:
             f"{model.architecture!r} has experts, which shoal runs on a CPU only so far: start it with device 'cpu'"
         )
         raise ModelLoadError(message, field="device", value="cuda", limit="cpu")
-    if model.qk_norm:
-        message = f"{model.architecture!r} norms queries and keys, which shoal does on a CPU only so far: device 'cpu'"
-        raise ModelLoadError(message, field="device", value="cuda", limit="cpu")
 
 
 def max_block_length(model: ModelConfig, default: int) -> int:

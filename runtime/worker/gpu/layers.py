@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ....kernels.attention.groups import SharedGroups
 from ....kernels.attention.reference import attention, shared_attention
+from ....kernels.layers.head_norm import HeadNorm
 from ....kernels.layers.kv_write import rope_write_kv
 from ....kernels.layers.rms_norm import rms_norm
 from ....kernels.layers.rope import rope_table
@@ -85,9 +86,13 @@ class FusedLayers:
         qkv = x.view(hidden.shape[0], heads + 2 * kv_heads, config.head_dim)
         band, pages = self.kv.layer(index)
         q, k, v = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
+        head_norm = None
+        if weights.q_norm is not None and weights.k_norm is not None:
+            head_norm = HeadNorm(weights.q_norm, weights.k_norm, config.rms_norm_eps)
         rope_write_kv(
             q, k, v, self._cos, self._sin, at.positions, at.requests, at.batch, band, pages, q_out=q,
             k_out=k if at.whole else None, norm=norm, bias=bias,
+            head_norm=head_norm,
         )  # fmt: skip
         return q, k, v
 

@@ -13,6 +13,7 @@ from shoal import SamplingParams
 from shoal.runtime.config import CacheMode
 from shoal.runtime.errors import ModelLoadError
 from shoal.runtime.model.registry import FAMILIES
+from shoal.runtime.worker.gpu.build import check_model
 
 from ..model.checkpoints import write_folder
 from ..model.oracle import (
@@ -26,7 +27,8 @@ from ..model.oracle import (
     oracle_logits,
     random_state_dict,
 )
-from ..tiny import EOS, MASK, VOCABULARY, assert_nothing_lost, make_engine, tokens, write_tokenizer
+from ..tiny import EOS, MASK, VOCABULARY, assert_nothing_lost, make_engine, tokens, worker_of, write_tokenizer
+from ..worker.test_cuda_worker import on_cuda_path
 
 MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache")
 TINY: dict[str, dict[str, Any]] = {
@@ -94,6 +96,29 @@ def test_every_mode_and_batch(model):
             assert hit.cached_tokens == (12 if mode in ("lm", "bicache") else 0), mode
             assert len(hit.token_ids) == 16
         assert_nothing_lost(engine)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_the_path_of_a_gpu_gives_the_same_answers_or_refuses(model, fold):
+    """Its layers and reference kernels, on the CPU; folded norms are put off into the kernel that norms heads."""
+    _, _, folder = model
+    params = SamplingParams(max_new_tokens=16, steps=8, ignore_eos=True)
+    prompts = [tokens(20, seed=1), tokens(13, seed=2)]
+    answers = []
+    for cuda in (False, True):
+        with make_engine(folder, depth=2) as engine:
+            if engine.model_config.num_experts:
+                with pytest.raises(ModelLoadError, match="CPU only"):
+                    check_model(engine.model_config)
+                return
+            check_model(engine.model_config)
+            if fold:
+                worker_of(engine).executor.decoder.fold_norms()
+            if cuda:
+                on_cuda_path(engine)
+            for mode in ("none", "bicache"):
+                answers.append([output.token_ids for output in engine.generate(prompts, params, cache_mode=mode)])
+    assert answers[:2] == answers[2:]
 
 
 def test_an_adapter_and_the_mask_are_options_of_the_engine(tmp_path):
