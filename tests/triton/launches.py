@@ -5,7 +5,7 @@ What must not happen between a forward's plan and its read-back (a look at devic
 there. Graphs are not captured: the body is run where it would be, and a replay does nothing.
 
 Prints a line of JSON: {"compiled": number, "served": number, "late": [...], "errors": [...], "seed": number}.
-Arguments: heads, kv heads, head dimension, most requests, block, page size, `llada` or `dream`, `hopper` or `portable`,
+Arguments: heads, kv heads, head dimension, most requests, block, page size, a family, `hopper` or `portable`,
 and a seed, if it should not be a random one.
 """
 
@@ -108,6 +108,7 @@ def make_worker(heads: int, kv_heads: int, head_dim: int, most: int, block: int,
         head_dim=head_dim, intermediate_size=12288, vocab_size=126464, embedding_size=126464,
         max_position_embeddings=POSITIONS, rope_theta=1e6, rms_norm_eps=1e-5, qkv_bias=family == "dream",
         tie_word_embeddings=False, shift_logits=family == "dream", mask_token_id=60, eos_token_id=3, pad_token_id=3,
+        qk_norm=family == "a2d-qwen3",
     )  # fmt: skip
     dtype = torch.bfloat16
     decoder = loader.load_model(model, dtype=dtype, device="meta", load_format="dummy")
@@ -180,8 +181,7 @@ def main(words: list[str]) -> None:
     triton.runtime.driver.set_active(TargetOnly())
     compiled, launched, described = record_compilations()
     pretend(words[7] == "hopper")
-    family = "dream" if words[6] == "dream" else "llada"
-    worker = make_worker(heads, kv_heads, head_dim, most, block, page_size, family)
+    worker = make_worker(heads, kv_heads, head_dim, most, block, page_size, words[6])
     warm = len(described)
     launched.clear()
     seed = int(words[8]) if len(words) > 8 else random.randrange(1 << 30)

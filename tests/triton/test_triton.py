@@ -118,6 +118,7 @@ def test_attention_compiles_for_gpus_with_less_shared_memory(architecture, kib, 
 @needs_triton
 @pytest.mark.parametrize("model", [
     "32 32 128 32 32 64 llada hopper 0", "28 4 128 48 32 16 dream portable 1", "4 4 64 100 16 64 llada portable 2",
+    "16 8 128 8 32 64 a2d-qwen3 hopper 3",
 ])  # fmt: skip
 def test_serving_launches_no_kernel_that_the_warm_up_has_not_compiled(model):
     """Nor does it look at the device's memory, between plan and read-back, or mix devices."""
