@@ -38,7 +38,7 @@ def scheduling(repeats: int) -> list[Row]:
                 sampling = SamplingParams(max_new_tokens=512, block_length=512, ignore_eos=True)
                 spec = RequestSpec(
                     rid=str(made), prompt=prompt, sampling=sampling, cache_mode="bicache", cache_salt="",
-                    block_length=BLOCK, seed=1,
+                    block_length=BLOCK, seed=1, stop_ids=frozenset(),
                 )  # fmt: skip
                 scheduler.add(Request(spec, TextStream(None)))
             begin = time.perf_counter()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.request.sampling_params import SamplingParams
+from ...runtime.request.sampling_params import RULES, SamplingParams
 from ...runtime.text.chat_markers import ChatMarkers
 from ...runtime.text.parts import TextPart
 from ..backend import Call, Filled, Reply, Scored
@@ -49,13 +49,20 @@ class EngineBackend:
 
     async def generate(self, call: Call) -> Reply:
         """See Backend."""
-        output = await self.engine.async_generate(list(call.tokens), call.sampling, **self._of(call))
+        output = await self.engine.async_generate(list(call.tokens), self._sampling(call), **self._of(call))
         return _reply(output, call)
 
     async def stream(self, call: Call) -> AsyncGenerator[Reply, None]:
         """See Backend."""
-        async for output in self.engine.async_stream(list(call.tokens), call.sampling, **self._of(call)):
+        async for output in self.engine.async_stream(list(call.tokens), self._sampling(call), **self._of(call)):
             yield _reply(output, call)
+
+    def _sampling(self, call: Call) -> SamplingParams:
+        """The call's parameters over the engine's defaults."""
+        given = {name: getattr(call.sampling, name) for name in (*call.given, "max_new_tokens", "block_length")}
+        if any(name in given for name in RULES):
+            given = {**dict.fromkeys(RULES), **given}
+        return replace(self.engine.default_sampling_params, **given)
 
     def _of(self, call: Call) -> dict[str, Any]:
         canvas = None if call.canvas is None else list(call.canvas)

@@ -24,7 +24,7 @@ class CanvasState:
         block_masks: int32 [slots], masks in the block when it was entered.
         block_step: int32 [slots], commits made in the block so far.
         nfe: int32 [slots], commits made in all; ~nfe once logits were not finite.
-        steps_per_block: int32 [slots], fixed quota: forwards of a block; 0 without.
+        steps_per_block: int32 [slots], fixed quota: forwards of the current block; 0 without.
         bounds: fp32 [slots, width], without a quota: the n most confident masks are committed as long as the n-th has
             confidence >= bounds[n - 1]; see `acceptance_bounds`. width is the longest block.
         takes_last: int32 [slots], 1 with `factor`: where all masks of the block but one are committed, that one is too.

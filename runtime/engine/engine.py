@@ -56,6 +56,11 @@ class Engine:
         self.core = EngineCore(self.config)
         self._loop = self.core.loop
 
+    @property
+    def default_sampling_params(self) -> SamplingParams:
+        """Of prompts for which none are given: generation_config.json's, and at most 1,024 new tokens."""
+        return self.core.parts.facts.default_sampling
+
     # Generation
 
     @overload
@@ -93,13 +98,13 @@ class Engine:
         single = is_single(prompts)
         if single:
             return [self._request(prompts, sampling_params, options)], True
-        return self.core.take(inputs_of(prompts, sampling_params, **options)), False
+        return self.core.take(inputs_of(prompts, sampling_params, self.default_sampling_params, **options)), False
 
     def _request(self, prompt: Prompt, sampling_params: Any, options: RequestOptions) -> Request:
         """As `_requests`, of what is one prompt whatever it looks like."""
         if options.get("canvas") is not None:
             options = {**options, "canvas": cast(Any, [options["canvas"]])}
-        return self.core.take(inputs_of([prompt], sampling_params, **options))[0]
+        return self.core.take(inputs_of([prompt], sampling_params, self.default_sampling_params, **options))[0]
 
     def _run(self, requests: list[Request], on_output: Listener | None = None) -> list[RequestOutput]:
         """Terminal outputs of requests, in their order."""

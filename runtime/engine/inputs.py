@@ -36,8 +36,7 @@ class RequestOptions(ScoreOptions, total=False):
         canvas: a template: token ids, and -1 for a mask; for a list of prompts a list with a template or None for each.
             Fixed tokens stay as they are, the runs of -1 (holes) are filled, and `RequestOutput.holes` has each one's
             text, cut at its own first EOS. The canvas is decoded to its end; its length takes the place of
-            max_new_tokens (so a block_length has to divide it; for all holes to be filled together, give the length
-            itself).
+            max_new_tokens (for all holes to be filled together, give it as block_length).
     """
 
     canvas: Sequence[int] | Sequence[Sequence[int] | None] | None
@@ -59,13 +58,15 @@ def is_single(prompts: Any) -> bool:
 def inputs_of(
     prompts: Sequence[Prompt],
     sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+    default: SamplingParams,
     *,
     cache_mode: CacheMode | None = None,
     cache_salt: str = "",
     shared_prefix: int = 0,
     canvas: Any = None,
 ) -> list[GenerateInput]:
-    """A request for each prompt. `canvas` is None, or a list with a template or None for each.
+    """A request for each prompt. `canvas` is None, or a list with a template or None for each. `default` is for prompts
+    without sampling parameters; its canvas may become shorter.
 
     Raises InvalidRequestError for lists that do not go with the prompts, TypeError for an unknown option.
     """
@@ -79,18 +80,20 @@ def inputs_of(
         GenerateInput(
             prompt=prompt, sampling=sampling, cache_mode=cache_mode, cache_salt=cache_salt, canvas=template,
             shared_prefix=shared_prefix,
-            names=FieldNames(f"prompts[{index}]", "max_new_tokens" if template is None else "canvas"),
+            names=FieldNames(
+                f"prompts[{index}]", "max_new_tokens" if template is None else "canvas", sampling_params is not None
+            ),
         )
         for index, (prompt, sampling, template) in enumerate(
-            zip(prompts, _sampling(sampling_params, count), canvas, strict=True)
+            zip(prompts, _sampling(sampling_params, default, count), canvas, strict=True)
         )
     ]  # fmt: skip
 
 
-def _sampling(given: Any, count: int) -> list[SamplingParams]:
+def _sampling(given: Any, default: SamplingParams, count: int) -> list[SamplingParams]:
     """Sampling parameters for each of so many prompts."""
     if given is None or isinstance(given, SamplingParams):
-        return [given or SamplingParams()] * count
+        return [given or default] * count
     if not _is_list(given):
         message = f"sampling_params is {shorten(given)}; it must be a SamplingParams, or one for each prompt"
         raise InvalidRequestError(message, field="sampling_params", value=given)

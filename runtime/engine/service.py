@@ -79,7 +79,7 @@ class LocalService:
             markers = markers_error(error)
         return ServiceInfo.of(
             self._config, core.parts.facts, has_tokenizer=tokenizer is not None, has_chat_template=template,
-            chat_markers=markers,
+            chat_markers=markers, end_ids=() if tokenizer is None else tokenizer.end_ids(),
         )  # fmt: skip
 
     async def generate(self, request: GenerateInput) -> AsyncGenerator[RequestOutput, None]:

@@ -17,6 +17,7 @@ from ..service.service import MAX_PRIORITY
 from .api_error import bad_request
 from .cost import check_work
 from .decoding import KNOBS, sampling_params
+from .defaults import Defaults
 from .field_table import MESSAGE
 from .fields import check_fields
 from .schemas import ChatMessage, Routing, ScoreBody
@@ -38,9 +39,12 @@ class Batch:
 
 def make_batch(
     state: ServerState, request: Request, body: Routing, prompts: Sequence[Prompt], values: Sequence[Mapping[str, Any]],
-    names: Sequence[FieldNames], default_max_new_tokens: int,
+    names: Sequence[FieldNames], default_max_new_tokens: int | None = None,
 ) -> Batch:  # fmt: skip
-    """The inputs for `prompts` with sampling fields `values` and names for errors (one each). Raises ApiError."""
+    """The inputs for `prompts` with sampling fields `values` and names for errors (one each). Raises ApiError.
+
+    `default_max_new_tokens`: the route's own.
+    """
     config = state.config
     if len(prompts) > config.max_batch:
         message = f"{names[0].prompt_field} has {len(prompts)} prompts; this server takes at most {config.max_batch}"
@@ -52,10 +56,10 @@ def make_batch(
     if len(prompts) * n > config.max_batch:
         words = f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} answers"
         raise bad_request("n", f"{words}; this server gives at most {config.max_batch} in one request")
-    block = state.service.info.block_length
-    params = [
-        sampling_params(v, config, default_max_new_tokens, block, f.length) for v, f in zip(values, names, strict=True)
-    ]
+    defaults = Defaults.of(config, state.service.info).values
+    if default_max_new_tokens is not None:
+        defaults["max_new_tokens"] = default_max_new_tokens
+    params = [sampling_params(v, config, defaults, f.length) for v, f in zip(values, names, strict=True)]
     check_work(config, state.service.info, prompts, params, n, names[0].prompt_field, names[0].length)
     for prompt, name, chosen in zip(prompts, names, params, strict=True):
         _check_seeds(chosen, n)

@@ -42,13 +42,16 @@ class ServerConfig:
             each choice.
         max_new_tokens_limit: largest max_new_tokens. None: what the model's length allows.
         default_max_new_tokens: canvas length of requests that give none on /generate and the chat route
-            (/v1/completions takes 16, as OpenAI does); never over max_new_tokens_limit.
-        default_steps: forward passes for the canvas of requests that give neither steps, threshold nor factor;
-            rounded to what the blocks of their canvas allow.
-        default_threshold: confidence threshold of such requests.
+            (/v1/completions takes 16, as OpenAI does); less where no more fits, and never over max_new_tokens_limit.
+            None: what the model's generation_config.json says, else 1024.
+        default_steps: forward passes for the canvas of requests that give neither steps, threshold nor factor.
+        default_threshold: confidence threshold of such requests. None for all three: what generation_config.json says,
+            else a threshold of 0.9.
         default_factor: factor of such requests.
-        default_strategy: what confidence is, for requests that give no strategy.
-        default_temperature: temperature of requests that give none. 0 takes the most probable token.
+        default_strategy: what confidence is, for requests that give no strategy. None: what generation_config.json
+            says, else low_confidence.
+        default_temperature: temperature of requests that give none; 0 takes the most probable token. None: what
+            generation_config.json says, else 0.
         max_priority: largest `priority` that a request may ask for. Only the admin key may ask for more.
         request_timeout_s: seconds after which a request that gives no timeout_s is ended. None: never.
         max_request_timeout_s: largest timeout_s that a request may ask for.
@@ -87,12 +90,12 @@ class ServerConfig:
     max_request_forwards: int = 1 << 20
     max_score_forwards: int = 1 << 12
     max_new_tokens_limit: int | None = None
-    default_max_new_tokens: int = 128
+    default_max_new_tokens: int | None = None
     default_steps: int | None = None
     default_threshold: float | None = None
     default_factor: float | None = None
-    default_strategy: str = "low_confidence"
-    default_temperature: float = 0.0
+    default_strategy: str | None = None
+    default_temperature: float | None = None
     max_priority: int = 0
     request_timeout_s: float | None = None
     max_request_timeout_s: float = 3600.0
@@ -132,9 +135,9 @@ class ServerConfig:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 OPTION.refuse("allowed_origins", origin, "SCHEME://HOST or SCHEME://HOST:PORT without a path, or *")
         limits = ("max_batch", "max_request_tokens", "max_request_forwards", "max_score_forwards")
-        for name in ("max_body_bytes", "max_headers", "max_n", *limits, "keep_alive_s", "default_max_new_tokens"):
+        for name in ("max_body_bytes", "max_headers", "max_n", *limits, "keep_alive_s"):
             OPTION.integer(name, getattr(self, name), 1)
-        for name in ("max_new_tokens_limit", "max_connections"):
+        for name in ("max_new_tokens_limit", "max_connections", "default_max_new_tokens"):
             if getattr(self, name) is not None:
                 OPTION.integer(name, getattr(self, name), 1)
         OPTION.integer("max_header_bytes", self.max_header_bytes, 1024)
@@ -160,14 +163,15 @@ class ServerConfig:
 
     def check_for(self, max_tokens: int) -> None:
         """Raise ConfigError for a default that no request could have: it takes at most `max_tokens` tokens in all."""
-        if self.default_max_new_tokens >= max_tokens:
+        if self.default_max_new_tokens is not None and self.default_max_new_tokens >= max_tokens:
             limit = f"at most {max_tokens - 1}: a request may have {max_tokens} tokens here, prompt and canvas"
             OPTION.refuse("default_max_new_tokens", self.default_max_new_tokens, limit)
 
     def decoding_defaults(self) -> dict[str, Any]:
-        """Sampling parameters of requests that say nothing about them (max_new_tokens is not among them)."""
-        names = ("steps", "threshold", "factor", "strategy", "temperature")
-        return {name: getattr(self, f"default_{name}") for name in names}
+        """Sampling parameters that flags set for requests that say nothing about them."""
+        names = ("max_new_tokens", "steps", "threshold", "factor", "strategy", "temperature")
+        values = {name: getattr(self, f"default_{name}") for name in names}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def names(value: str | None) -> tuple[str, ...]:

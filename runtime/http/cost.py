@@ -30,7 +30,9 @@ def check_work(
     for prompt, sampling in zip(prompts, params, strict=True):
         prompt_tokens += len(prompt) if _is_tokens(prompt) else 0
         canvas_tokens += sampling.max_new_tokens
-        forwards += max(1, sampling.steps or sampling.max_new_tokens)
+        blocks = -(-sampling.max_new_tokens // (sampling.block_length or info.block_length))
+        steps = sampling.steps or sampling.max_new_tokens
+        forwards += max(1, min(max(steps, blocks), sampling.max_new_tokens))
     positions, limit = n * (prompt_tokens + canvas_tokens), config.max_request_tokens
     if positions > limit and not is_within_model(config, info, n * len(prompts)):
         if n * prompt_tokens <= limit:

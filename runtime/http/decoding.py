@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidRequestError
-from ..request.sampling_params import SamplingParams, fitting_steps
+from ..request.sampling_params import RULES, SamplingParams
 from .api_error import ApiError, bad_request
 from .config import ServerConfig
 from .wording import in_client_words, shown
@@ -22,16 +22,14 @@ _GREEDY_BELOW = 1e-5
 def sampling_params(
     values: Mapping[str, Any],
     config: ServerConfig,
-    default_max_new_tokens: int,
-    block_length: int,
+    defaults: Mapping[str, Any],
     length_name: str = "max_new_tokens",
 ) -> SamplingParams:
     """Sampling parameters: the request's fields over the server's defaults. Ignores other fields.
 
     `temperature` below 1e-5 is greedy; `sampling_seed` is another name of `seed`. Greedy decoding accepts any top_p,
     top_k and min_p, which change nothing there; with a temperature only their neutral values are accepted.
-    `block_length` is the default. Defaults adapt to the rest: a default length to the client's
-    block_length, default steps to the canvas.
+    `defaults` are the sampling parameters of requests that give none.
     Raises ApiError (400) in the client's words: it calls the canvas's length `length_name`.
     """
     values = {name: value for name, value in values.items() if value is not None}
@@ -39,48 +37,29 @@ def sampling_params(
         value = values.get(name)
         if isinstance(value, int) and abs(value) > _LARGEST:  # may be too large for a float
             raise bad_request(name, f"{name} is {shown(value)}; it must be at most {_LARGEST}")
-    chosen = {name: value for name, value in config.decoding_defaults().items() if value is not None}
-    if any(name in values for name in ("steps", "threshold", "factor")):
-        for name in ("steps", "threshold", "factor"):
+    chosen = dict(defaults)
+    if any(name in values for name in RULES):
+        for name in RULES:
             chosen.pop(name, None)
-    chosen["max_new_tokens"] = _default_length(values.get("block_length"), default_max_new_tokens, config)
+    if config.max_new_tokens_limit is not None:
+        chosen["max_new_tokens"] = min(chosen["max_new_tokens"], config.max_new_tokens_limit)
     chosen.update((name, values[name]) for name in _KNOWN if name in values)
     seeds = [values[name] for name in ("seed", "sampling_seed") if name in values]
     if seeds:
         chosen["seed"] = seeds[0]
     if len(seeds) > 1 and seeds[0] != seeds[1]:
         raise bad_request("seed", f"seed is {shown(seeds[0])} and sampling_seed {shown(seeds[1])}; send one of them")
-    temperature = chosen["temperature"]
+    temperature = chosen.get("temperature", 0.0)
     if isinstance(temperature, int | float) and 0 <= temperature < _GREEDY_BELOW:
         chosen["temperature"] = temperature = 0.0
     _check_truncation(values, greedy=temperature == 0)
     _check_length(chosen["max_new_tokens"], config, length_name)
-    if "steps" in chosen and "steps" not in values:
-        _fit_steps(chosen, block_length)
     try:
         return SamplingParams(**chosen)
     except InvalidRequestError as error:
         names = {"max_new_tokens": length_name, "seed": "seed" if "seed" in values else "sampling_seed"}
         message, field = in_client_words(error, names)
         raise ApiError(400, message, param=field) from error
-
-
-def _default_length(block_length: Any, default: int, config: ServerConfig) -> int:
-    """The default length as whole blocks of the client's block_length, and within the server's limit."""
-    limit = config.max_new_tokens_limit
-    length = default if limit is None else min(default, limit)
-    if not isinstance(block_length, int) or block_length < 1:
-        return length
-    return max(length // block_length, 1) * block_length
-
-
-def _fit_steps(chosen: dict[str, Any], block_length: int) -> None:
-    """Fit default steps to the request's canvas."""
-    length, own = chosen["max_new_tokens"], chosen.get("block_length", block_length)
-    if all(isinstance(value, int) and value >= 1 for value in (length, own)) and length <= _LARGEST:
-        chosen["steps"] = fitting_steps(chosen["steps"], length, own)
-    else:
-        del chosen["steps"]
 
 
 def _check_truncation(values: Mapping[str, Any], greedy: bool) -> None:

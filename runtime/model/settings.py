@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ..config import EngineConfig
 from ..errors import ConfigError, ModelLoadError
 from ..text.tokenizer import Tokenizer
 from .config import ModelConfig
+from .generation_config import read_generation_config
 from .registry import family_named
 
 logger = logging.getLogger(__name__)
@@ -137,13 +137,7 @@ def check_pool(config: EngineConfig, kv_pages: int, num_bands: int, block_length
 
 def default_block_length(folder: Path) -> int:
     """`block_length` of the model's generation_config.json; 32 if it has none."""
-    path = folder / "generation_config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        message = f"generation_config.json in {str(folder)!r} can't be read: {error}"
-        raise ModelLoadError(message, field="generation_config.json", value=str(path), limit="a JSON object") from error
-    value = values.get("block_length") if isinstance(values, dict) else None
+    value = read_generation_config(folder).get("block_length")
     if value is None:
         return DEFAULT_BLOCK_LENGTH
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,10 +77,10 @@ class Child:
 
     def ready(
         self, facts: Facts | None = None, has_tokenizer: bool = False, has_chat_template: bool = False,
-        chat_markers: dict[str, Any] | None = None,
+        chat_markers: dict[str, Any] | None = None, end_ids: Sequence[int] = (),
     ) -> None:  # fmt: skip
         """Say that this process is ready."""
-        self.tell(Ready(self.spec.role, facts, has_tokenizer, has_chat_template, chat_markers))
+        self.tell(Ready(self.spec.role, facts, has_tokenizer, has_chat_template, chat_markers, list(end_ids)))
 
     def reply(self, number: int, answer: Callable[[], Any]) -> None:
         """Answer question `number` with the result of `answer`, or with the shoal error that it raises."""

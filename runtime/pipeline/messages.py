@@ -206,13 +206,14 @@ class Reply(_Message):
 
 
 class Ready(_Message):
-    """A process is ready. The worker's has `facts`."""
+    """A process is ready. The worker's has `facts`, the tokenizer's all else; `end_ids`: see `Tokenizer.end_ids`."""
 
     role: Role
     facts: Facts | None = None
     has_tokenizer: bool = False
     has_chat_template: bool = False
     chat_markers: dict[str, Any] | None = None
+    end_ids: list[int] = msgspec.field(default_factory=list)
 
 
 class Failed(_Message):

@@ -35,5 +35,5 @@ class RollCall:
         tokenizer = self._ready["tokenizer"]
         return ServiceInfo.of(
             config, facts, has_tokenizer=tokenizer.has_tokenizer, has_chat_template=tokenizer.has_chat_template,
-            chat_markers=tokenizer.chat_markers or PLAIN.to_json(),
+            chat_markers=tokenizer.chat_markers or PLAIN.to_json(), end_ids=tokenizer.end_ids,
         )  # fmt: skip

@@ -80,7 +80,10 @@ class TokenizerProcess:
                 logger.warning("%s", error)
                 markers = markers_error(error)
             tokenizer.prepare()
-        self._child.ready(has_tokenizer=tokenizer is not None, has_chat_template=template, chat_markers=markers)
+        self._child.ready(
+            has_tokenizer=tokenizer is not None, has_chat_template=template, chat_markers=markers,
+            end_ids=() if tokenizer is None else tokenizer.end_ids(),
+        )  # fmt: skip
         poller = zmq.Poller()
         poller.register(self._inbox.socket, zmq.POLLIN)
         poller.register(self._long.ready, zmq.POLLIN)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...radix_cache.config import TreeConfig
 from ..model.config import ModelConfig
+from .sampling_params import DEFAULT_MAX_NEW_TOKENS, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,13 +18,15 @@ class Facts:
     Attributes:
         folder: of the model.
         model: its shapes and constants.
-        block_length: default of the sampling parameter.
+        block_length: default of the sampling parameter; `block_length_source` is its source, the flag aside.
         tree: pages, bands and stored depths.
         kv_pages, boundary_pages: sizes of the pools, in pages.
         depth_profile: in use, rounded to whole bands, as `DepthProfile.to_json` gives it.
         device, dtype: in use.
-        max_block_length, max_stop_ids: the worker's limits on block length and on stop tokens (EOS included); None: no
-            limit.
+        max_block_length, max_stop_ids: the worker's limits on block length and on stop tokens (the model's included);
+            None: no limit.
+        eos_ids: every `eos_token_id` of the model's configuration files.
+        generation: sampling parameters that generation_config.json sets for requests that say nothing about them.
     """
 
     folder: str
@@ -36,6 +40,19 @@ class Facts:
     dtype: str
     max_block_length: int | None = None
     max_stop_ids: int | None = None
+    block_length_source: str = "built-in"
+    eos_ids: tuple[int, ...] = ()
+    generation: dict[str, Any] = field(default_factory=dict)
+
+    def stop_ids(self, more: Iterable[int] = ()) -> tuple[int, ...]:
+        """All tokens that end a text, sorted: the model's, and `more` of its tokenizer as far as the model has them."""
+        found = {self.model.eos_token_id, *self.eos_ids, *(t for t in more if 0 <= t < self.model.embedding_size)}
+        return tuple(sorted(found - {self.model.mask_token_id}))
+
+    @property
+    def default_sampling(self) -> SamplingParams:
+        """Of requests that give none: what generation_config.json says, and a canvas as long as fits."""
+        return SamplingParams(**{"max_new_tokens": DEFAULT_MAX_NEW_TOKENS, **self.generation})
 
     @property
     def page_size(self) -> int:

@@ -21,10 +21,11 @@ class AddRequest:
     """Create the canvas of a request: its prompt, then `canvas_length` masks.
 
     `page_table` is int32 [bands, ceil((prompt + canvas) / page_size)]; the worker keeps it until `Release`.
-    `steps_per_block` is the quota of forwards for a block, None when confidence decides. `committed` are the tokens of
+    `block_length` says which block is which: `steps_of_block` gives each its forwards. `committed` are the tokens of
     the first canvas positions when these are no masks any more (a preempted request that starts again).
     `canvas` is a template, int64 [canvas_length]: a token where it is fixed, -1 for a mask. Fixed tokens are never
-    masks, and EOS inside a hole stops nothing; `committed` is empty then.
+    masks; `committed` is empty then. `stop_ids` are the tokens behind which nothing need be decoded: none with a
+    template, whose canvas is decoded to its end.
     """
 
     rid: str
@@ -32,10 +33,16 @@ class AddRequest:
     canvas_length: int
     sampling: SamplingParams
     seed: int
-    steps_per_block: int | None
+    block_length: int
     page_table: Pages
     committed: npt.NDArray[np.int64] = field(default_factory=lambda: NO_TOKENS)
     canvas: npt.NDArray[np.int64] | None = None
+    stop_ids: frozenset[int] = frozenset()
+
+    def steps_of_block(self, start: int) -> int | None:
+        """Quota of forwards for the block that begins at `start` of the whole sequence; None: there is none."""
+        index, blocks = (start - len(self.prompt)) // self.block_length, -(-self.canvas_length // self.block_length)
+        return self.sampling.steps_of_block(index, blocks)
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from ..config import CACHE_MODES, EngineConfig
 from ..errors import InvalidRequestError, ShoalError, shorten
 from ..text.parts import TextPart
 from ..text.tokenizer import Tokenizer
+from .endings import Endings
 from .facts import Facts
 from .field_names import FieldNames
 from .input import GenerateInput, Message
@@ -60,8 +61,9 @@ class Intake:
         self._facts = facts
         self._tokenizer = tokenizer
         if tokenizer is not None:
-            tokenizer.protect((facts.model.mask_token_id, facts.model.eos_token_id))
+            tokenizer.protect((facts.model.mask_token_id, *facts.stop_ids()))
             tokenizer.limit(facts.max_tokens)
+        self._endings = Endings(facts, tokenizer)
         self._ids = itertools.count()
 
     @property
@@ -148,23 +150,25 @@ class Intake:
         if not isinstance(given.cache_salt, str):
             PARAMETER.refuse("cache_salt", given.cache_salt, "a string")
         PARAMETER.integer("shared_prefix", given.shared_prefix, 0)
+        params, stop_ids = self._endings.of(params)
         template = None
         if given.canvas is not None:
             template = self._template(given.canvas, names)
             if params.stop:
                 message = "stop can't be used with a canvas: its holes end at their own EOS or stop_token_ids"
                 raise InvalidRequestError(message, field="stop", value=params.stop, limit=())
-            # The canvas's length decides; a block_length has to divide it as it must max_new_tokens.
             params = replace(params, max_new_tokens=len(template))
         targets = None if given.targets is None else self._targets(given.targets, template)
-        params.check_for(self._facts.block_length, names.length)
         self._check_device_limits(params)
         tokens = self._encode(given.prompt, names.prompt, params.split_special_tokens)
         block_length = params.block_length or self._facts.block_length
+        if not names.length_given and template is None:  # a default is as long as fits
+            room = max(1, self._facts.max_tokens - len(tokens))
+            params = replace(params, max_new_tokens=min(params.max_new_tokens, room))
         # Before anything of the canvas's size is made.
         check_length(
             len(tokens), params.max_new_tokens, model=self._facts.model.max_position_embeddings,
-            pool=self._facts.pool_tokens, masks=block_length, block=params.block_length or 1, names=names,
+            pool=self._facts.pool_tokens, masks=block_length, names=names,
         )  # fmt: skip
         if params.stop and self._tokenizer is None:
             message = "without a tokenizer there is no text that a stop string could be found in"
@@ -177,6 +181,7 @@ class Intake:
             cache_salt=given.cache_salt,
             block_length=block_length,
             seed=params.seed if params.seed is not None else secrets.randbits(63),
+            stop_ids=stop_ids,
             template=template,
             targets=targets,
             shared_prefix=given.shared_prefix,
@@ -187,14 +192,10 @@ class Intake:
 
     def _check_device_limits(self, params: SamplingParams) -> None:
         """Raise InvalidRequestError for what this worker's device can't run."""
-        blocks, ids = self._facts.max_block_length, self._facts.max_stop_ids
-        if blocks is not None and params.block_length is not None and params.block_length > blocks:
+        blocks = self._facts.max_block_length
+        if blocks is not None and min(params.block_length or 0, params.max_new_tokens) > blocks:
             message = f"block_length is {params.block_length}; on this device it may be at most {blocks}"
             raise InvalidRequestError(message, field="block_length", value=params.block_length, limit=blocks)
-        if ids is not None and len(params.stop_token_ids) >= ids:
-            count, most = len(params.stop_token_ids), ids - 1
-            message = f"stop_token_ids has {count} tokens; on this device it may have at most {most}"
-            raise InvalidRequestError(message, field="stop_token_ids", value=count, limit=most)
 
     def _encode(self, prompt: Any, name: str, split: bool | None = None) -> Tokens:
         if isinstance(prompt, str) or (_is_list(prompt) and len(prompt) and all(isinstance(p, dict) for p in prompt)):

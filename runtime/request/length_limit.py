@@ -6,9 +6,7 @@ from ..errors import InvalidRequestError, PoolTooSmallError
 from .field_names import FieldNames
 
 
-def check_length(
-    prompt: int, canvas: int, *, model: int, pool: int, masks: int = 0, block: int = 1, names: FieldNames
-) -> None:
+def check_length(prompt: int, canvas: int, *, model: int, pool: int, masks: int = 0, names: FieldNames) -> None:
     """Raise for a request that is longer than the model or the pool allows.
 
     Args:
@@ -17,7 +15,6 @@ def check_length(
         model: most tokens that the model takes.
         pool: most tokens that the KV pool holds.
         masks: behind a prompt that is only computed.
-        block: the canvas is a multiple of it.
         names: the caller's names for prompt and canvas length.
 
     Raises InvalidRequestError (over the model's maximum) or PoolTooSmallError. The message says which canvas would fit,
@@ -29,11 +26,9 @@ def check_length(
     kind: type[InvalidRequestError | PoolTooSmallError] = InvalidRequestError if total > model else PoolTooSmallError
     where = f"the model's maximum of {model}" if total > model else f"the {pool} that the KV pool holds"
     most = min(model, pool)
-    if names.length in ("canvas", "choices"):
-        block = 1
     called = "a canvas" if names.length == "canvas" else names.length
-    least = canvas if names.length == "choices" else block if canvas else masks
-    room = (most - prompt) // block * block
+    least = canvas if names.length == "choices" else 1 if canvas else masks
+    room = most - prompt
     message = f"{names.prompt} has {_tokens(prompt)} and {_canvas(canvas, masks, names)}: {total}, over {where}; "
     if canvas and names.length != "choices" and room >= least:
         raise kind(f"{message}send {called} of at most {room}", field=names.length, value=total, limit=most)

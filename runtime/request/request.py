@@ -28,7 +28,6 @@ class Request:
         started: its first forward has run since it was admitted last.
         needs_refresh: its next forward starts a block.
         end: canvas positions of its text, once it has ended.
-        stop_ids: tokens that end its text, or each hole of its template.
         scores: log-probabilities of a scoring request's targets.
     """
 
@@ -43,7 +42,6 @@ class Request:
     finish_reason: FinishReason | None = None
     matched_stop: int | str | None = None
     error: ShoalError | None = None
-    stop_ids: frozenset[int] = frozenset()
     scores: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,7 +72,7 @@ class Request:
         start, stop = self.canvas.span()
         return len(self.prompt) + start, len(self.prompt) + stop
 
-    def apply(self, positions: Sequence[int], tokens: Sequence[int], eos: int) -> None:
+    def apply(self, positions: Sequence[int], tokens: Sequence[int]) -> None:
         """Apply commits (positions of the whole sequence), and check whether the request is at its end.
 
         If one differs from a token that was shown, none counts and `canvas.diverged` is set.
@@ -86,12 +84,10 @@ class Request:
         if not canvas.commit([position - len(spec.prompt) for position in positions], tokens):
             return
         before, stop = canvas.frontier, canvas.first_mask()
-        if not self.stop_ids and not spec.sampling.ignore_eos:
-            self.stop_ids = frozenset((eos, *spec.sampling.stop_token_ids))
         if self.end is None and stop > before and spec.template is None:
             for at in range(before, stop):
                 token = canvas.tokens[at]
-                if token in self.stop_ids:
+                if token in spec.stop_ids:
                     self.end, self.finish_reason, self.matched_stop, stop = at, "stop", token, at
                     break
         canvas.frontier = stop
@@ -124,7 +120,7 @@ class Request:
     @property
     def token_ids(self) -> tuple[int, ...]:
         """Committed contiguous tokens (of holes, those before their stop tokens); never fewer than were shown."""
-        return self.canvas.visible(self.stop_ids)
+        return self.canvas.visible(self.spec.stop_ids)
 
     @property
     def num_text_tokens(self) -> int:
@@ -133,11 +129,11 @@ class Request:
 
     def tokens_from(self, start: int) -> tuple[int, Sequence[int]]:
         """(kept, tokens): how many of the first `start` visible tokens remain, and the visible tokens behind them."""
-        return self.canvas.visible_from(start, self.stop_ids)
+        return self.canvas.visible_from(start, self.spec.stop_ids)
 
     def hole_tokens(self) -> list[tuple[int, int, list[int]]]:
         """(start, stop, tokens) of each hole; none of a scoring request."""
-        return [] if self.spec.targets is not None else self.canvas.hole_tokens(self.stop_ids)
+        return [] if self.spec.targets is not None else self.canvas.hole_tokens(self.spec.stop_ids)
 
     def timings(self) -> Timings:
         """Seconds until now."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,10 @@ from ..nearest_name import did_you_mean
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 1024
 DEFAULT_THRESHOLD = 0.9
+DEFAULT_MAX_NEW_TOKENS = 1024
+"""Canvas of a request that names none, where generation_config.json says nothing; or what fits, if that is less."""
+RULES = ("steps", "threshold", "factor")
+"""What decides how many masks a forward commits: one of them."""
 MAX_TEMPERATURE = 1e30
 """Above, noise times temperature overflows fp32. All tokens are equally probable long before."""
 
@@ -25,10 +28,10 @@ class SamplingParams:
 
     Attributes:
         max_new_tokens: canvas length. 0 computes and caches the prompt and generates nothing.
-        block_length: canvas positions decoded together; must divide max_new_tokens. None: the engine's default, with
-            a shorter last block where it does not divide.
-        steps: fixed quota: forward passes for the whole canvas, spread evenly over blocks (must be a multiple of
-            the number of blocks); each commits its share of the block's masks.
+        block_length: canvas positions decoded together; the last block is shorter where it does not divide
+            max_new_tokens. None: the engine's default.
+        steps: fixed quota: forward passes for the whole canvas, spread evenly over its blocks, early ones first; each
+            commits its share of the block's masks. A block takes at least one, and at most one a mask.
         threshold: commit every mask whose confidence is at least this, at least one a pass (Fast-dLLM).
         factor: commit the n most confident masks as long as the n-th has confidence >= 1 - factor / (n + 1)
             (Fast-dLLM), at least one a pass. Where one mask of the block would be left, it is committed too.
@@ -37,9 +40,10 @@ class SamplingParams:
             the best token less that of the second), `entropy` (1 - entropy / log vocabulary) or `random`.
         temperature: 0 takes the most probable token; above, tokens are drawn with Gumbel noise.
         seed: of the draws; the same seed gives the same tokens whatever else runs. None draws one.
-        stop: strings (or one string) that end the text; they are not part of it. Kept as a tuple.
-        stop_token_ids: at most 1,024 token ids that end the text, beside the model's EOS. Kept as a tuple.
-        ignore_eos: go on to the end of the canvas; EOS and stop_token_ids are then ordinary tokens.
+        stop: strings (or one string) that end the text; they are not part of it. One that spells a special token is
+            that token. Kept as a tuple.
+        stop_token_ids: at most 1,024 token ids that end the text, beside the model's own. Kept as a tuple.
+        ignore_eos: go on to the end of the canvas; the model's ends and stop_token_ids are then ordinary tokens.
         split_special_tokens: of a prompt that is text: encode what spells a special token as ordinary text (True), or
             as that token (False); None: the engine's default. Contents of messages are always ordinary text.
     """
@@ -84,7 +88,7 @@ class SamplingParams:
         for name in ("block_length", "steps"):
             if getattr(self, name) is not None:
                 PARAMETER.integer(name, getattr(self, name), 1)
-        chosen = [name for name in ("steps", "threshold", "factor") if getattr(self, name) is not None]
+        chosen = [name for name in RULES if getattr(self, name) is not None]
         if len(chosen) > 1:
             field, value, limit = chosen[1], getattr(self, chosen[1]), "at most one of steps, threshold, factor"
             message = f"{field} is {shorten(value)}, but {chosen[0]} is given too; a request takes {limit}"
@@ -105,35 +109,14 @@ class SamplingParams:
         PARAMETER.flag("ignore_eos", self.ignore_eos)
         if self.split_special_tokens is not None:
             PARAMETER.flag("split_special_tokens", self.split_special_tokens)
-        if self.block_length is not None and self.max_new_tokens % self.block_length:
-            PARAMETER.refuse("block_length", self.block_length, f"a divisor of max_new_tokens = {self.max_new_tokens}")
-        if self.block_length is not None:
-            self._check_steps(self.block_length)
 
     def blocks(self, default_block_length: int) -> tuple[tuple[int, int], ...]:
         """(start, stop) of each block in canvas positions."""
         size = self.block_length or default_block_length
         return tuple((at, min(at + size, self.max_new_tokens)) for at in range(0, self.max_new_tokens, size))
 
-    def check_for(self, default_block_length: int, length_name: str = "max_new_tokens") -> None:
-        """Check what depends on the engine's default block length. Raises InvalidRequestError.
-
-        `length_name`: the caller's name for the canvas's length.
-        """
-        self._check_steps(self.block_length or default_block_length, length_name)
-
-    def _check_steps(self, block_length: int, length_name: str = "max_new_tokens") -> None:
-        if self.steps is None or not self.max_new_tokens:
-            return
-        blocks = math.ceil(self.max_new_tokens / block_length)
-        if self.steps % blocks or self.steps > self.max_new_tokens:
-            limit = f"a multiple of the {blocks} blocks, at most {length_name} = {self.max_new_tokens}"
-            PARAMETER.refuse("steps", self.steps, limit)
-
-
-def fitting_steps(steps: int, max_new_tokens: int, block_length: int) -> int:
-    """The quota nearest to `steps` that a canvas can have: the next multiple of its blocks, at most the largest valid
-    one.
-    """
-    blocks = math.ceil(max_new_tokens / block_length)
-    return min(math.ceil(steps / blocks), max_new_tokens // blocks) * blocks
+    def steps_of_block(self, index: int, blocks: int) -> int | None:
+        """Forward passes for block `index` of so many; None: there is no quota."""
+        if self.steps is None:
+            return None
+        return max(1, self.steps // blocks + (index < self.steps % blocks))

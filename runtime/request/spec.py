@@ -26,6 +26,7 @@ class RequestSpec:
         cache_salt: only requests with the same salt share prefixes.
         block_length: positions of a block.
         seed: of its draws.
+        stop_ids: tokens that end its text, or each hole of its template.
         template: int64 [max_new_tokens], a token where the canvas is fixed and -1 for a mask; None: all masks.
         targets: int64 [n, 2], pairs (position in the canvas, token); makes it a scoring request: one forward gives the
             log-probabilities of the targets, nothing is committed or captured.
@@ -44,6 +45,7 @@ class RequestSpec:
     cache_salt: str
     block_length: int
     seed: int
+    stop_ids: frozenset[int]
     template: Tokens | None = None
     targets: Tokens | None = None
     shared_prefix: int = 0
@@ -68,9 +70,3 @@ class RequestSpec:
     def total_tokens(self) -> int:
         """Prompt and canvas tokens."""
         return len(self.prompt) + self.canvas_length
-
-    @property
-    def steps_per_block(self) -> int | None:
-        """Forward passes for a block when the request has a fixed number of steps."""
-        steps = self.sampling.steps
-        return None if steps is None else steps // max(1, len(self.blocks))

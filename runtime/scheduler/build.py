@@ -23,7 +23,7 @@ def build_scheduler(
     memory = Memory(facts.tree, profile, facts.kv_pages, facts.boundary_pages)
     plans = planner(memory, int(model.shift_logits), config.refresh_interval, config.reuse_margin)
     return Scheduler(
-        memory, plans, worker, eos_token_id=model.eos_token_id,
+        memory, plans, worker,
         max_running_requests=config.max_running_requests, max_queued_requests=config.max_queued_requests,
         max_overtakes=config.max_overtakes,
         max_refresh_tokens=config.max_refresh_tokens, max_steps_per_message=config.max_steps_per_message,

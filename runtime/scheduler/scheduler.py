@@ -43,13 +43,12 @@ class Scheduler:
         planner: plans the forwards of a request.
         worker: runs them.
         auditor: audits hits; None: none are.
-        eos_token_id: ends a text.
         max_running_requests, max_queued_requests, max_overtakes, max_refresh_tokens, max_steps_per_message, policy,
         log_interval, check_invariants: see EngineConfig.
     """
 
     def __init__(
-        self, memory: Memory, planner: ReusePlanner, worker: WorkerLink, *, eos_token_id: int,
+        self, memory: Memory, planner: ReusePlanner, worker: WorkerLink, *,
         max_running_requests: int, max_refresh_tokens: int, max_steps_per_message: int, policy: str,
         check_invariants: bool, max_overtakes: int, max_queued_requests: int | None = None, log_interval: int = 40,
         auditor: Auditor | None = None,
@@ -58,7 +57,6 @@ class Scheduler:
         self.auditor = auditor or Auditor(memory)
         self.planner = planner
         self._worker = worker
-        self._eos = eos_token_id
         self._admission = Admission(memory, planner, policy, max_running_requests, max_queued_requests, max_overtakes)
         self._max_refresh_tokens = max_refresh_tokens
         self._max_steps = max_steps_per_message
@@ -276,8 +274,9 @@ class Scheduler:
         spec, canvas = request.spec, request.canvas
         self._worker.add(
             AddRequest(
-                spec.rid, spec.prompt, spec.canvas_length, spec.sampling, spec.seed, spec.steps_per_block,
+                spec.rid, spec.prompt, spec.canvas_length, spec.sampling, spec.seed, spec.block_length,
                 held(request).page_table, canvas.leading(), canvas.template(),
+                frozenset() if spec.template is not None else spec.stop_ids,
             )
         )  # fmt: skip
 
@@ -333,7 +332,7 @@ class Scheduler:
         tally.nfe += result.nfe
         tally.computed_token_layers += result.token_layers
         request.scores += tuple(result.scores) if request.spec.targets is not None else ()
-        request.apply(result.positions, result.tokens, self._eos)
+        request.apply(result.positions, result.tokens)
         counters.nfe += result.nfe
         counters.computed_token_layers += result.token_layers
         if canvas.diverged:

@@ -86,6 +86,16 @@ class ControlTokens:
         found = (Span(match.start(), match.end(), self._words[match[0]]) for match in self._pattern.finditer(text))
         return [span for span in found if span.token in self.ids]
 
+    def first(self, text: str) -> int | None:
+        """The control token that `text` begins with, behind blanks; None: it begins with something else."""
+        match = self._pattern.match(text.lstrip())
+        token = None if match is None else self._words[match[0]]
+        return token if token in self.ids else None
+
+    def spelling(self, token: int) -> str:
+        """How a control token is spelled."""
+        return str(next(word for word, known in self._words.items() if known == token))
+
     def to_mark(self, text: str) -> frozenset[str]:
         """Characters of a piece of data without which it can't be any part of a control token that begins or ends in
         it, and, where it could be the middle of one (`<|` + data + `|>`), all of its letters."""

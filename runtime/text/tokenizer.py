@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelLoadError
+from ..errors import ModelLoadError, ShoalError
 from .bound import CHARACTERS_PER_TOKEN, check_may_fit
 from .chat_markers import PLAIN, ChatMarkers, chat_markers
 from .chat_template import ChatTemplate, Message
@@ -37,6 +37,7 @@ class Tokenizer:
         self._template_name = template_name
         self._tokens = ControlTokens(backend)
         self._max_tokens: int | None = None
+        self._markers: ChatMarkers | ShoalError | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -141,7 +142,27 @@ class Tokenizer:
         """
         if not self.has_chat_template:
             return PLAIN
-        return chat_markers(self._template().text, self._template_name)
+        if self._markers is None:
+            try:
+                self._markers = chat_markers(self._template().text, self._template_name)
+            except ShoalError as error:
+                self._markers = error
+        if isinstance(self._markers, ShoalError):
+            raise self._markers
+        return self._markers
+
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokenizer's EOS, and the control token with which the chat template ends an assistant's turn."""
+        ids = [self._backend.eos_token_id]
+        if self.has_chat_template:
+            with suppress(ShoalError):  # turns that can't be told apart have no end that is known
+                ids.append(self._tokens.first(self.chat_markers().assistant[1]))
+        return tuple(token for token in ids if token is not None)
+
+    def special_id(self, text: str) -> int | None:
+        """The control token that `text` spells from its first to its last character; None for other text."""
+        token = self._tokens.first(text)
+        return token if token is not None and self._tokens.spelling(token) == text else None
 
     def _template(self) -> ChatTemplate:
         if not self.has_chat_template:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +29,13 @@ class Canvas:
         serial: differs from every other canvas's of the worker, also from those of requests that ended.
         prompt_length: tokens before the canvas.
         tokens: int64 [canvas length], -1 where a mask is. A mask token that a prompt spells out is an ordinary token.
-        sampling, steps_per_block: as in `AddRequest`.
+        sampling, steps_of_block: as in `AddRequest`.
         stop_ids: tokens that end the text when they stand before the first mask.
         slot: its slot in a GPU executor's `CanvasSlots`.
         nfe: forwards that could commit masks, so far.
         block, block_masks, block_step: the current block [start, stop), its masks when it was entered, and the forwards
             since then.
+        block_steps: the current block's quota of forwards; None when confidence decides.
         frontier: canvas positions before the first mask.
         stopped: whether its commits have ended.
     """
@@ -44,28 +46,27 @@ class Canvas:
     tokens: Tokens
     sampling: SamplingParams
     stop_ids: frozenset[int]
-    steps_per_block: int | None
+    steps_of_block: Callable[[int], int | None]
     slot: int = -1
     nfe: int = 0
     block: tuple[int, int] = (-1, -1)
     block_masks: int = 0
     block_step: int = 0
+    block_steps: int | None = None
     frontier: int = 0
     stopped: bool = False
 
     @classmethod
-    def of(cls, message: AddRequest, serial: int, eos_token_id: int) -> Canvas:
+    def of(cls, message: AddRequest, serial: int) -> Canvas:
         """The canvas that a message asks for: masks, tokens committed before, and the fixed tokens of a template."""
         tokens, done = np.full(message.canvas_length, -1, np.int64), len(message.committed)
         tokens[:done] = message.committed
         if message.canvas is not None:
             tokens[:] = message.canvas
-        sampling = message.sampling
-        whole = sampling.ignore_eos or message.canvas is not None  # decoded to the end of the canvas
-        stop_ids = frozenset(() if whole else (eos_token_id, *sampling.stop_token_ids))
         return cls(
-            message.rid, serial, len(message.prompt), tokens, sampling, stop_ids, message.steps_per_block, frontier=done
-        )
+            message.rid, serial, len(message.prompt), tokens, message.sampling, message.stop_ids,
+            message.steps_of_block, frontier=done,
+        )  # fmt: skip
 
     @property
     def draws(self) -> bool:
@@ -92,19 +93,20 @@ class Canvas:
         self.block = (start, stop)
         self.block_masks = len(self.open_positions(start, stop))
         self.block_step = 0
+        self.block_steps = self.steps_of_block(start)
         return True
 
     def due(self, step: int) -> int | None:
         """Masks to commit at the block's step `step` (from 0), at least one; None if confidence decides."""
-        if self.steps_per_block is None:
+        if self.block_steps is None:
             return None
-        return max(1, quota(self.block_masks, self.steps_per_block, step))
+        return max(1, quota(self.block_masks, self.block_steps, step))
 
     def sure_steps(self) -> int:
         """Forwards that the current block needs at least; at least one."""
-        if self.steps_per_block is None:
+        if self.block_steps is None:
             return 1
-        return max(1, min(self.steps_per_block, self.block_masks) - self.block_step)
+        return max(1, min(self.block_steps, self.block_masks) - self.block_step)
 
     def masks_after(self, steps: int) -> int:
         """Most masks of the current block that can remain after `forwards` more forwards."""

@@ -8,8 +8,10 @@ from ...radix_cache.config import TreeConfig
 from ...radix_cache.depth_profile import DepthProfile
 from ..config import EngineConfig
 from ..model.config import ModelConfig
+from ..model.generation_config import FILE, eos_ids, read_generation_config
 from ..model.settings import boundary_depths, check_pool, layers_of_band, pool_sizes
 from ..request.facts import Facts
+from ..request.generation_defaults import sampling_defaults
 
 
 def make_facts(
@@ -41,5 +43,7 @@ def make_facts(
     return Facts(
         folder=str(folder), model=model, block_length=block_length, tree=tree, kv_pages=kv_pages,
         boundary_pages=boundary_pages, depth_profile=profile.to_json(), device=device, dtype=dtype,
-        max_block_length=max_block_length, max_stop_ids=max_stop_ids,
+        max_block_length=max_block_length, max_stop_ids=max_stop_ids, eos_ids=eos_ids(folder, model.embedding_size),
+        generation=sampling_defaults(folder),
+        block_length_source=FILE if "block_length" in read_generation_config(folder) else "built-in",
     )  # fmt: skip

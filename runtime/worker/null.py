@@ -16,10 +16,11 @@ from ..request.forward import AddRequest, Forward, ForwardItem, Release, StepRes
 from .facts import make_facts
 
 logger = logging.getLogger(__name__)
+_MOST_SETS = 64
 
 
 class NullWorker:
-    """Answers every message as the worker does, at once or after a delay. Token ids count up, without EOS and mask.
+    """Answers every message as the worker does, at once or after a delay. Token ids count up, without ends and mask.
 
     Args:
         facts: of the model that it replaces.
@@ -29,8 +30,10 @@ class NullWorker:
 
     def __init__(self, facts: Facts, tokens: int, delay_s: float = 0.0):
         model = facts.model
-        special = {model.eos_token_id, model.mask_token_id, model.pad_token_id}
-        self._ids = [token for token in range(model.vocab_size) if token not in special]
+        self._vocabulary = model.vocab_size
+        self._special = frozenset((*facts.stop_ids(), model.mask_token_id, model.pad_token_id))
+        self._ids: dict[frozenset[int], list[int]] = {}
+        self._ids_of: dict[str, list[int]] = {}
         self._tokens = tokens
         self._delay_s = delay_s
         self._next: dict[str, int] = {}
@@ -40,6 +43,7 @@ class NullWorker:
     def add(self, message: AddRequest) -> None:
         """Record where the canvas begins."""
         self._next[message.rid] = len(message.prompt) + len(message.committed)
+        self._ids_of[message.rid] = self._without(message.stop_ids)
         if message.canvas is not None:
             masks = (np.flatnonzero(message.canvas < 0) + len(message.prompt)).tolist()
             self._templates[message.rid] = masks
@@ -48,6 +52,7 @@ class NullWorker:
         """Forget requests."""
         for rid in message.rids:
             self._next.pop(rid, None)
+            self._ids_of.pop(rid, None)
             self._templates.pop(rid, None)
 
     def forward(self, message: Forward) -> list[StepResult]:
@@ -71,8 +76,18 @@ class NullWorker:
             return StepResult(item.rid, nfe=1, token_layers=cost, scores=[0.0] * len(item.targets))
         positions = self._positions(item, self._tokens * max_steps)
         steps = max(1, -(-len(positions) // self._tokens))
-        tokens = [self._ids[position % len(self._ids)] for position in positions]
+        ids = self._ids_of[item.rid]
+        tokens = [ids[position % len(ids)] for position in positions]
         return StepResult(item.rid, positions, tokens, steps, steps * cost)
+
+    def _without(self, stop_ids: frozenset[int]) -> list[int]:
+        """The tokens that it commits where these end a text."""
+        if stop_ids not in self._ids:
+            if len(self._ids) >= _MOST_SETS:
+                self._ids.clear()
+            out = stop_ids | self._special
+            self._ids[stop_ids] = [token for token in range(self._vocabulary) if token not in out]
+        return self._ids[stop_ids]
 
     def _positions(self, item: ForwardItem, count: int) -> list[int]:
         """The next `count` masks of the item's block."""

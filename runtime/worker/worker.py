@@ -48,7 +48,7 @@ class Worker:
     @torch.inference_mode()
     def add(self, message: AddRequest) -> None:
         """Create a canvas behind the prompt. Raises EngineError when the executor has no room for it."""
-        canvas = Canvas.of(message, next(self._serials), self.executor.decoder.config.eos_token_id)
+        canvas = Canvas.of(message, next(self._serials))
         with on_device(self.executor.decoder.device):
             self.executor.open(canvas, message)
         self._canvases[message.rid] = canvas

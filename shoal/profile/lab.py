@@ -19,6 +19,7 @@ from ..radix_cache.node import Namespace
 from ..runtime.config import CacheMode, EngineConfig
 from ..runtime.engine.build import Parts, build_parts
 from ..runtime.errors import ConfigError, EngineError
+from ..runtime.request.endings import Endings
 from ..runtime.request.forward import AddRequest, Forward, ForwardItem, Release
 from ..runtime.request.grant import Pages
 from ..runtime.request.output import RequestOutput
@@ -107,11 +108,12 @@ class Lab:
             depth, self.num_layers, capture=capture or "first"
         )
         self.planner.cut, self.planner.refresh_interval, self.planner.reuse_margin = cut, interval, margin
+        ends = Endings(self.parts.facts, self.parts.tokenizer).ids
         requests = [
             Request(
                 RequestSpec(
                     rid=f"profile-{next(self._ids)}", prompt=np.array(prompt, np.int64), sampling=sampling,
-                    cache_mode=mode, cache_salt=salt, seed=0, stream=False,
+                    cache_mode=mode, cache_salt=salt, seed=0, stream=False, stop_ids=ends,
                     block_length=sampling.block_length or self.parts.facts.block_length,
                 ),
                 TextStream(self.parts.tokenizer),
@@ -165,7 +167,7 @@ class Lab:
 
     def _forward(self, item: ForwardItem, tokens: Tokens, canvas: int, table: Pages) -> None:
         prompt = np.array(tokens, np.int64)
-        self._worker.add(AddRequest(item.rid, prompt, canvas, SamplingParams(max_new_tokens=canvas), 0, None, table))
+        self._worker.add(AddRequest(item.rid, prompt, canvas, SamplingParams(max_new_tokens=canvas), 0, canvas, table))
         (result,) = self._worker.forward(Forward((item,)))
         self._worker.release(Release((item.rid,)))
         if result.error is not None:

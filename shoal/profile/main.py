@@ -21,7 +21,7 @@ from ..runtime.config import EngineConfig
 from ..runtime.model.digest import model_digest
 from ..runtime.model.hub import resolve_model_folder
 from ..runtime.model.registry import load_config
-from ..runtime.model.settings import default_block_length, layers_of_band, load_tokenizer
+from ..runtime.model.settings import layers_of_band, load_tokenizer
 from ..runtime.request.sampling_params import SamplingParams
 from .choice import Cell, Limits, choose, has_answers, make_cells, unanswered_kinds
 from .data import data_digest, load_groups
@@ -116,10 +116,7 @@ def _sampling(options: ProfileOptions, folder: Path) -> SamplingParams:
     path = folder / "generation_config.json"
     values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     canvas = options.max_new_tokens or values.get("max_new_tokens") or SamplingParams().max_new_tokens
-    block = options.block_length or default_block_length(folder)
-    sampling = SamplingParams(max_new_tokens=canvas, steps=options.steps, threshold=options.threshold)
-    sampling.check_for(block)
-    return sampling
+    return SamplingParams(max_new_tokens=canvas, steps=options.steps, threshold=options.threshold)
 
 
 def _plain(sampling: SamplingParams) -> dict[str, Any]:

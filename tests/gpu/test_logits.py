@@ -37,7 +37,7 @@ def logits_of(folder, device, dtype):
         sampling = SamplingParams(max_new_tokens=8)
         text = np.array(tokens(length, seed=index))
         masked = np.zeros(length, np.bool_)
-        numbers.append(slots.take(text, masked, table, sampling, frozenset(), None, 0))
+        numbers.append(slots.take(text, masked, table, sampling, frozenset(), 0))
         targets = np.array([[0, 0], [length - 1, 0]]) + decoder.config.shift_logits
         items.append(ForwardItem(str(index), 0, length, length, 0, 0, 0, targets=targets))
     plan = plan_refresh(items, numbers, slots.page_tables, PAGE, int(decoder.config.shift_logits))

@@ -47,7 +47,7 @@ def open_requests(
 ) -> list[Request]:  # fmt: skip
     """Requests as `Engine.generate` makes them, not queued; `targets` for each, and fields of their specs in `own`."""
     options = RequestOptions(cache_mode=cache_mode, cache_salt=cache_salt, canvas=canvas, shared_prefix=shared_prefix)
-    inputs = inputs_of(prompts, params, **options)
+    inputs = inputs_of(prompts, params, engine.default_sampling_params, **options)
     if targets is not None:
         inputs = [replace(given, targets=pairs) for given, pairs in zip(inputs, targets, strict=True)]
     return engine.core.open([replace(spec, **own) for spec in engine.core.intake.specs(inputs)])

@@ -170,7 +170,7 @@ def serve(worker: Worker, rng: random.Random, block: int) -> list[str]:
             canvas = item.keys - prompt
             sampling = SamplingParams(max_new_tokens=canvas, temperature=0.5 * rng.randint(0, 1))
             table = np.full((LAYERS, -(-item.keys // slots.page_size)), 0 if shared else index, np.int32)
-            worker.add(AddRequest(item.rid, np.ones(prompt, np.int64), canvas, sampling, 0, None, table))
+            worker.add(AddRequest(item.rid, np.ones(prompt, np.int64), canvas, sampling, 0, canvas, table))
         errors += filter(None, (result.error for result in worker.forward(Forward(tuple(items)))))
         worker.release(Release(tuple(item.rid for item in items)))
     return errors

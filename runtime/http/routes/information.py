@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from ...errors import EngineClosedError
 from ...request.stats import SchedulerStats
 from ..api_error import ApiError
+from ..defaults import Defaults
 from ..replies import JSONReply
 from ..state import ServerState, ready_state, server_state
 
@@ -44,6 +45,7 @@ async def model_info(state: Annotated[ServerState, Depends(server_state)]) -> Re
             "vocab_size": info.vocab_size,
             "mask_token_id": info.mask_token_id,
             "eos_token_id": info.eos_token_id,
+            "stop_token_ids": info.stop_token_ids,
             "has_chat_template": info.has_chat_template,
             "chat_markers": info.chat_markers,
             "depth_profile": info.depth_profile,
@@ -62,6 +64,7 @@ async def server_info(state: Ready) -> Response:
             **info.engine,
             **server,
             "served_model_name": state.model_name,
+            "default_sampling_params": Defaults.of(state.config, info).shown(info),
             "tokenizer_path": info.model_folder,
             "max_total_num_tokens": stats.capacity_tokens,
             "max_req_input_len": info.max_tokens,

@@ -44,7 +44,7 @@ async def generate(
         if canvas is not None:
             values[index]["max_new_tokens"] = len(canvas)
             names[index] = replace(names[index], length="canvas")
-    batch = make_batch(state, request, body, prompts, values, names, state.config.default_max_new_tokens)
+    batch = make_batch(state, request, body, prompts, values, names)
     batch = replace(batch, inputs=tuple(
         replace(item, canvas=canvases[i // batch.n], shared_prefix=body.shared_prefix or 0)
         for i, item in enumerate(batch.inputs)

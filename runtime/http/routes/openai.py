@@ -75,7 +75,7 @@ async def chat_completions(body: ChatBody, request: Request, state: Ready) -> Re
         limit, name = body.max_completion_tokens, "max_completion_tokens"
     values = merged(knobs_of(nested), _openai_values(body.fields(), limit, drop=("messages", "rid")))
     names = names_of("messages", [messages], True, name, [values])
-    batch = make_batch(state, request, body, [messages], [values], names, state.config.default_max_new_tokens)
+    batch = make_batch(state, request, body, [messages], [values], names)
     batch = await prepared(state, request, batch)
     name = "chat.completion.chunk" if body.stream else "chat.completion"
     frame = _frame(state, f"chatcmpl-{batch.rid}", name)

@@ -79,7 +79,7 @@ class CudaExecutor:
         masked = np.concatenate((np.zeros(len(message.prompt), np.bool_), canvas.tokens < 0))
         take = partial(
             self.runner.slots.take, tokens, masked, message.page_table, canvas.sampling, canvas.stop_ids,
-            canvas.steps_per_block, message.seed,
+            message.seed,
         )  # fmt: skip
         try:
             canvas.slot = take()
@@ -98,7 +98,9 @@ class CudaExecutor:
 
     def enter(self, canvases: Sequence[Canvas]) -> None:
         """Tell the device of new current blocks."""
-        self.runner.slots.enter_blocks([(canvas.slot, *canvas.block, canvas.block_masks) for canvas in canvases])
+        self.runner.slots.enter_blocks(
+            [(c.slot, *c.block, c.block_masks, min(c.block_steps or 0, c.block_masks)) for c in canvases]
+        )
 
     def run(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas], at_most: int) -> tuple[int, list[Ran]]:
         """Run items together: as many block steps as are sure to be needed, or one other forward."""

@@ -13,7 +13,7 @@ from ...errors import EngineError
 from ...request.sampling_params import DEFAULT_THRESHOLD, SamplingParams
 
 MAX_STOP_IDS = 32
-"""Tokens that can end a text on a GPU, the model's EOS included."""
+"""Tokens that can end a text on a GPU, the model's own included."""
 
 
 class CanvasSlots:
@@ -53,7 +53,7 @@ class CanvasSlots:
 
     def take(
         self, tokens: npt.NDArray[np.int64], masked: npt.NDArray[np.bool_], page_table: npt.NDArray[np.int32],
-        sampling: SamplingParams, stop_ids: frozenset[int], steps_per_block: int | None, seed: int,
+        sampling: SamplingParams, stop_ids: frozenset[int], seed: int,
     ) -> int:  # fmt: skip
         """Put a request into a free slot: tokens and masked [prompt + canvas], page_table [bands, pages].
 
@@ -68,7 +68,7 @@ class CanvasSlots:
             )  # fmt: skip
         if len(stop_ids) > MAX_STOP_IDS:
             raise EngineError(
-                f"stop_token_ids and EOS are {len(stop_ids)} tokens; a GPU takes {MAX_STOP_IDS}",
+                f"stop_token_ids and the model's own are {len(stop_ids)} tokens; a GPU takes {MAX_STOP_IDS}",
                 field="stop_token_ids", value=len(stop_ids), limit=MAX_STOP_IDS,
             )  # fmt: skip
         slot = self._free[-1]  # taken at the end: what fails on the way leaves it free
@@ -86,7 +86,7 @@ class CanvasSlots:
         state.stop_ids[slot] = ids.to(self._device)
         values = (
             (state.block_starts, 0), (state.block_stops, 0), (state.block_masks, 0), (state.block_step, 0),
-            (state.nfe, 0), (state.stopped, 0), (state.steps_per_block, steps_per_block or 0),
+            (state.nfe, 0), (state.stopped, 0), (state.steps_per_block, 0),
             (state.takes_last, int(factor is not None)),
             (state.strategies, STRATEGIES.index(sampling.strategy)), (state.temperatures, sampling.temperature),
             (state.seeds, seed),
@@ -99,15 +99,17 @@ class CanvasSlots:
         """Free a slot. Its contents stay, unread, until the next request overwrites them."""
         self._free.append(slot)
 
-    def enter_blocks(self, entered: list[tuple[int, int, int, int]]) -> None:
-        """Make (slot, start, stop, masks) each the current block of its request; its steps count from 0."""
+    def enter_blocks(self, entered: list[tuple[int, int, int, int, int]]) -> None:
+        """Make (slot, start, stop, masks, quota of steps or 0) each the current block of its request; its steps count
+        from 0."""
         if not entered:
             return
-        slots, starts, stops, masks = torch.tensor(entered, dtype=torch.int32).t().contiguous().to(self._device)
+        slots, starts, stops, masks, steps = torch.tensor(entered, dtype=torch.int32).t().contiguous().to(self._device)
         at, state = slots.long(), self.state
         state.block_starts[at] = starts
         state.block_stops[at] = stops
         state.block_masks[at] = masks
+        state.steps_per_block[at] = steps
         state.block_step[at] = 0
 
     def read(self, slots: Tensor, width: int) -> Tensor:

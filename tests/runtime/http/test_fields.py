@@ -255,7 +255,7 @@ def test_right_values_of_what_is_honoured_are_accepted(client, place):
         (CHAT, b'{"messages": [{"content": "x"}]}', "messages[0].role is missing"),
         (CHAT, b'{"messages": [{"role": "user", "content": 5}]}', "messages[0].content is 5; it should be"),
         (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": -1}', "max_tokens is -1; it must be"),
-        (COMPLETIONS, b'{"prompt": "x", "max_tokens": 16, "block_length": 5}', "a divisor of max_tokens = 16"),
+        (COMPLETIONS, b'{"prompt": "x", "max_tokens": 16, "block_length": 0}', "block_length is 0; it must be"),
         (COMPLETIONS, b'{"prompt": "x", "best_of": true}', "leave it out or send 1"),
         (SCORE, b'{"text": "x", "choices": [true]}', "choices"),
         (SCORE, b'{"text": "x"}', "choices is missing"),

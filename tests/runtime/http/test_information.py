@@ -68,6 +68,7 @@ def test_information_has_what_clients_read(client):
         assert info["model_path"] == "shop"
         assert info["is_generation"] is True
         assert info["tokenizer_path"].endswith("model")
+        assert info["stop_token_ids"] == [info["eos_token_id"]] == [0]
     for path in ("/server_info", "/get_server_info"):
         info = client.get(path).json()
         assert info["page_size"] == 16

@@ -33,14 +33,15 @@ FACTS = Facts(
 )  # fmt: skip
 SAMPLING = SamplingParams(max_new_tokens=8, stop=("ab", "c"), stop_token_ids=(5,), threshold=0.5, seed=7)
 PAGES = np.arange(6, dtype=np.int32).reshape(2, 3)
-ADD = AddRequest("r", np.arange(5), 8, SAMPLING, 3, None, PAGES, np.array([7, 8]), np.array([-1, 4]))
+ADD = AddRequest("r", np.arange(5), 8, SAMPLING, 3, 4, PAGES, np.array([7, 8]), np.array([-1, 4]))
 ITEM = ForwardItem("r", 1, 9, 13, 5, 9, 0, 4, np.arange(2, dtype=np.int32), ((2, 0, np.arange(3, dtype=np.int32)),),
                    audit=4, audit_tokens=False)  # fmt: skip
 AUDIT = AuditReport(np.ones((2, 3), np.float32), np.full(2, 0.5, np.float32), 4, 3)
 ERROR = pack_error(InvalidRequestError("no", field="prompt", value=[1, 2], limit=3))
 OUTPUT = wire.Output("r", 2, [4, 5], 1, "text", "stop", "ab", None, 5, 4, 2, 8, 3, 99, 1, 0, 0.1, 0.2, 0.3)
 SPEC = RequestSpec(rid="r", prompt=np.arange(4), sampling=SAMPLING, cache_mode="lm", cache_salt="", block_length=8,
-                   seed=5, template=np.array([-1, 4]), targets=np.array([[0, 3]]), arrival=1.5)  # fmt: skip
+                   seed=5, stop_ids=frozenset({3, 5}),
+                   template=np.array([-1, 4]), targets=np.array([[0, 3]]), arrival=1.5)  # fmt: skip
 ASKED = GenerateInput(
     rid="r", prompt="text", sampling=SAMPLING, cache_mode="dual", cache_salt="salt", priority=1, timeout_s=2.5,
     canvas=[-1, 4], targets=[(0, 3)],

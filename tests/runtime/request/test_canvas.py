@@ -277,7 +277,5 @@ def test_other_mistakes_with_templates(engine):
         engine.generate([tokens(5), tokens(6)], canvas=[[-1]])
     with pytest.raises(InvalidRequestError, match="stop can't be used with a canvas"):
         engine.generate(tokens(5), SamplingParams(stop="a"), canvas=[-1])
-    with pytest.raises(InvalidRequestError, match="block_length"):
-        engine.generate(tokens(5), SamplingParams(max_new_tokens=8, block_length=8), canvas=[-1] * 9)
     with pytest.raises(InvalidRequestError, match="shared_prefix"):
         engine.generate(tokens(5), shared_prefix=-1)

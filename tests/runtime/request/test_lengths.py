@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.runtime.engine.inputs import inputs_of
 from shoal.runtime.errors import InvalidRequestError, PoolTooSmallError, ShoalError
 from shoal.runtime.request.field_names import FieldNames
 from shoal.runtime.request.length_limit import check_length
-from shoal.runtime.request.sampling_params import SamplingParams, fitting_steps
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..tiny import make_engine, tokens
+from ..worker.test_cuda_worker import on_cuda_path
 
 SIZES = st.integers(1, 80)
 
@@ -32,11 +34,9 @@ def number_in(error: ShoalError, words: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-@given(SIZES, SIZES, SIZES, SIZES, st.sampled_from([1, 1, 4, 32]), st.sampled_from(["max_tokens", "canvas"]))
-def test_the_advice_is_the_most_that_fits(prompt, canvas, model, pool, block, length):
-    block = 1 if length == "canvas" else block
-    canvas = -(-canvas // block) * block
-    limits: dict[str, Any] = {"model": model, "pool": pool, "block": block, "names": FieldNames("text", length)}
+@given(SIZES, SIZES, SIZES, SIZES, st.sampled_from(["max_tokens", "canvas"]))
+def test_the_advice_is_the_most_that_fits(prompt, canvas, model, pool, length):
+    limits: dict[str, Any] = {"model": model, "pool": pool, "names": FieldNames("text", length)}
     error = refusal(prompt, canvas, **limits)
     assert (error is None) == (prompt + canvas <= min(model, pool))
     if error is None:
@@ -47,11 +47,11 @@ def test_the_advice_is_the_most_that_fits(prompt, canvas, model, pool, block, le
         room = number_in(error, f"send {'a ' * (length == 'canvas')}{length} of")
         if room is None:
             assert str(error).endswith(f"nothing fits with them: shorten {length}")
-            assert min(model, pool) <= block
+            assert min(model, pool) <= 1
             return
-        assert block <= room < canvas
+        assert 1 <= room < canvas
         assert refusal(prompt, room, **limits) is None
-        assert refusal(prompt, room + block, **limits) is not None
+        assert refusal(prompt, room + 1, **limits) is not None
     else:
         both = re.search(r", to at most (\d+)(?:, and send (?:a )?\w+ of at most (\d+))?$", str(error))
         assert both is not None
@@ -61,7 +61,7 @@ def test_the_advice_is_the_most_that_fits(prompt, canvas, model, pool, block, le
         assert f"by {prompt - fits} token" in str(error)
         assert refusal(fits, kept, **limits) is None
         assert refusal(fits + 1, kept, **limits) is not None
-        assert refusal(prompt, block, **limits) is not None
+        assert refusal(prompt, 1, **limits) is not None
 
 
 @given(SIZES, SIZES, SIZES, SIZES)
@@ -92,9 +92,36 @@ def test_pins_and_scores_name_what_was_given(llada):
 
 
 @given(SIZES, SIZES, SIZES)
-def test_default_steps_fit_every_canvas(steps, length, block):
-    fitted = fitting_steps(steps, length, block)
-    SamplingParams(max_new_tokens=length, steps=fitted).check_for(block)
+def test_steps_are_spread_over_the_blocks(steps: int, length: int, block: int) -> None:
+    params = SamplingParams(max_new_tokens=length, steps=steps)
     blocks = -(-length // block)
-    assert fitted >= min(steps, length // blocks * blocks)
-    assert fitted - blocks < max(steps, 1)
+    quotas = [params.steps_of_block(index, blocks) for index in range(blocks)]
+    assert None not in quotas
+    each = [quota or 0 for quota in quotas]
+    assert sum(each) == max(steps, blocks)
+    assert each == sorted(each, reverse=True)
+    assert each[0] - each[-1] <= 1
+
+
+@pytest.mark.parametrize(("length", "block", "steps"), [(20, 8, 7), (20, 8, 100), (20, 8, 1), (5, 8, 3), (17, 5, 6)])
+@pytest.mark.parametrize("path", ["cpu", "cuda worker"])
+def test_any_length_with_any_blocks_and_steps(llada, length: int, block: int, steps: int, path: str) -> None:
+    params = SamplingParams(max_new_tokens=length, block_length=block, steps=steps, ignore_eos=True)
+    with make_engine(llada) as engine:
+        if path != "cpu":
+            on_cuda_path(engine)
+        output = engine.generate(tokens(9), params)
+    assert (output.completion_tokens, output.finish_reason) == (length, "length")
+    sizes = [min(block, length - at) for at in range(0, length, block)]
+    quotas = [params.steps_of_block(index, len(sizes)) or 0 for index in range(len(sizes))]
+    assert output.nfe == sum(map(min, sizes, quotas))
+
+
+def test_a_default_length_is_what_fits(llada) -> None:
+    with make_engine(llada) as engine:  # the model takes 160 tokens
+        for prompt, room in ((tokens(9), 151), (tokens(159), 1)):
+            assert engine.generate(prompt).canvas_tokens <= room
+            (spec,) = engine.core.intake.specs(inputs_of([prompt], None, engine.default_sampling_params))
+            assert spec.sampling.max_new_tokens == room
+        with pytest.raises(InvalidRequestError, match=r"shorten prompts\[0\] by 1 token, to at most 159$"):
+            engine.generate(tokens(160))

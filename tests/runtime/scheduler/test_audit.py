@@ -243,7 +243,7 @@ def test_audits_that_find_nothing_compare_tokens_every_second_time():
     good = [0.0] * 4
     spec = RequestSpec(
         rid="r", prompt=np.arange(40), sampling=SamplingParams(), cache_mode="bicache", cache_salt="", block_length=8,
-        seed=0,
+        seed=0, stop_ids=frozenset(),
     )  # fmt: skip
     hit = Request(spec, TextStream(None))
     hit.tally.cached_tokens, hit.tally.depth = 32, 16

@@ -1,0 +1,57 @@
+"""Sampling parameters of requests that say nothing about them, and where each comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..request.sampling_params import DEFAULT_MAX_NEW_TOKENS, DEFAULT_THRESHOLD, RULES, SamplingParams
+from ..service.info import ServiceInfo
+from .config import ServerConfig
+
+_FILE = "generation_config.json"
+_NOT_DEFAULTS = ("seed", "stop", "stop_token_ids", "ignore_eos", "split_special_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """Flags go before generation_config.json, that before what is built in.
+
+    Attributes:
+        values: sampling parameters, `max_new_tokens` among them; block_length is the engine's.
+        sources: for each a flag, the file's name, or `built-in`.
+    """
+
+    values: dict[str, Any]
+    sources: dict[str, str]
+
+    @classmethod
+    def of(cls, config: ServerConfig, info: ServiceInfo) -> Defaults:
+        """Those of a server."""
+        flags = config.decoding_defaults()
+        built_in = {"max_new_tokens": DEFAULT_MAX_NEW_TOKENS}
+        values, sources = dict(built_in), dict.fromkeys(built_in, "built-in")
+        layers = [
+            (info.generation, dict.fromkeys(info.generation, _FILE)),
+            (flags, {name: f"--default-{name.replace('_', '-')}" for name in flags}),
+        ]
+        for layer, origins in layers:
+            if any(name in layer for name in RULES):  # one rule takes the place of another
+                for name in RULES:
+                    values.pop(name, None)
+                    sources.pop(name, None)
+            values.update(layer)
+            sources.update(origins)
+        return cls(values, sources)
+
+    def shown(self, info: ServiceInfo) -> dict[str, dict[str, Any]]:
+        """Value and source of every default, for /server_info."""
+        shown = {name: {"value": self.values[name], "source": self.sources[name]} for name in self.values}
+        source = info.block_length_source if info.engine.get("block_length") is None else "--block-length"
+        shown["block_length"] = {"value": info.block_length, "source": source}
+        if not any(name in shown for name in RULES):
+            shown["threshold"] = {"value": DEFAULT_THRESHOLD, "source": "built-in"}
+        for field in fields(SamplingParams):
+            if field.name not in shown and field.name not in (*_NOT_DEFAULTS, *RULES):
+                shown[field.name] = {"value": field.default, "source": "built-in"}
+        return shown

@@ -1,0 +1,110 @@
+"""Sampling parameters of requests that give none: flags before generation_config.json before what is built in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal import SamplingParams
+from shoal.runtime.config import EngineConfig
+from shoal.runtime.errors import ModelLoadError
+from shoal.runtime.http.config import ServerConfig
+from shoal.runtime.http.decoding import sampling_params
+from shoal.runtime.http.defaults import Defaults
+from shoal.runtime.request.facts import Facts
+from shoal.runtime.request.generation_defaults import sampling_defaults
+from shoal.runtime.service.info import ServiceInfo
+from shoal.runtime.worker.null import build_null_worker
+
+
+def info_of(facts: Facts, config: EngineConfig) -> ServiceInfo:
+    return ServiceInfo.of(config, facts, has_tokenizer=True, has_chat_template=True, chat_markers={})
+
+
+@pytest.fixture(scope="module")
+def shop() -> ServiceInfo:
+    config = EngineConfig(kv_cache_tokens=1024)
+    return info_of(build_null_worker(config, 4)[1], config)
+
+
+def write(folder: Path, **values: Any) -> Path:
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_the_file_is_read(tmp_path: Path) -> None:
+    values = {"temperature": 0.2, "steps": 64, "strategy": "entropy", "max_new_tokens": 77, "eos_token_id": 5}
+    assert sampling_defaults(write(tmp_path, **values, threshold=None, transformers_version="5")) == {
+        "temperature": 0.2, "steps": 64, "strategy": "entropy", "max_new_tokens": 77,
+    }  # fmt: skip
+    assert sampling_defaults(write(tmp_path, temperature=0.7, do_sample=False)) == {"temperature": 0.0}
+    assert sampling_defaults(write(tmp_path, temperature=0.7, do_sample=True)) == {"temperature": 0.7}
+    (tmp_path / "generation_config.json").unlink()
+    assert sampling_defaults(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"temperature": -1}, "temperature"), ({"max_new_tokens": "many"}, "max_new_tokens"),
+        ({"steps": 8, "threshold": 0.5}, "threshold"), ({"strategy": "best"}, "strategy"),
+    ],
+)  # fmt: skip
+def test_a_value_that_no_request_could_have_is_refused(tmp_path: Path, values: dict[str, Any], field: str) -> None:
+    with pytest.raises(ModelLoadError, match=r"generation_config\.json") as caught:
+        sampling_defaults(write(tmp_path, **values))
+    assert caught.value.field == field
+
+
+def test_what_goes_first(shop: ServiceInfo) -> None:
+    assert shop.generation == {"max_new_tokens": 32}
+    plain = Defaults.of(ServerConfig(), shop)
+    assert plain.values == {"max_new_tokens": 32}
+    shown = plain.shown(shop)
+    assert shown["max_new_tokens"] == {"value": 32, "source": "generation_config.json"}
+    assert shown["block_length"] == {"value": 8, "source": "generation_config.json"}
+    assert shown["temperature"] == {"value": 0.0, "source": "built-in"}
+    assert shown["threshold"] == {"value": 0.9, "source": "built-in"}
+    flags = Defaults.of(ServerConfig(default_max_new_tokens=50, default_steps=10, default_temperature=0.5), shop)
+    assert flags.values == {"max_new_tokens": 50, "steps": 10, "temperature": 0.5}
+    assert flags.shown(shop)["steps"] == {"value": 10, "source": "--default-steps"}
+    assert "threshold" not in flags.shown(shop)
+
+
+def test_a_rule_takes_the_place_of_another(shop: ServiceInfo) -> None:
+    config, file = ServerConfig(default_factor=1.5), {"steps": 8, "temperature": 0.3}
+    object.__setattr__(shop, "generation", file)
+    try:
+        defaults = Defaults.of(config, shop)
+        assert defaults.values == {"max_new_tokens": 1024, "factor": 1.5, "temperature": 0.3}
+        assert defaults.sources["factor"] == "--default-factor"
+    finally:
+        object.__setattr__(shop, "generation", {"max_new_tokens": 32})
+    assert sampling_params({"threshold": 0.5}, config, defaults.values) == SamplingParams(
+        max_new_tokens=1024, threshold=0.5, temperature=0.3
+    )
+    assert sampling_params({}, config, defaults.values).factor == 1.5
+    limited = ServerConfig(max_new_tokens_limit=100)
+    assert sampling_params({}, limited, defaults.values).max_new_tokens == 100
+
+
+def test_the_server_says_where_they_come_from(client: Any) -> None:
+    shown = client.get("/server_info").json()["default_sampling_params"]
+    assert shown["max_new_tokens"] == {"value": 32, "source": "generation_config.json"}
+    reply = client.post("/generate", json={"text": "red", "sampling_params": {"ignore_eos": True, "threshold": 1e-6}})
+    assert reply.json()["meta_info"]["finish_reason"] == {"type": "length", "length": 32}
+    # 608 tokens leave room for 32, 620 for 20.
+    for prompt, room in ((608, 32), (620, 20)):
+        text = " ".join(["red"] * prompt)
+        body = {"text": text, "sampling_params": {"ignore_eos": True, "threshold": 1e-6}}
+        assert client.post("/generate", json=body).json()["meta_info"]["completion_tokens"] == room
+
+
+def test_any_max_tokens_beside_any_block_length(client: Any) -> None:
+    body = {"prompt": "red", "max_tokens": 100, "block_length": 32, "ignore_eos": True, "steps": 7}
+    reply = client.post("/v1/completions", json=body).json()
+    assert reply["usage"]["completion_tokens"] == 100
+    assert reply["choices"][0]["finish_reason"] == "length"
