@@ -156,6 +156,8 @@ class HTTPBackend:
         if call.sampling.block_length is not None:
             sampling["block_length"] = call.sampling.block_length
         sampling = {name: list(value) if isinstance(value, tuple) else value for name, value in sampling.items()}
+        if "logit_bias" in sampling:
+            sampling["logit_bias"] = {str(token): bias for token, bias in sampling["logit_bias"]}
         body = {"input_ids": list(call.tokens), "sampling_params": sampling, "shared_prefix": call.shared_prefix}
         if call.canvas is not None:
             body["canvas"] = list(call.canvas)

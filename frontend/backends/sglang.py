@@ -34,10 +34,13 @@ _METHODS = {
     "GreedyTokenSelection": own_choices.greedy_token_selection,
     "UnconditionalLikelihoodNormalized": own_choices.unconditional_likelihood_normalized,
 }
-_PASSED = ("max_new_tokens", "stop", "stop_token_ids", "temperature", "ignore_eos")
+_PASSED: dict[str, Any] = {
+    "max_new_tokens": None, "stop": None, "stop_token_ids": None, "temperature": None, "ignore_eos": None, "top_p": 1,
+    "top_k": -1, "min_p": 0, "frequency_penalty": 0, "presence_penalty": 0, "min_new_tokens": 0,
+}  # fmt: skip
+"""sglang's settings, and the value with which each says nothing."""
 _CHECKED = (
-    "min_new_tokens", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "return_logprob",
-    "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs", "json_schema", "regex",
+    "return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs", "json_schema", "regex",
 )  # fmt: skip
 Result = TypeVar("Result")
 
@@ -134,7 +137,8 @@ class ShoalBackend(BaseBackend):  # type: ignore[misc]  # as above
         return await method.decide(self._backend, tokens, encoded, 0)
 
     def _calls(self, text: str, params: Any) -> list[Call]:
-        given = {name: getattr(params, name) for name in _PASSED if getattr(params, name) not in (None, (), [])}
+        said = {name: getattr(params, name) for name in _PASSED}
+        given = {name: value for name, value in said.items() if value not in (None, (), [], _PASSED[name])}
         own = {**self._defaults, **settings({**given, **{name: _plain(getattr(params, name)) for name in _CHECKED}})}
         tokens = tuple(_wait(self._encode(text, True)))
         seed = own.get("seed")

@@ -12,18 +12,20 @@ from ..errors import UnsupportedError
 
 OWN = (
     "max_new_tokens", "block_length", "steps", "threshold", "factor", "strategy", "temperature", "seed", "stop",
-    "stop_token_ids", "ignore_eos",
+    "stop_token_ids", "ignore_eos", "schedule", "eps", "alg_temp", "top_k", "top_p", "min_p", "ranking",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "eos_penalty",
+    "logits_eos_inf", "confidence_eos_eot_inf",
 )  # fmt: skip
+ALIASES = {"min_new_tokens": "min_tokens"}
+"""SGLang's names of settings."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "min_tokens": (0,), "min_new_tokens": (0,), "stop_regex": ((), []), "frequency_penalty": (0, 0.0),
-    "presence_penalty": (0, 0.0), "return_logprob": (False,), "logprob_start_len": (-1, 0), "top_logprobs_num": (0,),
+    "stop_regex": ((), []), "return_logprob": (False,), "logprob_start_len": (-1, 0), "top_logprobs_num": (0,),
     "return_text_in_logprobs": (False, True), "regex": (), "json_schema": (), "num_api_spec_tokens": (),
 }  # fmt: skip
 """Settings of SGLang that are accepted where they change nothing: None, or one of these values."""
-TRUNCATION: dict[str, tuple[Any, ...]] = {"top_p": (1,), "top_k": (-1, 0), "min_p": (0,)}
-"""Settings that change nothing at temperature 0, where any number is accepted; above it, one of these values."""
-KNOWN = (*OWN, *TRUNCATION, *NEUTRAL)
+KNOWN = (*OWN, *ALIASES, *NEUTRAL)
 
+_NUMBERS = ("top_p", "top_k", "min_p")
 _INSTEAD = {
     "regex": "use select for one of several texts, dtype for a number, fill for fixed text around holes",
     "json_schema": "use json_skeleton for JSON whose keys are known",
@@ -49,10 +51,10 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
             message = f"unknown setting {name!r}{did_you_mean(name, KNOWN)}; known: {', '.join(KNOWN)}"
             raise InvalidRequestError(message, field=name, value=value, limit=KNOWN)
         elif value is not None:
-            if name in TRUNCATION and (not isinstance(value, int | float) or isinstance(value, bool)):
+            if name in _NUMBERS and (not isinstance(value, int | float) or isinstance(value, bool)):
                 message = f"{name} is {shorten(value)}; it must be a number"
                 raise InvalidRequestError(message, field=name, value=value, limit="a number")
-            chosen[name] = value
+            chosen[ALIASES.get(name, name)] = value
     return chosen
 
 
@@ -62,22 +64,10 @@ def names_given(*sources: Settings) -> tuple[str, ...]:
 
 
 def sampling_params(defaults: Settings, own: Settings) -> SamplingParams:
-    """SamplingParams of a call: its own settings over the program's.
-
-    Raises InvalidRequestError, or UnsupportedError for a cut of the distribution that tokens would be drawn from.
-    """
+    """SamplingParams of a call: its own settings over the program's. Raises InvalidRequestError."""
     merged = {**defaults, **own}
     rules = [name for name in ("steps", "threshold", "factor") if name in own]
     for name in ("steps", "threshold", "factor"):
         if rules and name not in rules:
             merged.pop(name, None)
-    cuts = {name: merged.pop(name) for name in TRUNCATION if name in merged}
-    params = SamplingParams(**merged)
-    for name, value in cuts.items():
-        if params.temperature > 0 and value not in TRUNCATION[name]:
-            message = (
-                f"{name} is {shorten(value)} with temperature {params.temperature}; shoal draws from the whole "
-                "distribution: leave it out, or use temperature 0"
-            )
-            raise UnsupportedError(message, field=name, value=value, limit=TRUNCATION[name])
-    return params
+    return SamplingParams(**merged)

@@ -11,10 +11,24 @@ from .api_error import ApiError, bad_request
 from .config import ServerConfig
 from .wording import in_client_words, shown
 
-KNOBS = ("steps", "block_length", "threshold", "factor", "strategy")
+KNOBS = (
+    "steps", "block_length", "threshold", "factor", "strategy", "schedule", "eps", "alg_temp", "ranking", "eos_penalty",
+    "logits_eos_inf", "confidence_eos_eot_inf",
+)  # fmt: skip
 """Sampling parameters that only a diffusion model has."""
-_KNOWN = ("max_new_tokens", "temperature", "stop", "stop_token_ids", "ignore_eos", "split_special_tokens", *KNOBS)
-_NUMBERS = ("max_new_tokens", "temperature", "steps", "block_length", "threshold", "factor", "seed", "sampling_seed")
+SAMPLING = (
+    "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
+    "min_tokens",
+)  # fmt: skip
+"""Sampling parameters that other servers have too."""
+_KNOWN = (
+    "max_new_tokens", "temperature", "stop", "stop_token_ids", "ignore_eos", "split_special_tokens", *KNOBS, *SAMPLING,
+)  # fmt: skip
+_NUMBERS = (
+    "max_new_tokens", "temperature", "steps", "block_length", "threshold", "factor", "seed", "sampling_seed", "top_k",
+    "top_p", "min_p", "min_tokens", "min_new_tokens", "eps", "alg_temp", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "eos_penalty",
+)  # fmt: skip
 _LARGEST = 1 << 63
 _GREEDY_BELOW = 1e-5
 
@@ -27,8 +41,8 @@ def sampling_params(
 ) -> SamplingParams:
     """Sampling parameters: the request's fields over the server's defaults. Ignores other fields.
 
-    `temperature` below 1e-5 is greedy; `sampling_seed` is another name of `seed`. Greedy decoding accepts any top_p,
-    top_k and min_p, which change nothing there; with a temperature only their neutral values are accepted.
+    `temperature` below 1e-5 is greedy; `sampling_seed` is another name of `seed`, `min_new_tokens` of
+    `min_tokens`.
     `defaults` are the sampling parameters of requests that give none.
     Raises ApiError (400) in the client's words: it calls the canvas's length `length_name`.
     """
@@ -51,35 +65,36 @@ def sampling_params(
         raise bad_request("seed", f"seed is {shown(seeds[0])} and sampling_seed {shown(seeds[1])}; send one of them")
     temperature = chosen.get("temperature", 0.0)
     if isinstance(temperature, int | float) and 0 <= temperature < _GREEDY_BELOW:
-        chosen["temperature"] = temperature = 0.0
-    _check_truncation(values, greedy=temperature == 0)
+        chosen["temperature"] = 0.0
+    if isinstance(chosen.get("top_k"), float) and chosen["top_k"].is_integer():
+        chosen["top_k"] = int(chosen["top_k"])
+    if "logit_bias" in chosen:
+        chosen["logit_bias"] = _logit_bias(chosen["logit_bias"])
+    least = [values[name] for name in ("min_tokens", "min_new_tokens") if name in values]
+    if least:
+        chosen["min_tokens"] = least[0]
+    if len(least) > 1 and least[0] != least[1]:
+        words = f"min_tokens is {shown(least[0])} and min_new_tokens {shown(least[1])}; send one of them"
+        raise bad_request("min_tokens", words)
     _check_length(chosen["max_new_tokens"], config, length_name)
     try:
         return SamplingParams(**chosen)
     except InvalidRequestError as error:
         names = {"max_new_tokens": length_name, "seed": "seed" if "seed" in values else "sampling_seed"}
+        names["min_tokens"] = "min_tokens" if "min_tokens" in values else "min_new_tokens"
         message, field = in_client_words(error, names)
         raise ApiError(400, message, param=field) from error
 
 
-def _check_truncation(values: Mapping[str, Any], greedy: bool) -> None:
-    limits = {"top_p": (0.0, 1.0, (1,)), "min_p": (0.0, 1.0, (0,)), "top_k": (-1, 1 << 62, (-1, 0, 1 << 30))}
-    for name, (low, high, neutral) in limits.items():
-        if name not in values:
-            continue
-        value = values[name]
-        whole = name == "top_k"
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not low <= value <= high or (whole and value != int(value)):
-            kind = "an integer" if whole else "a number"
-            limit = f"at least {low}" if whole else f"from {low} to {high}"
-            raise bad_request(name, f"{name} is {shown(value)}; it must be {kind} {limit}")
-        if not greedy and value not in neutral:
-            message = (
-                f"{name} is {shown(value)}, which is not supported with a temperature above 0: tokens are drawn from "
-                f"the whole distribution; leave it out, send {neutral[0]}, or decode greedily with temperature 0"
-            )
-            raise ApiError(400, message, param=name, code="unsupported_parameter")
+def _logit_bias(value: Any) -> dict[int, Any]:
+    """A bias for each token id; JSON has the ids as strings. Raises ApiError (400)."""
+    try:
+        if not isinstance(value, Mapping):
+            raise ValueError
+        return {int(token): bias for token, bias in value.items()}
+    except ValueError:
+        words = f"logit_bias is {shown(value)}; it must be an object of token ids with a number each"
+        raise bad_request("logit_bias", words) from None
 
 
 def _check_length(value: Any, config: ServerConfig, name: str) -> None:

@@ -25,6 +25,7 @@ class Facts:
         device, dtype: in use.
         max_block_length, max_stop_ids: the worker's limits on block length and on stop tokens (the model's included);
             None: no limit.
+        unserved: sampling parameters that the worker does not serve, or `name=value` for one value of one.
         eos_ids: every `eos_token_id` of the model's configuration files.
         generation: sampling parameters that generation_config.json sets for requests that say nothing about them.
     """
@@ -41,6 +42,7 @@ class Facts:
     max_block_length: int | None = None
     max_stop_ids: int | None = None
     block_length_source: str = "built-in"
+    unserved: tuple[str, ...] = ()
     eos_ids: tuple[int, ...] = ()
     generation: dict[str, Any] = field(default_factory=dict)
 

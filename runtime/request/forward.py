@@ -25,7 +25,7 @@ class AddRequest:
     the first canvas positions when these are no masks any more (a preempted request that starts again).
     `canvas` is a template, int64 [canvas_length]: a token where it is fixed, -1 for a mask. Fixed tokens are never
     masks; `committed` is empty then. `stop_ids` are the tokens behind which nothing need be decoded: none with a
-    template, whose canvas is decoded to its end.
+    template, whose canvas is decoded to its end. `end_ids` end the model's texts, whatever ends this one.
     """
 
     rid: str
@@ -38,6 +38,7 @@ class AddRequest:
     committed: npt.NDArray[np.int64] = field(default_factory=lambda: NO_TOKENS)
     canvas: npt.NDArray[np.int64] | None = None
     stop_ids: frozenset[int] = frozenset()
+    end_ids: frozenset[int] = frozenset()
 
     def steps_of_block(self, start: int) -> int | None:
         """Quota of forwards for the block that begins at `start` of the whole sequence; None: there is none."""

@@ -20,6 +20,7 @@ from .facts import Facts
 from .field_names import FieldNames
 from .input import GenerateInput, Message
 from .length_limit import check_length
+from .resolve import resolved
 from .sampling_params import SamplingParams
 from .spec import RequestSpec, Tokens
 
@@ -150,13 +151,16 @@ class Intake:
         if not isinstance(given.cache_salt, str):
             PARAMETER.refuse("cache_salt", given.cache_salt, "a string")
         PARAMETER.integer("shared_prefix", given.shared_prefix, 0)
-        params, stop_ids = self._endings.of(params)
+        params, stop_ids = self._endings.of(resolved(params, self._facts))
         template = None
         if given.canvas is not None:
             template = self._template(given.canvas, names)
             if params.stop:
                 message = "stop can't be used with a canvas: its holes end at their own EOS or stop_token_ids"
                 raise InvalidRequestError(message, field="stop", value=params.stop, limit=())
+            if params.min_tokens:
+                message = "min_tokens can't be used with a canvas: its holes have their lengths"
+                raise InvalidRequestError(message, field="min_tokens", value=params.min_tokens, limit=0)
             params = replace(params, max_new_tokens=len(template))
         targets = None if given.targets is None else self._targets(given.targets, template)
         self._check_device_limits(params)
@@ -182,6 +186,7 @@ class Intake:
             block_length=block_length,
             seed=params.seed if params.seed is not None else secrets.randbits(63),
             stop_ids=stop_ids,
+            end_ids=self._endings.ids,
             template=template,
             targets=targets,
             shared_prefix=given.shared_prefix,

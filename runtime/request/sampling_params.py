@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from ...kernels.sampling.strategies import STRATEGIES
+from ...kernels.sampling.strategies import STRATEGIES as KERNEL_STRATEGIES
 from ..checks import PARAMETER
 from ..errors import InvalidRequestError, shorten
 from ..nearest_name import did_you_mean
 
+STRATEGIES = (*KERNEL_STRATEGIES, "origin")
+ALIASES = {"maskgit_plus": "low_confidence", "topk_margin": "margin"}
+"""Dream's names of strategies."""
+SCHEDULES = ("even", "linear")
+RANKINGS = ("model", "sampled")
+MAX_LOGIT_BIAS = 1024
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 1024
 DEFAULT_THRESHOLD = 0.9
@@ -36,9 +42,30 @@ class SamplingParams:
         factor: commit the n most confident masks as long as the n-th has confidence >= 1 - factor / (n + 1)
             (Fast-dLLM), at least one a pass. Where one mask of the block would be left, it is committed too.
             At most one of steps, threshold and factor; without any, threshold = 0.9.
-        strategy: what confidence is: `low_confidence` (probability of the chosen token), `margin` (probability of
-            the best token less that of the second), `entropy` (1 - entropy / log vocabulary) or `random`.
-        temperature: 0 takes the most probable token; above, tokens are drawn with Gumbel noise.
+        strategy: what confidence is: `low_confidence` (probability of the chosen token; Dream calls it maskgit_plus),
+            `margin` (probability of the best token less that of the second; topk_margin), `entropy`
+            (1 - entropy / log vocabulary) or `random`. `origin` needs steps: each mask is committed with the
+            probability 1 - s / t of Dream's schedule, whatever its confidence.
+        schedule: of steps: `even` (LLaDA's: each forward of a block commits as many masks) or `linear` (Dream's; see
+            `commits_of_block`). None: the model family's.
+        eps: where the times of Dream's schedule end, above 0 and below 1.
+        alg_temp: with steps, above 0: masks are drawn without replacement from softmax(confidence / alg_temp) (of
+            `entropy` its negative in nats) in place of the most confident ones, as in Dream.
+        temperature: 0 takes the most probable token; above, tokens are drawn from softmax(logits / temperature), cut by
+            top_k, top_p and min_p.
+        top_k: draw from so many most probable tokens; 1 is greedy; 0 or -1: from all.
+        top_p: draw from the most probable tokens that together reach this probability, at temperature.
+        min_p: draw from tokens at least this many times as probable as the best one, at temperature.
+        ranking: which distribution confidence is of: `model` (undisturbed logits, as LLaDA does) or `sampled` (at
+            temperature and cut, as Dream does). None: the model family's.
+        repetition_penalty: logits of tokens in the prompt or committed are divided by it where positive, else
+            multiplied; presence_penalty and frequency_penalty are subtracted from the logits of committed tokens, once
+            or for each time that they are committed. Tokens committed in the same forward don't see each other.
+        logit_bias: added to the logits of tokens, {token id: bias}; at most 1,024. Kept as pairs.
+        min_tokens: tokens that end the text are impossible in so many first canvas positions.
+        eos_penalty: subtracted from the logits of all tokens that end the model's texts.
+        logits_eos_inf: EOS, as config.json has it, is impossible (LLaDA's evaluation).
+        confidence_eos_eot_inf: masks for which a token that ends the model's texts is chosen are committed last.
         seed: of the draws; the same seed gives the same tokens whatever else runs. None draws one.
         stop: strings (or one string) that end the text; they are not part of it. One that spells a special token is
             that token. Kept as a tuple.
@@ -54,7 +81,22 @@ class SamplingParams:
     threshold: float | None = None
     factor: float | None = None
     strategy: str = "low_confidence"
+    schedule: str | None = None
+    eps: float = 1e-3
+    alg_temp: float = 0.0
     temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    ranking: str | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()
+    min_tokens: int = 0
+    eos_penalty: float = 0.0
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
     seed: int | None = None
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
@@ -97,8 +139,21 @@ class SamplingParams:
             PARAMETER.number("threshold", self.threshold, 0.0, 1.0, above=True)
         if self.factor is not None:
             PARAMETER.number("factor", self.factor, 0.0, above=True)
-        PARAMETER.number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
-        PARAMETER.one_of("strategy", self.strategy, STRATEGIES)
+        self._check_distribution()
+        if isinstance(self.strategy, str):
+            object.__setattr__(self, "strategy", ALIASES.get(self.strategy, self.strategy))
+        if self.strategy not in STRATEGIES:
+            PARAMETER.refuse("strategy", self.strategy, f"one of {', '.join((*STRATEGIES, *ALIASES))}")
+        if self.schedule not in (None, *SCHEDULES):
+            PARAMETER.refuse("schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        if self.ranking not in (None, *RANKINGS):
+            PARAMETER.refuse("ranking", self.ranking, f"one of {', '.join(RANKINGS)}")
+        PARAMETER.number("eps", self.eps, 0.0, 1.0, above=True)
+        PARAMETER.number("alg_temp", self.alg_temp, 0.0, MAX_TEMPERATURE)
+        if self.steps is None and (self.strategy == "origin" or self.alg_temp):
+            name = "alg_temp" if self.alg_temp else "strategy"
+            message = f"{name} is {shorten(getattr(self, name))}, which draws as many masks as steps allows: give steps"
+            raise InvalidRequestError(message, field=name, value=getattr(self, name), limit="steps")
         if self.seed is not None:
             PARAMETER.integer("seed", self.seed, 0)
         for text in self.stop:
@@ -106,9 +161,57 @@ class SamplingParams:
                 PARAMETER.refuse("stop", text, "strings of at least one character")
         for token in self.stop_token_ids:
             PARAMETER.integer("stop_token_ids", token, 0)
-        PARAMETER.flag("ignore_eos", self.ignore_eos)
-        if self.split_special_tokens is not None:
-            PARAMETER.flag("split_special_tokens", self.split_special_tokens)
+        for name in ("ignore_eos", "logits_eos_inf", "confidence_eos_eot_inf"):
+            if not isinstance(getattr(self, name), bool):
+                PARAMETER.refuse(name, getattr(self, name), "true or false")
+        if self.split_special_tokens is not None and not isinstance(self.split_special_tokens, bool):
+            PARAMETER.refuse("split_special_tokens", self.split_special_tokens, "true or false")
+
+    def _check_distribution(self) -> None:
+        """The fields that change which tokens are drawn."""
+        PARAMETER.number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
+        PARAMETER.integer("top_k", self.top_k, -1)
+        PARAMETER.number("top_p", self.top_p, 0.0, 1.0)
+        PARAMETER.number("min_p", self.min_p, 0.0, 1.0)
+        PARAMETER.number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
+        for name in ("presence_penalty", "frequency_penalty", "eos_penalty"):
+            PARAMETER.number(name, getattr(self, name), -100.0, 100.0)
+        PARAMETER.integer("min_tokens", self.min_tokens, 0)
+        bias: Any = self.logit_bias
+        pairs = tuple(bias.items()) if isinstance(bias, Mapping) else bias
+        wrong = not isinstance(pairs, Sequence) or isinstance(pairs, str)
+        if wrong or any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
+            PARAMETER.refuse("logit_bias", bias, "token ids with a number each")
+        if len(pairs) > MAX_LOGIT_BIAS:
+            message = f"logit_bias has {len(pairs)} entries; it must have at most {MAX_LOGIT_BIAS}"
+            raise InvalidRequestError(message, field="logit_bias", value=len(pairs), limit=MAX_LOGIT_BIAS)
+        for token, value in pairs:
+            PARAMETER.integer("logit_bias", token, 0)
+            PARAMETER.number("logit_bias", value, -100.0, 100.0)
+        object.__setattr__(self, "logit_bias", tuple((token, float(value)) for token, value in pairs))
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """(token, bias) pairs of `logit_bias`."""
+        return cast(tuple[tuple[int, float], ...], self.logit_bias)
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn."""
+        return self.temperature > 0 and self.top_k != 1
+
+    @property
+    def cuts(self) -> bool:
+        """Whether top_k, top_p or min_p leave tokens out."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether logits are changed before anything else, by penalties, biases or bans."""
+        return bool(
+            self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty or self.logit_bias
+            or self.min_tokens or self.eos_penalty or self.logits_eos_inf
+        )  # fmt: skip
 
     def blocks(self, default_block_length: int) -> tuple[tuple[int, int], ...]:
         """(start, stop) of each block in canvas positions."""

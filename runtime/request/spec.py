@@ -27,6 +27,7 @@ class RequestSpec:
         block_length: positions of a block.
         seed: of its draws.
         stop_ids: tokens that end its text, or each hole of its template.
+        end_ids: tokens that end the model's texts, whatever ends this one.
         template: int64 [max_new_tokens], a token where the canvas is fixed and -1 for a mask; None: all masks.
         targets: int64 [n, 2], pairs (position in the canvas, token); makes it a scoring request: one forward gives the
             log-probabilities of the targets, nothing is committed or captured.
@@ -46,6 +47,7 @@ class RequestSpec:
     block_length: int
     seed: int
     stop_ids: frozenset[int]
+    end_ids: frozenset[int] = frozenset()
     template: Tokens | None = None
     targets: Tokens | None = None
     shared_prefix: int = 0

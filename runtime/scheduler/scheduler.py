@@ -276,7 +276,7 @@ class Scheduler:
             AddRequest(
                 spec.rid, spec.prompt, spec.canvas_length, spec.sampling, spec.seed, spec.block_length,
                 held(request).page_table, canvas.leading(), canvas.template(),
-                frozenset() if spec.template is not None else spec.stop_ids,
+                frozenset() if spec.template is not None else spec.stop_ids, spec.end_ids,
             )
         )  # fmt: skip
 

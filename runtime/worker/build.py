@@ -23,7 +23,7 @@ from .device import choose_device, choose_dtype
 from .executor import Executor
 from .facts import make_facts
 from .gpu.build import build_cuda_executor, check_model, max_block_length, with_cuda_budget
-from .gpu.slots import MAX_STOP_IDS
+from .gpu.slots import MAX_STOP_IDS, UNSERVED
 from .pools import BoundaryPool, KVPool
 from .worker import Worker
 
@@ -58,7 +58,7 @@ def build_worker(
     facts = make_facts(
         config, folder, model, profile, block_length, device=str(device), dtype=str(dtype).removeprefix("torch."),
         itemsize=dtype.itemsize, max_block_length=max_block_length(model, block_length) if on_gpu else None,
-        max_stop_ids=MAX_STOP_IDS if on_gpu else None,
+        max_stop_ids=MAX_STOP_IDS if on_gpu else None, unserved=UNSERVED if on_gpu else (),
     )  # fmt: skip
     with limits_of_memory(config, facts.device):
         kv = KVPool(model, facts.kv_pages, facts.page_size, facts.layers_per_band, dtype, device)

@@ -10,14 +10,9 @@ import numpy.typing as npt
 
 from ..request.forward import AddRequest
 from ..request.sampling_params import SamplingParams
+from .schedule import commits_of_block, transfer_shares
 
 Tokens = npt.NDArray[np.int64]
-
-
-def quota(masks_in_block: int, steps_in_block: int, step: int) -> int:
-    """Masks to commit at `step` (from 0) when a block's masks are spread evenly over its steps, early steps first."""
-    base, extra = divmod(masks_in_block, steps_in_block)
-    return base + (step < extra)
 
 
 @dataclass(slots=True)
@@ -36,6 +31,7 @@ class Canvas:
         block, block_masks, block_step: the current block [start, stop), its masks when it was entered, and the forwards
             since then.
         block_steps: the current block's quota of forwards; None when confidence decides.
+        quotas: masks that each of its forwards is to commit.
         frontier: canvas positions before the first mask.
         stopped: whether its commits have ended.
     """
@@ -53,6 +49,7 @@ class Canvas:
     block_masks: int = 0
     block_step: int = 0
     block_steps: int | None = None
+    quotas: tuple[int, ...] = ()
     frontier: int = 0
     stopped: bool = False
 
@@ -71,7 +68,7 @@ class Canvas:
     @property
     def draws(self) -> bool:
         """Whether tokens are drawn."""
-        return self.sampling.temperature > 0
+        return self.sampling.draws
 
     def sequence(self, prompt: Tokens, mask_token_id: int) -> Tokens:
         """Prompt and canvas with mask tokens in it, int64 [prompt + canvas]."""
@@ -94,19 +91,27 @@ class Canvas:
         self.block_masks = len(self.open_positions(start, stop))
         self.block_step = 0
         self.block_steps = self.steps_of_block(start)
+        if self.block_steps is not None:
+            self.quotas = commits_of_block(self.sampling, self.block_masks, self.block_steps)
         return True
 
     def due(self, step: int) -> int | None:
         """Masks to commit at the block's step `step` (from 0), at least one; None if confidence decides."""
         if self.block_steps is None:
             return None
-        return max(1, quota(self.block_masks, self.block_steps, step))
+        return self.quotas[step] if step < len(self.quotas) else 1
+
+    def share(self, step: int) -> float | None:
+        """Probability with which the block's step `step` commits each mask, for the strategy `origin`; else None."""
+        if self.sampling.strategy != "origin" or self.block_steps is None:
+            return None
+        return float(transfer_shares(self.sampling.eps, self.block_steps)[min(step, self.block_steps - 1)])
 
     def sure_steps(self) -> int:
         """Forwards that the current block needs at least; at least one."""
         if self.block_steps is None:
             return 1
-        return max(1, min(self.block_steps, self.block_masks) - self.block_step)
+        return max(1, len(self.quotas) - self.block_step)
 
     def masks_after(self, steps: int) -> int:
         """Most masks of the current block that can remain after `forwards` more forwards."""

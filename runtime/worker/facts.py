@@ -17,6 +17,7 @@ from ..request.generation_defaults import sampling_defaults
 def make_facts(
     config: EngineConfig, folder: Path, model: ModelConfig, profile: DepthProfile, block_length: int,
     *, device: str, dtype: str, itemsize: int, max_block_length: int | None = None, max_stop_ids: int | None = None,
+    unserved: tuple[str, ...] = (),
 ) -> Facts:  # fmt: skip
     """Facts of a worker that does not exist yet; its pools follow from them.
 
@@ -26,7 +27,7 @@ def make_facts(
         profile: measured or built in, of any depths; what is in use is rounded down to whole bands.
         block_length: default of requests.
         device, dtype: in use; itemsize: bytes of a number in the pools.
-        max_block_length, max_stop_ids: see `Facts`.
+        max_block_length, max_stop_ids, unserved: see `Facts`.
 
     Raises ConfigError for pools that are too small, and for options that do not fit the model.
     """
@@ -43,7 +44,8 @@ def make_facts(
     return Facts(
         folder=str(folder), model=model, block_length=block_length, tree=tree, kv_pages=kv_pages,
         boundary_pages=boundary_pages, depth_profile=profile.to_json(), device=device, dtype=dtype,
-        max_block_length=max_block_length, max_stop_ids=max_stop_ids, eos_ids=eos_ids(folder, model.embedding_size),
+        max_block_length=max_block_length, max_stop_ids=max_stop_ids, unserved=unserved,
+        eos_ids=eos_ids(folder, model.embedding_size),
         generation=sampling_defaults(folder),
         block_length_source=FILE if "block_length" in read_generation_config(folder) else "built-in",
     )  # fmt: skip

@@ -15,14 +15,17 @@ from ...request.forward import AddRequest, ForwardItem
 from ..canvas import Canvas, Tokens
 from ..executor import Ran
 from ..pools import BoundaryPool, KVPool
+from .logit_rules import LogitRules
 from .runner import Entry, ModelRunner
 from .sampler import choose_commits, choose_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    """A canvas's tokens (int64 [prompt + canvas]), page table (int64 [bands, pages]) and random generator."""
+    """A canvas's tokens (int64 [prompt + canvas]) and page table (int64 [bands, pages]), what it draws from, and what
+    changes its logits."""
 
+    rules: LogitRules
     tokens: Tensor
     page_table: Tensor
     generator: torch.Generator
@@ -41,6 +44,7 @@ class CpuExecutor:
         """Hold a canvas's tokens and page table."""
         device = self.decoder.device
         self._held[canvas.serial] = _Open(
+            LogitRules(message.sampling, self.decoder.config.eos_token_id, message.end_ids, message.stop_ids),
             torch.from_numpy(canvas.sequence(message.prompt, self.decoder.config.mask_token_id)).to(device),
             torch.from_numpy(message.page_table.astype(np.int64)).to(device),
             torch.Generator().manual_seed(message.seed),
@@ -99,10 +103,14 @@ def _scores(logits: Tensor, tokens: Tokens) -> list[float]:
 def _commit(canvas: Canvas, held: _Open, positions: Tokens, logits: Tensor) -> Ran:
     """Commit masks at `positions` by their logits [masks, vocab]."""
     try:
+        start = canvas.prompt_length
+        logits = held.rules.apply(logits, positions - start, held.tokens[:start], canvas.tokens)
         token, confidence = choose_tokens(logits, canvas.sampling, held.generator)
     except EngineError:
         return Ran(finite=False)
-    chosen = choose_commits(confidence, canvas.sampling, canvas.due(canvas.block_step))
+    step = canvas.block_step
+    confidence = held.rules.last(token, confidence)
+    chosen = choose_commits(confidence, canvas.sampling, canvas.due(step), held.generator, canvas.share(step))
     tokens, committed = token[chosen], positions[chosen.cpu().numpy()]
     held.tokens[torch.from_numpy(committed).to(held.tokens.device)] = tokens
     block = canvas.block_tokens().copy()

@@ -12,6 +12,12 @@ from ....kernels.sampling.strategies import STRATEGIES
 from ...errors import EngineError
 from ...request.sampling_params import DEFAULT_THRESHOLD, SamplingParams
 
+UNSERVED = (
+    "strategy=origin", "schedule=linear", "ranking=sampled", "alg_temp", "top_k", "top_p", "min_p",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "eos_penalty",
+    "logits_eos_inf", "confidence_eos_eot_inf",
+)  # fmt: skip
+"""Sampling parameters that the kernels do not have: see `Facts.unserved`."""
 MAX_STOP_IDS = 32
 """Tokens that can end a text on a GPU, the model's own included."""
 

@@ -17,7 +17,6 @@ from shoal.kernels.sampling.confidence import Confidence
 from shoal.kernels.sampling.masked_rows import masked_rows
 from shoal.kernels.sampling.philox import gumbel_reference, philox_reference, uniform_reference
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.worker.canvas import quota
 from shoal.runtime.worker.cpu.sampler import choose_commits
 
 WIDTH = 12
@@ -44,7 +43,7 @@ def test_commits_are_the_samplers(data):
         state.steps_per_block[0] = steps = data.draw(st.integers(1, WIDTH))
         state.block_masks[0] = masks = data.draw(st.integers(sum(masked), WIDTH))
         state.block_step[0] = step = data.draw(st.integers(0, steps))
-        count = quota(masks, steps, step)
+        count = masks // steps + (step < masks % steps)
     elif mode == "threshold":
         params = SamplingParams(threshold=data.draw(levels.filter(bool)))
         state.bounds[0] = acceptance_bounds(params.threshold, None, WIDTH)

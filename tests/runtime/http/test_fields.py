@@ -46,7 +46,10 @@ SAMPLES: dict[str, Any] = {
     "ignore_eos": True, "n": 2, "rid": "sample", "stream": True, "stream_options": {"include_usage": True},
     "include_usage": True, "continuous_usage_stats": True, "cache_mode": "dual", "cache_salt": "a", "extra_key": "b",
     "priority": 1, "timeout_s": 60, "skip_special_tokens": False, "abort_all": True,
-    "parts": [{"text": "red"}], "split_special_tokens": True,
+    "parts": [{"text": "red"}], "split_special_tokens": True, "frequency_penalty": 0.5, "presence_penalty": 0.5,
+    "repetition_penalty": 1.1, "logit_bias": {"5": 2}, "min_tokens": 1, "min_new_tokens": 1, "alg_temp": 0, "eps": 0.01,
+    "schedule": "linear", "ranking": "sampled", "logits_eos_inf": True, "confidence_eos_eot_inf": True,
+    "eos_penalty": 1.5,
 }  # fmt: skip
 """A value that is right, for every field that something honours (start_profile's have tests of their own)."""
 

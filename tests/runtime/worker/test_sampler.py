@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from shoal.runtime.errors import InvalidRequestError
 from shoal.runtime.request.sampling_params import SamplingParams
-from shoal.runtime.worker.canvas import quota
 from shoal.runtime.worker.cpu.sampler import choose_commits, choose_tokens
+from shoal.runtime.worker.schedule import commits_of_block
 
 # Few distinct values, so that ties and equalities with the threshold come up.
 confidences = st.lists(st.sampled_from([0.0, 0.25, 0.3, 0.5, 0.75, 0.9, 1.0]), min_size=1, max_size=12)
@@ -73,7 +73,7 @@ def test_a_quota_commits_that_many_and_at_least_one(values, count):
 
 @given(masks=st.integers(1, 64), steps=st.integers(1, 64))
 def test_quotas_of_a_block_add_up_and_differ_by_one_at_most(masks, steps):
-    shares = [quota(masks, steps, step) for step in range(steps)]
+    shares = list(commits_of_block(SamplingParams(), masks, steps)) + [0] * max(0, steps - masks)
     assert sum(shares) == masks
     assert max(shares) - min(shares) <= 1
     assert shares == sorted(shares, reverse=True)

@@ -1,0 +1,42 @@
+"""Decoding parameters as the worker gets them: what depends on the model's family and on the device is filled in."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from ..errors import InvalidRequestError, shorten
+from .facts import Facts
+from .sampling_params import SamplingParams
+
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(SamplingParams)}
+
+
+def resolved(params: SamplingParams, facts: Facts) -> SamplingParams:
+    """`params` with `schedule` and `ranking` chosen, and without what changes nothing beside the rest of them.
+
+    Raises InvalidRequestError for a bias of a token that the model does not have, and for an option that the worker
+    does not serve.
+    """
+    vocabulary = facts.model.vocab_size
+    for token, _ in params.biases:
+        if token >= vocabulary:
+            message = f"logit_bias has token id {token}; ids must be at least 0 and below {vocabulary}"
+            raise InvalidRequestError(message, field="logit_bias", value=token, limit=vocabulary)
+    changes: dict[str, Any] = {"schedule": "even" if params.steps is None else params.schedule or "even"}
+    ranking = params.ranking
+    if ranking is None:
+        served = "ranking=sampled" not in facts.unserved
+        ranking = "sampled" if served and facts.model.architecture == "dream" else "model"
+    if params.temperature == 0 and not params.cuts:
+        ranking = "model"
+    if ranking == "model" and not params.draws:
+        changes |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    params = replace(params, ranking=ranking, **changes)
+    for entry in facts.unserved:
+        name, _, value = entry.partition("=")
+        given = getattr(params, name)
+        if given == value if value else given != _DEFAULTS[name]:
+            message = f"{name} is {shorten(given)}, which shoal does not serve on a GPU: leave it out"
+            raise InvalidRequestError(message, field=name, value=shorten(given))
+    return params
