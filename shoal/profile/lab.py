@@ -24,6 +24,7 @@ from ..runtime.request.forward import AddRequest, Forward, ForwardItem, Release
 from ..runtime.request.grant import Pages
 from ..runtime.request.output import RequestOutput
 from ..runtime.request.request import Request
+from ..runtime.request.resolve import resolved
 from ..runtime.request.sampling_params import SamplingParams
 from ..runtime.request.spec import RequestSpec
 from ..runtime.scheduler.reuse import ReusePlanner
@@ -108,7 +109,7 @@ class Lab:
             depth, self.num_layers, capture=capture or "first"
         )
         self.planner.cut, self.planner.refresh_interval, self.planner.reuse_margin = cut, interval, margin
-        ends = Endings(self.parts.facts, self.parts.tokenizer).ids
+        sampling, ends = Endings(self.parts.facts, self.parts.tokenizer).of(resolved(sampling, self.parts.facts))
         requests = [
             Request(
                 RequestSpec(

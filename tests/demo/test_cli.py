@@ -92,7 +92,7 @@ def test_demo_prints_tables_and_tree_and_writes_a_plot(demo):
         (("demo", "--plot", "no/such/folder/x.png"), "plot is"),
         (("demo", "--plot", "x.gif"), ".png"),
         (("generate", "no-such-model", "--chat", "x"), "no-such-model"),
-        (("generate", "shop", "--chat", "x", "--block-length", "5"), "block_length"),
+        (("generate", "shop", "--chat", "x", "--block-length", "0"), "block_length"),
         (("generate", "shop", "--chat", "x", "--cache-mode", "foo"), "cache_mode"),
         (("generate", "shop", "--prompt", ""), "empty"),
         (("serve", "--port", "99999"), "port is 99999"),

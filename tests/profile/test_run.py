@@ -150,7 +150,7 @@ def test_ratios_that_no_row_reaches_are_named(llada, data, tmp_path):
         ("--min-agreement 1.2", "min_agreement"),
         ("--groups 0", "groups"),
         ("--data /no/such/file", "data"),
-        ("--steps 7", "steps"),
+        ("--steps 0", "steps"),
         ("--device quantum", "device"),
     ],
 )

@@ -83,7 +83,7 @@ def test_every_public_method_of_the_engine_answers_or_refuses(engine):
         "encode": lambda e: e.encode("abc"), "encode_parts": lambda e: e.encode_parts([TextPart("abc", True)]),
         "chat_markers": lambda e: e.chat_markers(), "page_size": lambda e: e.page_size,
         "tokenizer": lambda e: e.tokenizer, "depth_profile": lambda e: e.depth_profile,
-        "model_config": lambda e: e.model_config,
+        "model_config": lambda e: e.model_config, "default_sampling_params": lambda e: e.default_sampling_params,
     }  # fmt: skip
     public = {name for name in vars(Engine) if not name.startswith("_")}
     assert public == harmless.keys() | CALLS.keys() - {"generate nothing"} | {"pinned"}

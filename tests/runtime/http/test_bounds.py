@@ -53,7 +53,7 @@ def test_too_much_work_is_refused_by_name_before_any_request_is_made(client, rou
 
 
 def info(max_tokens: int = 4096) -> Any:
-    return SimpleNamespace(max_tokens=max_tokens)
+    return SimpleNamespace(max_tokens=max_tokens, block_length=32)
 
 
 @pytest.mark.parametrize(
