@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import socket
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -51,6 +52,16 @@ def answer(connection: socket.socket) -> bytes:
 
 def open_files(server: ServerProcess) -> int:
     return len(os.listdir(f"/proc/{server.process.pid}/fd"))
+
+
+def settled_files(server: ServerProcess) -> int:
+    """`open_files` once the connections of tests before are gone: the same for half a second."""
+    count, same = open_files(server), 0
+    while same < 5:
+        time.sleep(0.1)
+        now = open_files(server)
+        count, same = now, same + 1 if now == count else 0
+    return count
 
 
 @pytest.mark.parametrize(
@@ -113,7 +124,7 @@ def test_a_client_that_never_reads_is_dropped(small):
     """The stream's text is far larger than what the sockets hold."""
     body = json.dumps({"input_ids": [[5]] * 32, "stream": True, "sampling_params": BUSY["sampling_params"]}).encode()
     head = b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    before = open_files(small)
+    before = settled_files(small)
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", small.port))

@@ -184,23 +184,26 @@ def test_nulls_empties_and_unknown_fields_are_accepted(client):
     assert reply["meta_info"]["prompt_tokens"] == 1
 
 
-def test_truncation_of_the_distribution_is_accepted_where_it_changes_nothing(client):
-    greedy = {"max_new_tokens": 8, "temperature": 0.0, "top_p": 0.5, "top_k": 3, "min_p": 0.2}
-    assert ask(client, text="red", sampling_params=greedy)
-    response = client.post("/generate", json={"text": "red", "sampling_params": {**greedy, "temperature": 1.0}})
-    assert response.status_code == 400
-    assert "top_p" in response.json()["error"]["message"]
+def test_cuts_of_the_distribution_are_served_and_change_nothing_where_nothing_is_drawn(client):
+    greedy = {"max_new_tokens": 8, "temperature": 0.0, "ignore_eos": True}
+    cuts = {"top_p": 0.5, "top_k": 3, "min_p": 0.2}
+    plain = ask(client, text="red", sampling_params=greedy)
+    assert ask(client, text="red", sampling_params={**greedy, **cuts})["output_ids"] == plain["output_ids"]
+    warm = {**greedy, "temperature": 1.0, "sampling_seed": 1}
+    one = ask(client, text="red", sampling_params={**warm, "top_k": 1})
+    assert one["output_ids"] == plain["output_ids"]  # the best token alone is left
+    assert ask(client, text="red", sampling_params={**warm, **cuts})["output_ids"]
 
 
 REFUSED: list[tuple[dict[str, object], str]] = [
     ({"regex": "a+"}, "regex"),
     ({"json_schema": "{}"}, "json_schema"),
     ({"stop_regex": ["a"]}, "stop_regex"),
-    ({"frequency_penalty": 0.5}, "frequency_penalty"),
-    ({"presence_penalty": -1}, "presence_penalty"),
-    ({"repetition_penalty": 1.1}, "repetition_penalty"),
-    ({"min_new_tokens": 4}, "min_new_tokens"),
-    ({"logit_bias": {"3": 5}}, "logit_bias"),
+    ({"frequency_penalty": "high"}, "frequency_penalty"),
+    ({"presence_penalty": [1]}, "presence_penalty"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"min_new_tokens": -4}, "min_new_tokens"),
+    ({"logit_bias": {"3": "much"}}, "logit_bias"),
     ({"skip_special_tokens": False}, "skip_special_tokens"),
     ({"no_stop_trim": True}, "no_stop_trim"),
     ({"n": 0}, "n is 0"),
@@ -218,7 +221,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"stop_token_ids": ["a"]}, "stop_token_ids"),
     ({"seed": -1}, "seed"),
     ({"steps": 3, "threshold": 0.5}, "at most one of"),
-    ({"block_length": 5}, "block_length"),
+    ({"block_length": 0}, "block_length"),
     ({"strategy": "magic"}, "strategy"),
     ({"ignore_eos": "yes"}, "ignore_eos"),
 ]

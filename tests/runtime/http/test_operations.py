@@ -118,16 +118,17 @@ def test_server_defaults_of_decoding(locked):
                                   {"max_tokens": 12, "block_length": 4}, {"block_length": 64}])  # fmt: skip
 @pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
 def test_default_steps_and_length_adapt_to_what_the_client_sends(locked, route, size):
-    """The server's are 16 steps, 16 tokens, and the model's blocks of 8."""
+    """The server's are 16 steps, 16 tokens, and the model's blocks of 8: steps are spread, early blocks first."""
     prompt = {"prompt": "red"} if "chat" not in route else {"messages": [{"role": "user", "content": "red"}]}
     with locked.client() as client:
         reply = client.post(route, json={**prompt, **size, "ignore_eos": True})
     assert reply.status_code == 200, reply.text
-    length = size.get("max_tokens", {5: 15, 64: 64}.get(size.get("block_length"), 16))
-    blocks = -(-length // size.get("block_length", 8))
+    length, block = size.get("max_tokens", 16), size.get("block_length", 8)
+    masks = [min(block, length - start) for start in range(0, length, block)]
+    base, extra = divmod(16, len(masks))
     info = reply.json()["choices"][0]["meta_info"]
     assert info["canvas_tokens"] == length
-    assert min(16, length // blocks * blocks) <= info["nfe"] < 16 + blocks
+    assert info["nfe"] == sum(min(max(1, base + (i < extra)), count) for i, count in enumerate(masks))
 
 
 def test_a_full_queue_is_answered_with_503(locked):
