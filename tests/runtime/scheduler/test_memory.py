@@ -12,11 +12,11 @@ import pytest
 
 from shoal.radix_cache.eviction_policy import EVICTION_POLICIES
 from shoal.runtime.config import CacheMode
-from shoal.runtime.engine import build
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import PoolTooSmallError
 from shoal.runtime.model.settings import pool_sizes
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.worker import facts
 
 from ..freeze import Freeze
 from ..tiny import (
@@ -104,7 +104,7 @@ def test_many_prefixes_evict_one_another(folder, policy, tmp_path, name):
 
 
 def shrink_boundary_pool(monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
-    monkeypatch.setattr(build, "pool_sizes", lambda *given: (pool_sizes(*given)[0], pages))
+    monkeypatch.setattr(facts, "pool_sizes", lambda *given: (pool_sizes(*given)[0], pages))
 
 
 @pytest.mark.parametrize("pages", [0, 1, 5, 7])
