@@ -84,6 +84,21 @@ class TreeConfig:
         object.__setattr__(self, "level_at", derived.level_at)
 
     @cached_property
+    def layers_per_byte(self) -> tuple[float, ...]:
+        """[levels]: layers that a level adds to the one below, per byte of the pages that it adds.
+
+        Of a level these are the bands above the level below, and the boundary states that enter the layer behind it.
+        Both grow with the tokens, which cancel.
+        """
+        values = [0.0]
+        for level in range(1, len(self.levels)):
+            layers = self.levels[level] - self.levels[level - 1]
+            kv = (self.bands_at[level] - self.bands_at[level - 1]) * self.kv_page_bytes
+            states = (self.boundaries_at[level] - self.boundaries_at[level - 1]) * self.boundary_page_bytes
+            values.append(layers / (kv + states))
+        return tuple(values)
+
+    @cached_property
     def num_bands(self) -> int:
         """Bands that the whole model needs."""
         return self.bands(self.num_layers)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-if TYPE_CHECKING:
-    from .config import TreeConfig
-    from .node import Node
+from .node import Node
 
 Key = tuple[float, float]
 
@@ -16,11 +14,14 @@ class EvictionPolicy:
 
     `both_axes`: evict one level of a node at a time (its deepest bands) instead of whole nodes.
     `clock` is the policy's own age; the tree copies it to `Node.age` at each use.
+
+    Args:
+        layers_per_byte: what each level saves, as `TreeConfig.layers_per_byte`.
     """
 
     both_axes = False
 
-    def __init__(self, config: TreeConfig):
+    def __init__(self, layers_per_byte: Sequence[float]):
         self.clock = 0.0
 
     def key(self, node: Node) -> Key:
@@ -61,25 +62,18 @@ class CostAware(EvictionPolicy):
     """Token-layers saved per byte, aged: GreedyDual-Size-Frequency over (node, level) cells.
 
     A cell is what one level adds to a node: the bands between the level below and it, and the boundary states that
-    enter the layer behind it. Each use of it saves (layers of the cell) x tokens; it costs its pages' bytes; both
-    grow with the tokens, which cancel. key = clock at last use + (1 + uses at this level or deeper) x layers / bytes,
-    and the clock is the largest key evicted so far, so that what is not used any more sinks (Cherkasova, "Improving
-    WWW proxies performance with Greedy-Dual-Size-Frequency caching policy", HPL-98-69R1). Values are scaled so that
-    the best cell's one use counts 1.
+    enter the layer behind it. Each use of it saves (layers of the cell) x tokens and costs its pages' bytes.
+    key = clock at last use + (1 + uses at this level or deeper) x layers / bytes, and the clock is the largest key
+    evicted so far, so that what is not used any more sinks (Cherkasova, "Improving WWW proxies performance with
+    Greedy-Dual-Size-Frequency caching policy", HPL-98-69R1). Values are scaled: the best cell's one use counts 1.
     """
 
     both_axes = True
 
-    def __init__(self, config: TreeConfig):
-        super().__init__(config)
-        values = [0.0]
-        for level in range(1, len(config.levels)):
-            layers = config.levels[level] - config.levels[level - 1]
-            kv = (config.bands_at[level] - config.bands_at[level - 1]) * config.kv_page_bytes
-            states = (config.boundaries_at[level] - config.boundaries_at[level - 1]) * config.boundary_page_bytes
-            values.append(layers / (kv + states))
-        best = max(values)
-        self.values = [value / best for value in values]
+    def __init__(self, layers_per_byte: Sequence[float]):
+        super().__init__(layers_per_byte)
+        best = max(layers_per_byte)
+        self.values = [value / best for value in layers_per_byte]
 
     def key(self, node: Node) -> Key:
         """(aged value of its deepest cell, last use)."""

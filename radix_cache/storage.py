@@ -49,7 +49,7 @@ class Storage:
         self.kv = kv
         self.boundary = boundary
         self.events = events
-        self.policy = EVICTION_POLICIES[config.policy](config)
+        self.policy = EVICTION_POLICIES[config.policy](config.layers_per_byte)
         self.queue = EvictionQueue(self.policy)
         self.deferred: dict[int, Match] = {}
         self.stale: dict[Node, None] = {}

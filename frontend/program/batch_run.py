@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...runtime.errors import shorten
 from .. import driver
 from ..backend import Backend
 from ..errors import FrontendError
 from .batch import Group, SharedPrefixes, plan
+from .player import Player
 from .state import ProgramState
 from .usage import Usage
-
-if TYPE_CHECKING:
-    from .program import Program
 
 _THREADS = 64
 
@@ -37,7 +35,7 @@ class BatchRun:
     """One batch: its states, and how they come to be done.
 
     Args:
-        program: is run for each entry.
+        player: runs the program for an entry.
         batch: arguments of each entry.
         states: the state of each.
         num_threads: how many functions that wait for results run at a time, or "auto".
@@ -45,10 +43,10 @@ class BatchRun:
     """
 
     def __init__(
-        self, program: Program, batch: Sequence[dict[str, Any]], states: Sequence[ProgramState], backend: Backend,
+        self, player: Player, batch: Sequence[dict[str, Any]], states: Sequence[ProgramState], backend: Backend,
         num_threads: int | str, progress_bar: bool,
     ):  # fmt: skip
-        self._program = program
+        self._player = player
         self._batch = batch
         self._states = list(states)
         self._backend = backend
@@ -68,10 +66,10 @@ class BatchRun:
 
     def states(self) -> Generator[ProgramState, None, None]:
         """States in order as they get done. Closing it before the last cancels the rest."""
-        program, states = self._program, self._states
+        player, states = self._player, self._states
         if not self._batch:
             return
-        group = None if program.is_async else plan(program.func, self._batch)
+        group = None if player.is_async else plan(player.func, self._batch)
         shared = SharedPrefixes(self._backend, self._usage)
         order = list(range(len(self._batch)))
         if group is not None:
@@ -81,16 +79,16 @@ class BatchRun:
                 states[index]._tape.warm_up = warm_up
         played: dict[int, Future[Any]] = {}
         straight = group is not None and _straight(group)
-        pool = None if straight or program.is_async else ThreadPoolExecutor(self._threads, "shoal-program")
+        pool = None if straight or player.is_async else ThreadPoolExecutor(self._threads, "shoal-program")
         try:
             for index in order:
                 arguments = self._batch[index]
                 if pool is not None:
-                    played[index] = pool.submit(program._play_noting, states[index], arguments)
-                elif program.is_async:
-                    played[index] = driver.submit(program._play_async_noting(states[index], arguments))
+                    played[index] = pool.submit(player.play_quietly, states[index], arguments)
+                elif player.is_async:
+                    played[index] = driver.submit(player.play_async_quietly(states[index], arguments))
                 else:
-                    program._play_noting(states[index], arguments)
+                    player.play_quietly(states[index], arguments)
             for index in _progress(range(len(states)), self._progress_bar):
                 if index in played:
                     played[index].result()

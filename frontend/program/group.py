@@ -4,39 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from ...runtime.errors import shorten
 from ..errors import ExpressionError
 from .branching import Join
 from .location import here
 from .operations import Read
-from .state import ProgramState
+from .tape import Tape
 
 _MODES = ("gather_variable", "concate_and_append")
 
 
-class ProgramStateGroup:
-    """States that were forked off one parent, in order."""
+class Branch(Protocol):
+    """A state that was forked off another."""
 
-    def __init__(self, states: Sequence[ProgramState], parent: ProgramState):
+    def append(self, other: Any) -> None:
+        """Append text, an expression, or a list of them."""
+
+
+State = TypeVar("State", bound=Branch)
+
+
+class ProgramStateGroup(Generic[State]):
+    """States that were forked off one parent, in order.
+
+    Args:
+        states: the branches.
+        tapes: the tape of each.
+        parent: the state that they were forked off.
+        parent_tape: its tape.
+    """
+
+    def __init__(self, states: Sequence[State], tapes: Sequence[Tape], parent: State, parent_tape: Tape):
         self.states = list(states)
         self.parent = parent
+        self._tapes = tuple(tapes)
+        self._parent_tape = parent_tape
 
     def __len__(self) -> int:
         return len(self.states)
 
-    def __iter__(self) -> Iterator[ProgramState]:
+    def __iter__(self) -> Iterator[State]:
         return iter(self.states)
 
-    def __getitem__(self, index: int) -> ProgramState:
+    def __getitem__(self, index: int) -> State:
         return self.states[index]
 
-    def __setitem__(self, index: int, value: ProgramState) -> None:
+    def __setitem__(self, index: int, value: State) -> None:
         if value is not self.states[index]:
             raise ExpressionError("a branch can't be replaced by another state", field="group", value=index)
 
-    def __iadd__(self, other: Any) -> ProgramStateGroup:
+    def __iadd__(self, other: Any) -> ProgramStateGroup[State]:
         """Append to every branch: one expression, a list with one for each, or a function of the branch's index."""
         if callable(other):
             other = [other(index) for index in range(len(self.states))]
@@ -61,18 +80,17 @@ class ProgramStateGroup:
         if mode not in _MODES:
             message = f"mode is {shorten(mode)}; it must be one of {', '.join(_MODES)}"
             raise ExpressionError(message, field="mode", value=mode, limit=_MODES)
-        parent, append, location = self.parent._tape, mode == "concate_and_append", here()
+        append, location = mode == "concate_and_append", here()
         names: dict[str, None] = {}
         reads: list[Future[Any]] = []
-        for state in self.states:
-            state._tape.end()  # first: what is declared behind the reading would not be done when the parent takes it
-            names.update((name, None) for name in state._tape.variables if name not in state._tape.inherited)
+        for tape in self._tapes:
+            tape.end()  # first: what is declared behind the reading would not be done when the parent takes it
+            names.update((name, None) for name in tape.variables if name not in tape.inherited)
             done: Future[Any] = Future()
-            state._tape.read(Read(location, "tokens" if append else "text", done))
+            tape.read(Read(location, "tokens" if append else "text", done))
             reads.append(done)
-        tapes = tuple(state._tape for state in self.states)
-        parent.add(Join(tapes, () if append else tuple(names), location, tuple(reads), append))
+        self._parent_tape.add(Join(self._tapes, () if append else tuple(names), location, tuple(reads), append))
 
-    def map(self, function: Callable[[ProgramState], Any]) -> list[Any]:
+    def map(self, function: Callable[[State], Any]) -> list[Any]:
         """`function` of each branch, in order."""
         return [function(state) for state in self.states]

@@ -7,7 +7,6 @@ import inspect
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 from ...runtime.errors import InvalidRequestError, shorten
@@ -19,8 +18,9 @@ from ..errors import ExpressionError, FrontendError
 from ..language.settings import KNOWN, settings
 from .batch import prefix_tokens
 from .batch_run import BatchResult, BatchRun
+from .player import Player
 from .state import ProgramState
-from .tape import Tape, playing
+from .tape import Tape
 from .trace import Trace, TraceStop, trace, tracing
 from .usage import Usage
 from .warm_up import WarmUp
@@ -42,6 +42,7 @@ class Program:
         self.arg_names = parameters[1:]
         self.bound = dict(bound or {})
         self.is_async = inspect.iscoroutinefunction(func)
+        self._player = Player(func, self.is_async)
         self.__name__ = getattr(func, "__name__", "program")
         self.__doc__ = func.__doc__
 
@@ -64,10 +65,10 @@ class Program:
         arguments, chosen = self._split(args, values)
         state = self._state(as_backend(backend), chosen, stream)
         if stream:
-            threading.Thread(target=self._play_noting, args=(state, arguments), daemon=True).start()
+            threading.Thread(target=self._player.play_quietly, args=(state, arguments), daemon=True).start()
             return state
         try:
-            self._play(state, arguments)
+            self._player.play(state, arguments)
             state._readable().error()
         except BaseException:
             state.cancel()
@@ -94,10 +95,10 @@ class Program:
         arguments, chosen = self._split(args, values)
         state = self._state(as_backend(backend), chosen, stream)
         if stream:
-            state._task = asyncio.ensure_future(self._play_async_noting(state, arguments))  # type: ignore[attr-defined]
+            self._player.start(state, arguments)
             return state
         try:
-            await self._play_async(state, arguments)
+            await self._player.play_async(state, arguments)
             await _settled(state)
         except BaseException:
             await driver.finished(state._tape.cancel())
@@ -150,7 +151,7 @@ class Program:
         batch, chosen = self._batch(batch_kwargs, values)
         where = as_backend(backend)
         states = [self._state(where, chosen, False) for _ in batch]
-        return BatchRun(self, batch, states, where, num_threads, progress_bar)
+        return BatchRun(self._player, batch, states, where, num_threads, progress_bar)
 
     # Tracing
 
@@ -225,48 +226,6 @@ class Program:
         tape = Tape(backend, chosen, stream=stream)
         tape.live = stream
         return ProgramState(tape, self.is_async)
-
-    def _play(self, state: ProgramState, arguments: dict[str, Any]) -> None:
-        """Run the function; what it raises is noted in the state, and goes through."""
-        try:
-            if self.is_async:
-                state.ret_value = asyncio.run(self.func(state, **arguments))
-            else:
-                state.ret_value = self.func(state, **arguments)
-        except BaseException as error:
-            state._fail(error)  # before the end: readers of a variable wake up then and look for the reason
-            raise
-        finally:
-            state._tape.end()
-
-    def _play_noting(self, state: ProgramState, arguments: dict[str, Any]) -> None:
-        """As `_play`, but readers get what the function raises."""
-        if state._tape.live:
-            playing.set(state._tape)
-        with suppress(Exception):
-            self._play(state, arguments)
-
-    async def _play_async(self, state: ProgramState, arguments: dict[str, Any]) -> None:
-        try:
-            if self.is_async:
-                state.ret_value = await self.func(state, **arguments)
-            else:
-                state.ret_value = await asyncio.to_thread(self.func, state, **arguments)
-        except BaseException as error:
-            state._fail(error)
-            raise
-        finally:
-            state._tape.end()
-
-    async def _play_async_noting(self, state: ProgramState, arguments: dict[str, Any]) -> None:
-        playing.set(state._tape)
-        try:
-            await self._play_async(state, arguments)
-        except asyncio.CancelledError:
-            state.cancel()
-            raise
-        except Exception:
-            return  # noted
 
 
 def function(func: Callable[..., Any] | None = None, **ignored: Any) -> Any:

@@ -13,6 +13,7 @@ from ..errors import ExpressionError, ProgramCancelledError, ProgramError, Unkno
 from ..language.expressions import flat
 from ..language.holes import fill
 from .branching import Fork, Wait
+from .group import ProgramStateGroup
 from .location import here
 from .messages import Messages
 from .operations import Append, Read, Scope
@@ -242,13 +243,11 @@ class ProgramState(Messages):
 
     # Branches
 
-    def fork(self, size: int = 1, position_ids_offset: Any = None) -> Any:
+    def fork(self, size: int = 1, position_ids_offset: Any = None) -> ProgramStateGroup[ProgramState]:
         """Branches that go on from here, each for itself. The prompt so far is computed once for all of them.
 
-        Returns a ProgramStateGroup. `position_ids_offset` of SGLang can't be had.
+        SGLang's `position_ids_offset` can't be had.
         """
-        from .group import ProgramStateGroup
-
         if position_ids_offset is not None:
             raise UnsupportedError("position_ids_offset can't be had: leave it out", field="position_ids_offset")
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
@@ -261,7 +260,8 @@ class ProgramState(Messages):
         tape.add(Fork(tuple(branches), location, ready))
         for branch in branches:  # not before: if the state has ended nothing would ever end their wait
             branch.add(Wait(ready, location))
-        return ProgramStateGroup([ProgramState(branch, self._async) for branch in branches], self)
+        states = [ProgramState(branch, self._async) for branch in branches]
+        return ProgramStateGroup(states, branches, self, tape)
 
     @contextmanager
     def copy(self) -> Generator[ProgramState, None, None]:

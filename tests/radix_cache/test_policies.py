@@ -133,7 +133,7 @@ def test_only_boundary_pages_short(policy):
 def test_cost_values_are_layers_per_byte():
     config = TreeConfig(4, 16, 4, (4, 12), policy="cost", kv_page_bytes=8, boundary_page_bytes=2)
     # Levels 4, 12, 16: 4 layers for 8 + 2, 8 layers for 16 + 2, 4 layers for 8 bytes (no states at the top).
-    policy = CostAware(config)
+    policy = CostAware(config.layers_per_byte)
     assert policy.values == pytest.approx([0, 0.4 / 0.5, (8 / 18) / 0.5, 1.0])
 
 
