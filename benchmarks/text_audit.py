@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from benchmarks.table import write_table
 from shoal import Engine, SamplingParams
 from shoal.provenance import commit, hardware
+from shoal.runtime.config import CacheMode
 from shoal.text.asks import Documents
 from shoal.text.corpus import held_out, label_of
 
@@ -32,7 +33,7 @@ WINDOW = 32
 BATCH = 8
 
 
-def window(engine: Engine, questions: list[Question], mode: str | None) -> dict[str, float]:
+def window(engine: Engine, questions: list[Question], mode: CacheMode | None) -> dict[str, float]:
     """Ask and count one window of questions; mode None: the engine's own."""
     params = SamplingParams(max_new_tokens=CANVAS[TASK])
     right, depths = 0, []
@@ -40,8 +41,7 @@ def window(engine: Engine, questions: list[Question], mode: str | None) -> dict[
         part = questions[begin : begin + BATCH]
         if mode is None:
             engine.generate([list(question.donor) for question in part], params)
-        options = {} if mode is None else {"cache_mode": mode}
-        outputs = engine.generate([list(question.prompt) for question in part], params, **options)
+        outputs = engine.generate([list(question.prompt) for question in part], params, cache_mode=mode)
         right += sum(question.is_right(output.text) for question, output in zip(part, outputs, strict=True))
         depths += [output.depth for output in outputs]
     return {"right": right, "mean_depth": round(float(np.mean(depths)), 2)}

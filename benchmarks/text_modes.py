@@ -16,7 +16,7 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ class Bench:
             self.lab.capture("text", "first", question.donor, prefix_length(task, ratio), CANVAS[task])
 
 
-def repeated(ids: list[int]) -> float:
+def repeated(ids: Sequence[int]) -> float:
     """Share of 4-grams that stand earlier in the text."""
     grams = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

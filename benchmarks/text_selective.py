@@ -68,7 +68,7 @@ def selective(
         norm1, qkv, out, norm2, gate_up, down = network.layer_weights(index)
         q, k, v = project(x, norm1, qkv, cos[places], sin[places], shape)
         keys, values = torch.cat((donor.keys[index], k), 2), torch.cat((donor.values[index], v), 2)
-        if places is not own:  # recomputed tokens take their own place among the prefix's
+        if chosen is not None and places is not own:  # recomputed tokens take their own place among the prefix's
             again, rows = k.shape[2] - own.shape[1], chosen[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
             keys = torch.cat((donor.keys[index].scatter(2, rows, k[:, :, :again]), k[:, :, again:]), 2)
             values = torch.cat((donor.values[index].scatter(2, rows, v[:, :, :again]), v[:, :, again:]), 2)
