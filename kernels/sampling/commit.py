@@ -1,8 +1,8 @@
 """Which masks of each block become tokens after a block step (torch reference).
 
-The rules: with a quota, masks are spread evenly over the steps of a block, early steps first, at least one a step;
-else the most confident masks as long as the n-th reaches its bound, at least one; with `takes_last` also the only mask
-that would be left. Ties go to the earlier position.
+The rules: with a quota, as many of the most confident masks as it says for the step, at least one; else the most
+confident masks as long as the n-th reaches its bound, at least one; with `takes_last` also the only mask that would be
+left. Ties go to the earlier position. The strategy `origin` commits each mask by chance, perhaps none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from ..dispatch import kernel
 from .canvas_state import NOT_FINITE, STOPPED, CanvasState
 from .confidence import Confidence
 from .masked_rows import MaskedRows
-from .philox import RANDOM_STREAM, uniform_reference
+from .philox import RANDOM_STREAM, mask_gumbel_reference, uniform_reference
+from .shaping import LEAST_TEMPERATURE, shaping_of
 
 
 @kernel("commit_triton.commit_triton")
@@ -46,19 +47,13 @@ def commit(
             continue
         positions = int(state.block_starts[slot]) + open_
         scores = _scores(state, slot, positions, Confidence(*(column[at] for column in confidence)), vocabulary)
-        order = torch.sort(scores, descending=True, stable=True).indices
-        steps, step = int(state.steps_per_block[slot]), int(state.block_step[slot])
-        if steps:
-            base, extra = divmod(int(state.block_masks[slot]), steps)
-            chosen = max(1, base + (step < extra))
-        else:
-            passes = scores[order] >= state.bounds[slot, : len(order)]
-            chosen = max(1, int(passes.long().cumprod(0).sum()))
-            if int(state.takes_last[slot]) and chosen == len(order) - 1:
-                chosen += 1
-        taken = order[:chosen]
+        taken = _taken(state, slot, positions, scores)
         state.tokens[slot, positions[taken]] = confidence.token[at[taken]]
         state.masked[slot, positions[taken]] = 0
+        if shaping_of(state, slot).has_rules:
+            new = confidence.token[at[taken]]
+            new = new[new < state.counts.shape[1]]
+            state.counts[slot].index_add_(0, new, torch.ones_like(new, dtype=torch.int32))
         state.block_step[slot] += 1
         state.nfe[slot] += 1
         block = slice(int(state.block_starts[slot]), int(state.block_stops[slot]))
@@ -67,14 +62,48 @@ def commit(
         state.stopped[slot] |= STOPPED * int(stops.any())
 
 
+def origin_share(step: int, steps: int, end: float) -> float:
+    """Probability 1 - s / t with which step `step` of `steps` commits a mask; times go evenly from 1 to `end`."""
+    step = min(step, steps - 1)
+    if step == steps - 1:
+        return 1.0
+    passed = (1 - end) / steps
+    return 1 - (1 - (step + 1) * passed) / (1 - step * passed)
+
+
+def _taken(state: CanvasState, slot: int, positions: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Which of the masks at `positions` are committed, as indices."""
+    step, steps = int(state.block_step[slot]), int(state.origin_steps[slot])
+    if steps:
+        share = origin_share(step, steps, float(state.origin_ends[slot]))
+        chance = uniform_reference(int(state.seeds[slot]), positions, int(state.nfe[slot]), RANDOM_STREAM)
+        return torch.nonzero(chance < share)[:, 0]
+    order = torch.sort(scores, descending=True, stable=True).indices
+    if int(state.quotas[slot, 0]):
+        chosen = max(1, int(state.quotas[slot, step]) if step < state.width else 0)
+    else:
+        passes = scores[order] >= state.bounds[slot, : len(order)]
+        chosen = max(1, int(passes.long().cumprod(0).sum()))
+        if int(state.takes_last[slot]) and chosen == len(order) - 1:
+            chosen += 1
+    return order[:chosen]
+
+
 def _scores(
     state: CanvasState, slot: int, positions: torch.Tensor, confidence: Confidence, vocabulary: int
 ) -> torch.Tensor:
-    strategy = int(state.strategies[slot])
+    """What masks are ranked by."""
+    strategy, temperature = int(state.strategies[slot]), float(state.mask_temperatures[slot])
+    seed, step = int(state.seeds[slot]), int(state.nfe[slot])
     if strategy == 0:
-        return confidence.probability
-    if strategy == 1:
-        return confidence.margin
-    if strategy == 2:
-        return 1 - confidence.entropy / math.log(vocabulary)
-    return uniform_reference(int(state.seeds[slot]), positions, int(state.nfe[slot]), RANDOM_STREAM)
+        scores = confidence.probability
+    elif strategy == 1:
+        scores = confidence.margin
+    elif strategy == 2:
+        scores = -confidence.entropy if temperature else 1 - confidence.entropy / math.log(vocabulary)
+    else:
+        scores = uniform_reference(seed, positions, step, RANDOM_STREAM)
+    scores = scores.masked_fill(torch.isin(confidence.token, state.last_ids[slot].long()), -torch.inf)
+    if temperature:
+        scores = scores / max(temperature, LEAST_TEMPERATURE) + mask_gumbel_reference(seed, positions, step)
+    return scores

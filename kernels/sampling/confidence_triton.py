@@ -4,7 +4,8 @@ A program takes one row and one split of the vocabulary, in tiles of LANES x 8 l
 so that what is kept a lane costs few registers and nothing crosses threads before the end. A lane keeps its largest
 and second largest logit with the token of the first, and sums exp(x - m) and exp(x - m) (x - m) under its running
 maximum m, from which probability = 1 / l, margin = (1 - exp(second - m)) / l and entropy = log l - s / l follow. With
-draws it also keeps the largest x + temperature * Gumbel noise. A second kernel merges the splits of a row.
+draws it also keeps the largest x + temperature * Gumbel noise. A second kernel merges the splits of a row. `SHAPED`
+applies a request's rules to its logits first, leaves out what lies below its cut-off, and ranks by what is drawn from.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -20,6 +21,8 @@ from .canvas_state import CanvasState
 from .confidence import Confidence
 from .masked_rows import MaskedRows
 from .philox_triton import gumbel
+from .shaping import Cutoffs
+from .shaping_triton import FIELDS, RANKS_SAMPLED, TEMPERATURE, ruled
 
 _LANES = 256
 _NUM_WARPS = 8
@@ -30,8 +33,9 @@ _NOBODY = tl.constexpr(2147483647)
 @triton.jit
 def _scan_kernel(
     logits_ptr, tokens_ptr, stats_ptr, total_ptr, slots_ptr, positions_ptr, temperatures_ptr, seeds_ptr, nfe_ptr,
+    shaping_ptr, counts_ptr, biases_ptr, least_ptr, largest_ptr,
     row_stride, n_cols, split_cols, impossible,
-    LANES: tl.constexpr, DRAW: tl.constexpr,
+    LANES: tl.constexpr, DRAW: tl.constexpr, SHAPED: tl.constexpr,
 ):  # fmt: skip
     """tokens int32 [2, rows, splits]: best, drawn; stats fp32 [6, rows, splits]: largest, second largest, sum of exp,
     weighted sum, largest with noise and its logit.
@@ -48,6 +52,13 @@ def _scan_kernel(
         seed = tl.load(seeds_ptr + slot)
         step = tl.load(nfe_ptr + slot)
         position = tl.load(positions_ptr + row)
+    if SHAPED:
+        wide = tl.load(slots_ptr + row).to(tl.int64)
+        place = tl.load(positions_ptr + row)
+        ranks_sampled = tl.load(shaping_ptr + wide * FIELDS + RANKS_SAMPLED) != 0
+        sampled_at = tl.load(shaping_ptr + wide * FIELDS + TEMPERATURE)
+        least = tl.load(least_ptr + row)
+        top_logit = tl.load(largest_ptr + row)
     first = split * split_cols
     stop = tl.minimum(n_cols, first + split_cols)
     lanes = tl.arange(0, LANES)
@@ -66,6 +77,11 @@ def _scan_kernel(
         possible = (columns < stop) & (columns != impossible)
         x = tl.load(logits_ptr + row * row_stride + columns, mask=columns < stop, other=-float("inf")).to(tl.float32)
         x = tl.where(possible, x, -float("inf"))
+        left = x
+        if SHAPED:
+            x = ruled(x, columns, possible, wide, place, shaping_ptr, counts_ptr, biases_ptr, n_cols)
+            left = tl.where((x >= least) | (x != x), x, -float("inf"))
+            x = tl.where(ranks_sampled, (left - top_logit) / sampled_at, x)
         largest = tl.max(x, 1)
         column = tl.min(tl.where(x == largest[:, None], columns, _NOBODY), 1)
         next_largest = tl.max(tl.where(columns == column[:, None], -float("inf"), x), 1)
@@ -83,7 +99,7 @@ def _scan_kernel(
         base = new_base
         if DRAW:  # noqa: SIM102
             if temperature > 0:
-                noisy = x + temperature * gumbel(seed, start, position, step, LANES)
+                noisy = left + temperature * gumbel(seed, start, position, step, LANES)
                 noisy_largest = tl.max(noisy, 1)
                 drawn = tl.min(tl.where(noisy == noisy_largest[:, None], columns, _NOBODY), 1)
                 logit = tl.max(tl.where(columns == drawn[:, None], x, -float("inf")), 1)
@@ -165,22 +181,22 @@ def confidence_triton(logits: Tensor, splits: int | None = None) -> Confidence:
             token.
         splits: the most parts that the vocabulary is cut into; by default enough for eight programs per SM.
     """
-    return _confidence(logits, None, None, None, False, splits)
+    return _confidence(logits, None, None, None, False, None, splits)
 
 
 def block_confidence_triton(
     logits: Tensor, state: CanvasState, masked: MaskedRows, *, impossible_token: int | None = None, draw: bool = True,
-    splits: int | None = None, lanes: int = _LANES, num_warps: int = _NUM_WARPS,
+    cut: Cutoffs | None = None, splits: int | None = None, lanes: int = _LANES, num_warps: int = _NUM_WARPS,
 ) -> Confidence:  # fmt: skip
     """`block_confidence`; reads nothing on the host. A tile is 8 * lanes logits."""
     if logits.shape[0] != masked.rows.shape[0]:
         raise ValueError(f"{logits.shape[0]} rows of logits for {masked.rows.shape[0]} masked rows")
-    return _confidence(logits, state, masked, impossible_token, draw, splits, lanes, num_warps)
+    return _confidence(logits, state, masked, impossible_token, draw, cut, splits, lanes, num_warps)
 
 
 def _confidence(
     logits: Tensor, state: CanvasState | None, masked: MaskedRows | None, impossible_token: int | None, draw: bool,
-    splits: int | None, lanes: int = _LANES, num_warps: int = _NUM_WARPS,
+    cut: Cutoffs | None, splits: int | None, lanes: int = _LANES, num_warps: int = _NUM_WARPS,
 ) -> Confidence:  # fmt: skip
     rows, columns = logits.shape
     if logits.stride(1) != 1:
@@ -201,10 +217,14 @@ def _confidence(
             total, slots, positions = masked.total, masked.slots, masked.positions
         if state is not None:
             temperatures, seeds, nfe = state.temperatures, state.seeds, state.nfe
+        shaping = counts = biases = least = largest = None
+        if state is not None and cut is not None:
+            shaping, counts, biases, (least, largest) = state.shaping, state.counts, state.biases, cut
         _scan_kernel[(rows, splits)](
             logits, tokens, stats, total, slots, positions, temperatures, seeds, nfe,
+            shaping, counts, biases, least, largest,
             logits.stride(0), columns, split_columns, -1 if impossible_token is None else impossible_token,
-            LANES=lanes, DRAW=draw, num_warps=num_warps,
+            LANES=lanes, DRAW=draw, SHAPED=cut is not None, num_warps=num_warps,
         )  # fmt: skip
         _finish_kernel[(triton.cdiv(rows, _MERGE_ROWS),)](
             tokens, stats, token, probability, margin, entropy, total, slots, temperatures, rows, splits,

@@ -32,8 +32,9 @@ class MaskedRows(NamedTuple):
 
 @kernel("masked_rows_triton.masked_rows_triton")
 def masked_rows(
-    state: CanvasState, batch: AttentionBatch, first_positions: Tensor, capacity: int, shift: int = 0
-) -> MaskedRows:
+    state: CanvasState, batch: AttentionBatch, first_positions: Tensor, capacity: int, shift: int = 0,
+    width: int | None = None,
+) -> MaskedRows:  # fmt: skip
     """Find the masked positions of the current block of every request of the batch.
 
     Requests that stopped, and padding (key length 0), have none.
@@ -42,9 +43,10 @@ def masked_rows(
         first_positions: int32 [requests], position of each request's first query.
         capacity: room for masks.
         shift: 1 where position i is read from the hidden state of i - 1, else 0.
+        width: of `places`, at least the longest of these blocks; by default that of the state.
     """
     device = state.tokens.device
-    places = torch.full((batch.num_requests, state.width), -1, dtype=torch.int32, device=device)
+    places = torch.full((batch.num_requests, width or state.width), -1, dtype=torch.int32, device=device)
     found: list[tuple[int, int, int]] = []
     for number, slot in enumerate(batch.slots.tolist()):
         if int(batch.key_lengths[number]) == 0 or int(state.stopped[slot]):

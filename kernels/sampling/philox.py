@@ -11,7 +11,8 @@ from torch import Tensor
 
 TOKEN_STREAM = 0
 RANDOM_STREAM = 1
-"""Streams: noise of tokens; confidences of the strategy `random`."""
+MASK_STREAM = 2
+"""Streams: noise of tokens; uniform numbers of the strategies `random` and `origin`; noise of masks' confidences."""
 
 _LOW = 0xFFFFFFFF
 
@@ -44,6 +45,13 @@ def uniform_reference(seed: int, index: Tensor, step: int, stream: int) -> Tenso
     """fp32 draws in (0, 1) for each index (int64), at `step` of `stream`."""
     zero = index * 0
     return unit(philox_reference(seed, index, zero + step, zero, zero + stream)[0])
+
+
+def mask_gumbel_reference(seed: int, positions: Tensor, step: int) -> Tensor:
+    """fp32 Gumbel noise of masks at positions (int64): words 0 and 1 of counter (position, step, 0, MASK_STREAM)."""
+    zero = positions * 0
+    high, low, _, _ = philox_reference(seed, positions, zero + step, zero, zero + MASK_STREAM)
+    return gumbel_of_words(high, low)
 
 
 def gumbel_reference(seed: int, columns: int, position: int, step: int) -> Tensor:

@@ -16,6 +16,14 @@ def uniform(seed, index, step, STREAM: tl.constexpr):
 
 
 @triton.jit
+def mask_gumbel(seed, positions, step, STREAM: tl.constexpr):
+    """`mask_gumbel_reference` of a tensor of positions."""
+    zero = positions * 0
+    high, low, _, _ = tl.philox(seed, positions, zero + step, zero, zero + STREAM)
+    return gumbel_of_words(high, low)
+
+
+@triton.jit
 def gumbel(seed, first, position, step, LANES: tl.constexpr):
     """`gumbel_reference` of the columns first .. first + 8 LANES - 1, [LANES, 8]; first is a multiple of 8."""
     quads = first // 4 + tl.arange(0, LANES)[:, None] * 2 + tl.arange(0, 2)[None, :]

@@ -213,6 +213,21 @@ class SamplingParams:
             or self.min_tokens or self.eos_penalty or self.logits_eos_inf
         )  # fmt: skip
 
+    @property
+    def ranks_sampled(self) -> bool:
+        """Whether confidence is of the distribution that tokens are drawn from, and that is another one."""
+        return self.ranking == "sampled" and (self.temperature > 0 or self.cuts)
+
+    @property
+    def uses_cuts(self) -> bool:
+        """Whether what top_k, top_p and min_p leave out shows in tokens or confidences."""
+        return self.cuts and (self.draws or self.ranks_sampled)
+
+    @property
+    def shapes(self) -> bool:
+        """Whether tokens and confidences are of another distribution than the logits', temperature aside."""
+        return self.changes_logits or self.uses_cuts or self.ranks_sampled
+
     def blocks(self, default_block_length: int) -> tuple[tuple[int, int], ...]:
         """(start, stop) of each block in canvas positions."""
         size = self.block_length or default_block_length

@@ -54,7 +54,7 @@ def build_worker(
     profile = profile or load_profile(config, folder, model)
     block_length = config.block_length or default_block_length(folder)
     if on_gpu:
-        config = with_cuda_budget(config, model, block_length, dtype)
+        config = with_cuda_budget(config, model, dtype)
     facts = make_facts(
         config, folder, model, profile, block_length, device=str(device), dtype=str(dtype).removeprefix("torch."),
         itemsize=dtype.itemsize, max_block_length=max_block_length(model, block_length) if on_gpu else None,

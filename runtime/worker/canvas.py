@@ -70,6 +70,16 @@ class Canvas:
         """Whether tokens are drawn."""
         return self.sampling.draws
 
+    @property
+    def shapes(self) -> bool:
+        """Whether tokens come of another distribution than that of the logits."""
+        return self.sampling.shapes
+
+    @property
+    def origin_steps(self) -> int:
+        """Forwards of the current block if its masks are committed by chance (strategy `origin`), else 0."""
+        return self.block_steps or 0 if self.sampling.strategy == "origin" else 0
+
     def sequence(self, prompt: Tokens, mask_token_id: int) -> Tokens:
         """Prompt and canvas with mask tokens in it, int64 [prompt + canvas]."""
         return np.concatenate((prompt, np.where(self.tokens < 0, mask_token_id, self.tokens)))
@@ -103,13 +113,13 @@ class Canvas:
 
     def share(self, step: int) -> float | None:
         """Probability with which the block's step `step` commits each mask, for the strategy `origin`; else None."""
-        if self.sampling.strategy != "origin" or self.block_steps is None:
+        if not (steps := self.origin_steps):
             return None
-        return float(transfer_shares(self.sampling.eps, self.block_steps)[min(step, self.block_steps - 1)])
+        return float(transfer_shares(self.sampling.eps, steps)[min(step, steps - 1)])
 
     def sure_steps(self) -> int:
         """Forwards that the current block needs at least; at least one."""
-        if self.block_steps is None:
+        if self.block_steps is None or self.origin_steps:
             return 1
         return max(1, len(self.quotas) - self.block_step)
 

@@ -9,6 +9,7 @@ from shoal.runtime.request.forward import ForwardItem
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.worker.gpu.refresh_plan import plan_refresh
 from shoal.runtime.worker.gpu.runner import CudaRunner
+from shoal.runtime.worker.gpu.slot_request import SlotRequest
 from shoal.runtime.worker.gpu.slots import CanvasSlots
 from shoal.runtime.worker.pools import BoundaryPool, KVPool
 
@@ -27,7 +28,7 @@ def logits_of(folder, device, dtype):
     bands = -(-decoder.num_layers // BANDS)
     kv = KVPool(decoder.config, 64 * bands, PAGE, BANDS, dtype, decoder.device)
     boundary = BoundaryPool(decoder.config, 4, PAGE, dtype, decoder.device)
-    slots = CanvasSlots(len(LENGTHS), 128, 8, bands, PAGE, decoder.device)
+    slots = CanvasSlots(len(LENGTHS), 128, 8, bands, PAGE, decoder.device, decoder.config.vocab_size, 0)
     runner = CudaRunner(decoder, kv, boundary, slots)
     pages = np.random.default_rng(0).permutation(64 * bands).astype(np.int32)
     numbers, items = [], []
@@ -37,7 +38,7 @@ def logits_of(folder, device, dtype):
         sampling = SamplingParams(max_new_tokens=8)
         text = np.array(tokens(length, seed=index))
         masked = np.zeros(length, np.bool_)
-        numbers.append(slots.take(text, masked, table, sampling, frozenset(), 0))
+        numbers.append(slots.take(SlotRequest(text, masked, length, table, sampling)))
         targets = np.array([[0, 0], [length - 1, 0]]) + decoder.config.shift_logits
         items.append(ForwardItem(str(index), 0, length, length, 0, 0, 0, targets=targets))
     plan = plan_refresh(items, numbers, slots.page_tables, PAGE, int(decoder.config.shift_logits))

@@ -22,6 +22,7 @@ from shoal.kernels.sampling.masked_rows_triton import masked_rows_triton
 from shoal.kernels.sampling.philox import RANDOM_STREAM, gumbel_reference, philox_reference, uniform_reference
 from shoal.kernels.sampling.philox import gumbel_of_words as gumbel_of_words_reference
 from shoal.kernels.sampling.philox_triton import gumbel, gumbel_of_words, uniform
+from shoal.kernels.sampling.shaping import Shaping
 from shoal.kernels.sampling.strategies import STRATEGIES
 
 from .checks import DEVICE, DTYPES, close, fresh
@@ -32,14 +33,13 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 def world(requests: int, width: int, block: int, length: int = 90) -> tuple[CanvasState, AttentionBatch, torch.Tensor]:
     """Random canvases; request 0 has a mask, 1 is padding, 2 has stopped, 3 has no masks; the last block is short."""
     slots = torch.randperm(requests + 2)[:requests].tolist()
-    state = CanvasState.empty(requests + 2, length, width, 2, "cpu")
+    state = CanvasState.empty(requests + 2, length, width, 2, "cpu", 500)
     state.tokens[:] = torch.randint(0, 500, state.tokens.shape)
     state.masked[:] = torch.rand(state.masked.shape) < 0.6
     starts = torch.randint(1, length - block, (requests + 2,))
     state.masked[slots[0], starts[slots[0]]] = 1
     state.block_starts[:], state.block_stops[:] = starts, starts + block
     state.block_stops[slots[-1]] -= block // 2
-    state.block_masks[:] = torch.randint(1, block + 1, (requests + 2,))
     state.block_step[:], state.nfe[:] = torch.randint(0, 5, (2, requests + 2))
     state.seeds[:] = torch.randint(0, 2**62, (requests + 2,))
     state.stop_ids[:, 0] = torch.randint(0, 500, (requests + 2,))
@@ -62,9 +62,12 @@ def same(found: object, expected: object) -> None:
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-@pytest.mark.parametrize(("requests", "width", "block"), [(1, 32, 32), (7, 32, 32), (6, 24, 20), (5, 3, 3)])
+@pytest.mark.parametrize(
+    ("requests", "width", "block"), [(1, 32, 32), (7, 32, 32), (6, 24, 20), (5, 3, 3), (40, 512, 300)]
+)
 def test_masked_rows(requests, width, block, shift):
-    state, batch, first = world(requests, width, block)
+    """40 blocks of up to 512 positions take more than one turn."""
+    state, batch, first = world(requests, width, block, 400)
     for capacity in (requests * block, 3):
         found = masked_rows_triton(state, batch, first, capacity, shift)
         expected = masked_rows.reference(state, batch, first, capacity, shift)
@@ -86,20 +89,39 @@ def scores(rows: int, kind: str) -> Confidence:
     return Confidence(torch.randint(0, 500, (rows,), device=DEVICE), *columns)
 
 
+def test_a_narrower_width_finds_the_same_rows():
+    state, batch, first = world(6, 256, 20)
+    wide, narrow = (masked_rows_triton(state, batch, first, 120, width=width) for width in (None, 24))
+    for a, b in zip(narrow, masked_rows.reference(state, batch, first, 120, width=24), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(narrow.places, wide.places[:, :24])
+    assert torch.equal(narrow.rows, wide.rows)
+
+
 @pytest.mark.parametrize("kind", ["apart", "ties"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("mode", ["quota", "threshold", "factor", "none pass"])
+@pytest.mark.parametrize("mode", ["quota", "threshold", "factor", "none pass", "drawn", "origin"])
 def test_commits_are_the_references(mode, strategy, kind):
-    for requests, width, block in ((7, 32, 32), (6, 24, 20)):
-        state, batch, first = world(requests, width, block)
+    shapes = [(7, 32, 32), (6, 24, 20)] + [(5, 512, 300)] * (strategy == "margin" or mode == "drawn")
+    for requests, width, block in shapes:
+        state, batch, first = world(requests, width, block, 400 if width > 100 else 90)
+        state.last_ids[::2, 0] = torch.randint(0, 500, state.last_ids[::2, 0].shape)
+        state.shaping[::3, Shaping._fields.index("has_rules")] = 1
         state.strategies[:] = STRATEGIES.index(strategy)
         if mode == "quota":
-            state.steps_per_block[:] = torch.randint(1, 12, state.steps_per_block.shape)
+            state.quotas[:] = torch.randint(1, 12, state.quotas.shape)
         elif mode == "factor":
             state.bounds[:] = acceptance_bounds(None, 0.9, width)
             state.takes_last[:] = 1
         elif mode == "none pass":
             state.bounds[:] = 2.0
+        elif mode == "drawn":
+            state.quotas[:] = 5
+            state.mask_temperatures[:] = torch.tensor([0.0, 0.4, 1e-35, 2.0])[torch.arange(requests + 2) % 4]
+        elif mode == "origin":
+            state.quotas[:] = 3
+            state.origin_steps[:] = torch.randint(0, 6, state.origin_steps.shape)
+            state.origin_ends[:] = 1e-3
         masked = masked_rows_triton(state, batch, first, requests * block - 25)
         confidence = scores(len(masked.rows), kind)
         expected = state.clone()
@@ -109,10 +131,11 @@ def test_commits_are_the_references(mode, strategy, kind):
         same(state, expected)
         changed = (before.masked != state.masked).sum(1)
         ran = state.nfe - before.nfe
-        assert ((changed > 0) == (ran == 1)).all()
+        assert mode == "origin" or ((changed > 0) == (ran == 1)).all()
         assert ran[batch.slots[[1, 2, 3]].long()].sum() == 0
         if mode == "none pass":
             assert changed.max() == 1
+        assert (state.counts.sum(1) == changed * (torch.arange(requests + 2, device=DEVICE) % 3 == 0)).all()
 
 
 @pytest.mark.parametrize(("probabilities", "by_factor", "by_bounds"), [

@@ -42,6 +42,7 @@ from shoal.kernels.sampling.commit_triton import commit_triton
 from shoal.kernels.sampling.confidence_triton import block_confidence_triton, confidence_triton
 from shoal.kernels.sampling.masked_rows_triton import masked_rows_triton
 
+from shoal.kernels.sampling.shaping_triton import cutoffs_triton
 ARCHITECTURES = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": SM_90_SHARED_MEMORY}
 """Bytes of shared memory that a program can have there."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -123,11 +124,12 @@ def shared(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, page_si
     shared_attention_triton(q, pool[:, 1], 1, batch_of(2, 256), groups, num_splits=2)
 
 
-def block_step(dtype: torch.dtype, requests: int, draw: bool) -> None:
-    state, batch = CanvasState.empty(64, 4608, 32, 4, "cpu"), batch_of(requests, 256)
+def block_step(dtype: torch.dtype, requests: int, draw: bool, width: int = 32) -> None:
+    state, batch = CanvasState.empty(64, 4608, width, 4, "cpu", 126464), batch_of(requests, 256)
     masked = masked_rows_triton(state, batch, torch.zeros(requests, dtype=torch.int32), 32 * requests, 1)
     logits = torch.empty((32 * requests, 126464), dtype=dtype)
-    confidence = block_confidence_triton(logits, state, masked, impossible_token=126336, draw=draw)
+    cut = cutoffs_triton(logits, state, masked, impossible_token=126336) if width > 32 else None
+    confidence = block_confidence_triton(logits, state, masked, impossible_token=126336, draw=draw, cut=cut)
     commit_triton(state, batch, masked, confidence, 126464)
 
 
@@ -184,6 +186,7 @@ def resources(binary: bytes) -> dict[str, int]:
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
+    case(f"{_name}-block-step-shaped", block_step, _dtype, 32, True, 512)
         file.flush()
         text = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", text.stdout)}

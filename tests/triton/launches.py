@@ -156,7 +156,7 @@ def items_of(kind: str, rng: random.Random, count: int, block: int, page_size: i
 
 
 def serve(worker: Worker, rng: random.Random, block: int) -> list[str]:
-    """Run forwards of all kinds and sizes, half of them with draws; errors."""
+    """Run forwards of all kinds and sizes, half of them with draws, some with cuts and penalties; errors."""
     errors: list[str] = []
     assert isinstance(worker.executor, CudaExecutor)
     slots, shift = worker.executor.runner.slots, int(worker.executor.decoder.config.shift_logits)
@@ -168,7 +168,8 @@ def serve(worker: Worker, rng: random.Random, block: int) -> list[str]:
         for index, item in enumerate(items):
             prompt = item.block_start if kind != "final" else item.keys - block
             canvas = item.keys - prompt
-            sampling = SamplingParams(max_new_tokens=canvas, temperature=0.5 * rng.randint(0, 1))
+            shaped = {"top_p": 0.9, "presence_penalty": 1.0} if rng.random() < 0.2 else {}
+            sampling = SamplingParams(max_new_tokens=canvas, temperature=0.5 * rng.randint(0, 1), **shaped)
             table = np.full((LAYERS, -(-item.keys // slots.page_size)), 0 if shared else index, np.int32)
             worker.add(AddRequest(item.rid, np.ones(prompt, np.int64), canvas, sampling, 0, canvas, table))
         errors += filter(None, (result.error for result in worker.forward(Forward(tuple(items)))))

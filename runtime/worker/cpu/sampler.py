@@ -29,13 +29,12 @@ def choose_tokens(logits: Tensor, params: SamplingParams, generator: torch.Gener
     if not best.probability.isfinite().all():
         raise EngineError(NOT_FINITE, field="logits")
     token, sampled = best.token, None
-    ranks_sampled = params.ranking == "sampled" and (params.temperature > 0 or params.cuts)
-    if ranks_sampled or (params.draws and params.cuts):
+    if params.ranks_sampled or params.uses_cuts:
         sampled = cut(tempered(logits, params.temperature), params)
     if params.draws:
         token = _draw(logits, params.temperature, generator) if sampled is None else _draw(sampled, 1.0, generator)
     ranked = logits
-    if ranks_sampled and sampled is not None:
+    if params.ranks_sampled and sampled is not None:
         ranked, best = sampled, confidence.reference(sampled)
     if params.strategy in ("low_confidence", "origin"):
         return token, ranked.float().log_softmax(-1).gather(-1, token[:, None])[:, 0].exp()
@@ -67,10 +66,9 @@ def cut(logits: Tensor, params: SamplingParams) -> Tensor:
     if params.top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
         p = ordered.softmax(-1)
-        before = p.cumsum(-1) - p
-        before[:, 1:] = p.cumsum(-1)[:, :-1]
-        past = before > params.top_p
-        past[:, 0] = False
+        before = torch.nn.functional.pad(p.cumsum(-1)[:, :-1], (1, 0))
+        first_of_equals = torch.searchsorted(-ordered, -ordered)
+        past = before.gather(-1, first_of_equals) > params.top_p
         out |= torch.zeros_like(out).scatter(-1, order, past)
     if params.min_p > 0:
         out |= logits < logits.amax(-1, keepdim=True) + math.log(params.min_p)

@@ -17,20 +17,20 @@ from ..device import on_device
 from ..pools import BoundaryPool, KVPool
 from .executor import CudaExecutor
 from .graphs import ForwardGraphs
-from .memory import forward_bytes, gpu_budget
+from .memory import forward_bytes, gpu_budget, slot_bytes
 from .runner import CudaRunner
-from .sampler import BlockSampler
+from .sampler import MOST_HEAD_ROWS, BlockSampler
 from .slots import CanvasSlots
 
 logger = logging.getLogger(__name__)
-MAX_BLOCK_LENGTH = 128
+MAX_BLOCK_LENGTH = 1024
 """Positions of the longest block that a GPU decodes, unless the engine's own block length is longer."""
 _RESERVED_SHARED_MEMORY = 2 << 10
 """Bytes of a program's shared memory that are not available for queries, keys and values."""
 _BATCH_SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 
 
-def with_cuda_budget(config: EngineConfig, model: ModelConfig, block_length: int, dtype: torch.dtype) -> EngineConfig:
+def with_cuda_budget(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> EngineConfig:
     """The configuration with `kv_cache_bytes` from what is free now that the weights are loaded, unless it is given.
 
     Raises ConfigError when nothing is left for KVs.
@@ -39,7 +39,8 @@ def with_cuda_budget(config: EngineConfig, model: ModelConfig, block_length: int
         return config
     assert config.max_refresh_tokens is not None
     rows = max(config.max_refresh_tokens, model.max_position_embeddings)
-    forwards = forward_bytes(model, rows, config.max_running_requests * block_length, dtype.itemsize)
+    forwards = forward_bytes(model, rows, MOST_HEAD_ROWS, dtype.itemsize)
+    forwards += slot_bytes(model, config.max_running_requests)
     budget = gpu_budget(config.mem_fraction_static, torch.device(config.device), forwards)
     gib = 1 << 30
     logger.info(
@@ -86,6 +87,8 @@ def build_cuda_executor(
     config: EngineConfig, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, facts: Facts
 ) -> CudaExecutor:
     """An executor with a canvas slot for every running request, and its block steps captured."""
+        decoder.config.vocab_size,
+        decoder.config.eos_token_id,
     _check_kernels_fit(config, decoder)
     block_length = facts.block_length
     slots = CanvasSlots(
@@ -103,9 +106,9 @@ def build_cuda_executor(
     sizes = [size for size in _BATCH_SIZES if size < config.max_running_requests] + [config.max_running_requests]
     capture = decoder.device.type == "cuda" and not config.disable_cuda_graph
     graphs = ForwardGraphs(runner, sampler, sizes, capture)
-    executor = CudaExecutor(runner, sampler, graphs)
+    assert config.max_refresh_tokens is not None
+    executor = CudaExecutor(runner, sampler, graphs, config.max_refresh_tokens)
     if capture:
-        assert config.max_refresh_tokens is not None
         with on_device(decoder.device):
             graphs.warm_up(block_length + int(decoder.config.shift_logits), block_length, config.cache_mode != "dual")
             executor.warm_up(block_length, config.max_refresh_tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +17,12 @@ from .graphs import ForwardGraphs
 from .refresh_plan import plan_refresh
 from .runner import CudaRunner
 from .sampler import BlockSampler
+from .slot_request import SlotRequest
+from .slots import EnteredBlock
 from .warm_up import warm_up_sizes
 
-Blocks = npt.NDArray[np.int64]
+Blocks = Sequence[npt.NDArray[np.int64]]
+"""Rows by `CanvasSlots.read`."""
 Scores = dict[int, list[float]]
 """By item number."""
 
@@ -38,13 +40,14 @@ class CudaExecutor:
         runner: the model, the pools and the canvas slots.
         sampler: commits after refreshes.
         graphs: runs block steps and small refreshes.
+        most_rows: tokens of a forward that there is memory for.
     """
 
-    def __init__(self, runner: CudaRunner, sampler: BlockSampler, graphs: ForwardGraphs):
+    def __init__(self, runner: CudaRunner, sampler: BlockSampler, graphs: ForwardGraphs, most_rows: int):
         self.decoder, self.kv, self.boundary = runner.decoder, runner.kv, runner.boundary
         self.runner = runner
         self.graphs = graphs
-        self._sampler = sampler
+        self._sampler, self._most_rows = sampler, most_rows
         self._shift = int(runner.decoder.config.shift_logits)
 
     @torch.inference_mode()
@@ -69,23 +72,23 @@ class CudaExecutor:
             items = [ForwardItem("", cached, stop, stop, low, stop, cached) for _ in range(requests)]
             plan = plan_refresh(items, [slots.padding] * requests, slots.page_tables, slots.page_size, shift)
             hidden = self.runner.refresh(plan)
-            for draw in (False, True):
+            for draw, shapes in ((False, False), (True, False), (True, True)):
                 room = _power_of_2(requests) * _power_of_2(block)
-                self._sampler.sample(hidden, plan.last.batch, plan.last_first, room, draw)
+                self._sampler.sample(hidden, plan.last.batch, plan.last_first, room, block, draw, shapes)
 
     def open(self, canvas: Canvas, message: AddRequest) -> None:
         """Put a canvas into a free slot."""
         tokens = canvas.sequence(message.prompt, self.decoder.config.mask_token_id)
         masked = np.concatenate((np.zeros(len(message.prompt), np.bool_), canvas.tokens < 0))
-        take = partial(
-            self.runner.slots.take, tokens, masked, message.page_table, canvas.sampling, canvas.stop_ids,
-            message.seed,
+        request = SlotRequest(
+            tokens, masked, len(message.prompt), message.page_table, canvas.sampling, message.stop_ids,
+            message.end_ids, message.seed,
         )  # fmt: skip
         try:
-            canvas.slot = take()
+            canvas.slot = self.runner.slots.take(request)
         except torch.OutOfMemoryError:  # copies need little memory, but forwards may have fragmented it
             torch.cuda.empty_cache()
-            canvas.slot = take()
+            canvas.slot = self.runner.slots.take(request)
 
     def close(self, canvas: Canvas) -> None:
         """Free a canvas's slot."""
@@ -99,16 +102,19 @@ class CudaExecutor:
     def enter(self, canvases: Sequence[Canvas]) -> None:
         """Tell the device of new current blocks."""
         self.runner.slots.enter_blocks(
-            [(c.slot, *c.block, c.block_masks, min(c.block_steps or 0, c.block_masks)) for c in canvases]
+            [EnteredBlock(c.slot, *c.block, c.quotas if c.block_steps else (), c.origin_steps) for c in canvases]
         )
 
     def run(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas], at_most: int) -> tuple[int, list[Ran]]:
         """Run items together: as many block steps as are sure to be needed, or one other forward."""
         scores: Scores = {}
+        blocks: Blocks
         try:
             if self.graphs.takes(items):
                 count = min(at_most, *(canvas.sure_steps() for canvas in canvases))
-                blocks = self.graphs.run(items, canvases, count)
+                blocks = [
+                    row for part in self._parts(items) for row in self.graphs.run(items[part], canvases[part], count)
+                ]
             else:
                 count = 1
                 blocks, scores = self._refresh(items, canvases)
@@ -127,8 +133,15 @@ class CudaExecutor:
                 ran.append(Ran(count, scores=scores.get(number, [])))
         return count, ran
 
+    def _parts(self, items: Sequence[ForwardItem]) -> list[slice]:
+        """Equal numbers of block steps, none of which has more rows than memory for a refresh is kept for."""
+        rows = max(item.stop - item.start for item in items) * len(items)
+        parts = min(len(items), -(-rows // self._most_rows))
+        size = -(-len(items) // parts)
+        return [slice(first, first + size) for first in range(0, len(items), size)]
+
     def _refresh(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas]) -> tuple[Blocks, Scores]:
-        """Run a forward of any shape; returns the blocks by `CanvasSlots.read`, and scores."""
+        """Run a forward of any shape; returns the blocks and scores."""
         slots = self.runner.slots
         plan = plan_refresh(items, [c.slot for c in canvases], slots.page_tables, slots.page_size, self._shift)
         hidden = self.runner.refresh(plan)
@@ -139,10 +152,10 @@ class CudaExecutor:
                 scores[number] = self._sampler.scores(hidden, places, item.targets[:, 1])
         sizes = [item.block_stop - item.block_start for item in items]
         if not any(sizes):
-            return np.empty((len(items), 1), np.int64), scores
+            return [np.empty(1, np.int64)] * len(items), scores
         masks = sum(len(c.open_positions(*c.block)) for c, size in zip(canvases, sizes, strict=True) if size)
         if masks:
-            draw = any(canvas.draws for canvas in canvases)
+            draw, shapes = (any(canvas.draws for canvas in canvases), any(canvas.shapes for canvas in canvases))
             room = _power_of_2(len(items)) * _power_of_2(max(sizes))  # few values: each is a kernel of its own
-            self._sampler.sample(hidden, plan.last.batch, plan.last_first, room, draw)
-        return slots.read(plan.slots, max(sizes)).cpu().numpy(), scores
+            self._sampler.sample(hidden, plan.last.batch, plan.last_first, room, max(sizes), draw, shapes)
+        return list(slots.read(plan.slots, max(sizes)).cpu().numpy()), scores

@@ -42,6 +42,8 @@ MOST_LATE_CAPTURES = 64
 _MOST_PLAIN = 32
 _WIDTH_UNIT = 32
 _MOST_REFRESH_ROWS = 1024
+_MOST_LATE_ROWS = 4096
+"""Rows of the largest bucket captured while serving: larger ones take longer to run than to launch."""
 
 
 class Bucket(NamedTuple):
@@ -62,7 +64,7 @@ class _Body:
     groups: SharedGroups | None
     hidden: Tensor | None = None
     graph: torch.cuda.CUDAGraph | None = None
-    heads: dict[tuple[int, bool], torch.cuda.CUDAGraph] = field(default_factory=dict)
+    heads: dict[int, torch.cuda.CUDAGraph] = field(default_factory=dict)
     held: tuple[object, ...] = ()
     plan: SharedPlan | None = None
 
@@ -128,7 +130,7 @@ class ForwardGraphs:
         if body.groups is not None and plan is not None and body.plan is not plan:
             body.groups.load(plan)
             body.plan = plan
-        draw = any(canvas.draws for canvas in canvases)
+        draw, shapes = (any(canvas.draws for canvas in canvases), any(canvas.shapes for canvas in canvases))
         for step in range(steps):
             if body.graph is not None:
                 body.graph.replay()
@@ -136,7 +138,7 @@ class ForwardGraphs:
                 body.hidden = self._layers(body, bucket)
             masks = sum(canvas.masks_after(step) for canvas in canvases)
             if masks:
-                self._replay_head(body, bucket, masks, draw)
+                self._replay_head(body, bucket, masks, draw, shapes)
         read = self._runner.slots.read(body.at.batch.slots, bucket.block)[: len(items)]
         return read.cpu().numpy()
 
@@ -200,7 +202,7 @@ class ForwardGraphs:
 
     def _body(self, bucket: Bucket) -> _Body:
         body = self._bodies.get(bucket) or self._plain.get(bucket)
-        if body is None and self._may_capture:
+        if body is None and self._may_capture and bucket.requests * bucket.width <= _MOST_LATE_ROWS:
             body = self._bodies[bucket] = self._build(bucket, True)
             self._late_captures += 1
             if not self._may_capture:
@@ -226,9 +228,10 @@ class ForwardGraphs:
             started = time.perf_counter()
             body.graph, body.hidden = self._captured(partial(self._layers, body, bucket))
             for size in self._head_sizes(bucket):
-                body.heads[size, False], _ = self._captured(partial(self._sample, body, size, False))
+                body.heads[size], _ = self._captured(partial(self._sample, body, bucket, size, False))
                 with torch.inference_mode():  # heads that draw are not captured, but compiled
-                    self._sample(body, size, True)
+                    for shapes in (False, True):
+                        self._sample(body, bucket, size, True, shapes)
             logger.info("captured %s in %.1f s", bucket, time.perf_counter() - started)
         return body
 
@@ -240,16 +243,17 @@ class ForwardGraphs:
         rows = bucket.requests * bucket.block
         return sorted({min(rows, -(-rows * quarter // 4 // 32) * 32) for quarter in (1, 2, 3, 4)})
 
-    def _replay_head(self, body: _Body, bucket: Bucket, masks: int, draw: bool) -> None:
+    def _replay_head(self, body: _Body, bucket: Bucket, masks: int, draw: bool, shapes: bool) -> None:
         size = next(size for size in self._head_sizes(bucket) if size >= masks)
-        if (size, draw) in body.heads:
-            body.heads[size, draw].replay()
+        if size in body.heads and not (draw or shapes):
+            body.heads[size].replay()
         else:
-            self._sample(body, size, draw)
+            self._sample(body, bucket, size, draw, shapes)
 
-    def _sample(self, body: _Body, size: int, draw: bool) -> None:
+    def _sample(self, body: _Body, bucket: Bucket, size: int, draw: bool, shapes: bool = False) -> None:
         assert body.hidden is not None
-        self._sampler.sample(body.hidden, body.at.batch, body.arrays.views["first"], size, draw)
+        first = body.arrays.views["first"]
+        self._sampler.sample(body.hidden, body.at.batch, first, size, bucket.block, draw, shapes)
 
     @torch.inference_mode()
     def _captured(self, run: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:

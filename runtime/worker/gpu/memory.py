@@ -39,6 +39,11 @@ def gpu_budget(fraction: float, device: torch.device, forwards: int) -> GpuBudge
 
     Leaves at least `forwards` bytes free. Raises ConfigError if nothing is left for pools.
     """
+def slot_bytes(model: ModelConfig, slots: int) -> int:
+    """Bytes of the slots' counts and biases of all tokens."""
+    return (slots + 1) * model.vocab_size * 8
+
+
     free, total = torch.cuda.mem_get_info(device)
     used = total - free
     pools = min(int(fraction * total) - used, free - forwards)

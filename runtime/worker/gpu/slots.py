@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ....kernels.sampling.canvas_state import CanvasState, acceptance_bounds
 from ....kernels.sampling.strategies import STRATEGIES
 from ...errors import EngineError
-from ...request.sampling_params import DEFAULT_THRESHOLD, SamplingParams
+from ...request.sampling_params import DEFAULT_THRESHOLD
+from .slot_request import SlotRequest, last_ids, rules_of_request, shaping_of_request
 
-UNSERVED = (
-    "strategy=origin", "schedule=linear", "ranking=sampled", "alg_temp", "top_k", "top_p", "min_p",
-    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "eos_penalty",
-    "logits_eos_inf", "confidence_eos_eot_inf",
-)  # fmt: skip
+UNSERVED: tuple[str, ...] = ()
 """Sampling parameters that the kernels do not have: see `Facts.unserved`."""
 MAX_STOP_IDS = 32
 """Tokens that can end a text on a GPU, the model's own included."""
+
+
+class EnteredBlock(NamedTuple):
+    """The block [start, stop) of the request in `slot`.
+
+    quotas: masks that each forward commits; empty: confidence decides. origin_steps: as in `CanvasState`.
+    """
+
+    slot: int
+    start: int
+    stop: int
+    quotas: tuple[int, ...] = ()
+    origin_steps: int = 0
 
 
 class CanvasSlots:
@@ -30,6 +42,8 @@ class CanvasSlots:
         max_tokens: prompt and canvas of the longest request.
         max_block: positions of the longest block.
         bands, page_size: of the page tables.
+        vocabulary: tokens that logits have.
+        eos: EOS as config.json has it.
 
     Attributes:
         state: canvases, masks and decoding parameters, [slots + 1, ...]. A mask token that a prompt spells out is an
@@ -40,16 +54,17 @@ class CanvasSlots:
     """
 
     def __init__(
-        self, num_slots: int, max_tokens: int, max_block: int, bands: int, page_size: int, device: torch.device
-    ):
+        self, num_slots: int, max_tokens: int, max_block: int, bands: int, page_size: int, device: torch.device,
+        vocabulary: int, eos: int,
+    ):  # fmt: skip
         self.max_tokens = max_tokens
         self.page_size = page_size
         self.padding = num_slots
-        self.state = CanvasState.empty(num_slots + 1, max_tokens, max_block, MAX_STOP_IDS, device)
+        self.state = CanvasState.empty(num_slots + 1, max_tokens, max_block, MAX_STOP_IDS, device, vocabulary)
         shape = (num_slots + 1, bands, -(-max_tokens // page_size))
         self.page_tables = torch.zeros(shape, dtype=torch.int32, device=device)
         self.host_page_tables = np.zeros(shape, np.int32)
-        self._device = device
+        self._device, self._eos = device, eos
         self._free = list(range(num_slots - 1, -1, -1))
 
     @property
@@ -57,20 +72,18 @@ class CanvasSlots:
         """Slots without a request."""
         return len(self._free)
 
-    def take(
-        self, tokens: npt.NDArray[np.int64], masked: npt.NDArray[np.bool_], page_table: npt.NDArray[np.int32],
-        sampling: SamplingParams, stop_ids: frozenset[int], seed: int,
-    ) -> int:  # fmt: skip
-        """Put a request into a free slot: tokens and masked [prompt + canvas], page_table [bands, pages].
+    def take(self, request: SlotRequest) -> int:
+        """Put a request into a free slot.
 
         Raises EngineError if none is free or the request does not fit a slot; intake prevents both.
         """
         if not self._free:
             raise EngineError("no canvas slot is free", field="max_running_requests", limit=self.padding)
-        if len(tokens) > self.max_tokens:
+        length, stop_ids = len(request.tokens), request.stop_ids
+        if length > self.max_tokens:
             raise EngineError(
-                f"a request has {len(tokens)} tokens; a canvas slot holds {self.max_tokens}",
-                field="max_new_tokens", value=len(tokens), limit=self.max_tokens,
+                f"a request has {length} tokens; a canvas slot holds {self.max_tokens}",
+                field="max_new_tokens", value=length, limit=self.max_tokens,
             )  # fmt: skip
         if len(stop_ids) > MAX_STOP_IDS:
             raise EngineError(
@@ -78,44 +91,60 @@ class CanvasSlots:
                 field="stop_token_ids", value=len(stop_ids), limit=MAX_STOP_IDS,
             )  # fmt: skip
         slot = self._free[-1]  # taken at the end: what fails on the way leaves it free
-        state, length = self.state, len(tokens)
-        state.tokens[slot, :length] = torch.from_numpy(tokens).to(self._device)
-        state.masked[slot, :length] = torch.from_numpy(masked.astype(np.uint8)).to(self._device)
-        self.host_page_tables[slot, :, : page_table.shape[1]] = page_table
+        state, sampling = self.state, request.sampling
+        state.tokens[slot, :length] = torch.from_numpy(request.tokens).to(self._device)
+        state.masked[slot, :length] = torch.from_numpy(request.masked.astype(np.uint8)).to(self._device)
+        self.host_page_tables[slot, :, : request.page_table.shape[1]] = request.page_table
         self.page_tables[slot] = torch.from_numpy(self.host_page_tables[slot]).to(self._device)
         factor, threshold = sampling.factor, sampling.threshold
         if factor is None and threshold is None:
             threshold = DEFAULT_THRESHOLD
         state.bounds[slot] = acceptance_bounds(threshold, factor, state.width).to(self._device)
-        ids = torch.full((MAX_STOP_IDS,), -1, dtype=torch.int32)
-        ids[: len(stop_ids)] = torch.tensor(sorted(stop_ids), dtype=torch.int32)
-        state.stop_ids[slot] = ids.to(self._device)
+        state.stop_ids[slot] = self._ids(stop_ids)
+        state.last_ids[slot] = self._ids(last_ids(sampling, request.end_ids))
+        state.shaping[slot] = torch.tensor(shaping_of_request(sampling, request.prompt_length)).to(self._device)
+        if sampling.changes_logits:
+            counts, biases = rules_of_request(request, state.counts.shape[1], self._eos)
+            state.counts[slot] = torch.from_numpy(counts).to(self._device)
+            state.biases[slot] = torch.from_numpy(biases).to(self._device)
+        strategy = 0 if sampling.strategy == "origin" else STRATEGIES.index(sampling.strategy)
         values = (
-            (state.block_starts, 0), (state.block_stops, 0), (state.block_masks, 0), (state.block_step, 0),
-            (state.nfe, 0), (state.stopped, 0), (state.steps_per_block, 0),
-            (state.takes_last, int(factor is not None)),
-            (state.strategies, STRATEGIES.index(sampling.strategy)), (state.temperatures, sampling.temperature),
-            (state.seeds, seed),
+            (state.block_starts, 0), (state.block_stops, 0), (state.block_step, 0), (state.nfe, 0), (state.stopped, 0),
+            (state.quotas, 0), (state.origin_steps, 0), (state.origin_ends, sampling.eps),
+            (state.takes_last, int(factor is not None)), (state.strategies, strategy),
+            (state.mask_temperatures, sampling.alg_temp),
+            (state.temperatures, sampling.temperature if sampling.draws else 0), (state.seeds, request.seed),
         )  # fmt: skip
         for tensor, value in values:
             tensor[slot].fill_(value)
         return self._free.pop()
 
+    def _ids(self, ids: Iterable[int]) -> Tensor:
+        padded = torch.full((MAX_STOP_IDS,), -1, dtype=torch.int32)
+        found = torch.tensor(sorted(ids), dtype=torch.int32)
+        padded[: len(found)] = found
+        return padded.to(self._device)
+
     def give_back(self, slot: int) -> None:
         """Free a slot. Its contents stay, unread, until the next request overwrites them."""
         self._free.append(slot)
 
-    def enter_blocks(self, entered: list[tuple[int, int, int, int, int]]) -> None:
-        """Make (slot, start, stop, masks, quota of steps or 0) each the current block of its request; its steps count
-        from 0."""
+    def enter_blocks(self, entered: Sequence[EnteredBlock]) -> None:
+        """Make each the current block of its request; its steps count from 0."""
         if not entered:
             return
-        slots, starts, stops, masks, steps = torch.tensor(entered, dtype=torch.int32).t().contiguous().to(self._device)
-        at, state = slots.long(), self.state
-        state.block_starts[at] = starts
-        state.block_stops[at] = stops
-        state.block_masks[at] = masks
-        state.steps_per_block[at] = steps
+        width = self.state.width
+        table = np.zeros((len(entered), 4 + width), np.int32)
+        for row, block in zip(table, entered, strict=True):
+            row[:4] = block.slot, block.start, block.stop, block.origin_steps
+            row[4 : 4 + len(block.quotas)] = block.quotas
+            row[4 + len(block.quotas) :] = 1 if block.quotas else 0
+        there = torch.from_numpy(table).to(self._device)
+        at, state = there[:, 0].long(), self.state
+        state.block_starts[at] = there[:, 1]
+        state.block_stops[at] = there[:, 2]
+        state.origin_steps[at] = there[:, 3]
+        state.quotas[at] = there[:, 4:]
         state.block_step[at] = 0
 
     def read(self, slots: Tensor, width: int) -> Tensor:

@@ -40,10 +40,10 @@ def test_commits_are_the_samplers(data):
     count = None
     if mode == "steps":
         params = SamplingParams()
-        state.steps_per_block[0] = steps = data.draw(st.integers(1, WIDTH))
-        state.block_masks[0] = masks = data.draw(st.integers(sum(masked), WIDTH))
-        state.block_step[0] = step = data.draw(st.integers(0, steps))
-        count = masks // steps + (step < masks % steps)
+        quotas = data.draw(st.lists(st.integers(1, WIDTH), min_size=WIDTH, max_size=WIDTH))
+        state.quotas[0] = torch.tensor(quotas)
+        state.block_step[0] = step = data.draw(st.integers(0, WIDTH + 1))
+        count = quotas[step] if step < WIDTH else 1
     elif mode == "threshold":
         params = SamplingParams(threshold=data.draw(levels.filter(bool)))
         state.bounds[0] = acceptance_bounds(params.threshold, None, WIDTH)

@@ -89,7 +89,7 @@ def test_a_gpus_budget_is_divided_in_the_same_way(llada, monkeypatch):
     with make_engine(llada, kv_cache_tokens=None, kv_cache_bytes=2 * MIB) as engine:
         model, facts = engine.model_config, engine.core.parts.facts
         config = build_cuda.with_cuda_budget(
-            EngineConfig(layers_per_band=2, device="cuda:0").for_device("cuda"), model, 8, torch.float32
+            EngineConfig(layers_per_band=2, device="cuda:0").for_device("cuda"), model, torch.float32
         )
         assert config.kv_cache_bytes == 2 * MIB
         tree = engine.core.parts.scheduler.memory.config

@@ -3,6 +3,7 @@
 import itertools
 import weakref
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.worker import worker as worker_module
 from shoal.runtime.worker.device import on_device
 from shoal.runtime.worker.gpu import layers as fused_layers
+from shoal.runtime.worker.gpu import sampler as sampler_module
 from shoal.runtime.worker.gpu import slots as canvas_slots
 from shoal.runtime.worker.gpu.executor import CudaExecutor
 from shoal.runtime.worker.gpu.graphs import ForwardGraphs
@@ -29,19 +31,21 @@ from shoal.runtime.worker.gpu.slots import CanvasSlots
 from shoal.runtime.worker.gpu.warm_up import warm_up_sizes
 from shoal.runtime.worker.worker import Worker
 
-from ..tiny import make_engine, tokens, worker_of, write_profile
+from ..tiny import EOS, make_engine, tokens, worker_of, write_profile
 
 
-def on_cuda_path(engine, batch_sizes=(1, 2, 4, 8), max_tokens=160):
+def on_cuda_path(engine, batch_sizes=(1, 2, 4, 8), max_tokens=160, max_block=32, most_rows=8192):
     """Put the GPU's worker in the place of the engine's."""
     parts = engine.core.parts
     plain = parts.worker.executor
     slots = CanvasSlots(
-        32, max_tokens, 32, parts.scheduler.memory.config.num_bands, plain.kv.page_size, torch.device("cpu")
-    )
+        32, max_tokens, max_block, parts.scheduler.memory.config.num_bands, plain.kv.page_size, torch.device("cpu"),
+        plain.decoder.config.vocab_size, plain.decoder.config.eos_token_id,
+    )  # fmt: skip
     fused = CudaRunner(plain.decoder, plain.kv, plain.boundary, slots)
     sampler = BlockSampler(fused.layers, slots)
-    worker = Worker(CudaExecutor(fused, sampler, ForwardGraphs(fused, sampler, batch_sizes, capture=False)))
+    graphs = ForwardGraphs(fused, sampler, batch_sizes, capture=False)
+    worker = Worker(CudaExecutor(fused, sampler, graphs, most_rows))
     parts.scheduler._worker = worker
     return worker
 
@@ -55,6 +59,17 @@ PARAMS = [
     {"threshold": 0.3, "strategy": "entropy"},
     {"threshold": 0.5, "ignore_eos": True},
 ]
+SHAPED: list[dict[str, Any]] = [
+    {"steps": 9, "schedule": "linear", "eps": 0.1},
+    {"steps": 12, "repetition_penalty": 1.4, "presence_penalty": 0.5, "frequency_penalty": 0.25},
+    {"threshold": 0.4, "logit_bias": {EOS: 3.0, 9: 2.5, 17: -100.0}, "min_tokens": 7},
+    {"steps": 8, "eos_penalty": -4.0, "confidence_eos_eot_inf": True, "ignore_eos": True},
+    {"steps": 6, "logits_eos_inf": True, "strategy": "margin"},
+    {"threshold": 0.5, "top_p": 0.6, "ranking": "sampled"},
+    {"steps": 7, "top_k": 5, "min_p": 0.1, "ranking": "sampled", "strategy": "entropy"},
+    {"steps": 7, "top_k": 1, "temperature": 0.7, "ranking": "sampled"},
+]
+"""Options that draw nothing, so that answers are the same wherever they are computed."""
 
 
 def requests(mode):
@@ -83,6 +98,61 @@ def test_same_answers_as_the_plain_worker(folder, tmp_path, mode, interval):
         assert (fused.nfe, fused.canvas_tokens, fused.computed_token_layers, fused.cached_tokens, fused.depth) == (
             plain.nfe, plain.canvas_tokens, plain.computed_token_layers, plain.cached_tokens, plain.depth,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["none", "bicache"])
+def test_options_of_sampling_give_the_answers_of_the_plain_worker(folder, monkeypatch, mode):
+    """All in one batch, beside requests that have none, and with a head that takes few rows at a time."""
+    monkeypatch.setattr(sampler_module, "MOST_HEAD_ROWS", 24)
+    prompts = [tokens(15, seed=1) + tokens(3 + i, seed=10 + i) for i in range(len(SHAPED) + 2)]
+    params = [SamplingParams(max_new_tokens=24, **options) for options in (*SHAPED, {"steps": 9}, {})]
+    outputs = []
+    for cuda in (False, True):
+        with make_engine(folder, max_steps_per_message=4 if cuda else 1) as engine:
+            if cuda:
+                on_cuda_path(engine, batch_sizes=(1, 4, 16))
+            outputs.append(engine.generate(prompts, params, cache_mode=mode))
+            again = engine.generate(prompts[1], params[1], cache_mode=mode)  # its slot's counts begin anew
+            assert again.token_ids == outputs[-1][1].token_ids
+    for plain, fused in zip(*outputs, strict=True):
+        assert (fused.token_ids, fused.nfe) == (plain.token_ids, plain.nfe)
+
+
+def test_draws_of_every_option_depend_on_the_seed_alone(folder):
+    options: list[dict[str, Any]] = [
+        {"strategy": "origin", "steps": 9, "temperature": 0.8, "top_p": 0.9},
+        {"alg_temp": 0.3, "steps": 8, "min_p": 0.02, "temperature": 1.2, "ranking": "sampled"},
+        {"alg_temp": 0.3, "steps": 8, "strategy": "entropy", "schedule": "linear", "logit_bias": {9: 1.0}},
+        {"temperature": 1.5, "top_k": 7, "threshold": 0.5, "frequency_penalty": 0.5},
+        {"temperature": 1.0, "steps": 8},
+    ]
+    prompts = [tokens(9 + 2 * i, seed=i) for i in range(len(options))]
+    params = [SamplingParams(max_new_tokens=24, seed=i, ignore_eos=True, **each) for i, each in enumerate(options)]
+    with make_engine(folder, max_steps_per_message=4) as engine:
+        on_cuda_path(engine)
+        together = engine.generate(prompts, params, cache_mode="dual")
+        alone = [engine.generate(p, s, cache_mode="dual") for p, s in zip(prompts, params, strict=True)]
+        other = engine.generate(prompts[0], replace(params[0], seed=77), cache_mode="dual")
+    assert [(out.token_ids, out.nfe) for out in together] == [(out.token_ids, out.nfe) for out in alone]
+    assert other.token_ids != alone[0].token_ids
+    assert all(len(out.token_ids) == 24 for out in together)
+
+
+@pytest.mark.parametrize("length", [100, 144])
+def test_blocks_as_long_as_published_ones(folder, length):
+    """One block is the whole canvas; the engine's own blocks have 8 positions."""
+    params = [
+        SamplingParams(max_new_tokens=length, block_length=length, steps=12),
+        SamplingParams(max_new_tokens=length, block_length=length, threshold=0.6, strategy="margin"),
+        SamplingParams(max_new_tokens=24, steps=8),
+    ]
+    outputs = []
+    for cuda in (False, True):
+        with make_engine(folder) as engine:
+            if cuda:
+                on_cuda_path(engine, max_block=150, most_rows=300)  # in two parts where all three are together
+            outputs.append(engine.generate([tokens(9 + i, seed=i) for i in range(3)], params, cache_mode="dual"))
+    assert [(out.token_ids, out.nfe) for out in outputs[1]] == [(out.token_ids, out.nfe) for out in outputs[0]]
 
 
 @pytest.mark.parametrize("few", [40, 256])
@@ -181,7 +251,7 @@ def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, mo
 @pytest.mark.parametrize(("heads", "kv_heads", "most"), [(32, 32, 32), (28, 4, 32), (4, 4, 32), (32, 8, 100)])
 def test_no_refresh_launches_attention_that_the_warm_up_has_not_compiled(heads, kv_heads, most):
     """Blocks of 32, by the kernel that runs on every GPU; of tokens that are scored at least two remain at the end."""
-    config = SimpleNamespace(num_heads=heads, num_kv_heads=kv_heads, head_dim=128)
+    config = SimpleNamespace(num_heads=heads, num_kv_heads=kv_heads, head_dim=128, num_experts=0)
     decoder = SimpleNamespace(config=config, dtype=torch.bfloat16, device=torch.device("cpu"))
     runner: Any = SimpleNamespace(decoder=decoder, kv=SimpleNamespace(page_size=64))
     runner.splits = partial(CudaRunner.splits, runner)
