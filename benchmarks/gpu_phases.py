@@ -3,11 +3,11 @@
     python benchmarks/gpu_phases.py --out benchmarks/results/gpu_phases.csv
 
 The floor of a phase is the larger of its bytes over the copy bandwidth and its FLOPs over the matmul rate, both
-measured in the same run. Bytes: weights, keys and values, once each; pages that requests share once for all. FLOPs:
-products of the layers and the head, and attention; of a refresh's last layer what it computes for all rows (queries,
-keys and values), and the rest for the rows that are read afterwards. Random weights; canvases are read and written as
-in serving: every timed step commits a token of each block. The most important phases come first, and every row is
-written at once; the time by kernel goes to a second file.
+measured in the same run. Bytes: weights (of experts those that the phase goes through), keys and values, once each;
+pages that requests share once for all. FLOPs: products of the layers and the head, and attention; of a refresh's last
+layer what it computes for all rows (queries, keys and values), and the rest for the rows that are read afterwards.
+Random weights; canvases are read and written as in serving: every timed step commits a token of each block. The most
+important phases come first, and every row is written at once; the time by kernel goes to a second file.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.device_rates import Rates, measure_rates, seconds
-from benchmarks.model_shapes import write_shape
+from benchmarks.model_shapes import DEPTHS, SHAPES, write_shape
 from benchmarks.table import Table
 from shoal import Engine
+from shoal.kernels.layers.experts import expert_mlp
 from shoal.provenance import commit, hardware
 from shoal.runtime.model.config import ModelConfig
 from shoal.runtime.request.forward import AddRequest, Forward, ForwardItem, Release
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.worker.gpu import layers
 from shoal.runtime.worker.gpu.executor import CudaExecutor
 from shoal.runtime.worker.gpu.refresh_plan import plan_refresh
 from shoal.runtime.worker.worker import Worker
@@ -48,16 +51,20 @@ PHASES = (
 
 def layer_flops(model: ModelConfig, tokens: float) -> float:
     """FLOPs of one layer's matrix products for so many tokens."""
-    return 2 * tokens * model.hidden_size * (2 * model.q_size + 2 * model.kv_size + 3 * model.intermediate_size)
+    width = model.intermediate_size * max(1, model.experts_per_token)
+    return 2 * tokens * model.hidden_size * (2 * model.q_size + 2 * model.kv_size + 3 * width + model.num_experts)
 
 
 def floor(
     model: ModelConfig, rates: Rates, requests: int, queries: int, keys: int, head_rows: int, last_queries: int,
-    shared_token_layers: int = 0,
+    shared_token_layers: int = 0, experts: float = 0,
 ) -> tuple[float, float]:  # fmt: skip
     """Seconds for bytes and for FLOPs of a forward of `queries` tokens a request, `last_queries` behind the last
-    layer's projections of q, k and v. Of a request's `keys`, so many token-layers are the same for all requests."""
-    weights = model.num_parameters - model.embedding_size * model.hidden_size
+    layer's projections of q, k and v. Of a request's `keys`, so many token-layers are the same for all requests.
+    `experts`: how many of a layer's experts it goes through."""
+    embeddings = 0 if model.tie_word_embeddings else model.embedding_size * model.hidden_size
+    spared_experts = 3 * model.hidden_size * model.intermediate_size * (model.num_experts - experts) * model.num_layers
+    weights = model.num_parameters - embeddings - (spared_experts if model.num_experts else 0)
     kv = 2 * model.kv_size * (requests * keys * model.num_layers - (requests - 1) * shared_token_layers)
 
     def layer(rows: int) -> float:
@@ -130,6 +137,24 @@ def replay_of(batch: Batch, items: list[ForwardItem]) -> Callable[[], object]:
     return run
 
 
+def experts_of(batch: Batch, items: list[ForwardItem]) -> float:
+    """Experts that a forward of `items` goes through, the mean of the layers; 0 for a model without."""
+    touched: list[int] = []
+
+    def note(hidden: Tensor, x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, top_k: int) -> Tensor:
+        touched.append(len(router.topk(top_k, dim=-1).indices.unique()))
+        return expert_mlp(hidden, x, router, gate_up, down, top_k)
+
+    numbers = [batch.worker.canvas(item.rid).slot for item in items]
+    slots, shift = batch.executor.runner.slots, int(batch.executor.decoder.config.shift_logits)
+    layers.expert_mlp = note  # type: ignore[assignment]
+    try:
+        batch.executor.runner.refresh(plan_refresh(items, numbers, slots.page_tables, slots.page_size, shift))
+    finally:
+        layers.expert_mlp = expert_mlp
+    return sum(touched) / len(touched) if touched else 0
+
+
 def kernel_table(run: Callable[[], object]) -> dict[str, float]:
     """Microseconds by kernel of one run."""
     from torch.profiler import ProfilerActivity, profile
@@ -190,7 +215,10 @@ def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, objec
         batch = Batch(engine, requests, prompt, shared, SHARED_LAYERS)
         run = replay_of(batch, batch.block())
         shared_token_layers = shared * SHARED_LAYERS
-        bytes_s, flops_s = floor(model, rates, requests, BLOCK, total, requests * BLOCK, BLOCK, shared_token_layers)
+        experts = experts_of(batch, batch.block())
+        bytes_s, flops_s = floor(
+            model, rates, requests, BLOCK, total, requests * BLOCK, BLOCK, shared_token_layers, experts
+        )
         repeats = 20
     else:
         start = 0 if phase == "refresh" else prompt - prompt % page_size
@@ -200,11 +228,13 @@ def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, objec
         run = replay_of(batch, items) if graphed else refresh_of(batch, start)
         queries = total - start
         last, head_rows = (queries, requests * BLOCK) if graphed else (BLOCK, 0)  # a graph runs all of every layer
-        bytes_s, flops_s = floor(model, rates, requests, queries, total, head_rows, last)
+        experts = model.num_experts  # so many tokens go through all of them
+        bytes_s, flops_s = floor(model, rates, requests, queries, total, head_rows, last, 0, experts)
         repeats = 3 if requests > 8 else 10
     elapsed = seconds(run, repeats, 2)
     report.phase({
-        **names, "canvas": CANVAS, "page_size": page_size, "ms": f"{elapsed * 1e3:.3f}",
+        **names, "canvas": CANVAS, "page_size": page_size, "experts": f"{experts:.1f}",
+        "ms": f"{elapsed * 1e3:.3f}",
         "floor_bytes_ms": f"{bytes_s * 1e3:.3f}", "floor_flops_ms": f"{flops_s * 1e3:.3f}",
         "over_floor": f"{elapsed / max(bytes_s, flops_s):.3f}", "matmul_share": f"{flops_s / elapsed:.3f}",
         **rates.columns(),
@@ -217,7 +247,7 @@ def main() -> None:
     """Measure; writes every row at once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu_phases.csv"))
-    parser.add_argument("--shapes", nargs="+", choices=("dream-7b", "llada-8b"), default=["llada-8b"])
+    parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=["llada-8b"])
     parser.add_argument("--page-size", type=int, default=64)
     parser.add_argument("--fold-norms", action=argparse.BooleanOptionalAction, default=True, help="the engine's option")
     parser.add_argument("--only", choices=sorted({name for name, *_ in PHASES}), action="append", help="a phase")
@@ -244,7 +274,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = write_shape(shape, Path(folder))
             with Engine(
-                str(path), load_format="dummy", device="cuda", depth=16, page_size=args.page_size,
+                str(path), load_format="dummy", device="cuda", depth=DEPTHS[shape], page_size=args.page_size,
                 fold_norms=args.fold_norms,
             ) as engine:  # fmt: skip
                 chosen = [case for case in PHASES if not args.only or case[0] in args.only]

@@ -33,7 +33,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.device_rates import measure_rates
-from benchmarks.model_shapes import SHAPES, write_shape
+from benchmarks.model_shapes import DEPTHS, SHAPES, write_shape
 from benchmarks.table import Table
 from shoal import Engine, SamplingParams
 from shoal.provenance import commit, hardware
@@ -46,8 +46,6 @@ from shoal.runtime.worker.executor import Ran
 from shoal.runtime.worker.worker import Worker
 
 BLOCK, QUESTION = 32, 100
-DEPTHS = {"llada-8b": 16, "dream-7b": 12, "tiny": 4}
-"""Layers reused: half of them, or nearly."""
 TRACE: list[dict[str, object]] = []
 
 

@@ -192,8 +192,22 @@ class _Builder:
         router_name = names.of_layer(index, "router")
         router = self._empty(config.hidden_size, config.num_experts, dtype=torch.float32)
         router.weight_t.t().copy_(self._read(router_name, self._shapes[router_name]))
-        experts = [self._mlp(partial(names.of_expert, index, expert)) for expert in range(config.num_experts)]
-        return ExpertMlp(router, experts, config.experts_per_token)
+        named = [partial(names.of_expert, index, expert) for expert in range(config.num_experts)]
+        if self._device.type == "cpu":
+            return ExpertMlp(router, [self._mlp(name) for name in named], config.experts_per_token)
+        width, hidden = config.intermediate_size, config.hidden_size
+        gate_up, down = (
+            torch.empty((config.num_experts, *shape), dtype=self._dtype, device=self._device)
+            for shape in ((2 * width, hidden), (hidden, width))
+        )
+        experts = [
+            DenseMlp(
+                self._linear([name("gate"), name("up")], into=gate_up[expert]),
+                self._linear([name("down")], into=down[expert]),
+            )
+            for expert, name in enumerate(named)
+        ]
+        return ExpertMlp(router, experts, config.experts_per_token, (gate_up, down))
 
     def _head(self, embedding: Tensor) -> Linear:
         config = self._config
@@ -203,11 +217,14 @@ class _Builder:
         head.weight_t.t().copy_(embedding[: config.vocab_size])
         return head
 
-    def _linear(self, names: Sequence[str], bias_names: Sequence[str] = (), rows: int | None = None) -> Linear:
-        """Stack the named [out, in] weights (the first `rows` rows of each) and biases along their outputs."""
+    def _linear(
+        self, names: Sequence[str], bias_names: Sequence[str] = (), rows: int | None = None, into: Tensor | None = None
+    ) -> Linear:
+        """Stack the named [out, in] weights (the first `rows` rows of each) and biases along their outputs, in new
+        memory or `into` [out, in]."""
         shapes = [self._shapes[name] for name in names]
         sizes = [shape[0] if rows is None else rows for shape in shapes]
-        linear = self._empty(shapes[0][1], sum(sizes), bias=bool(bias_names))
+        linear = self._empty(shapes[0][1], sum(sizes), bias=bool(bias_names)) if into is None else Linear(into.t())
         pieces = linear.weight_t.t().split(sizes)
         for name, shape, piece in zip(names, shapes, pieces, strict=True):
             piece.copy_(self._read(name, shape)[: piece.shape[0]])

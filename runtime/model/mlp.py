@@ -33,11 +33,14 @@ class ExpertMlp:
     """sum over the `top_k` most probable experts e of p_e * expert_e(x); p = softmax(router x) in fp32.
 
     The probabilities of the chosen experts do not add up to one: they are used as they are. `router` is in fp32.
+    `stacked` holds the weights that the experts' products are views of, for kernels that take all of them: gate_up
+    [experts, 2 * width, hidden] and down [experts, hidden, width]. None on a CPU.
     """
 
     router: Linear
     experts: list[DenseMlp]
     top_k: int
+    stacked: tuple[Tensor, Tensor] | None = None
 
     @property
     def inputs(self) -> list[Linear]:

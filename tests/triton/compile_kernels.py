@@ -32,6 +32,7 @@ from shoal.kernels.attention.shared_triton import shared_attention_triton
 from shoal.kernels.attention.tiling import SM_90_SHARED_MEMORY
 from shoal.kernels.attention.triton import attention_triton
 from shoal.kernels.layers.embed_triton import embed_triton
+from shoal.kernels.layers.experts_triton import expert_mlp_triton
 from shoal.kernels.layers.head_norm import HeadNorm
 from shoal.kernels.layers.kv_write_triton import rope_write_kv_triton
 from shoal.kernels.layers.rms_norm_triton import rms_norm_triton
@@ -41,8 +42,8 @@ from shoal.kernels.sampling.canvas_state import CanvasState
 from shoal.kernels.sampling.commit_triton import commit_triton
 from shoal.kernels.sampling.confidence_triton import block_confidence_triton, confidence_triton
 from shoal.kernels.sampling.masked_rows_triton import masked_rows_triton
-
 from shoal.kernels.sampling.shaping_triton import cutoffs_triton
+
 ARCHITECTURES = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": SM_90_SHARED_MEMORY}
 """Bytes of shared memory that a program can have there."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -133,6 +134,12 @@ def block_step(dtype: torch.dtype, requests: int, draw: bool, width: int = 32) -
     commit_triton(state, batch, masked, confidence, 126464)
 
 
+def experts(dtype: torch.dtype, tokens: int) -> None:
+    x, logits = torch.empty((tokens, 2048), dtype=dtype), torch.empty((tokens, 64))
+    weights = torch.empty((64, 2048, 2048), dtype=dtype), torch.empty((64, 2048, 1024), dtype=dtype)
+    expert_mlp_triton(x, x, logits, *weights, 8)
+
+
 def hopper(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, page_size: int, fresh: bool) -> None:
     pool = torch.empty((64, 4, 2, page_size, kv_heads, head_dim), dtype=dtype)
     qkv = torch.empty((4512, heads + 2 * kv_heads, head_dim), dtype=dtype)
@@ -175,8 +182,11 @@ for _name, _dtype in DTYPES.items():
     case(f"{_name}-swiglu", swiglu_triton, _wide)
     case(f"{_name}-swiglu-norm", swiglu_triton, _wide, RowNorm(_x, 1e-5))
     case(f"{_name}-embed", embed, _dtype)
+    for _tokens in (32, 200, 400, 4096):
+        case(f"{_name}-experts-{_tokens}", experts, _dtype, _tokens)
     case(f"{_name}-block-step", block_step, _dtype, 32, False)
     case(f"{_name}-block-step-draw", block_step, _dtype, 1, True)
+    case(f"{_name}-block-step-shaped", block_step, _dtype, 32, True, 512)
     for _rows in (1, 41):
         case(f"{_name}-confidence-{_rows}", confidence_triton, torch.empty((_rows, 126464), dtype=_dtype))
 
@@ -186,7 +196,6 @@ def resources(binary: bytes) -> dict[str, int]:
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
-    case(f"{_name}-block-step-shaped", block_step, _dtype, 32, True, 512)
         file.flush()
         text = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", text.stdout)}

@@ -103,12 +103,13 @@ def pretend(hopper: bool) -> None:
 
 def make_worker(heads: int, kv_heads: int, head_dim: int, most: int, block: int, page_size: int, family: str) -> Worker:
     """A worker as `build_worker` makes it on a GPU, warmed up."""
+    experts = family == "llada-moe"
     model = ModelConfig(
         architecture=family, num_layers=LAYERS, hidden_size=heads * head_dim, num_heads=heads, num_kv_heads=kv_heads,
-        head_dim=head_dim, intermediate_size=12288, vocab_size=126464, embedding_size=126464,
+        head_dim=head_dim, intermediate_size=1024 if experts else 12288, vocab_size=126464, embedding_size=126464,
         max_position_embeddings=POSITIONS, rope_theta=1e6, rms_norm_eps=1e-5, qkv_bias=family == "dream",
         tie_word_embeddings=False, shift_logits=family == "dream", mask_token_id=60, eos_token_id=3, pad_token_id=3,
-        qk_norm=family == "a2d-qwen3",
+        qk_norm=family == "a2d-qwen3" or experts, num_experts=64 * experts, experts_per_token=8 * experts,
     )  # fmt: skip
     dtype = torch.bfloat16
     decoder = loader.load_model(model, dtype=dtype, device="meta", load_format="dummy")

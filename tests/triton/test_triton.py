@@ -119,7 +119,7 @@ def test_attention_compiles_for_gpus_with_less_shared_memory(architecture, kib, 
 @needs_triton
 @pytest.mark.parametrize("model", [
     "32 32 128 32 32 64 llada hopper 0", "28 4 128 48 32 16 dream portable 1", "4 4 64 100 16 64 llada portable 2",
-    "16 8 128 8 32 64 a2d-qwen3 hopper 3",
+    "16 8 128 8 32 64 a2d-qwen3 hopper 3", "16 16 128 9 32 64 llada-moe hopper 4",
 ])  # fmt: skip
 def test_serving_launches_no_kernel_that_the_warm_up_has_not_compiled(model):
     """Nor does it look at the device's memory, between plan and read-back, or mix devices."""
@@ -162,8 +162,8 @@ def test_both_implementations_of_a_kernel_take_the_same_arguments():
                     print(kernel.__name__)
     """
     names = {
-        "attention", "shared_attention", "embed", "rms_norm", "rope_write_kv", "swiglu", "block_confidence", "commit",
-        "confidence", "masked_rows",
+        "attention", "shared_attention", "embed", "expert_mlp", "rms_norm", "rope_write_kv", "swiglu",
+        "block_confidence", "commit", "confidence", "cutoffs", "masked_rows",
     }  # fmt: skip
     assert set(run(["-c", code]).split()) == names
 

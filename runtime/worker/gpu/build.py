@@ -9,7 +9,7 @@ import torch
 
 from ....kernels.attention.tiling import most_shared_memory, shared_memory
 from ...config import EngineConfig
-from ...errors import ConfigError, ModelLoadError
+from ...errors import ConfigError
 from ...model.config import ModelConfig
 from ...model.decoder import Decoder
 from ...request.facts import Facts
@@ -50,15 +50,6 @@ def with_cuda_budget(config: EngineConfig, model: ModelConfig, dtype: torch.dtyp
     return replace(config, kv_cache_bytes=budget.pools)
 
 
-def check_model(model: ModelConfig) -> None:
-    """Raise ModelLoadError for a model that a GPU does not run yet."""
-    if model.num_experts:
-        message = (
-            f"{model.architecture!r} has experts, which shoal runs on a CPU only so far: start it with device 'cpu'"
-        )
-        raise ModelLoadError(message, field="device", value="cuda", limit="cpu")
-
-
 def max_block_length(model: ModelConfig, default: int) -> int:
     """Positions of the longest block that a request may ask for on a GPU; `default` is the engine's block length."""
     return min(model.max_position_embeddings, max(MAX_BLOCK_LENGTH, default))
@@ -87,8 +78,6 @@ def build_cuda_executor(
     config: EngineConfig, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, facts: Facts
 ) -> CudaExecutor:
     """An executor with a canvas slot for every running request, and its block steps captured."""
-        decoder.config.vocab_size,
-        decoder.config.eos_token_id,
     _check_kernels_fit(config, decoder)
     block_length = facts.block_length
     slots = CanvasSlots(
@@ -98,6 +87,8 @@ def build_cuda_executor(
         facts.num_bands,
         kv.page_size,
         decoder.device,
+        decoder.config.vocab_size,
+        decoder.config.eos_token_id,
     )
     if config.fold_norms and decoder.dtype != torch.float32:
         decoder.fold_norms()

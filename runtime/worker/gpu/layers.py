@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ....kernels.attention.groups import SharedGroups
 from ....kernels.attention.reference import attention, shared_attention
+from ....kernels.layers.experts import expert_mlp
 from ....kernels.layers.head_norm import HeadNorm
 from ....kernels.layers.kv_write import rope_write_kv
 from ....kernels.layers.rms_norm import rms_norm
@@ -21,7 +22,7 @@ from ....kernels.layers.row_norm import RowNorm
 from ....kernels.layers.swiglu import swiglu
 from ...model.decoder import Decoder
 from ...model.linear import Linear
-from ...model.mlp import DenseMlp
+from ...model.mlp import ExpertMlp
 from ..pools import KVPool
 from .layout import Layout
 
@@ -114,13 +115,20 @@ class FusedLayers:
         """hidden + the MLP, in place."""
         config, weights = self.decoder.config, self.decoder.layers[index]
         mlp = weights.mlp
-        assert isinstance(mlp, DenseMlp)  # `check_model` refuses experts
+        if isinstance(mlp, ExpertMlp):
+            return self._experts(mlp, hidden, rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps))
         if hidden.shape[0] <= self._few:
             x = swiglu(_product(hidden, mlp.gate_up), RowNorm(hidden, config.rms_norm_eps))
         else:
             x = rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps)
             x = swiglu(_linear(x, mlp.gate_up))
         return _add_linear(hidden, x, mlp.down)
+
+    def _experts(self, mlp: ExpertMlp, hidden: Tensor, x: Tensor) -> Tensor:
+        """hidden + the experts on x [rows, hidden], in place."""
+        if mlp.stacked is None:
+            return mlp(x, hidden)
+        return expert_mlp(hidden, x, _linear(x.float(), mlp.router), *mlp.stacked, mlp.top_k)
 
 
 def _linear(x: Tensor, linear: Linear) -> Tensor:

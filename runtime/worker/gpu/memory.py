@@ -25,13 +25,23 @@ class GpuBudget:
 def forward_bytes(model: ModelConfig, rows: int, head_rows: int, itemsize: int) -> int:
     """Bytes at the peak of a forward of `rows` tokens whose head runs on `head_rows`, and of CUDA graphs.
 
-    A layer holds the hidden states twice and either q, k, v and the attended values, or gate, up and their product.
+    A layer holds the hidden states twice and either q, k, v and the attended values, or gate, up and their product; of
+    experts the product and the output of each that a token chooses, and hidden states in fp32 for the router.
     """
     attention = 3 * model.q_size + 2 * model.kv_size
-    widest = max(attention, 3 * model.intermediate_size)
+    mlp = 3 * model.intermediate_size
+    if model.num_experts:
+        chosen = model.experts_per_token
+        mlp = chosen * (model.intermediate_size + model.hidden_size) + 4 * model.hidden_size // itemsize
+    widest = max(attention, mlp)
     layer = rows * (3 * model.hidden_size + widest) * itemsize
     head = head_rows * (model.vocab_size + model.hidden_size) * itemsize
     return layer + head + _GRAPHS
+
+
+def slot_bytes(model: ModelConfig, slots: int) -> int:
+    """Bytes of the slots' counts and biases of all tokens."""
+    return (slots + 1) * model.vocab_size * 8
 
 
 def gpu_budget(fraction: float, device: torch.device, forwards: int) -> GpuBudget:
@@ -39,11 +49,6 @@ def gpu_budget(fraction: float, device: torch.device, forwards: int) -> GpuBudge
 
     Leaves at least `forwards` bytes free. Raises ConfigError if nothing is left for pools.
     """
-def slot_bytes(model: ModelConfig, slots: int) -> int:
-    """Bytes of the slots' counts and biases of all tokens."""
-    return (slots + 1) * model.vocab_size * 8
-
-
     free, total = torch.cuda.mem_get_info(device)
     used = total - free
     pools = min(int(fraction * total) - used, free - forwards)

@@ -13,6 +13,8 @@ from .runner import CudaRunner
 _ROWS = (*range(32, 1025, 32), 1536, 2048, 3072, 4096)
 _OTHERS_ROWS = (256, 1024)
 """RoPE uses other tiles above 512 rows."""
+_ROWS_OF_EXPERT = (16, 32, 64, 65)
+"""Experts' products use other tiles for more rows an expert."""
 _LAST_ROWS = (2, 4, 8, 16, 32, 64, 128)
 """Whose logits are read: a block's, or those of the scored tokens."""
 
@@ -65,7 +67,11 @@ def warm_up_sizes(
             most_tokens when it is alone.
     """
     numbers = sorted({2**n for n in range(most_requests.bit_length())} | {most_requests})
-    fixed = [(requests, block + 2) for requests in numbers] + [(1, rows) for rows in _OTHERS_ROWS]
+    config = runner.decoder.config
+    experts: list[int] = []
+    if config.num_experts:
+        experts = [-(-rows * config.num_experts // config.experts_per_token) for rows in _ROWS_OF_EXPERT]
+    fixed = [(requests, block + 2) for requests in numbers] + [(1, rows) for rows in (*_OTHERS_ROWS, *experts)]
     sizes = [
         RefreshSize(requests, min(rows, most_rows), block, cached) for requests, rows in fixed for cached in (0, 1)
     ]

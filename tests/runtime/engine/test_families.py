@@ -13,7 +13,6 @@ from shoal import SamplingParams
 from shoal.runtime.config import CacheMode
 from shoal.runtime.errors import ModelLoadError
 from shoal.runtime.model.registry import FAMILIES
-from shoal.runtime.worker.gpu.build import check_model
 
 from ..model.checkpoints import write_folder
 from ..model.oracle import (
@@ -99,7 +98,7 @@ def test_every_mode_and_batch(model):
 
 
 @pytest.mark.parametrize("fold", [False, True])
-def test_the_path_of_a_gpu_gives_the_same_answers_or_refuses(model, fold):
+def test_the_path_of_a_gpu_gives_the_same_answers(model, fold):
     """Its layers and reference kernels, on the CPU; folded norms are put off into the kernel that norms heads."""
     _, _, folder = model
     params = SamplingParams(max_new_tokens=16, steps=8, ignore_eos=True)
@@ -107,11 +106,6 @@ def test_the_path_of_a_gpu_gives_the_same_answers_or_refuses(model, fold):
     answers = []
     for cuda in (False, True):
         with make_engine(folder, depth=2) as engine:
-            if engine.model_config.num_experts:
-                with pytest.raises(ModelLoadError, match="CPU only"):
-                    check_model(engine.model_config)
-                return
-            check_model(engine.model_config)
             if fold:
                 worker_of(engine).executor.decoder.fold_norms()
             if cuda:

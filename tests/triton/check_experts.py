@@ -1,0 +1,95 @@
+"""Experts: routing, tokens sorted by expert, grouped products and their sum, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from shoal.kernels.layers import experts_triton
+from shoal.kernels.layers.experts import expert_mlp
+from shoal.kernels.layers.experts_triton import Tiles, choose_tiles, expert_mlp_triton
+
+from .checks import DEVICE, DTYPES, close, fresh, tolerance
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+def dense(residual, x, logits, gate_up, down, top_k):
+    """Every expert on every token in float64, weighted by 0 where it was not chosen."""
+    residual, x, logits, gate_up, down = (t.double().cpu() for t in (residual, x, logits, gate_up, down))
+    p = logits.softmax(-1)
+    chosen = p.topk(top_k, dim=-1)
+    weights = torch.zeros_like(p).scatter(1, chosen.indices, chosen.values)
+    gate, up = torch.einsum("th,efh->tef", x, gate_up).chunk(2, dim=-1)
+    y = torch.einsum("tef,ehf->teh", F.silu(gate) * up, down)
+    return residual + (y * weights[..., None]).sum(1)
+
+
+def world(tokens, hidden, width, experts, dtype):
+    weights = (fresh(experts, 2 * width, hidden, dtype=dtype) / hidden**0.5, fresh(experts, hidden, width, dtype=dtype))
+    wide = fresh(tokens, hidden + 8, dtype=dtype)
+    return fresh(tokens, hidden, dtype=dtype), wide[:, :hidden], fresh(tokens, experts) * 2, *weights
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("tokens", "hidden", "width", "experts", "top_k"),
+    [(1, 64, 48, 8, 2), (41, 96, 40, 8, 3), (123, 200, 72, 5, 5), (7, 64, 32, 64, 8), (300, 64, 16, 3, 1)],
+)
+def test_experts(tokens, hidden, width, experts, top_k, dtype):
+    inputs = world(tokens, hidden, width, experts, dtype)
+    expected = dense(*inputs, top_k)
+    reference = expert_mlp.reference(inputs[0].clone(), *inputs[1:], top_k)
+    found = expert_mlp_triton(inputs[0].clone(), *inputs[1:], top_k)
+    scale = float(expected.abs().max())
+    for result in (reference, found):
+        error = (result.double().cpu() - expected).abs().max() / scale
+        assert error < tolerance(dtype), float(error)
+
+
+def test_many_tokens_of_one_expert_take_several_tiles_and_the_others_none():
+    inputs = list(world(70, 64, 32, 6, torch.float32))
+    inputs[2][:, 4] = 50.0
+    tiles = Tiles(16, 16, 64, 4, 1)
+    found = expert_mlp_triton(inputs[0].clone(), *inputs[1:], 1, tiles)
+    close(found, dense(*inputs, 1))
+
+
+def test_a_tokens_result_does_not_depend_on_its_company():
+    """Bit for bit on a GPU; the interpreter's products depend on a row's place."""
+    inputs = world(40, 64, 32, 6, torch.float32)
+    together = expert_mlp_triton(inputs[0].clone(), *inputs[1:], 3, Tiles(16, 16, 64, 4, 1))
+    for token in (0, 17, 39):
+        own = slice(token, token + 1)
+        alone = expert_mlp_triton(
+            inputs[0][own].clone(), inputs[1][own], inputs[2][own].clone(), *inputs[3:], 3, Tiles(16, 16, 64, 4, 1)
+        )
+        close(alone, together[own])
+        assert DEVICE.type == "cpu" or torch.equal(alone, together[own])
+
+
+def test_router_logits_that_are_no_numbers_reach_the_output_and_nothing_else():
+    inputs = world(9, 64, 32, 6, torch.float32)
+    plain = expert_mlp_triton(inputs[0].clone(), *inputs[1:], 2)
+    inputs[2][4] = torch.nan
+    found = expert_mlp_triton(inputs[0].clone(), *inputs[1:], 2)
+    assert found[4].isnan().all()
+    others = torch.arange(9, device=DEVICE) != 4
+    close(found[others], plain[others])
+
+
+def test_pairs_beyond_a_chunk_are_sorted_like_the_first(monkeypatch):
+    monkeypatch.setattr(experts_triton, "_CHUNK", 64)
+    inputs = world(100, 64, 16, 7, torch.float32)
+    close(expert_mlp_triton(inputs[0].clone(), *inputs[1:], 2), dense(*inputs, 2))
+
+
+def test_tiles_fit_the_shared_memory_of_every_gpu():
+    for have in (99 << 10, 163 << 10, 227 << 10):
+        for pairs in (8, 256, 2048, 8192, 1 << 17):
+            for itemsize in (2, 4):
+                tiles = choose_tiles(pairs, 64, itemsize, have)
+                held = tiles.stages - (tiles.rows < 64)
+                assert held * (tiles.rows + 2 * tiles.columns) * tiles.inputs * itemsize <= have - 2048
+                assert held >= 1
