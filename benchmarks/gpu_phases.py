@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -147,11 +148,8 @@ def experts_of(batch: Batch, items: list[ForwardItem]) -> float:
 
     numbers = [batch.worker.canvas(item.rid).slot for item in items]
     slots, shift = batch.executor.runner.slots, int(batch.executor.decoder.config.shift_logits)
-    layers.expert_mlp = note  # type: ignore[assignment]
-    try:
+    with patch.object(layers, "expert_mlp", note):
         batch.executor.runner.refresh(plan_refresh(items, numbers, slots.page_tables, slots.page_size, shift))
-    finally:
-        layers.expert_mlp = expert_mlp
     return sum(touched) / len(touched) if touched else 0
 
 

@@ -189,7 +189,7 @@ def choose_tiles(pairs: int, experts: int, itemsize: int, have: int) -> Tiles:
     inputs = inputs * 2 // itemsize
     stage = (rows + 128) * inputs * itemsize  # with 64 and more rows all stages hold a tile, else one does not
     most = (have - 2048) // stage + (rows < 64)
-    return Tiles(rows, 64, inputs, warps, max(1, min(4 if rows < 64 else 3, most)))
+    return Tiles(rows, 64, inputs, warps, max(1, min(4 if rows == 16 else 3, most)))
 
 
 def expert_mlp_triton(

@@ -8,9 +8,9 @@ from torch import Tensor
 from ..dispatch import kernel
 from .canvas_state import CanvasState
 from .confidence import Confidence, confidence
+from .cutoffs import Cutoffs, ruled_reference
 from .masked_rows import MaskedRows
 from .philox import gumbel_reference
-from .shaping import Cutoffs, ruled_reference, shaping_of
 
 
 @kernel("confidence_triton.block_confidence_triton")
@@ -48,7 +48,7 @@ def block_confidence(
             slot = int(masked.slots[row])
             x = ruled_reference(logits[row], state, slot, int(masked.positions[row]))
             left[row] = x.masked_fill(x < cut.least[row], -torch.inf)
-            shaping = shaping_of(state, slot)
+            shaping = state.shaping_of(slot)
             logits[row] = (left[row] - cut.largest[row]) / shaping.temperature if shaping.ranks_sampled else x
     best = confidence.reference(logits)
     token, probability = best.token.clone(), best.probability.clone()

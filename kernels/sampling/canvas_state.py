@@ -110,6 +110,10 @@ class CanvasState:
         """Longest block that fits."""
         return self.bounds.shape[1]
 
+    def shaping_of(self, slot: int) -> Shaping:
+        """A slot's row of `shaping`."""
+        return Shaping(*self.shaping[slot].tolist())
+
     def clone(self) -> CanvasState:
         """A copy of every tensor."""
         return CanvasState(**{field.name: getattr(self, field.name).clone() for field in fields(self)})

@@ -17,7 +17,7 @@ from .canvas_state import NOT_FINITE, STOPPED, CanvasState
 from .confidence import Confidence
 from .masked_rows import MaskedRows
 from .philox import RANDOM_STREAM, mask_gumbel_reference, uniform_reference
-from .shaping import LEAST_TEMPERATURE, shaping_of
+from .shaping import LEAST_TEMPERATURE
 
 
 @kernel("commit_triton.commit_triton")
@@ -50,7 +50,7 @@ def commit(
         taken = _taken(state, slot, positions, scores)
         state.tokens[slot, positions[taken]] = confidence.token[at[taken]]
         state.masked[slot, positions[taken]] = 0
-        if shaping_of(state, slot).has_rules:
+        if state.shaping_of(slot).has_rules:
             new = confidence.token[at[taken]]
             new = new[new < state.counts.shape[1]]
             state.counts[slot].index_add_(0, new, torch.ones_like(new, dtype=torch.int32))

@@ -14,11 +14,11 @@ import triton.language as tl
 from ..attention.batch import AttentionBatch
 from .canvas_state import NOT_FINITE, STOPPED, CanvasState
 from .confidence import Confidence
+from .cutoffs_triton import FIELDS, HAS_RULES
 from .masked_rows import MaskedRows
 from .philox import MASK_STREAM, RANDOM_STREAM
 from .philox_triton import mask_gumbel, uniform
 from .shaping import LEAST_TEMPERATURE
-from .shaping_triton import FIELDS, HAS_RULES
 
 _TILED_FROM = 256
 _TILE = 16

@@ -19,10 +19,10 @@ from torch import Tensor
 from ..attention.tiling import num_sms
 from .canvas_state import CanvasState
 from .confidence import Confidence
+from .cutoffs import Cutoffs
+from .cutoffs_triton import FIELDS, RANKS_SAMPLED, TEMPERATURE, ruled
 from .masked_rows import MaskedRows
 from .philox_triton import gumbel
-from .shaping import Cutoffs
-from .shaping_triton import FIELDS, RANKS_SAMPLED, TEMPERATURE, ruled
 
 _LANES = 256
 _NUM_WARPS = 8

@@ -1,5 +1,7 @@
 """Sampling options and long blocks on a GPU: the CPU's answers where nothing is drawn, the seed's where it is."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -36,7 +38,7 @@ def test_options_that_draw_nothing_give_the_answers_of_the_cpu(folder, graphs):
 
 
 def test_draws_of_every_option_depend_on_the_seed_alone(folder):
-    options = [
+    options: list[dict[str, Any]] = [
         {"strategy": "origin", "steps": 9, "temperature": 0.8, "top_p": 0.9},
         {"alg_temp": 0.3, "steps": 8, "min_p": 0.02, "temperature": 1.2, "ranking": "sampled"},
         {"alg_temp": 0.3, "steps": 8, "strategy": "entropy", "schedule": "linear", "logit_bias": {9: 1.0}},

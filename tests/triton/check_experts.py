@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -15,9 +17,10 @@ from .checks import DEVICE, DTYPES, close, fresh, tolerance
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
-def dense(residual, x, logits, gate_up, down, top_k):
+def dense(*inputs: Any) -> torch.Tensor:
     """Every expert on every token in float64, weighted by 0 where it was not chosen."""
-    residual, x, logits, gate_up, down = (t.double().cpu() for t in (residual, x, logits, gate_up, down))
+    residual, x, logits, gate_up, down = (t.double().cpu() for t in inputs[:5])
+    top_k: int = inputs[5]
     p = logits.softmax(-1)
     chosen = p.topk(top_k, dim=-1)
     weights = torch.zeros_like(p).scatter(1, chosen.indices, chosen.values)
@@ -26,10 +29,17 @@ def dense(residual, x, logits, gate_up, down, top_k):
     return residual + (y * weights[..., None]).sum(1)
 
 
-def world(tokens, hidden, width, experts, dtype):
+def world(tokens: int, hidden: int, width: int, experts: int, dtype: torch.dtype) -> list[Any]:
+    """residual, x, router logits, gate_up, down."""
     weights = (fresh(experts, 2 * width, hidden, dtype=dtype) / hidden**0.5, fresh(experts, hidden, width, dtype=dtype))
     wide = fresh(tokens, hidden + 8, dtype=dtype)
-    return fresh(tokens, hidden, dtype=dtype), wide[:, :hidden], fresh(tokens, experts) * 2, *weights
+    return [fresh(tokens, hidden, dtype=dtype), wide[:, :hidden], fresh(tokens, experts) * 2, *weights]
+
+
+def run(function: Any, inputs: list[Any], *more: Any) -> torch.Tensor:
+    """The residual stays as it is."""
+    found: torch.Tensor = function(inputs[0].clone(), *inputs[1:], *more)
+    return found
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -40,8 +50,8 @@ def world(tokens, hidden, width, experts, dtype):
 def test_experts(tokens, hidden, width, experts, top_k, dtype):
     inputs = world(tokens, hidden, width, experts, dtype)
     expected = dense(*inputs, top_k)
-    reference = expert_mlp.reference(inputs[0].clone(), *inputs[1:], top_k)
-    found = expert_mlp_triton(inputs[0].clone(), *inputs[1:], top_k)
+    reference = run(expert_mlp.reference, inputs, top_k)
+    found = run(expert_mlp_triton, inputs, top_k)
     scale = float(expected.abs().max())
     for result in (reference, found):
         error = (result.double().cpu() - expected).abs().max() / scale
@@ -49,21 +59,21 @@ def test_experts(tokens, hidden, width, experts, top_k, dtype):
 
 
 def test_many_tokens_of_one_expert_take_several_tiles_and_the_others_none():
-    inputs = list(world(70, 64, 32, 6, torch.float32))
+    inputs = world(70, 64, 32, 6, torch.float32)
     inputs[2][:, 4] = 50.0
     tiles = Tiles(16, 16, 64, 4, 1)
-    found = expert_mlp_triton(inputs[0].clone(), *inputs[1:], 1, tiles)
+    found = run(expert_mlp_triton, inputs, 1, tiles)
     close(found, dense(*inputs, 1))
 
 
 def test_a_tokens_result_does_not_depend_on_its_company():
     """Bit for bit on a GPU; the interpreter's products depend on a row's place."""
     inputs = world(40, 64, 32, 6, torch.float32)
-    together = expert_mlp_triton(inputs[0].clone(), *inputs[1:], 3, Tiles(16, 16, 64, 4, 1))
+    together = run(expert_mlp_triton, inputs, 3, Tiles(16, 16, 64, 4, 1))
     for token in (0, 17, 39):
         own = slice(token, token + 1)
-        alone = expert_mlp_triton(
-            inputs[0][own].clone(), inputs[1][own], inputs[2][own].clone(), *inputs[3:], 3, Tiles(16, 16, 64, 4, 1)
+        alone = run(
+            expert_mlp_triton, [*(x[own].contiguous() for x in inputs[:3]), *inputs[3:]], 3, Tiles(16, 16, 64, 4, 1)
         )
         close(alone, together[own])
         assert DEVICE.type == "cpu" or torch.equal(alone, together[own])
@@ -71,9 +81,9 @@ def test_a_tokens_result_does_not_depend_on_its_company():
 
 def test_router_logits_that_are_no_numbers_reach_the_output_and_nothing_else():
     inputs = world(9, 64, 32, 6, torch.float32)
-    plain = expert_mlp_triton(inputs[0].clone(), *inputs[1:], 2)
+    plain = run(expert_mlp_triton, inputs, 2)
     inputs[2][4] = torch.nan
-    found = expert_mlp_triton(inputs[0].clone(), *inputs[1:], 2)
+    found = run(expert_mlp_triton, inputs, 2)
     assert found[4].isnan().all()
     others = torch.arange(9, device=DEVICE) != 4
     close(found[others], plain[others])
@@ -82,7 +92,7 @@ def test_router_logits_that_are_no_numbers_reach_the_output_and_nothing_else():
 def test_pairs_beyond_a_chunk_are_sorted_like_the_first(monkeypatch):
     monkeypatch.setattr(experts_triton, "_CHUNK", 64)
     inputs = world(100, 64, 16, 7, torch.float32)
-    close(expert_mlp_triton(inputs[0].clone(), *inputs[1:], 2), dense(*inputs, 2))
+    close(run(expert_mlp_triton, inputs, 2), dense(*inputs, 2))
 
 
 def test_tiles_fit_the_shared_memory_of_every_gpu():

@@ -10,9 +10,10 @@ import torch
 from shoal.kernels.sampling.block_confidence import block_confidence
 from shoal.kernels.sampling.canvas_state import CanvasState
 from shoal.kernels.sampling.confidence_triton import block_confidence_triton
+from shoal.kernels.sampling.cutoffs import cutoffs
+from shoal.kernels.sampling.cutoffs_triton import cutoffs_triton
 from shoal.kernels.sampling.masked_rows import MaskedRows
-from shoal.kernels.sampling.shaping import ENDS_TEXT, IN_PROMPT, Shaping, cutoffs
-from shoal.kernels.sampling.shaping_triton import cutoffs_triton
+from shoal.kernels.sampling.shaping import ENDS_TEXT, IN_PROMPT, Shaping
 
 from .checks import DEVICE, DTYPES, close, fresh
 

@@ -41,8 +41,8 @@ from shoal.kernels.layers.swiglu_triton import swiglu_triton
 from shoal.kernels.sampling.canvas_state import CanvasState
 from shoal.kernels.sampling.commit_triton import commit_triton
 from shoal.kernels.sampling.confidence_triton import block_confidence_triton, confidence_triton
+from shoal.kernels.sampling.cutoffs_triton import cutoffs_triton
 from shoal.kernels.sampling.masked_rows_triton import masked_rows_triton
-from shoal.kernels.sampling.shaping_triton import cutoffs_triton
 
 ARCHITECTURES = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": SM_90_SHARED_MEMORY}
 """Bytes of shared memory that a program can have there."""

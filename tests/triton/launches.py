@@ -169,7 +169,7 @@ def serve(worker: Worker, rng: random.Random, block: int) -> list[str]:
         for index, item in enumerate(items):
             prompt = item.block_start if kind != "final" else item.keys - block
             canvas = item.keys - prompt
-            shaped = {"top_p": 0.9, "presence_penalty": 1.0} if rng.random() < 0.2 else {}
+            shaped: dict[str, Any] = {"top_p": 0.9, "presence_penalty": 1.0} if rng.random() < 0.2 else {}
             sampling = SamplingParams(max_new_tokens=canvas, temperature=0.5 * rng.randint(0, 1), **shaped)
             table = np.full((LAYERS, -(-item.keys // slots.page_size)), 0 if shared else index, np.int32)
             worker.add(AddRequest(item.rid, np.ones(prompt, np.int64), canvas, sampling, 0, canvas, table))

@@ -11,8 +11,8 @@ from ....kernels.attention.batch import AttentionBatch
 from ....kernels.sampling.block_confidence import block_confidence
 from ....kernels.sampling.commit import commit
 from ....kernels.sampling.confidence import Confidence
+from ....kernels.sampling.cutoffs import cutoffs
 from ....kernels.sampling.masked_rows import MaskedRows, masked_rows
-from ....kernels.sampling.shaping import cutoffs
 from .layers import FusedLayers
 from .slots import CanvasSlots
 

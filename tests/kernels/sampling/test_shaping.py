@@ -14,8 +14,8 @@ from shoal.kernels.sampling.block_confidence import block_confidence
 from shoal.kernels.sampling.canvas_state import CanvasState
 from shoal.kernels.sampling.commit import commit, origin_share
 from shoal.kernels.sampling.confidence import Confidence
+from shoal.kernels.sampling.cutoffs import cutoffs, ruled_reference
 from shoal.kernels.sampling.masked_rows import MaskedRows
-from shoal.kernels.sampling.shaping import cutoffs, ruled_reference
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.worker.cpu.logit_rules import LogitRules
 from shoal.runtime.worker.cpu.sampler import choose_tokens, cut, tempered
@@ -131,7 +131,7 @@ def test_masks_are_drawn_without_replacement_or_by_chance() -> None:
     slots = slots_with(SamplingParams(steps=2, alg_temp=0.4), [1, *[-1] * 4], 1)
     state = slots.state
     state.block_starts[0], state.block_stops[0], state.quotas[0] = 1, 5, 2
-    pairs = []
+    pairs: list[Any] = []
     for seed in range(draws):
         state.seeds[0] = seed
         pairs.append(tuple(committed(state, confidence)))

@@ -14,8 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .canvas_state import CanvasState
+from .cutoffs import Cutoffs
 from .masked_rows import MaskedRows
-from .shaping import ENDS_TEXT, IN_PROMPT, Cutoffs, Shaping
+from .shaping import ENDS_TEXT, IN_PROMPT, Shaping
 
 FIELDS = tl.constexpr(len(Shaping._fields))
 TEMPERATURE, TOP_K, TOP_P, LOG_MIN_P, RANKS_SAMPLED, HAS_RULES, REPETITION, PRESENCE, FREQUENCY, NO_END_BEFORE = (
