@@ -24,6 +24,7 @@ from ..text.parts import TextPart
 from .core import EngineCore
 from .inputs import RequestOptions, ScoreOptions, inputs_of, is_single
 from .loop import Listener
+from .mailbox import AsyncMailbox, Mailbox
 from .score_groups import WARM_UP, score_groups
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,9 @@ class Engine:
         return results[0] if single else results
 
     def _requests(self, prompts: Any, sampling_params: Any, options: RequestOptions) -> tuple[list[Request], bool]:
+        if options.get("stream_mode", "text") != "text":
+            message = f"stream_mode is {options['stream_mode']!r}; call stream or async_stream for snapshots"
+            raise InvalidRequestError(message, field="stream_mode", value=options["stream_mode"], limit="text")
         single = is_single(prompts)
         if single:
             return [self._request(prompts, sampling_params, options)], True
@@ -131,10 +135,11 @@ class Engine:
     ) -> Generator[RequestOutput, None, None]:
         """Outputs of one request as text is committed; `text` of each begins with the text of the one before.
 
+        With `stream_mode="denoise"` an output comes after every commit, each with a `snapshot` of the canvas.
         Closing the iterator early aborts the request.
         """
         request = self._request(prompt, sampling_params, options)
-        outputs: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
+        outputs = Mailbox()
         self._loop.submit([request], outputs.put)
         finished = False
         try:
@@ -192,8 +197,8 @@ class Engine:
         """As `stream`, asynchronous."""
         request = self._request(prompt, sampling_params, options)
         loop = asyncio.get_running_loop()
-        outputs: asyncio.Queue[RequestOutput] = asyncio.Queue()
-        self._loop.submit([request], lambda output: _post(loop, outputs.put_nowait, output))
+        outputs = AsyncMailbox()
+        self._loop.submit([request], lambda output: _post(loop, outputs.put, output))
         finished = False
         try:
             while not finished:

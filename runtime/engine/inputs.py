@@ -12,6 +12,7 @@ from ..errors import InvalidRequestError, shorten
 from ..request.field_names import FieldNames
 from ..request.input import GenerateInput, Prompt
 from ..request.sampling_params import SamplingParams
+from ..request.snapshot import StreamMode
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -37,9 +38,12 @@ class RequestOptions(ScoreOptions, total=False):
             Fixed tokens stay as they are, the runs of -1 (holes) are filled, and `RequestOutput.holes` has each one's
             text, cut at its own first EOS. The canvas is decoded to its end; its length takes the place of
             max_new_tokens (for all holes to be filled together, give it as block_length).
+        stream_mode: of a stream: `text` (outputs as text is committed) or `denoise` (after every commit, each with a
+            `snapshot` of the whole canvas).
     """
 
     canvas: Sequence[int] | Sequence[Sequence[int] | None] | None
+    stream_mode: StreamMode
 
 
 def is_single(prompts: Any) -> bool:
@@ -64,6 +68,7 @@ def inputs_of(
     cache_salt: str = "",
     shared_prefix: int = 0,
     canvas: Any = None,
+    stream_mode: StreamMode = "text",
 ) -> list[GenerateInput]:
     """A request for each prompt. `canvas` is None, or a list with a template or None for each. `default` is for prompts
     without sampling parameters; its canvas may become shorter.
@@ -79,7 +84,7 @@ def inputs_of(
     return [
         GenerateInput(
             prompt=prompt, sampling=sampling, cache_mode=cache_mode, cache_salt=cache_salt, canvas=template,
-            shared_prefix=shared_prefix,
+            shared_prefix=shared_prefix, stream_mode=stream_mode,
             names=FieldNames(
                 f"prompts[{index}]", "max_new_tokens" if template is None else "canvas", sampling_params is not None
             ),

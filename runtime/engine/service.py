@@ -22,6 +22,7 @@ from ..text.chat_markers import markers_error
 from ..text.parts import TextPart
 from .build import Parts
 from .core import EngineCore
+from .mailbox import AsyncMailbox
 
 _POLL_S = 0.02
 _T = TypeVar("_T")
@@ -92,19 +93,19 @@ class LocalService:
             raise InvalidRequestError(f"rid {shorten(request.rid)} is in use", field="rid", value=request.rid)
         (inner,) = core.take([replace(request, rid="")])
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[RequestOutput] = asyncio.Queue()
+        mailbox = AsyncMailbox()
         self._active[request.rid] = inner.rid
 
         def deliver(output: RequestOutput) -> None:
             if request.stream or output.finished:
-                loop.call_soon_threadsafe(queue.put_nowait, output)
+                loop.call_soon_threadsafe(mailbox.put, output)
 
         finished = False
         try:
             core.loop.submit([inner], deliver)
             while not finished:
                 self._birthplace.check()
-                output = await queue.get()
+                output = await mailbox.get()
                 finished = output.finished
                 yield replace(output, rid=request.rid)
         finally:

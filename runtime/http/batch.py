@@ -13,6 +13,7 @@ from ..config import CACHE_MODES
 from ..request.field_names import FieldNames
 from ..request.input import GenerateInput, Prompt
 from ..request.sampling_params import SamplingParams
+from ..request.snapshot import STREAM_MODES, StreamMode
 from ..service.service import MAX_PRIORITY
 from .api_error import bad_request
 from .cost import check_work
@@ -71,6 +72,7 @@ def make_batch(
     shared: dict[str, Any] = {
         **routing_of(body, request, state),
         "stream": bool(body.stream),
+        "stream_mode": _stream_mode(body),
     }
     inputs = tuple(
         GenerateInput(
@@ -228,6 +230,15 @@ def tenant_key(cache_salt: str, extra_key: str) -> str:
 
 def _member(rid: str, k: int, n: int) -> str:
     return rid if n == 1 else f"{rid}.{k}"
+
+
+def _stream_mode(body: Routing) -> StreamMode:
+    mode = body.stream_mode or "text"
+    if mode not in STREAM_MODES:
+        raise bad_request("stream_mode", f"stream_mode is {shown(mode)}; it must be one of {', '.join(STREAM_MODES)}")
+    if mode == "denoise" and not body.stream:
+        raise bad_request("stream_mode", 'stream_mode is "denoise", which goes with stream true')
+    return mode
 
 
 def _cache_mode(mode: str | None) -> Any:

@@ -114,6 +114,7 @@ _ROWS = (
     # The request
     Field("rid", (*_COMPUTING, ABORT), any_value=True),
     Field("stream", _GENERATING, neutral=(False,)),
+    Field("stream_mode", _GENERATING, neutral=("text",)),
     Field("stream_options", _OPENAI),
     Field("include_usage", (STREAM_OPTIONS,)),
     Field("continuous_usage_stats", (STREAM_OPTIONS,)),

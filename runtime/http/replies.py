@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from fastapi.responses import Response
@@ -53,6 +54,15 @@ def diffusion_info(output: RequestOutput, item: GenerateInput, default_mode: str
         "queue_time": output.timings.queue,
         "first_text_latency": output.timings.first_text,
     }
+
+
+def snapshot(output: RequestOutput) -> dict[str, Any]:
+    """`{"snapshot": ...}` of a stream in mode `denoise`; nothing in others."""
+    if output.snapshot is None:
+        return {}
+    shown = asdict(output.snapshot)
+    shown["confidences"] = [None if c is None else round(c, 4) for c in shown["confidences"]]
+    return {"snapshot": shown}
 
 
 def native_finish_reason(output: RequestOutput) -> dict[str, Any] | None:

@@ -41,6 +41,9 @@ class Routing(Body):
     priority: Annotated[int | None, Field(description="Higher goes first.")] = None
     timeout_s: Annotated[Number | None, Field(description="Seconds after which the request ends with a 504.")] = None
     stream: Annotated[bool | None, Field(description="Server-sent events with committed text.")] = None
+    stream_mode: Annotated[
+        str | None, Field(description="Of a stream: text, or denoise for snapshots of the whole canvas too.")
+    ] = None
     n: Annotated[int | None, Field(description="Answers for each prompt.")] = None
     temperature: Annotated[Number | None, Field(description="0 takes the most probable token.")] = None
     seed: Annotated[int | None, Field(description="Of the draws, with a temperature.")] = None

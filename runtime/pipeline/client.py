@@ -42,6 +42,7 @@ from .messages import (
     AbortAll,
     Ask,
     Begin,
+    Denoised,
     Detokenize,
     Failed,
     Outputs,
@@ -53,7 +54,7 @@ from .messages import (
     ToClient,
     ToTokenizer,
 )
-from .output_stream import OutputStream
+from .output_stream import OutputStream, deliver
 from .processes import Pipeline, child_config, how_it_ended
 from .questions import Questions
 from .requests import generate_message, tokenize_message
@@ -369,10 +370,8 @@ class PipelineClient:
 
     def _receive(self, message: ToClient) -> None:
         match message:
-            case Outputs():
-                for output in message.outputs:
-                    if (stream := self._streams.get(output.rid)) is not None:
-                        stream.put(output)
+            case Denoised() | Outputs():
+                deliver(message, self._streams)
             case Refused():
                 if (stream := self._streams.get(message.rid)) is not None:
                     stream.refuse(unpack_error(message.error))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from ..text.decoder import load_decoder
-from ..text.running import Decodes
+from ..text.running import Decodes, pieces
 from ..text.stream import TextStream
 from .child import Child
 from .inbox import Inbox
-from .messages import Ask, Begin, Output, Outputs, ToDetokenizer
+from .messages import Ask, Begin, Denoised, Output, Outputs, ToDetokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,13 @@ class Detokenizer:
     def num_requests(self) -> int:
         """Requests without a terminal output so far."""
         return len(self._texts)
+
+    def add_pieces(self, message: Denoised) -> Denoised:
+        """The message with the texts of the tokens."""
+        changes = {
+            rid: replace(change, texts=pieces(self._decoder, change.tokens)) for rid, change in message.changes.items()
+        }
+        return Denoised(changes)
 
     def add_text(self, output: Output) -> Output:
         """The output with its text: the whole text if the scheduler made it, else the new part. Adds the texts of holes
@@ -83,5 +90,7 @@ class DetokenizerProcess:
             match message:
                 case Outputs():
                     self._child.tell(Outputs([detokenizer.add_text(output) for output in message.outputs]))
+                case Denoised():
+                    self._child.tell(detokenizer.add_pieces(message))
                 case Ask():
                     self._child.reply(message.number, lambda: None)

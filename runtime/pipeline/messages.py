@@ -14,9 +14,10 @@ import numpy as np
 
 from ..errors import WireError
 from ..request.facts import Facts
-from ..request.forward import AddRequest, Forward, Release, StepResult
+from ..request.forward import AddRequest, Forward, MarkedResult, Release, StepResult
 from ..request.input import GenerateInput
 from ..request.output import FinishReason
+from ..request.snapshot import CanvasChange
 from ..request.spec import RequestSpec
 from ..request.trace_options import TraceOptions
 
@@ -141,6 +142,12 @@ class Results(_Message):
     results: list[StepResult]
 
 
+class MarkedResults(_Message):
+    """As Results, when the denoising of some of the requests is watched: those have marks."""
+
+    results: list[MarkedResult]
+
+
 class HolePiece(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """A hole of a canvas as it is now; the detokenizer adds the text."""
 
@@ -190,6 +197,12 @@ class Outputs(_Message):
     outputs: list[Output]
 
 
+class Denoised(_Message):
+    """Changes of canvases by rid; sent before the `Outputs` of the same step, when anybody watches."""
+
+    changes: dict[str, CanvasChange]
+
+
 class Refused(_Message):
     """A request that was not accepted; no output follows."""
 
@@ -226,9 +239,9 @@ class Failed(_Message):
 ToTokenizer = Begin | Generate | Abort | AbortAll | Tokenize | Detokenize | Ask | StartTrace | StopTrace
 ToScheduler = Begin | Accepted | Abort | AbortAll | Ask | StartTrace | StopTrace
 ToWorker = Add | Drop | Run | StartTrace | StopTrace
-FromWorker = Results
-ToDetokenizer = Begin | Outputs | Ask
-ToClient = Outputs | Refused | Reply | Ready | Failed
+FromWorker = Results | MarkedResults
+ToDetokenizer = Begin | Denoised | Outputs | Ask
+ToClient = Denoised | Outputs | Refused | Reply | Ready | Failed
 
 _M = TypeVar("_M")
 

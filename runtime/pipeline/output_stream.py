@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ..errors import ShoalError
 from ..request.output import Hole, RequestOutput, Timings
+from ..request.snapshot import CanvasChange, CanvasView
 from .errors import unpack_error
-from .messages import Output
+from .messages import Denoised, Output, Outputs
 
 
 class OutputStream:
@@ -26,6 +28,7 @@ class OutputStream:
         self._new = asyncio.Event()
         self._error: ShoalError | None = None
         self._refused = False
+        self._view: CanvasView | None = None
 
     def put(self, output: Output) -> None:
         """Add a piece; pieces after the terminal one are ignored."""
@@ -36,6 +39,11 @@ class OutputStream:
         self._text = self._text[: output.text_start] + (output.text or "")
         self._latest = output
         self._new.set()
+
+    def show(self, change: CanvasChange) -> None:
+        """Take a change of the canvas over; the next piece hands it out."""
+        self._view = self._view or CanvasView()
+        self._view.apply(change, change.texts)
 
     def refuse(self, error: ShoalError) -> None:
         """The request was not accepted: `next` raises."""
@@ -81,7 +89,20 @@ class OutputStream:
             preemptions=output.preemptions,
             holes=tuple(Hole(hole.start, hole.stop, tuple(hole.tokens), hole.text) for hole in output.holes),
             scores=tuple(output.scores),
+            snapshot=None if self._view is None else self._view.snapshot(),
         )
+
+
+def deliver(message: Denoised | Outputs, streams: Mapping[str, OutputStream]) -> None:
+    """Hand what a message says of each request to its stream, if that still exists."""
+    if isinstance(message, Denoised):
+        for number, change in message.changes.items():
+            if (stream := streams.get(number)) is not None:
+                stream.show(change)
+        return
+    for output in message.outputs:
+        if (stream := streams.get(output.rid)) is not None:
+            stream.put(output)
 
 
 _NOTHING = Output("", 0, [], 0, None, None, None, None, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, None, 0.0)

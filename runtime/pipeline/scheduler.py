@@ -32,6 +32,7 @@ from .messages import (
     Add,
     Ask,
     Begin,
+    Denoised,
     Drop,
     FromWorker,
     HolePiece,
@@ -130,7 +131,7 @@ class SchedulerProcess:
                 arrived: list[FromWorker] = []
                 self._results.drain(arrived.append)
                 if arrived:
-                    return arrived[0].results
+                    return list(arrived[0].results)
             if time.monotonic() > deadline:
                 message = f"the worker did not answer for {self._watchdog_s:g} seconds (watchdog_timeout_s)"
                 raise EngineError(message, field="watchdog_timeout_s", limit=self._watchdog_s)
@@ -208,6 +209,13 @@ class SchedulerProcess:
     # What goes out
 
     def _deliver(self, requests: list[Request]) -> None:
+        changes = {
+            request.rid: request.denoising.take(request.tally.nfe)
+            for request in requests
+            if request.denoising is not None
+        }
+        if changes:
+            self._detokenizer.send(Denoised(changes))
         outputs = [output for request in requests if (output := self._output(request)) is not None]
         if outputs:
             self._detokenizer.send(Outputs(outputs))
@@ -217,7 +225,7 @@ class SchedulerProcess:
         start, tokens = request.tokens_from(self._sent.get(request.rid, 0))
         if request.finish_reason is not None:
             self._sent.pop(request.rid, None)
-        elif tokens:
+        elif tokens or request.denoising is not None:
             self._sent[request.rid] = start + len(tokens)
         else:
             return None

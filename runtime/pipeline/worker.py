@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from typing import cast
 
 from ..request.facts import Facts
+from ..request.forward import MarkedResult, StepResult
 from ..scheduler.worker_link import WorkerLink
 from ..worker.trace import WorkerTrace
 from .child import Child
 from .inbox import Inbox, Outbox
-from .messages import Add, Drop, FromWorker, Results, Run, StartTrace, StopTrace, ToWorker
+from .messages import Add, Drop, FromWorker, MarkedResults, Results, Run, StartTrace, StopTrace, ToWorker
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class WorkerProcess:
             case Drop():
                 worker.release(message.release)
             case Run():
-                self._outbox.send(Results(worker.forward(message.forward)))
+                self._outbox.send(_answer(worker.forward(message.forward)))
                 self._trace.step()
             case StartTrace():
                 self._child.reply(message.number, lambda: self._trace.start(message.options))
@@ -58,3 +60,10 @@ class WorkerProcess:
         from ..worker.build import build_worker
 
         return build_worker(spec.engine)
+
+
+def _answer(results: list[StepResult]) -> FromWorker:
+    """The message for results, which is no longer for marks unless there are some."""
+    if any(isinstance(result, MarkedResult) for result in results):
+        return MarkedResults(cast(list[MarkedResult], results))
+    return Results(results)

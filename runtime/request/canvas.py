@@ -24,9 +24,21 @@ class Canvas:
         shown: tokens that the caller may have seen before a preemption; decoding the block again never changes them.
         diverged: the worker committed a token that differs from the shown one.
         holes: (start, stop) of each run of masks between a template's fixed tokens.
+        reopenings: how often committed positions have become masks.
     """
 
-    __slots__ = ("_template", "block", "blocks", "committed", "diverged", "frontier", "holes", "shown", "tokens")
+    __slots__ = (
+        "_template",
+        "block",
+        "blocks",
+        "committed",
+        "diverged",
+        "frontier",
+        "holes",
+        "reopenings",
+        "shown",
+        "tokens",
+    )
 
     def __init__(self, spec: RequestSpec):
         self.blocks = spec.blocks
@@ -36,6 +48,7 @@ class Canvas:
         self.frontier = 0
         self.shown: tuple[int, ...] = ()
         self.diverged = False
+        self.reopenings = 0
         self.holes: tuple[tuple[int, int], ...] = ()
         self._template = spec.template
         if spec.template is not None:
@@ -122,6 +135,7 @@ class Canvas:
         start = self.blocks[block][0] if self.blocks else 0
         fixed = bytes(len(self.committed)) if self._template is None else (self._template >= 0).tobytes()
         self.committed[start:] = fixed[start:]
+        self.reopenings += 1
         return start
 
     # What the caller sees

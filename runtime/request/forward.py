@@ -25,7 +25,8 @@ class AddRequest:
     the first canvas positions when these are no masks any more (a preempted request that starts again).
     `canvas` is a template, int64 [canvas_length]: a token where it is fixed, -1 for a mask. Fixed tokens are never
     masks; `committed` is empty then. `stop_ids` are the tokens behind which nothing need be decoded: none with a
-    template, whose canvas is decoded to its end. `end_ids` end the model's texts, whatever ends this one.
+    template, whose canvas is decoded to its end. `end_ids` end the model's texts, whatever ends this one. With
+    `marks` its results are MarkedResults.
     """
 
     rid: str
@@ -39,6 +40,7 @@ class AddRequest:
     canvas: npt.NDArray[np.int64] | None = None
     stop_ids: frozenset[int] = frozenset()
     end_ids: frozenset[int] = frozenset()
+    marks: bool = False
 
     def steps_of_block(self, start: int) -> int | None:
         """Quota of forwards for the block that begins at `start` of the whole sequence; None: there is none."""
@@ -150,3 +152,18 @@ class StepResult:
     scores: list[float] = field(default_factory=list)
     error: str | None = None
     audit: AuditReport | None = None
+
+
+@dataclass(slots=True)
+class Marks:
+    """Of each commit of a StepResult: its confidence (None: unknown), and the forward pass of this result, from 1."""
+
+    confidences: list[float | None] = field(default_factory=list)
+    passes: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class MarkedResult(StepResult):
+    """The result of a request whose denoising is watched."""
+
+    marks: Marks | None = None

@@ -9,6 +9,7 @@ from ..config import CacheMode
 from ..text.chat_template import Message
 from .field_names import DEFAULT_NAMES, FieldNames
 from .sampling_params import SamplingParams
+from .snapshot import StreamMode
 
 __all__ = ["GenerateInput", "Message", "Prompt"]
 
@@ -30,6 +31,7 @@ class GenerateInput:
         timeout_s: seconds from acceptance to the end; past it the request ends with finish_reason `abort` and a
             RequestTimeoutError. None: it may take any time.
         stream: whether outputs before the terminal one are wanted.
+        stream_mode: `denoise`: all outputs have a `snapshot` of the canvas.
         canvas: a template: token ids, -1 for a mask; see `Engine.generate`. The outputs have `holes` then.
         shared_prefix: how many leading prompt tokens were computed on their own before.
         targets: (position in the canvas, token) pairs: a scoring request. The output has `scores`, and nothing else.
@@ -44,6 +46,7 @@ class GenerateInput:
     priority: int = 0
     timeout_s: float | None = None
     stream: bool = True
+    stream_mode: StreamMode = "text"
     canvas: Sequence[int] | None = None
     shared_prefix: int = 0
     targets: Sequence[tuple[int, int]] | None = None

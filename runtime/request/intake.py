@@ -22,6 +22,7 @@ from .input import GenerateInput, Message
 from .length_limit import check_length
 from .resolve import resolved
 from .sampling_params import SamplingParams
+from .snapshot import STREAM_MODES
 from .spec import RequestSpec, Tokens
 
 
@@ -151,6 +152,7 @@ class Intake:
         if not isinstance(given.cache_salt, str):
             PARAMETER.refuse("cache_salt", given.cache_salt, "a string")
         PARAMETER.integer("shared_prefix", given.shared_prefix, 0)
+        PARAMETER.one_of("stream_mode", given.stream_mode, STREAM_MODES)
         params, stop_ids = self._endings.of(resolved(params, self._facts))
         template = None
         if given.canvas is not None:
@@ -193,6 +195,7 @@ class Intake:
             priority=given.priority,
             timeout_s=given.timeout_s,
             stream=given.stream,
+            stream_mode=given.stream_mode,
         )
 
     def _check_device_limits(self, params: SamplingParams) -> None:

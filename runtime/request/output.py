@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import ShoalError
+from .snapshot import CanvasSnapshot
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -58,6 +59,7 @@ class RequestOutput:
         preemptions: how often requests of higher priority preempted it.
         holes: of a canvas template, in order.
         scores: of a scoring request: natural log-probabilities of its targets, in their order.
+        snapshot: with stream mode `denoise`: the whole canvas.
     """
 
     rid: str
@@ -79,6 +81,7 @@ class RequestOutput:
     preemptions: int = 0
     holes: tuple[Hole, ...] = ()
     scores: tuple[float, ...] = ()
+    snapshot: CanvasSnapshot | None = None
 
     @property
     def finished(self) -> bool:

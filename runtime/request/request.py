@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from ..errors import ShoalError
 from ..text.stream import TextStream
 from .canvas import Canvas
+from .denoising import Denoising
 from .grant import Grant
 from .output import FinishReason, Hole, RequestOutput, Timings
+from .snapshot import CanvasSnapshot, CanvasView
 from .spec import RequestSpec, Tokens
 from .tally import Tally
 
@@ -23,6 +25,7 @@ class Request:
         spec: what was asked.
         stream: makes text of its tokens and finds stop strings.
         canvas: its tokens, kept by `apply`.
+        denoising: what snapshots of the canvas need; None: nobody watches it.
         grant: its memory; None: it waits, or has ended. The scheduler's planner makes it, `Memory.release` takes it.
         tally: counts and times.
         started: its first forward has run since it was admitted last.
@@ -34,6 +37,7 @@ class Request:
     spec: RequestSpec
     stream: TextStream
     canvas: Canvas = field(init=False)
+    denoising: Denoising | None = field(init=False, default=None)
     grant: Grant | None = None
     tally: Tally = field(default_factory=Tally)
     started: bool = False
@@ -43,9 +47,12 @@ class Request:
     matched_stop: int | str | None = None
     error: ShoalError | None = None
     scores: tuple[float, ...] = ()
+    _view: CanvasView = field(init=False, default_factory=CanvasView)
 
     def __post_init__(self) -> None:
         self.canvas = Canvas(self.spec)
+        if self.spec.stream_mode == "denoise":
+            self.denoising = Denoising(self.canvas)
 
     @property
     def rid(self) -> str:
@@ -162,4 +169,12 @@ class Request:
             preemptions=tally.preemptions,
             holes=tuple(Hole(a, b, tuple(ids), self.stream.decode(ids)) for a, b, ids in self.hole_tokens()),
             scores=self.scores,
+            snapshot=self._snapshot(),
         )
+
+    def _snapshot(self) -> CanvasSnapshot | None:
+        if self.denoising is None:
+            return None
+        change = self.denoising.take(self.tally.nfe)
+        self._view.apply(change, self.stream.pieces(change.tokens))
+        return self._view.snapshot()

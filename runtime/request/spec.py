@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..config import CacheMode
 from .sampling_params import SamplingParams
+from .snapshot import StreamMode
 
 Tokens = npt.NDArray[np.int64]
 
@@ -36,6 +37,7 @@ class RequestSpec:
         priority: higher goes first and may preempt.
         timeout_s: seconds from arrival to the end; None: any time.
         stream: whether outputs before the terminal one are wanted.
+        stream_mode: what these show: `text`, or `denoise`, the whole canvas too.
         arrival: `time.monotonic()` when the client sent it.
     """
 
@@ -54,6 +56,7 @@ class RequestSpec:
     priority: int = 0
     timeout_s: float | None = None
     stream: bool = True
+    stream_mode: StreamMode = "text"
     arrival: float = field(default_factory=time.monotonic)
 
     @property

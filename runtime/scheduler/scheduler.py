@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import EngineError, InvalidRequestError, PoolTooSmallError, RequestTimeoutError
-from ..request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
+from ..request.forward import AddRequest, Forward, ForwardItem, MarkedResult, Release, StepResult
 from ..request.output import RequestOutput
 from ..request.request import Request
 from ..request.stats import SchedulerStats
@@ -277,6 +277,7 @@ class Scheduler:
                 spec.rid, spec.prompt, spec.canvas_length, spec.sampling, spec.seed, spec.block_length,
                 held(request).page_table, canvas.leading(), canvas.template(),
                 frozenset() if spec.template is not None else spec.stop_ids, spec.end_ids,
+                request.denoising is not None,
             )
         )  # fmt: skip
 
@@ -333,6 +334,10 @@ class Scheduler:
         tally.computed_token_layers += result.token_layers
         request.scores += tuple(result.scores) if request.spec.targets is not None else ()
         request.apply(result.positions, result.tokens)
+        if request.denoising is not None and isinstance(result, MarkedResult):
+            start = len(request.prompt)
+            at = [position - start for position in result.positions]
+            request.denoising.commit(at, result.marks, tally.nfe - result.nfe)
         counters.nfe += result.nfe
         counters.computed_token_layers += result.token_layers
         if canvas.diverged:

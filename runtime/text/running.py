@@ -77,3 +77,10 @@ class RunningText:
             alone = self._tokenizer.decode(new)
             if alone and not alone.endswith(UNFINISHED):
                 self._context, self._context_text = new, alone
+
+
+def pieces(tokenizer: Decodes | None, token_ids: Sequence[int]) -> list[str]:
+    """Each token's own text, special tokens included; "" without a tokenizer."""
+    if tokenizer is None:
+        return [""] * len(token_ids)
+    return [tokenizer.decode([token], skip_special_tokens=False) for token in token_ids]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from .running import UNFINISHED, Decodes, RunningText
+from .running import UNFINISHED, Decodes, RunningText, pieces
 
 
 class TextStream:
@@ -65,6 +65,10 @@ class TextStream:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens; '' without a tokenizer."""
         return "" if self._tokenizer is None else self._tokenizer.decode(token_ids)
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token's own text, special tokens included; "" without a tokenizer."""
+        return pieces(self._tokenizer, token_ids)
 
     def _ends(self, full: str, searched: int, token_ids: Sequence[int]) -> bool:
         """Whether a stop string ends the text `full`; its first `searched` characters hold none."""

@@ -34,6 +34,7 @@ class Canvas:
         quotas: masks that each of its forwards is to commit.
         frontier: canvas positions before the first mask.
         stopped: whether its commits have ended.
+        marks: whether its results tell how sure each commit was.
     """
 
     rid: str
@@ -52,6 +53,7 @@ class Canvas:
     quotas: tuple[int, ...] = ()
     frontier: int = 0
     stopped: bool = False
+    marks: bool = False
 
     @classmethod
     def of(cls, message: AddRequest, serial: int) -> Canvas:
@@ -62,7 +64,7 @@ class Canvas:
             tokens[:] = message.canvas
         return cls(
             message.rid, serial, len(message.prompt), tokens, message.sampling, message.stop_ids,
-            message.steps_of_block, frontier=done,
+            message.steps_of_block, frontier=done, marks=message.marks,
         )  # fmt: skip
 
     @property

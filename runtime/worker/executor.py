@@ -25,12 +25,14 @@ class Ran:
         nfe: forwards that it took part in.
         block: int64 [block length], its block as it is now, -1 for masks; None when nothing could be committed.
         scores: log-probabilities of its targets.
+        confidences: of the tokens that it committed, by position, for a canvas with marks; empty: unknown.
         finite: False if logits at its masks gave no probabilities; it then never commits anything again.
     """
 
     nfe: int = 1
     block: Tokens | None = None
     scores: list[float] = field(default_factory=list)
+    confidences: Sequence[float] = ()
     finite: bool = True
 
 

@@ -12,7 +12,7 @@ from ..model.hub import resolve_model_folder
 from ..model.registry import load_config
 from ..model.settings import default_block_length, load_profile
 from ..request.facts import Facts
-from ..request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
+from ..request.forward import AddRequest, Forward, ForwardItem, MarkedResult, Marks, Release, StepResult
 from .facts import make_facts
 
 logger = logging.getLogger(__name__)
@@ -38,12 +38,15 @@ class NullWorker:
         self._delay_s = delay_s
         self._next: dict[str, int] = {}
         self._templates: dict[str, list[int]] = {}
+        self._marked: set[str] = set()
         self._layers = model.num_layers
 
     def add(self, message: AddRequest) -> None:
         """Record where the canvas begins."""
         self._next[message.rid] = len(message.prompt) + len(message.committed)
         self._ids_of[message.rid] = self._without(message.stop_ids)
+        if message.marks:
+            self._marked.add(message.rid)
         if message.canvas is not None:
             masks = (np.flatnonzero(message.canvas < 0) + len(message.prompt)).tolist()
             self._templates[message.rid] = masks
@@ -54,6 +57,7 @@ class NullWorker:
             self._next.pop(rid, None)
             self._ids_of.pop(rid, None)
             self._templates.pop(rid, None)
+            self._marked.discard(rid)
 
     def forward(self, message: Forward) -> list[StepResult]:
         """Commit the next masks of every item's block."""
@@ -68,7 +72,12 @@ class NullWorker:
                 result.tokens += more.tokens
                 result.nfe += more.nfe if more.tokens else 0
                 result.token_layers += more.token_layers if more.tokens else 0
-        return results
+        return [self._with_marks(result) if result.rid in self._marked else result for result in results]
+
+    def _with_marks(self, plain: StepResult) -> MarkedResult:
+        passes = [1 + number // self._tokens for number in range(len(plain.tokens))]
+        marks = Marks([1.0] * len(passes), passes)
+        return MarkedResult(plain.rid, plain.positions, plain.tokens, plain.nfe, plain.token_layers, marks=marks)
 
     def _step(self, item: ForwardItem, max_steps: int) -> StepResult:
         cost = item.token_layers(self._layers)

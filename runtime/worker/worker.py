@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import EngineError
-from ..request.forward import AddRequest, Forward, ForwardItem, Release, StepResult
+from ..request.forward import AddRequest, Forward, ForwardItem, MarkedResult, Marks, Release, StepResult
 from .audit import AuditPass
 from .canvas import Canvas
 from .device import on_device
@@ -64,7 +64,7 @@ class Worker:
     @torch.inference_mode()
     def forward(self, message: Forward) -> list[StepResult]:
         """Run a forward, one result an item, in order. A failure is reported in the results, never raised."""
-        results = {item.rid: StepResult(item.rid) for item in message.items}
+        results = {item.rid: self._result(item.rid) for item in message.items}
         audited = [item for item in message.items if item.audit]
         try:
             with on_device(self.executor.decoder.device):
@@ -83,6 +83,10 @@ class Worker:
             for result in results.values():
                 result.error = words
         return list(results.values())
+
+    def _result(self, rid: str) -> StepResult:
+        canvas = self._canvases.get(rid)
+        return MarkedResult(rid, marks=Marks()) if canvas is not None and canvas.marks else StepResult(rid)
 
     def enter(self, items: Sequence[ForwardItem]) -> list[Canvas]:
         """The items' canvases, each with its item's block as the current one."""
@@ -124,6 +128,9 @@ class Worker:
             positions, tokens = canvas.take(ran.block, ran.nfe)
             result.positions += positions
             result.tokens += tokens
+            if isinstance(result, MarkedResult) and result.marks is not None:
+                result.marks.confidences += ran.confidences or [None] * len(tokens)
+                result.marks.passes += [result.nfe] * len(tokens)
         if ran.finite and not any(map(math.isnan, ran.scores)):
             result.scores += ran.scores
         else:  # this request's failure alone

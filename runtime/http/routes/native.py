@@ -17,7 +17,7 @@ from ..field_table import CUSTOM, GENERATE, SAMPLING
 from ..fields import check_fields
 from ..json_body import JSONBodyRoute
 from ..preparation import prepared
-from ..replies import JSONReply, meta_info
+from ..replies import JSONReply, meta_info, snapshot
 from ..schemas import GenerateBody
 from ..sse import EventStream, event
 from ..state import ServerState, ready_state
@@ -118,7 +118,7 @@ def _reply(state: ServerState, output: RequestOutput, item: GenerateInput) -> di
 async def _events(state: ServerState, batch: Batch) -> AsyncGenerator[bytes, None]:
     async with state.generations.open(batch.rid, batch.inputs, state.at_a_time) as generation:
         async for index, output in generation.outputs():
-            reply = _reply(state, output, batch.inputs[index])
+            reply = {**_reply(state, output, batch.inputs[index]), **snapshot(output)}
             if len(batch.inputs) > 1:
                 reply["index"] = index
             yield event(reply)

@@ -16,7 +16,7 @@ from ..field_table import CHAT, COMPLETIONS, KWARGS, STREAM_OPTIONS
 from ..fields import check_fields
 from ..json_body import JSONBodyRoute
 from ..preparation import prepared
-from ..replies import JSONReply, diffusion_info, usage
+from ..replies import JSONReply, diffusion_info, snapshot, usage
 from ..schemas import ChatBody, CompletionBody, StreamOptions
 from ..sse import EventStream, event
 from ..state import ServerState, ready_state, server_state
@@ -202,7 +202,8 @@ async def _events(
                 yield chunk([choice(index, "", None)], continuous)
             if before is None:
                 new = heads[index] + new
-            if new or output.finished:
-                yield chunk([choice(index, new, output)], continuous)
+            shown = snapshot(output)
+            if new or shown or output.finished:
+                yield chunk([{**choice(index, new, output), **shown}], continuous)
     if final:
         yield chunk([], True)

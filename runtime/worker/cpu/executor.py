@@ -115,4 +115,4 @@ def _commit(canvas: Canvas, held: _Open, positions: Tokens, logits: Tensor) -> R
     held.tokens[torch.from_numpy(committed).to(held.tokens.device)] = tokens
     block = canvas.block_tokens().copy()
     block[committed - canvas.block[0]] = tokens.cpu().numpy()
-    return Ran(block=block)
+    return Ran(block=block, confidences=confidence[chosen].tolist() if canvas.marks else ())

@@ -43,7 +43,7 @@ SAMPLES: dict[str, Any] = {
     "content": "red", "echo": True, "max_new_tokens": 4, "max_tokens": 4, "max_completion_tokens": 4,
     "block_length": 4, "steps": 1, "threshold": 0.5, "factor": 1.0, "strategy": "entropy", "temperature": 0.5,
     "top_p": 1.0, "top_k": -1, "min_p": 0.0, "seed": 3, "sampling_seed": 3, "stop": ["."], "stop_token_ids": [7],
-    "ignore_eos": True, "n": 2, "rid": "sample", "stream": True, "stream_options": {"include_usage": True},
+    "ignore_eos": True, "n": 2, "rid": "sample", "stream": True, "stream_mode": "text", "stream_options": {"include_usage": True},
     "include_usage": True, "continuous_usage_stats": True, "cache_mode": "dual", "cache_salt": "a", "extra_key": "b",
     "priority": 1, "timeout_s": 60, "skip_special_tokens": False, "abort_all": True,
     "parts": [{"text": "red"}], "split_special_tokens": True, "frequency_penalty": 0.5, "presence_penalty": 0.5,

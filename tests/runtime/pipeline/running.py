@@ -79,7 +79,7 @@ def wait_gone(pids: list[int], directory: Path, seconds: float = 30.0) -> None:
 
 def request(rid: str, size: int = 32, prompt: Any = PROMPT, **options: Any) -> GenerateInput:
     """A request that goes to the end of its canvas."""
-    names = ("cache_mode", "cache_salt", "priority", "timeout_s", "stream")
+    names = ("cache_mode", "cache_salt", "priority", "timeout_s", "stream", "stream_mode")
     own = {name: options.pop(name) for name in names if name in options}
     sampling = SamplingParams(**{"max_new_tokens": size, "ignore_eos": True, **options})
     return GenerateInput(rid=rid, prompt=prompt, sampling=sampling, **own)

@@ -44,6 +44,32 @@ async def test_a_stream_only_grows_and_ends_once(slow_client):
     assert 0 <= end.timings.queue <= (end.timings.first_text or -1) <= end.timings.total
 
 
+async def test_a_denoising_stream_shows_the_whole_canvas_and_ends_as_a_plain_one_does(slow_client):
+    outputs = await collect(slow_client, request("a", 64, stream_mode="denoise"))
+    plain = await collect(slow_client, request("b", 64))
+    assert len(outputs) > 4
+    for output in outputs:
+        shown = output.snapshot
+        assert shown.tokens[: len(output.token_ids)] == output.token_ids
+        assert (len(shown.tokens), shown.blocks, shown.step) == (64, tuple(range(8, 65, 8)), output.nfe)
+        for at, token in enumerate(shown.tokens):
+            assert (shown.steps[at] > 0) == (shown.confidences[at] is not None) == (token >= 0)
+            assert shown.texts[at] == ("" if token < 0 else await slow_client.detokenize([token]))
+    assert outputs[-1].snapshot.steps == tuple(1 + at // 4 for at in range(64))
+    assert (outputs[-1].token_ids, outputs[-1].text) == (plain[-1].token_ids, plain[-1].text)
+    assert [output.snapshot for output in plain] == [None] * len(plain)
+
+
+async def test_a_slow_reader_of_a_canvas_gets_fewer_snapshots_and_the_same_last_one(client):
+    async with aclosing(client.generate(request("a", 128, stream_mode="denoise"))) as outputs:
+        seen = [await anext(outputs)]
+        (stream,) = client._streams.values()
+        await until(lambda: stream._latest is not None and stream._latest.finish_reason)
+        seen += [output async for output in outputs]
+    assert len(seen) == 2
+    assert seen[-1].snapshot == (await last(client, request("b", 128, stream_mode="denoise"))).snapshot
+
+
 async def test_without_a_stream_there_is_one_output(client):
     outputs = await collect(client, request("a", 64, stream=False))
     assert [output.finish_reason for output in outputs] == ["length"]

@@ -20,9 +20,19 @@ from shoal.runtime.pipeline import messages as wire
 from shoal.runtime.pipeline.errors import pack_error, unpack_error
 from shoal.runtime.pipeline.messages import Codec
 from shoal.runtime.request.facts import Facts
-from shoal.runtime.request.forward import AddRequest, AuditReport, Forward, ForwardItem, Release, StepResult
+from shoal.runtime.request.forward import (
+    AddRequest,
+    AuditReport,
+    Forward,
+    ForwardItem,
+    MarkedResult,
+    Marks,
+    Release,
+    StepResult,
+)
 from shoal.runtime.request.input import GenerateInput
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.request.snapshot import CanvasChange
 from shoal.runtime.request.spec import RequestSpec
 from shoal.runtime.request.trace_options import TraceOptions
 
@@ -49,6 +59,7 @@ ASKED = GenerateInput(
 GENERATE = wire.Generate(ASKED, 12.5)
 IDS = wire.Generate(GenerateInput(rid="r", prompt=[1, 2], stream=False), 1.0)
 CHAT = wire.Generate(GenerateInput(rid="r", prompt=[{"role": "user", "content": "é"}]), 1.0)
+DENOISED = wire.Denoised({"r": CanvasChange(8, 1, 3, [2], [9], [None], [3], True, [4, 8], [" red"])})
 TRACE = wire.StartTrace(7, TraceOptions(output_dir="/traces", num_steps=3, activities=("CPU",)))
 
 SOCKETS: dict[str, tuple[Any, list[Any]]] = {
@@ -67,12 +78,13 @@ SOCKETS: dict[str, tuple[Any, list[Any]]] = {
     "results": (wire.FromWorker, [
         wire.Results([StepResult("r", [6, 7], [1, 2], 1, 50), StepResult("s", error="broken")]),
         wire.Results([StepResult("r", audit=AUDIT)]),
+        wire.MarkedResults([MarkedResult("r", [6], [1], 1, 50, marks=Marks([0.5], [1])), MarkedResult("s")]),
     ]),
     "detokenizer": (wire.ToDetokenizer, [
-        wire.Begin(FACTS), wire.Outputs([OUTPUT, OUTPUT]), wire.Ask(5, "alive"),
+        wire.Begin(FACTS), wire.Outputs([OUTPUT, OUTPUT]), wire.Ask(5, "alive"), DENOISED,
     ]),
     "client": (wire.ToClient, [
-        wire.Outputs([OUTPUT]), wire.Refused("r", ERROR), wire.Reply(5, {"a": [1, None, 2.5]}),
+        wire.Outputs([OUTPUT]), DENOISED, wire.Refused("r", ERROR), wire.Reply(5, {"a": [1, None, 2.5]}),
         wire.Reply(6, error=ERROR), wire.Ready("worker", FACTS), wire.Failed("scheduler", ERROR),
     ]),
 }  # fmt: skip
@@ -98,6 +110,16 @@ def same(left: Any, right: Any) -> bool:
 @pytest.mark.parametrize(("socket", "message"), CASES, ids=[f"{n}-{type(m).__name__}" for n, m in CASES])
 def test_messages_survive(socket, message):
     assert same(CODECS[socket].decode(CODECS[socket].encode(message)), message)
+
+
+def test_a_step_without_denoising_has_no_byte_for_it():
+    """Results of requests that nobody watches are the same frames with and without the feature."""
+    plain, marked = StepResult("r", [6], [1], 1, 50), MarkedResult("r", [6], [1], 1, 50, marks=Marks([0.5], [1]))
+    codec = CODECS["results"]
+    assert b"marks" not in codec.encode(wire.Results([plain]))
+    mixed = codec.decode(codec.encode(wire.MarkedResults([plain, marked])))
+    assert mixed.results[0].marks is None
+    assert same(mixed.results[1], marked)
 
 
 def test_every_message_of_every_socket_is_covered():

@@ -1,0 +1,95 @@
+"""Streams of snapshots in one process: what they show, that answers stay the same, and that a slow reader gets few."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from shoal.runtime.engine.engine import Engine
+from shoal.runtime.engine.mailbox import AsyncMailbox, Mailbox
+from shoal.runtime.errors import InvalidRequestError
+from shoal.runtime.request.forward import MarkedResult, StepResult
+from shoal.runtime.request.sampling_params import SamplingParams
+
+from ..tiny import assert_nothing_lost, make_engine, tokens
+
+LONG = SamplingParams(max_new_tokens=24, block_length=8, threshold=0.6, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def engine(folders) -> Iterator[Engine]:
+    with make_engine(folders["llada"]) as made:
+        yield made
+        assert_nothing_lost(made)
+
+
+def test_a_snapshot_shows_every_commit_once_and_where_it_was_made(engine):
+    whole = engine.generate(tokens(9, 1), LONG, cache_mode="dual")
+    outputs = list(engine.stream(tokens(9, 1), LONG, cache_mode="dual", stream_mode="denoise"))
+    end = outputs[-1]
+    assert (end.token_ids, end.text, end.nfe) == (whole.token_ids, whole.text, whole.nfe)
+    for early, late in itertools.pairwise([output.snapshot for output in outputs]):
+        assert (len(late.tokens), late.blocks) == (24, (8, 16, 24))
+        for at, token in enumerate(early.tokens):
+            if token >= 0:
+                assert (late.tokens[at], late.texts[at]) == (token, early.texts[at])
+                assert (late.steps[at], late.confidences[at]) == (early.steps[at], early.confidences[at])
+            elif late.tokens[at] >= 0:
+                assert early.step < late.steps[at] <= late.step
+    shown = end.snapshot
+    assert shown.tokens == end.token_ids
+    assert shown.texts == tuple(engine.tokenizer.decode([t], skip_special_tokens=False) for t in shown.tokens)
+    assert all(0 < confidence <= 1 for confidence in shown.confidences)
+    of_step = {step: [at for at, s in enumerate(shown.steps) if s == step] for step in shown.steps}
+    assert len(of_step) > 2
+    # A threshold commits what is at least that sure, or the one mask that is surest.
+    assert all(len(at) == 1 or min(shown.confidences[p] for p in at) >= 0.6 for at in of_step.values())
+
+
+async def test_an_asynchronous_stream_and_a_plain_one(engine):
+    outputs = [o async for o in engine.async_stream(tokens(9, 2), LONG, cache_mode="dual", stream_mode="denoise")]
+    plain = [o async for o in engine.async_stream(tokens(9, 2), LONG, cache_mode="dual")]
+    assert outputs[-1].snapshot.tokens == outputs[-1].token_ids == plain[-1].token_ids
+    assert {o.snapshot for o in plain} == {None}
+
+
+def test_marks_cost_nothing_where_nobody_asked(engine, monkeypatch):
+    worker = engine.core.parts.scheduler._worker
+    forward, seen = worker.forward, []
+    monkeypatch.setattr(worker, "forward", lambda message: seen.append(forward(message)) or seen[-1])
+    engine.generate(tokens(9, 3), LONG)
+    assert {type(result) for results in seen for result in results} == {StepResult}
+    seen.clear()
+    list(engine.stream(tokens(9, 3), LONG, stream_mode="denoise"))
+    assert {type(result) for results in seen for result in results} == {MarkedResult}
+
+
+def test_a_template_shows_its_fixed_tokens_from_the_start(engine):
+    canvas = [7, -1, -1, 8, -1]
+    outputs = list(engine.stream(tokens(9, 4), canvas=canvas, stream_mode="denoise"))
+    for output in outputs:
+        assert (output.snapshot.tokens[0], output.snapshot.tokens[3]) == (7, 8)
+        assert (output.snapshot.steps[0], output.snapshot.confidences[3]) == (0, None)
+    assert min(outputs[-1].snapshot.tokens) >= 0
+
+
+async def test_untaken_snapshots_are_replaced_and_plain_outputs_are_not(engine):
+    denoised = [o async for o in engine.async_stream(tokens(9, 5), LONG, stream_mode="denoise")]
+    plain = [o async for o in engine.async_stream(tokens(9, 5), LONG)]
+    box, other = Mailbox(), AsyncMailbox()
+    for output in denoised:
+        box.put(output)
+        other.put(output)
+    assert box.get() is (await other.get()) is denoised[-1]
+    for output in plain:
+        box.put(output)
+    assert [box.get() for _ in plain] == plain
+
+
+def test_generate_and_unknown_modes_are_refused(engine):
+    with pytest.raises(InvalidRequestError, match="call stream or async_stream"):
+        engine.generate(tokens(9, 1), LONG, stream_mode="denoise")
+    with pytest.raises(InvalidRequestError, match="stream_mode is 'pixels'; it must be one of text, denoise"):
+        next(engine.stream(tokens(9, 1), LONG, stream_mode="pixels"))
