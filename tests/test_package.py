@@ -17,7 +17,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("runtime", "radix_cache", "kernels", "frontend")
-COMMANDS = tuple(f"shoal.{name}" for name in ("shop", "text", "demo", "profile", "cli", "launch_server"))
+COMMANDS = tuple(
+    f"shoal.{name}" for name in ("shop", "text", "demo", "profile", "chat", "bench", "cli", "launch_server")
+)
 MAX_TREE_BYTES, MAX_FILE_BYTES, MAX_LINES = 40_000_000, 16_000_000, 400
 
 
@@ -340,11 +342,12 @@ def build(kind: str, source: Path, out: Path) -> Path:
 
 
 def contents() -> set[str]:
-    """What a distribution must contain: every module of the package and the bundled model's files."""
+    """What a distribution must contain: every module of the package, the bundled model's files and the playground's."""
     out = set()
     for name in files():
         inside = Path("shoal", *name.parts) if name.parts[0] in FOLDERS else name
-        if inside.parts[0] == "shoal" and (inside.suffix == ".py" or inside.parent == Path("shoal/shop/model")):
+        data = (Path("shoal/shop/model"), Path("shoal/runtime/http/playground"))
+        if inside.parts[0] == "shoal" and (inside.suffix == ".py" or inside.parent in data):
             out.add(str(inside))
     return out
 

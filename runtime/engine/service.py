@@ -13,6 +13,7 @@ from ..config import EngineConfig
 from ..daemon_call import in_a_daemon
 from ..errors import CacheInUseError, EngineClosedError, InvalidRequestError, ShoalError, shorten
 from ..request.input import GenerateInput, Message
+from ..request.lookup import CacheLookup
 from ..request.output import RequestOutput
 from ..request.stats import SchedulerStats
 from ..request.trace_options import TraceOptions
@@ -149,6 +150,11 @@ class LocalService:
     async def cache_snapshot(self) -> dict[str, Any]:
         """See Service."""
         return await self._in_loop(lambda parts: parts.scheduler.memory.tree.snapshot())
+
+    async def lookup(self, request: GenerateInput) -> CacheLookup:
+        """See Service."""
+        (asked,) = self.core.take([replace(request, rid="")])
+        return await self._in_loop(lambda parts: parts.scheduler.planner.lookup(asked))
 
     async def stats(self) -> SchedulerStats:
         """See Service."""

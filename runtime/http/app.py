@@ -24,12 +24,12 @@ from .metrics import Metrics
 from .middleware import AccessLog, BodyLimit
 from .origins import HostCheck, JSONBodies, OriginCheck
 from .replies import JSONReply
-from .routes import administration, health, information, native, openai, score
+from .routes import administration, health, information, lookup, native, openai, playground, score
 from .routes import tokens as tokenization
 from .state import ServerState
 from .wording import shown
 
-_ROUTERS = (native, score, openai, health, information, administration, tokenization)
+_ROUTERS = (native, score, openai, health, information, administration, lookup, tokenization)
 _CLIENT_CLOSED_REQUEST = 499
 _GENERATING = frozenset(
     route.path for module in (native, score, openai) for route in module.router.routes
@@ -43,7 +43,8 @@ def create_app(service: Service, config: ServerConfig, model_name: str = "") -> 
     from ... import __version__
 
     metrics = Metrics(model_name)
-    routes = {route.path for module in _ROUTERS for route in module.router.routes if hasattr(route, "path")}
+    routers = (*_ROUTERS, *((playground,) if config.playground else ()))
+    routes = {route.path for module in routers for route in module.router.routes if hasattr(route, "path")}
     app = FastAPI(
         title="shoal",
         description="Diffusion language models with bidirectional prefix caching.",
@@ -62,7 +63,7 @@ def create_app(service: Service, config: ServerConfig, model_name: str = "") -> 
         ],
     )
     app.state.server = ServerState(service, config, metrics, Generations(service, metrics))
-    for module in _ROUTERS:
+    for module in routers:
         app.include_router(module.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(ShoalError, _shoal_error)

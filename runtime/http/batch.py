@@ -21,7 +21,7 @@ from .decoding import KNOBS, sampling_params
 from .defaults import Defaults
 from .field_table import MESSAGE
 from .fields import check_fields
-from .schemas import ChatMessage, Routing, ScoreBody
+from .schemas import ChatMessage, LookupBody, Routing, ScoreBody
 from .state import ServerState, is_admin
 from .wording import shown
 
@@ -212,10 +212,17 @@ def single_rid(state: ServerState, request: Request, rid: str | None) -> str:
 def routing_of(body: Routing | ScoreBody, request: Request, state: ServerState) -> dict[str, Any]:
     """cache_mode, cache_salt, priority and timeout_s of a GenerateInput. Raises ApiError for a value out of range."""
     return {
-        "cache_mode": _cache_mode(body.cache_mode),
-        "cache_salt": tenant_key(body.cache_salt or "", body.extra_key or ""),
+        **cache_of(body),
         "priority": _priority(body.priority, request, state),
         "timeout_s": _timeout(body.timeout_s, state),
+    }
+
+
+def cache_of(body: Routing | ScoreBody | LookupBody) -> dict[str, Any]:
+    """Cache mode and salt, for GenerateInput. Raises ApiError for an unknown mode."""
+    return {
+        "cache_mode": _cache_mode(body.cache_mode),
+        "cache_salt": tenant_key(body.cache_salt or "", body.extra_key or ""),
     }
 
 

@@ -73,6 +73,7 @@ class ServerConfig:
         log_requests: a line for every generation request with its counts (never its text).
         profile_dir: folder for the traces of /start_profile, for requests that name none (output_dir). None: they must.
         disable_docs: no OpenAPI schema and no /docs page.
+        playground: a page at `/` for a browser: chat, the cache, the load.
     """
 
     host: str = "127.0.0.1"
@@ -116,6 +117,7 @@ class ServerConfig:
     log_requests: bool = False
     profile_dir: str | None = None
     disable_docs: bool = False
+    playground: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.host, str) or not self.host:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 GENERATE, COMPLETIONS, CHAT, SCORE = "/generate", "/v1/completions", "/v1/chat/completions", "/score"
+LOOKUP = "/cache/match"
 TOKENIZE, DETOKENIZE, ABORT, PROFILE = "/tokenize", "/detokenize", "/abort_request", "/start_profile"
 SAMPLING, CUSTOM, KWARGS = "sampling_params", "custom_params", "chat_template_kwargs"
 MESSAGE, STREAM_OPTIONS = "messages[]", "stream_options"
 
-ROUTES = (GENERATE, SCORE, COMPLETIONS, CHAT, TOKENIZE, DETOKENIZE, ABORT, PROFILE)
+ROUTES = (GENERATE, SCORE, LOOKUP, COMPLETIONS, CHAT, TOKENIZE, DETOKENIZE, ABORT, PROFILE)
 INSIDE: Mapping[str, str] = {
     SAMPLING: GENERATE, CUSTOM: GENERATE, KWARGS: CHAT, MESSAGE: CHAT, STREAM_OPTIONS: CHAT,
 }  # fmt: skip
@@ -28,7 +29,7 @@ _GENERATING = (GENERATE, *_OPENAI)
 _SAMPLED = (*_GENERATING, SAMPLING)
 _DIFFUSION = (*_SAMPLED, CUSTOM, KWARGS)
 _COMPUTING = (*_GENERATING, SCORE)
-_TENANT = (*_DIFFUSION, SCORE)
+_TENANT = (*_DIFFUSION, SCORE, LOOKUP)
 
 _NO_SUCH_THING = "diffusion decoding here has no such thing"
 _LOGPROBS = (
@@ -73,27 +74,27 @@ def _refused(why: str, *names: str) -> Iterable[Field]:
 
 _ROWS = (
     # Prompts
-    Field("text", (GENERATE, SCORE), use=("prompt", "messages")),
-    Field("input_ids", (GENERATE, SCORE), use=("prompt", "messages")),
+    Field("text", (GENERATE, SCORE, LOOKUP), use=("prompt", "messages")),
+    Field("input_ids", (GENERATE, SCORE, LOOKUP), use=("prompt", "messages")),
     Field("prompt", (COMPLETIONS, TOKENIZE), use=("text", "messages")),
     Field("messages", (CHAT, TOKENIZE), use=("text", "prompt")),
     Field("tokens", (DETOKENIZE,), use=("input_ids", "prompt")),
     Field("canvas", (GENERATE,)),
-    Field("shared_prefix", (GENERATE, SCORE)),
+    Field("shared_prefix", (GENERATE, SCORE, LOOKUP)),
     Field("choices", (SCORE,)),
     Field("method", (SCORE,)),
     Field("sampling_params", (GENERATE,)),
     Field("custom_params", (SAMPLING,), use=("chat_template_kwargs",)),
     Field("chat_template_kwargs", (CHAT,)),
     Field("parts", (TOKENIZE,)),
-    Field("split_special_tokens", (*_SAMPLED, SCORE, TOKENIZE), neutral=(False,)),
+    Field("split_special_tokens", (*_SAMPLED, SCORE, LOOKUP, TOKENIZE), neutral=(False,)),
     Field("add_special_tokens", (TOKENIZE,), neutral=(True,)),
     Field("role", (MESSAGE,)),
     Field("content", (MESSAGE,)),
     Field("suffix", why="infilling is not part of this version"),
     Field("echo", (COMPLETIONS,), neutral=(False,)),
     # The canvas, and how it is filled
-    Field("max_new_tokens", (GENERATE, SAMPLING), use=("max_tokens",)),
+    Field("max_new_tokens", (GENERATE, LOOKUP, SAMPLING), use=("max_tokens",)),
     Field("max_tokens", _OPENAI, use=("max_new_tokens",)),
     Field("max_completion_tokens", (CHAT,), use=("max_new_tokens", "max_tokens")),
     Field("block_length", _DIFFUSION),

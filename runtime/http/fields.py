@@ -2,7 +2,7 @@
 
 A null or an empty value asks for nothing and is always accepted. Names that the table does not have:
 
-* in `sampling_params`, and anywhere on /score, they are refused: only our options belong there;
+* in `sampling_params`, and anywhere on /score and /cache/match, they are refused: only our options belong there;
 * elsewhere they are refused if they resemble a name that the place takes (a misspelling). Others are accepted, with a
   warning in the log: clients and routers of other servers send fields of their own.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from ..nearest_name import MISSPELT, did_you_mean, nearest_name
 from .api_error import ApiError, bad_request
-from .field_table import CHAT, COMPLETIONS, FIELDS, GENERATE, INSIDE, PLACES, SAMPLING, SCORE, Field
+from .field_table import CHAT, COMPLETIONS, FIELDS, GENERATE, INSIDE, LOOKUP, PLACES, SAMPLING, SCORE, Field
 from .wording import shown
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ SERVED: Mapping[str, tuple[str, ...]] = {
     place: tuple(field.name for field in FIELDS.values() if place in field.served) for place in PLACES
 }
 """For each place the names that it honours."""
-_STRICT = (SAMPLING, SCORE)
+_STRICT = (SAMPLING, SCORE, LOOKUP)
 _MOST_NAMES = 100
 _LONGEST_NAME = 128
 _warned: set[tuple[str, str]] = set()

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .api_error import ApiError
 from .config import ServerConfig
 from .middleware import header, refuse
+from .routes import playground
 from .state import IS_ADMIN
 
 OPEN_PATHS = frozenset({"/health", "/health_generate", "/ready", "/ping", "/metrics"})
@@ -18,14 +19,15 @@ ADMIN_PATHS = frozenset({"/flush_cache", "/abort_request", "/cache", "/start_pro
 class KeyCheck:
     """Answers 401 to requests without the key that their path needs.
 
-    Health and metrics need none. Admin paths need the admin key; without one configured, the ordinary key. The admin
-    key opens everything.
+    Health, metrics and the playground's files need none. Admin paths need the admin key; without one configured, the
+    ordinary key. The admin key opens everything.
     """
 
     def __init__(self, app: ASGIApp, config: ServerConfig):
         self._app = app
         self._key = config.api_key
         self._admin_key = config.admin_api_key
+        self._open = OPEN_PATHS | playground.PATHS if config.playground else OPEN_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through, or answer it."""
@@ -41,7 +43,7 @@ class KeyCheck:
 
     def _refusal(self, scope: Scope, ordinary: bool, admin: bool) -> ApiError | None:
         path = scope["path"].rstrip("/") or "/"
-        if admin or path in OPEN_PATHS or scope["method"] == "OPTIONS":
+        if admin or path in self._open or scope["method"] == "OPTIONS":
             return None
         if path in ADMIN_PATHS and self._admin_key is not None:
             message = f"{path} needs the admin key: Authorization: Bearer ADMIN_KEY"

@@ -104,6 +104,19 @@ class ScoreBody(Body):
     split_special_tokens: Annotated[bool | None, Field(description="Of text and choices: as for /generate.")] = None
 
 
+class LookupBody(Body):
+    """Body of /cache/match."""
+
+    text: Annotated[str | None, Field(description="Prompt, as it is.")] = None
+    input_ids: Annotated[Ids | None, Field(description="Prompt as token ids.")] = None
+    max_new_tokens: Annotated[int | None, Field(description="Canvas length: the depth depends on it.")] = None
+    cache_mode: Annotated[str | None, Field(description="As for /generate.")] = None
+    cache_salt: Annotated[str | None, Field(description="As for /generate.")] = None
+    extra_key: Annotated[str | None, Field(description="As for /generate.")] = None
+    shared_prefix: Annotated[int, Field(ge=0, le=_MAX_INT, description="As for /generate.")] = 0
+    split_special_tokens: Annotated[bool | None, Field(description="As for /generate.")] = None
+
+
 class StreamOptions(Body):
     """Options of usage in a stream."""
 

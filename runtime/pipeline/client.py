@@ -26,6 +26,7 @@ from ..errors import (
 )
 from ..model.hub import resolve_model_folder
 from ..request.input import GenerateInput, Message
+from ..request.lookup import CacheLookup
 from ..request.output import RequestOutput
 from ..request.stats import SchedulerStats
 from ..request.trace_options import TraceOptions
@@ -57,7 +58,7 @@ from .messages import (
 from .output_stream import OutputStream, deliver
 from .processes import Pipeline, child_config, how_it_ended
 from .questions import Questions
-from .requests import generate_message, tokenize_message
+from .requests import generate_message, lookup_message, tokenize_message
 from .roll_call import RollCall
 
 logger = logging.getLogger(__name__)
@@ -304,8 +305,7 @@ class PipelineClient:
         add_special_tokens: bool = True,
         name: str = "prompt",
     ) -> list[int]:
-        """Token ids of text (in parts), or of chat messages; no BOS without `add_special_tokens`. Raises
-        InvalidRequestError."""
+        """See `Service.tokenize`."""
         return list(await self._reply(lambda number: tokenize_message(number, prompt, add_special_tokens, name)))
 
     async def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -324,6 +324,10 @@ class PipelineClient:
     async def cache_snapshot(self) -> dict[str, Any]:
         """The radix tree as JSON-able data."""
         return dict(await self._ask("snapshot"))
+
+    async def lookup(self, request: GenerateInput) -> CacheLookup:
+        """What a request would reuse."""
+        return CacheLookup(**await self._reply(lambda number: lookup_message(number, request)))
 
     async def stats(self) -> SchedulerStats:
         """The scheduler's numbers."""

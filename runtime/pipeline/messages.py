@@ -105,6 +105,20 @@ class Ask(_Message):
     what: Literal["stats", "snapshot", "flush", "alive"]
 
 
+class Lookup(_Message):
+    """What a request would reuse; the tokenizer makes a LookupSpec of it."""
+
+    number: int
+    request: GenerateInput
+
+
+class LookupSpec(_Message):
+    """As Lookup, its limits checked; answered by the scheduler with a CacheLookup's fields."""
+
+    number: int
+    spec: RequestSpec
+
+
 class StartTrace(_Message):
     """To the worker, by way of tokenizer and scheduler; answered by the worker with the path of the file."""
 
@@ -236,8 +250,8 @@ class Failed(_Message):
     error: ErrorInfo
 
 
-ToTokenizer = Begin | Generate | Abort | AbortAll | Tokenize | Detokenize | Ask | StartTrace | StopTrace
-ToScheduler = Begin | Accepted | Abort | AbortAll | Ask | StartTrace | StopTrace
+ToTokenizer = Begin | Generate | Abort | AbortAll | Tokenize | Detokenize | Ask | Lookup | StartTrace | StopTrace
+ToScheduler = Begin | Accepted | Abort | AbortAll | Ask | LookupSpec | StartTrace | StopTrace
 ToWorker = Add | Drop | Run | StartTrace | StopTrace
 FromWorker = Results | MarkedResults
 ToDetokenizer = Begin | Denoised | Outputs | Ask

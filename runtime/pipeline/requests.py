@@ -11,7 +11,7 @@ from ..errors import InvalidRequestError, shorten
 from ..request.field_names import FieldNames
 from ..request.input import GenerateInput
 from ..text.parts import TextPart
-from .messages import Generate, Tokenize
+from .messages import Generate, Lookup, Tokenize
 
 
 def generate_message(number: str, request: GenerateInput) -> Generate:
@@ -28,6 +28,11 @@ def generate_message(number: str, request: GenerateInput) -> Generate:
     canvas = None if request.canvas is None else list(request.canvas)
     targets = None if request.targets is None else list(request.targets)
     return Generate(replace(request, rid=number, prompt=prompt, canvas=canvas, targets=targets), time.monotonic())
+
+
+def lookup_message(number: int, request: GenerateInput) -> Lookup:
+    """The message that asks what a request would reuse. Raises as `generate_message`."""
+    return Lookup(number, generate_message("", request).request)
 
 
 def tokenize_message(number: int, prompt: Any, add_special_tokens: bool, name: str) -> Tokenize:

@@ -36,6 +36,7 @@ from .messages import (
     Drop,
     FromWorker,
     HolePiece,
+    LookupSpec,
     Output,
     Outputs,
     Refused,
@@ -89,7 +90,7 @@ class SchedulerProcess:
         self._results: Inbox[FromWorker] = child.inbox("results", FromWorker)
         self._detokenizer: Outbox[ToDetokenizer] = child.outbox("detokenizer", ToDetokenizer)
         self._worker = WorkerSocket(child)
-        self._deferred: deque[Accepted | Abort | AbortAll | Ask] = deque()
+        self._deferred: deque[Accepted | Abort | AbortAll | Ask | LookupSpec] = deque()
         self._sent: dict[str, int] = {}
         self._decoder: Decodes | None = None
 
@@ -150,7 +151,7 @@ class SchedulerProcess:
                 ended = message.ended + len(self._held())
                 self._deferred.append(message)
                 self._child.reply(message.number, lambda: ended)  # a forward may be in flight for long
-            case Accepted() | Abort() | Ask():
+            case Accepted() | Abort() | Ask() | LookupSpec():
                 self._deferred.append(message)
             case Begin():
                 logger.error("scheduler: a second Begin is ignored")
@@ -168,6 +169,8 @@ class SchedulerProcess:
                         self._abort(rid)
                 case Ask():
                     self._answer(message)
+                case LookupSpec():
+                    self._look_up(message)
 
     def _add(self, message: Accepted) -> None:
         try:
@@ -195,6 +198,10 @@ class SchedulerProcess:
                 case AbortAll():
                     rids.clear()
         return rids
+
+    def _look_up(self, message: LookupSpec) -> None:
+        request = Request(message.spec, TextStream(None))
+        self._child.reply(message.number, lambda: asdict(self._scheduler.planner.lookup(request)))
 
     def _answer(self, message: Ask) -> None:
         scheduler = self._scheduler

@@ -30,6 +30,8 @@ from .messages import (
     Begin,
     Detokenize,
     Generate,
+    Lookup,
+    LookupSpec,
     Outputs,
     Refused,
     Reply,
@@ -119,6 +121,8 @@ class TokenizerProcess:
                 self._pass_on(self._worked(message, self._ready))
             case Ask() | StartTrace() | StopTrace():
                 self._scheduler.send(message)
+            case Lookup():
+                self._look_up(message)
             case Detokenize():
                 self._child.reply(message.number, lambda: self._detokenize(message))
             case Begin():
@@ -151,6 +155,14 @@ class TokenizerProcess:
         self._intake = Intake(self._child.spec.engine, facts, self._tokenizer)
         self._scheduler.send(Begin(facts))
         self._detokenizer.send(Begin(facts))
+
+    def _look_up(self, message: Lookup) -> None:
+        try:
+            (spec,) = self._ready().specs([message.request])
+        except ShoalError as error:
+            self._child.tell(Reply(message.number, error=pack_error(error)))
+        else:
+            self._scheduler.send(LookupSpec(message.number, spec))
 
     def _detokenize(self, message: Detokenize) -> str:
         return self._ready().decode(message.token_ids, message.skip_special_tokens)

@@ -14,9 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...radix_cache.depth_profile import DepthProfile
+from ...radix_cache.match import Match
 from ...radix_cache.node import Namespace
+from ...radix_cache.tree import RadixTree
 from ..request.forward import ForwardItem
 from ..request.grant import NO_PAGES, Grant, Pages
+from ..request.lookup import CacheLookup
 from ..request.request import Request
 from .memory import Memory
 from .modes import MODES
@@ -86,6 +90,28 @@ class ReusePlanner:
             return 0
         return trees[0].match(request.prompt, self.namespace(request), touch=False).num_tokens
 
+    def lookup(self, request: Request) -> CacheLookup:
+        """What `admit` would find for a request; changes nothing."""
+        trees = self.memory.tree_for(request.spec.cache_mode)
+        match = None if trees is None else self._match(request, *trees)
+        return CacheLookup(
+            prompt_tokens=len(request.prompt), total_tokens=request.total_tokens,
+            cached_tokens=self.cached_tokens(request), cut=0 if match is None else match.cut,
+            depth=0 if match is None else match.depth, num_layers=self.memory.config.num_layers,
+        )  # fmt: skip
+
+    def _match(self, request: Request, tree: RadixTree, profile: DepthProfile) -> Match:
+        """The cut that the request may reuse, not locked."""
+        size = self.memory.config.page_size
+        most = min(
+            (len(request.prompt) - self.shift) // size * size,
+            self.reusable(request, self.cached_tokens(request)),
+        )
+        return tree.match(
+            request.prompt, self.namespace(request), total_tokens=request.total_tokens, profile=profile,
+            max_tokens=most, touch=False,
+        )  # fmt: skip
+
     def admit(self, request: Request, capture: bool = True) -> Grant | None:
         """Match, lock and allocate everything that the request needs to its end; None when memory is short.
 
@@ -98,11 +124,8 @@ class ReusePlanner:
         whole = (len(request.prompt) - self.shift) // page_size * page_size
         match, cut, depth = None, 0, 0
         if trees is not None:
-            tree, profile = trees
-            match = tree.match(
-                request.prompt, self.namespace(request), total_tokens=request.total_tokens, profile=profile,
-                max_tokens=min(whole, self.reusable(request, self.cached_tokens(request))), touch=False,
-            )  # fmt: skip
+            tree, _ = trees
+            match = self._match(request, *trees)
             tree.lock(match)
             cut, depth = match.cut, match.depth
         plan = self._plan_capture(request, whole) if trees is not None else NO_CAPTURE

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ..request.input import GenerateInput, Message
+from ..request.lookup import CacheLookup
 from ..request.output import RequestOutput
 from ..request.stats import SchedulerStats
 from ..request.trace_options import TraceOptions
@@ -80,6 +81,10 @@ class Service(Protocol):
 
     async def cache_snapshot(self) -> dict[str, Any]:
         """The radix tree as JSON-able data."""
+        ...
+
+    async def lookup(self, request: GenerateInput) -> CacheLookup:
+        """What a request would reuse, without running it. Raises what `generate` raises for its input."""
         ...
 
     async def stats(self) -> SchedulerStats:

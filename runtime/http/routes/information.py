@@ -40,6 +40,7 @@ async def model_info(state: Annotated[ServerState, Depends(server_state)]) -> Re
             "model_type": info.model.get("model_type", info.architecture),
             "architectures": info.model.get("architectures", [info.architecture]),
             "architecture": info.architecture,
+            "num_layers": info.model["num_layers"],
             "max_model_len": info.max_tokens,
             "block_length": info.block_length,
             "vocab_size": info.vocab_size,

@@ -65,11 +65,11 @@ TRACE = wire.StartTrace(7, TraceOptions(output_dir="/traces", num_steps=3, activ
 SOCKETS: dict[str, tuple[Any, list[Any]]] = {
     "tokenizer": (wire.ToTokenizer, [
         wire.Begin(FACTS), GENERATE, IDS, CHAT, wire.Abort("r"), wire.AbortAll(9), wire.Tokenize(1, "text", None),
-        wire.Detokenize(2, [1, 2], True), wire.Ask(3, "stats"), TRACE, wire.StopTrace(8),
+        wire.Detokenize(2, [1, 2], True), wire.Ask(3, "stats"), TRACE, wire.StopTrace(8), wire.Lookup(4, ASKED),
     ]),
     "scheduler": (wire.ToScheduler, [
         wire.Begin(FACTS), wire.Abort("r"), wire.AbortAll(9, 2), wire.Ask(4, "flush"), TRACE, wire.StopTrace(8),
-        wire.Accepted(SPEC),
+        wire.Accepted(SPEC), wire.LookupSpec(4, SPEC),
     ]),
     "worker": (wire.ToWorker, [
         wire.Add(ADD), wire.Drop(Release(("r", "s"))), wire.Run(Forward((ITEM, ITEM), 3, (ITEM,))), TRACE,
