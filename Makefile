@@ -10,7 +10,7 @@ STAMP := $(VENV)/set-up
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 ARGS ?=
 
-.PHONY: help demo serve bench test test-all lint format clean
+.PHONY: help demo serve chat bench test test-all test-browser lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,6 +22,9 @@ demo: $(RUN) ## answers, speed and reuse of every cache mode with the bundled mo
 
 serve: $(RUN) ## serve the bundled model over HTTP
 	$(BIN)/shoal serve --model-path shop $(ARGS)
+
+chat: $(RUN) ## talk to a running server (make serve) in the terminal; ARGS=URL for another one
+	$(BIN)/shoal chat $(ARGS)
 
 bench: $(STAMP) ## every benchmark that runs on this machine; tables to out/benchmarks
 	@mkdir -p out/benchmarks
@@ -35,6 +38,9 @@ test: $(STAMP) ## the tests, without the slow ones
 
 test-all: $(STAMP) ## the tests, with the slow ones
 	$(BIN)/python -m pytest $(ARGS)
+
+test-browser: $(STAMP) ## the playground in Chromium (apt-get install chromium, or playwright install chromium)
+	$(BIN)/python -m pytest -rs tests/runtime/http/test_browser.py $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -61,5 +67,5 @@ $(RUN): pyproject.toml constraints.txt
 
 $(STAMP): $(RUN)
 	@echo "Adding what the tests need to $(VENV): clients, linters"
-	$(PIP) "$$(grep '^torch==' constraints.txt)" -e '.[test,clients,lint,text]'
+	$(PIP) "$$(grep '^torch==' constraints.txt)" -e '.[test,clients,lint,text,browser]'
 	@touch $@

@@ -1,4 +1,6 @@
-"""The command line: `shoal demo`, `generate`, `profile`, `serve`, `version`. Heavy imports happen inside."""
+"""The command line: `shoal bench`, `chat`, `demo`, `generate`, `profile`, `serve`, `version`. Heavy imports happen
+inside.
+"""
 
 from __future__ import annotations
 
@@ -159,6 +161,52 @@ def profile(context: typer.Context) -> None:
     from .profile.command import main
 
     main(context.args)
+
+
+@app.command()
+def chat(
+    url: Annotated[str, typer.Argument(help="Address of a server.")] = "http://127.0.0.1:30000",
+    system: Annotated[str, typer.Option(help="System prompt; @FILE reads it from a file.")] = "",
+    cache_mode: Annotated[str | None, typer.Option(help="none, prefix, dual, lm or bicache.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Canvas length.")] = None,
+    block_length: Annotated[int | None, typer.Option(help="Canvas positions decoded together.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Fixed number of forward passes for the canvas.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Commit what is at least this sure (0 to 1).")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the most probable token.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="SHOAL_API_KEY", help="Key that the server asks for.")] = None,
+) -> None:
+    """Talk to a server and watch the canvas fill in. /help lists the commands of the conversation."""
+    from rich.console import Console
+
+    from .chat.main import Chat
+    from .chat.server import ChatServer
+
+    fields = _given(
+        cache_mode=cache_mode, max_tokens=max_new_tokens, block_length=block_length, steps=steps, threshold=threshold,
+        temperature=temperature,
+    )  # fmt: skip
+    console = Console()
+    if system.startswith("@"):
+        system = Path(system[1:]).read_text(encoding="utf-8").strip()
+    with ChatServer(url, api_key) as server:
+        conversation = Chat(server, console, fields, system)
+        conversation.open()
+        conversation.run(lambda: console.input("[bold]> [/bold]"))
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def bench(context: typer.Context) -> None:
+    """Run a benchmark by name, with its own options; without a name, list them."""
+    from .bench import benchmarks, run
+
+    if not context.args or context.args[0] in ("-h", "--help"):
+        for name, words in benchmarks().items():
+            typer.echo(f"{name:20}  {words}")
+        return
+    raise typer.Exit(run(context.args[0], context.args[1:]))
 
 
 def _print_output(output: Any, *, as_json: bool) -> None:
