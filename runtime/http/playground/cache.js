@@ -101,7 +101,7 @@ $("match").addEventListener("submit", async (event) => {
         (held ? "What is underlined is cached too, but stands too near to where the prompts part to be safe. " : "")
       : `Nothing would be reused${found.cached_tokens ? `, though ${whole(found.cached_tokens)} tokens are cached` : ""}. `;
     $("matched").replaceChildren(el("p", {}, words, "The rest would be computed."),
-      el("div", { className: "prompt" }, el("mark", {}, reused), el("mark", { className: "held" }, held), rest));
+      el("div", { className: "prompt", tabIndex: 0, role: "region", "aria-label": "The prompt" }, el("mark", {}, reused), el("mark", { className: "held" }, held), rest));
   } catch (error) {
     $("matched").replaceChildren(el("p", { className: "note bad" }, visible(error.message)));
   }

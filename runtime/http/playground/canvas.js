@@ -68,6 +68,7 @@ export class Canvas {
       this.grid.append(this.cells.at(-1));
     }
     const ends = new Set(blocks.slice(0, -1));
+    this.grid.tabIndex = this.grid.scrollHeight > this.grid.clientHeight ? 0 : -1; // so that keys can scroll it
     let filled = 0;
     tokens.forEach((token, at) => {
       const cell = this.cells[at];

@@ -10,7 +10,7 @@ import pytest
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.engine.mailbox import AsyncMailbox, Mailbox
 from shoal.runtime.errors import InvalidRequestError
-from shoal.runtime.request.forward import MarkedResult, StepResult
+from shoal.runtime.request.forward import Forward, MarkedResult, StepResult
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..tiny import assert_nothing_lost, make_engine, tokens
@@ -57,8 +57,14 @@ async def test_an_asynchronous_stream_and_a_plain_one(engine):
 
 def test_marks_cost_nothing_where_nobody_asked(engine, monkeypatch):
     worker = engine.core.parts.scheduler._worker
-    forward, seen = worker.forward, []
-    monkeypatch.setattr(worker, "forward", lambda message: seen.append(forward(message)) or seen[-1])
+    forward = worker.forward
+    seen: list[list[StepResult]] = []
+
+    def watched(message: Forward) -> list[StepResult]:
+        seen.append(forward(message))
+        return seen[-1]
+
+    monkeypatch.setattr(worker, "forward", watched)
     engine.generate(tokens(9, 3), LONG)
     assert {type(result) for results in seen for result in results} == {StepResult}
     seen.clear()

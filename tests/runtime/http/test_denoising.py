@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_native_events_have_the_canvas_beside_the_text(client, prices, question)
 
 @pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/completions"])
 def test_openai_chunks_have_it_too(client, prices, question, route):
-    prompt = {"messages": chat_messages(prices, question.text)}
+    prompt: dict[str, Any] = {"messages": chat_messages(prices, question.text)}
     if route == "/v1/completions":
         prompt = {"prompt": chat_text(prices, question.text)}
     choices = [c for chunk in stream(client, route, {**prompt, **OPTIONS}) for c in chunk["choices"]]

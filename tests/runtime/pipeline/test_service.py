@@ -50,11 +50,13 @@ async def test_a_denoising_stream_shows_the_whole_canvas_and_ends_as_a_plain_one
     assert len(outputs) > 4
     for output in outputs:
         shown = output.snapshot
+        assert shown is not None
         assert shown.tokens[: len(output.token_ids)] == output.token_ids
         assert (len(shown.tokens), shown.blocks, shown.step) == (64, tuple(range(8, 65, 8)), output.nfe)
         for at, token in enumerate(shown.tokens):
             assert (shown.steps[at] > 0) == (shown.confidences[at] is not None) == (token >= 0)
             assert shown.texts[at] == ("" if token < 0 else await slow_client.detokenize([token]))
+    assert outputs[-1].snapshot is not None
     assert outputs[-1].snapshot.steps == tuple(1 + at // 4 for at in range(64))
     assert (outputs[-1].token_ids, outputs[-1].text) == (plain[-1].token_ids, plain[-1].text)
     assert [output.snapshot for output in plain] == [None] * len(plain)

@@ -117,7 +117,8 @@ def test_a_step_without_denoising_has_no_byte_for_it():
     plain, marked = StepResult("r", [6], [1], 1, 50), MarkedResult("r", [6], [1], 1, 50, marks=Marks([0.5], [1]))
     codec = CODECS["results"]
     assert b"marks" not in codec.encode(wire.Results([plain]))
-    mixed = codec.decode(codec.encode(wire.MarkedResults([plain, marked])))
+    both: list[Any] = [plain, marked]
+    mixed = codec.decode(codec.encode(wire.MarkedResults(both)))
     assert mixed.results[0].marks is None
     assert same(mixed.results[1], marked)
 
