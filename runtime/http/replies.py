@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 from fastapi.responses import Response
@@ -11,6 +11,7 @@ from orjson import dumps
 
 from ..request.input import GenerateInput
 from ..request.output import RequestOutput
+from ..request.snapshot import CanvasSnapshot
 from .batch import Batch
 
 
@@ -60,8 +61,8 @@ def snapshot(output: RequestOutput) -> dict[str, Any]:
     """`{"snapshot": ...}` of a stream in mode `denoise`; nothing in others."""
     if output.snapshot is None:
         return {}
-    shown = asdict(output.snapshot)
-    shown["confidences"] = [None if c is None else round(c, 4) for c in shown["confidences"]]
+    shown = {field.name: getattr(output.snapshot, field.name) for field in fields(CanvasSnapshot)}
+    shown["confidences"] = [None if c is None else round(c, 4) for c in output.snapshot.confidences]
     return {"snapshot": shown}
 
 

@@ -14,16 +14,28 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..errors import ShoalError
+from ..request.output import RequestOutput
 from .api_error import ApiError
 from .generation import ClientGoneError, until_disconnect
 
 logger = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
+_SECONDS_PER_CELL = 1e-5
+"""Ten times what a cell of a snapshot costs to encode and send."""
 
 
 def event(data: Any) -> bytes:
     """One event with JSON data."""
     return b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+async def pace(output: RequestOutput) -> None:
+    """After an event with a snapshot, wait in proportion to its size, for each one holds the whole canvas.
+
+    So one stream takes a tenth of this process at most, and a large canvas gets fewer snapshots.
+    """
+    if output.snapshot is not None and not output.finished:
+        await asyncio.sleep(_SECONDS_PER_CELL * len(output.snapshot.tokens))
 
 
 class EventStream(Response):

@@ -19,7 +19,7 @@ from ..json_body import JSONBodyRoute
 from ..preparation import prepared
 from ..replies import JSONReply, meta_info, snapshot
 from ..schemas import GenerateBody
-from ..sse import EventStream, event
+from ..sse import EventStream, event, pace
 from ..state import ServerState, ready_state
 from ..wording import shown
 
@@ -122,3 +122,4 @@ async def _events(state: ServerState, batch: Batch) -> AsyncGenerator[bytes, Non
             if len(batch.inputs) > 1:
                 reply["index"] = index
             yield event(reply)
+            await pace(output)

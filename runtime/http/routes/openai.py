@@ -18,7 +18,7 @@ from ..json_body import JSONBodyRoute
 from ..preparation import prepared
 from ..replies import JSONReply, diffusion_info, snapshot, usage
 from ..schemas import ChatBody, CompletionBody, StreamOptions
-from ..sse import EventStream, event
+from ..sse import EventStream, event, pace
 from ..state import ServerState, ready_state, server_state
 from ..wording import shown
 
@@ -205,5 +205,6 @@ async def _events(
             shown = snapshot(output)
             if new or shown or output.finished:
                 yield chunk([{**choice(index, new, output), **shown}], continuous)
+                await pace(output)
     if final:
         yield chunk([], True)
