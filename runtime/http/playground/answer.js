@@ -20,7 +20,7 @@ export class Answer {
     this.cost = el("div");
     const again = el("button", { type: "button", className: "retry", onclick: () => retry(this) }, "Retry");
     this.element = el("article", { className: "answer", "data-mode": mode },
-      el("h3", {}, el("span", {}, `cache mode ${mode}`), again), this.canvas.element, this.said, this.cost);
+      el("h2", {}, el("span", {}, `cache mode ${mode}`), again), this.canvas.element, this.said, this.cost);
     this.again = again;
   }
 

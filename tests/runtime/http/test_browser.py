@@ -5,6 +5,7 @@ SHOAL_SCREENSHOTS=docs/screenshots keeps pictures of the page there.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from .browser import chromium, heap_bytes, opened
 from .process import ServerProcess, free_port
@@ -44,7 +46,8 @@ def server(browser, port, tmp_path_factory) -> Iterator[ServerProcess]:
 def picture(page: Any, name: str) -> None:
     folder = os.environ.get("SHOAL_SCREENSHOTS")
     if folder:
-        page.screenshot(path=Path(folder) / f"{name}.png")
+        image = Image.open(io.BytesIO(page.screenshot()))
+        image.convert("RGB").quantize(96).save(Path(folder) / f"{name}.png", optimize=True)
 
 
 def ask(page: Any, question: str, answers: int = 1) -> None:
