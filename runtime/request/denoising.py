@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .canvas import Canvas
 from .forward import Marks
-from .snapshot import CanvasChange
+from .snapshot import CanvasChange, CanvasView
 
 
 class Denoising:
@@ -14,9 +14,13 @@ class Denoising:
 
     Args:
         canvas: of the request.
+
+    Attributes:
+        view: the canvas put together from the changes, where that is done in this process.
     """
 
     def __init__(self, canvas: Canvas):
+        self.view = CanvasView()
         self._canvas = canvas
         self._marks: dict[int, tuple[float | None, int]] = {}
         self._new: dict[int, None] = {}

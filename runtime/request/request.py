@@ -12,7 +12,7 @@ from .canvas import Canvas
 from .denoising import Denoising
 from .grant import Grant
 from .output import FinishReason, Hole, RequestOutput, Timings
-from .snapshot import CanvasSnapshot, CanvasView
+from .snapshot import CanvasSnapshot
 from .spec import RequestSpec, Tokens
 from .tally import Tally
 
@@ -47,7 +47,6 @@ class Request:
     matched_stop: int | str | None = None
     error: ShoalError | None = None
     scores: tuple[float, ...] = ()
-    _view: CanvasView = field(init=False, default_factory=CanvasView)
 
     def __post_init__(self) -> None:
         self.canvas = Canvas(self.spec)
@@ -176,5 +175,5 @@ class Request:
         if self.denoising is None:
             return None
         change = self.denoising.take(self.tally.nfe)
-        self._view.apply(change, self.stream.pieces(change.tokens))
-        return self._view.snapshot()
+        self.denoising.view.apply(change, self.stream.pieces(change.tokens))
+        return self.denoising.view.snapshot()
