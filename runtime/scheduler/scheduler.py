@@ -277,7 +277,7 @@ class Scheduler:
                 spec.rid, spec.prompt, spec.canvas_length, spec.sampling, spec.seed, spec.block_length,
                 held(request).page_table, canvas.leading(), canvas.template(),
                 frozenset() if spec.template is not None else spec.stop_ids, spec.end_ids,
-                request.denoising is not None,
+                marks=request.denoising is not None,
             )
         )  # fmt: skip
 
