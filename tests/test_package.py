@@ -241,7 +241,7 @@ def test_radix_cache_loads_nothing_of_the_rest():
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DISTRIBUTION = {"zmq": "pyzmq"}
+DISTRIBUTION = {"zmq": "pyzmq", "yaml": "pyyaml", "PIL": "pillow"}
 OURS = {"shoal", "tests", "benchmarks", "common"}
 NEVER_IMPORTED = {
     "pybase64": "sglang 0.5.2 needs it and does not say so",
