@@ -18,7 +18,10 @@ from .shaping import ENDS_TEXT, IN_PROMPT, Shaping
 
 
 class Cutoffs(NamedTuple):
-    """Of each row, fp32 [rows]: the least logit that stays, -inf if all do; and the largest logit."""
+    """Of each row, fp32 [rows]: the least logit that stays, -inf if all do; and the largest logit, 0 where nobody asks.
+
+    Asked for are rows of requests that cut, or rank by what is sampled.
+    """
 
     least: Tensor
     largest: Tensor
@@ -53,13 +56,17 @@ def cutoffs(logits: Tensor, state: CanvasState, masked: MaskedRows, *, impossibl
     largest = least.clone()
     for row in range(min(int(masked.total), len(masked.rows))):
         slot = int(masked.slots[row])
+        shaping = state.shaping_of(slot)
+        if not (shaping.cuts or shaping.ranks_sampled):
+            largest[row] = 0
+            continue
         x = logits[row].float()
         if impossible_token is not None:
             x = x.clone()
             x[impossible_token] = -torch.inf
         x = ruled_reference(x, state, slot, int(masked.positions[row]))
         largest[row] = x.max()
-        least[row] = _cutoff(x, state.shaping_of(slot))
+        least[row] = _cutoff(x, shaping)
     return Cutoffs(least, largest)
 
 

@@ -75,6 +75,12 @@ def _cutoff_kernel(
     temperature = tl.load(own + TEMPERATURE)
     top_k = tl.load(own + TOP_K)
     top_p = tl.load(own + TOP_P)
+    log_min_p = tl.load(own + LOG_MIN_P)
+    cuts = (top_k > 0) | (top_p < 1) | (log_min_p > -float("inf"))
+    if (cuts == 0) & (tl.load(own + RANKS_SAMPLED) == 0):
+        tl.store(least_ptr + row, -float("inf"))
+        tl.store(largest_ptr + row, 0.0)
+        return
     lanes = tl.arange(0, TILE)
 
     best = tl.full([TILE], -float("inf"), tl.float32)
@@ -85,7 +91,7 @@ def _cutoff_kernel(
         x = ruled(x, columns, inside, slot, position, shaping_ptr, counts_ptr, biases_ptr, n_cols)
         best = tl.maximum(best, x)
     largest = tl.max(best, 0)
-    least = largest + temperature * tl.load(own + LOG_MIN_P)
+    least = largest + temperature * log_min_p
 
     if (top_k > 0) | (top_p < 1):
         everything = tl.zeros([TILE], tl.float32)
