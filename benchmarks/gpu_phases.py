@@ -58,11 +58,12 @@ def layer_flops(model: ModelConfig, tokens: float) -> float:
 
 def floor(
     model: ModelConfig, rates: Rates, requests: int, queries: int, keys: int, head_rows: int, last_queries: int,
-    shared_token_layers: int = 0, experts: float = 0,
+    shared_token_layers: int = 0, experts: float = 0, fp8: bool = False,
 ) -> tuple[float, float]:  # fmt: skip
     """Seconds for bytes and for FLOPs of a forward of `queries` tokens a request, `last_queries` behind the last
     layer's projections of q, k and v. Of a request's `keys`, so many token-layers are the same for all requests.
-    `experts`: how many of a layer's experts it goes through."""
+    `experts`: how many of a layer's experts it goes through. `fp8`: the layers' products are (attention counts as if it
+    were)."""
     embeddings = 0 if model.tie_word_embeddings else model.embedding_size * model.hidden_size
     spared_experts = 3 * model.hidden_size * model.intermediate_size * (model.num_experts - experts) * model.num_layers
     weights = model.num_parameters - embeddings - (spared_experts if model.num_experts else 0)
@@ -78,7 +79,12 @@ def floor(
         + 2 * spared * model.hidden_size * (model.q_size + 2 * model.kv_size)
         + 2 * head_rows * model.hidden_size * model.vocab_size
     )
-    return 2 * (weights + kv) / rates.bytes, flops / rates.flops
+    head = model.hidden_size * model.vocab_size
+    layers = weights - head  # in fp8 a byte a weight, at twice the rate of the matrix units
+    in_layers = flops - 2 * head_rows * head
+    weight_bytes = 2 * head + (1 if fp8 else 2) * layers
+    seconds_of_flops = (flops - in_layers / 2 if fp8 else flops) / rates.flops
+    return (weight_bytes + 2 * kv) / rates.bytes, seconds_of_flops
 
 
 class Batch:
@@ -208,6 +214,7 @@ def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, objec
     """Time one phase and write its rows."""
     phase, requests, prompt = str(names["phase"]), int(str(names["requests"])), int(str(names["prompt"]))
     model, total = engine.model_config, prompt + CANVAS
+    fp8 = engine.config.quantization == "fp8"
     if phase.endswith("step"):
         shared = SHARED if phase.startswith("shared") else 0
         batch = Batch(engine, requests, prompt, shared, SHARED_LAYERS)
@@ -215,7 +222,7 @@ def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, objec
         shared_token_layers = shared * SHARED_LAYERS
         experts = experts_of(batch, batch.block())
         bytes_s, flops_s = floor(
-            model, rates, requests, BLOCK, total, requests * BLOCK, BLOCK, shared_token_layers, experts
+            model, rates, requests, BLOCK, total, requests * BLOCK, BLOCK, shared_token_layers, experts, fp8
         )
         repeats = 20
     else:
@@ -227,7 +234,7 @@ def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, objec
         queries = total - start
         last, head_rows = (queries, requests * BLOCK) if graphed else (BLOCK, 0)  # a graph runs all of every layer
         experts = model.num_experts  # so many tokens go through all of them
-        bytes_s, flops_s = floor(model, rates, requests, queries, total, head_rows, last, 0, experts)
+        bytes_s, flops_s = floor(model, rates, requests, queries, total, head_rows, last, 0, experts, fp8)
         repeats = 3 if requests > 8 else 10
     elapsed = seconds(run, repeats, 2)
     report.phase({
@@ -248,6 +255,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=["llada-8b"])
     parser.add_argument("--page-size", type=int, default=64)
     parser.add_argument("--fold-norms", action=argparse.BooleanOptionalAction, default=True, help="the engine's option")
+    parser.add_argument("--quantization", choices=("fp8",), help="the engine's option")
     parser.add_argument("--only", choices=sorted({name for name, *_ in PHASES}), action="append", help="a phase")
     parser.add_argument("--commit", default=None)
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds after which no phase is begun")
@@ -260,6 +268,7 @@ def main() -> None:
     print(rates, flush=True)
     where = {
         "fold_norms": args.fold_norms,
+        "quantization": args.quantization or "none",
         "command": "python " + " ".join(sys.argv),
         "commit": args.commit or commit(),
         "hardware": hardware(),
@@ -273,7 +282,7 @@ def main() -> None:
             path = write_shape(shape, Path(folder))
             with Engine(
                 str(path), load_format="dummy", device="cuda", depth=DEPTHS[shape], page_size=args.page_size,
-                fold_norms=args.fold_norms,
+                fold_norms=args.fold_norms, quantization=args.quantization,
             ) as engine:  # fmt: skip
                 chosen = [case for case in PHASES if not args.only or case[0] in args.only]
                 for phase, requests, prompt in chosen:

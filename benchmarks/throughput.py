@@ -240,6 +240,7 @@ def main() -> None:
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds after which no case is begun")
     parser.add_argument("--trace", type=Path, help="a JSON file for the time of every forward")
     parser.add_argument("--fold-norms", action=argparse.BooleanOptionalAction, default=True, help="the engine's option")
+    parser.add_argument("--quantization", choices=("fp8",), help="the engine's option")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--commit", default=None)
     args = parser.parse_args()
@@ -252,7 +253,8 @@ def main() -> None:
     rates = measure_rates(args.device)
     print(rates, flush=True)
     table = Table(args.out, {
-        "page_size": args.page_size, "fold_norms": args.fold_norms, **rates.columns(),
+        "page_size": args.page_size, "fold_norms": args.fold_norms, "quantization": args.quantization or "none",
+        **rates.columns(),
         "command": "python " + " ".join(sys.argv), "commit": args.commit or commit(), "hardware": hardware(),
         "torch": torch.__version__,
     })  # fmt: skip
@@ -265,6 +267,7 @@ def main() -> None:
             with Engine(
                 str(path), load_format="dummy", device=args.device, depth=DEPTHS[shape], page_size=args.page_size,
                 max_running_requests=32, block_length=BLOCK, fold_norms=args.fold_norms,
+                quantization=args.quantization,
             ) as engine:  # fmt: skip
                 print(f"{shape}: engine after {time.monotonic() - loaded:.1f} s", flush=True)
                 warm_up(engine, next(cases(shape, args.quick)))

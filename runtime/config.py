@@ -25,6 +25,8 @@ class EngineConfig:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto` (float32 on a CPU, bfloat16 on a GPU), `float32` or `bfloat16`.
         load_format: `auto`, or `dummy` for random weights of the model's shapes.
+        quantization: `fp8`: products of the layers in fp8 (e4m3), a scale for each output of the weights and for each
+            token; embeddings, head, norms and KVs stay in bfloat16. Needs a GPU of compute capability 8.9 or more.
         mask_token_id: the token of unfilled canvas positions; None: what `config.json`, shoal's table of published
             models or the tokenizer says.
         lora: folder of a LoRA adapter (adapter_config.json and adapter_model.safetensors) to merge into the weights.
@@ -72,6 +74,7 @@ class EngineConfig:
     device: str = "auto"
     dtype: str = "auto"
     load_format: Literal["auto", "dummy"] = "auto"
+    quantization: Literal["fp8"] | None = None
     mask_token_id: int | None = None
     lora: str | None = None
     cache_mode: CacheMode = "bicache"
@@ -134,6 +137,8 @@ class EngineConfig:
         check.one_of("cache_mode", self.cache_mode, CACHE_MODES)
         check.one_of("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         check.one_of("load_format", self.load_format, ("auto", "dummy"))
+        if self.quantization is not None:
+            check.one_of("quantization", self.quantization, ("fp8",))
         check.one_of("schedule_policy", self.schedule_policy, POLICIES)
         check.one_of("eviction_policy", self.eviction_policy, EVICTION_POLICIES)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..attention.batch import AttentionBatch
 from ..dispatch import kernel
+from .fp8 import Scales
 from .head_norm import HeadNorm
 from .rope import apply_rope
 from .row_norm import RowNorm
@@ -20,6 +21,7 @@ def rope_write_kv(
     q: Tensor, k: Tensor, v: Tensor, cos_table: Tensor, sin_table: Tensor, positions: Tensor, rows: Tensor,
     batch: AttentionBatch, band: int, layer_pages: Tensor, *, q_out: Tensor | None = None, k_out: Tensor | None = None,
     norm: RowNorm | None = None, bias: Tensor | None = None, head_norm: HeadNorm | None = None,
+    scales: Scales | None = None,
 ) -> Tensor:  # fmt: skip
     """Rotate q and k by the tokens' positions; write k, rotated, and v to the pages of the tokens' requests.
 
@@ -37,13 +39,14 @@ def rope_write_kv(
         k_out: where the rotated k goes beside the pages (k itself: in place); nowhere by default.
         norm: q, k and v were computed from hidden states that were not normalised; they are scaled first, in fp32.
         bias: [heads + 2 kv_heads, head_dim], of q, k and v in this order, added after the scaling.
+        scales: of q, k and v side by side, [tokens, (heads + 2 kv_heads) head_dim], applied before all else, in fp32.
         head_norm: norms of q and k per head, in fp32, after scaling and bias and before the rotation.
 
     Returns the rotated q.
     """
     q_out = torch.empty_like(q, memory_format=torch.contiguous_format) if q_out is None else q_out
-    if norm is not None or bias is not None:
-        q, k, v = _projected(q, k, v, norm, bias)
+    if norm is not None or bias is not None or scales is not None:
+        q, k, v = _projected(q, k, v, norm, bias, scales)
     if head_norm is not None:
         head_norm.check(q.shape[2])
         q, k = head_norm.apply(q, k)
@@ -62,10 +65,12 @@ def rope_write_kv(
 
 
 def _projected(
-    q: Tensor, k: Tensor, v: Tensor, norm: RowNorm | None, bias: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, norm: RowNorm | None, bias: Tensor | None, scales: Scales | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """fp32 q, k and v after the factor of the norm and the bias."""
+    """fp32 q, k and v after the scales, the factor of the norm and the bias."""
     wide = torch.cat([q, k, v], dim=1).float()
+    if scales is not None:
+        wide = scales.apply(wide.flatten(1)).view(wide.shape)
     if norm is not None:
         norm.check(q.shape[0])
         wide *= norm.factor()[:, :, None]

@@ -16,16 +16,20 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention.batch import AttentionBatch
+from .fp8 import Scales
 from .head_norm import HeadNorm
 from .row_norm import RowNorm
 from .row_norm_triton import norm_arguments, row_factor
 
 
 @triton.jit
-def _project(left, right, factor, bias_ptr, heads, dims, mask, HALF: tl.constexpr):
-    """Both halves, fp32, times the tokens' factor and plus the heads' bias, where there are any."""
+def _project(left, right, scale, scales_ptr, factor, bias_ptr, heads, dims, mask, HALF: tl.constexpr):
+    """Both halves, fp32, times scales of tokens and columns and the tokens' factor, plus the heads' bias, if any."""
     left = left.to(tl.float32)
     right = right.to(tl.float32)
+    if scales_ptr is not None:
+        left *= scale * tl.load(scales_ptr + heads * (2 * HALF) + dims, mask=mask, other=0.0)
+        right *= scale * tl.load(scales_ptr + heads * (2 * HALF) + dims + HALF, mask=mask, other=0.0)
     if factor is not None:
         left *= factor
         right *= factor
@@ -49,7 +53,7 @@ def _head_norm(left, right, weight_ptr, dims, eps, HALF: tl.constexpr):
 @triton.jit(do_not_specialize=["num_tokens", "band_offset"])
 def _rope_write_kernel(
     q_ptr, k_ptr, v_ptr, q_out_ptr, k_out_ptr, cos_ptr, sin_ptr, pages_ptr, bias_ptr, hidden_ptr,
-    q_norm_ptr, k_norm_ptr,
+    q_norm_ptr, k_norm_ptr, row_scales_ptr, scales_ptr,
     positions_ptr, rows_ptr, tables_ptr, slots_ptr,
     num_tokens, num_heads, num_kv_heads, slot_stride, band_offset,
     q_stride_token, q_stride_head, k_stride_token, k_stride_head, v_stride_token, v_stride_head,
@@ -66,6 +70,9 @@ def _rope_write_kernel(
     factor = None
     if hidden_ptr is not None:  # tiles of one token
         factor = row_factor(hidden_ptr, tl.program_id(0).to(tl.int64), hidden_stride, hidden_cols, eps, BLOCK_COLUMNS)
+    scale = None
+    if row_scales_ptr is not None:
+        scale = tl.load(row_scales_ptr + tokens, mask=tokens < num_tokens, other=0.0)[:, None, None]
     position = tl.load(positions_ptr + tokens, mask=tokens < num_tokens, other=-1)
     row = tl.load(rows_ptr + tokens, mask=tokens < num_tokens, other=0)
     real = position >= 0
@@ -79,7 +86,7 @@ def _rope_write_kernel(
         at = token_at * q_stride_token + heads * q_stride_head + dims
         left = tl.load(q_ptr + at, mask=mask, other=0.0)
         right = tl.load(q_ptr + at + HALF, mask=mask, other=0.0)
-        left, right = _project(left, right, factor, bias_ptr, heads, dims, mask, HALF)
+        left, right = _project(left, right, scale, scales_ptr, factor, bias_ptr, heads, dims, mask, HALF)
         left, right = _head_norm(left, right, q_norm_ptr, dims, head_eps, HALF)
         angle = position.to(tl.int64)[:, None, None]
         cos = tl.load(cos_ptr + angle * cos_stride + dims, mask=real[:, None, None], other=0.0)
@@ -107,14 +114,16 @@ def _rope_write_kernel(
         v_at = token_at * v_stride_token + heads * v_stride_head + dims
         v_left = tl.load(v_ptr + v_at, mask=mask, other=0.0)
         v_right = tl.load(v_ptr + v_at + HALF, mask=mask, other=0.0)
-        v_left, v_right = _project(v_left, v_right, factor, bias_ptr, first + heads, dims, mask, HALF)
+        v_left, v_right = _project(
+            v_left, v_right, scale, scales_ptr, factor, bias_ptr, first + heads, dims, mask, HALF
+        )
         tl.store(to + stride_kv, v_left.to(dtype), mask=mask)
         tl.store(to + stride_kv + HALF * stride_dim, v_right.to(dtype), mask=mask)
     else:
         at = token_at * k_stride_token + heads * k_stride_head + dims
         left = tl.load(k_ptr + at, mask=mask, other=0.0)
         right = tl.load(k_ptr + at + HALF, mask=mask, other=0.0)
-        left, right = _project(left, right, factor, bias_ptr, first + heads, dims, mask, HALF)
+        left, right = _project(left, right, scale, scales_ptr, factor, bias_ptr, first + heads, dims, mask, HALF)
         left, right = _head_norm(left, right, k_norm_ptr, dims, head_eps, HALF)
         angle = position.to(tl.int64)[:, None, None]
         cos = tl.load(cos_ptr + angle * cos_stride + dims, mask=real[:, None, None], other=0.0)
@@ -133,7 +142,7 @@ def rope_write_kv_triton(
     q: Tensor, k: Tensor, v: Tensor, cos_table: Tensor, sin_table: Tensor, positions: Tensor, rows: Tensor,
     batch: AttentionBatch, band: int, layer_pages: Tensor, *, q_out: Tensor | None = None, k_out: Tensor | None = None,
     norm: RowNorm | None = None, bias: Tensor | None = None, head_norm: HeadNorm | None = None,
-    block: tuple[int, int] | None = None,
+    scales: Scales | None = None, block: tuple[int, int] | None = None,
 ) -> Tensor:  # fmt: skip
     """`rope_write_kv`; reads nothing of the batch on the host. k_out needs the pool's dtype.
 
@@ -164,6 +173,10 @@ def rope_write_kv_triton(
             raise ValueError(f"block {block}: with a norm a tile holds one token")
     if bias is not None and (bias.numel() != (heads + 2 * kv_heads) * head_dim or not bias.is_contiguous()):
         raise ValueError(f"bias {tuple(bias.shape)} must be contiguous, [{heads + 2 * kv_heads}, {head_dim}]")
+    if scales is not None and (scales.rows.numel(), scales.columns.numel()) != (
+        tokens, (heads + 2 * kv_heads) * head_dim,
+    ):  # fmt: skip
+        raise ValueError(f"scales {tuple(scales.rows.shape)}, {tuple(scales.columns.shape)} do not fit q, k and v")
     q_norm, k_norm, head_eps = None, None, 0.0
     if head_norm is not None:
         head_norm.check(head_dim)
@@ -178,6 +191,7 @@ def rope_write_kv_triton(
         num_warps = 4 if norm is not None or block_tokens * block_heads * head_dim >= 4096 else 2
         _rope_write_kernel[grid](
             q, k, v, q_out, k_out, cos_table, sin_table, layer_pages, bias, hidden, q_norm, k_norm,
+            *(scales or (None, None)),
             positions, rows, batch.page_tables, batch.slots, tokens, heads, kv_heads,
             batch.page_tables.stride(0), band * batch.page_tables.stride(1),
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *q_out.stride()[:2], *k_to.stride()[:2],

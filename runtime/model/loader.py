@@ -40,6 +40,7 @@ def load_model(
     batch_invariant: bool | None = None,
     mask_token_id: int | None = None,
     lora: str | Path | None = None,
+    finish_layer: Callable[[LayerWeights], None] | None = None,
 ) -> Decoder:
     """Load a model onto `device` as `dtype`.
 
@@ -52,6 +53,7 @@ def load_model(
         batch_invariant: rows independent of how many rows are computed together; by default on for float32
             on the CPU, the only combination where it is supported.
         mask_token_id: replaces what the folder says.
+        finish_layer: called with each layer as soon as its weights are there; may replace them.
         lora: folder of an adapter to merge into the weights (`lora.py`); not with load_format `dummy`.
 
     Memory: the weights on the device, and one tensor at a time on the host. On the CPU it makes the process keep freed
@@ -97,7 +99,7 @@ def load_model(
     if batch_invariant is None:
         batch_invariant = device.type == "cpu" and dtype == torch.float32
     try:
-        return _Builder(config, read, dtype, device, batch_invariant).build()
+        return _Builder(config, read, dtype, device, batch_invariant).build(finish_layer)
     except torch.OutOfMemoryError as error:
         need = config.num_parameters * dtype.itemsize / 2**30
         raise ModelLoadError(
@@ -158,9 +160,13 @@ class _Builder:
         self._shapes = tensor_shapes(config, self._names)
 
     @torch.inference_mode()
-    def build(self) -> Decoder:
+    def build(self, finish_layer: Callable[[LayerWeights], None] | None = None) -> Decoder:
         embedding = self._plain(self._names.embedding)
-        layers = [self._layer(index) for index in range(self._config.num_layers)]
+        layers = []
+        for index in range(self._config.num_layers):
+            layers.append(self._layer(index))
+            if finish_layer is not None:
+                finish_layer(layers[-1])
         final_norm = self._plain(self._names.final_norm)
         head = self._head(embedding)
         return Decoder(self._config, embedding, layers, final_norm, head)

@@ -15,13 +15,15 @@ from ..errors import ConfigError
 from ..model.decoder import Decoder
 from ..model.hub import resolve_model_folder
 from ..model.loader import load_model
+from ..model.registry import load_config
 from ..model.settings import default_block_length, load_profile
 from ..request.facts import Facts
 from .cpu.executor import CpuExecutor
 from .device import choose_device, choose_dtype
 from .executor import Executor
 from .facts import make_facts
-from .gpu.build import build_cuda_executor, max_block_length, with_cuda_budget
+from .gpu.build import build_cuda_executor, check_quantization, max_block_length, with_cuda_budget
+from .gpu.fp8_linear import quantize_layer
 from .gpu.slots import MAX_STOP_IDS, UNSERVED
 from .pools import BoundaryPool, KVPool
 from .worker import Worker
@@ -43,14 +45,18 @@ def build_worker(
     device = torch.device(choose_device(config.device))
     config = replace(config, device=str(device)).for_device(device.type)
     dtype, on_gpu = choose_dtype(config.dtype, device), device.type == "cuda"
+    if config.quantization is not None:
+        check_quantization(config, load_config(folder, config.mask_token_id), device, dtype)
     decoder = load_model(
         folder, dtype=dtype, device=device, load_format=config.load_format, seed=config.seed,
         mask_token_id=config.mask_token_id, lora=config.lora,
+        finish_layer=quantize_layer if config.quantization else None,
     )  # fmt: skip
     model = decoder.config
     profile = profile or load_profile(config, folder, model)
     block_length = config.block_length or default_block_length(folder)
     if on_gpu:
+        torch.cuda.empty_cache()  # what was quantised is free for KVs
         config = with_cuda_budget(config, model, dtype)
     facts = make_facts(
         config, folder, model, profile, block_length, device=str(device), dtype=str(dtype).removeprefix("torch."),

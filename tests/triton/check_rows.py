@@ -11,6 +11,7 @@ from shoal.kernels.attention.batch import AttentionBatch
 from shoal.kernels.layers import kv_write_triton, swiglu_triton
 from shoal.kernels.layers.embed import embed
 from shoal.kernels.layers.embed_triton import embed_triton
+from shoal.kernels.layers.fp8 import Scales
 from shoal.kernels.layers.head_norm import HeadNorm
 from shoal.kernels.layers.kv_write import rope_write_kv
 from shoal.kernels.layers.rms_norm_triton import rms_norm_triton
@@ -137,14 +138,27 @@ def test_swiglu_behind_a_norm_that_was_put_off(hidden_columns, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("with_norm", "with_bias", "per_head"),
-    [(True, False, False), (False, True, False), (True, True, False), (False, False, True), (True, True, True)],
+    ("with_norm", "with_bias", "per_head", "with_scales"),
+    [
+        (True, False, False, False),
+        (False, True, False, False),
+        (True, True, False, False),
+        (False, False, True, False),
+        (True, True, True, False),
+        (False, True, False, True),
+        (False, False, True, True),
+    ],
 )
 @pytest.mark.parametrize(("tokens", "heads", "kv_heads", "head_dim"), [(41, 12, 2, 64), (2, 9, 9, 128)])
-def test_rope_behind_a_norm_that_was_put_off(tokens, heads, kv_heads, head_dim, with_norm, with_bias, per_head, dtype):
+def test_rope_behind_a_norm_or_scales_that_were_put_off(
+    tokens, heads, kv_heads, head_dim, with_norm, with_bias, per_head, with_scales, dtype
+):
     qkv = fresh(tokens, heads + 2 * kv_heads, head_dim, dtype=dtype)
     hidden, bias = fresh(tokens, 1100, dtype=dtype) * 3, fresh(heads + 2 * kv_heads, head_dim, dtype=dtype)
-    wide = qkv.double()
+    wide, scales = qkv.double(), None
+    if with_scales:
+        scales = Scales(fresh(tokens, 1), fresh(1, qkv[0].numel()))
+        wide = wide * scales.rows.double()[:, :, None] * scales.columns.double().view(1, *qkv.shape[1:])
     if with_norm:
         wide = wide * (hidden.double().square().mean(1) + 0.1).rsqrt()[:, None, None]
     if with_bias:
@@ -167,7 +181,7 @@ def test_rope_behind_a_norm_that_was_put_off(tokens, heads, kv_heads, head_dim, 
     offsets = (positions[real] % 16).to(DEVICE)
     there = [x.to(DEVICE, torch.int32) for x in (positions, rows)]
     options: dict[str, Any] = {"norm": RowNorm(hidden, 0.1) if with_norm else None, "bias": bias if with_bias else None,
-                               "head_norm": head_norm}  # fmt: skip
+                               "head_norm": head_norm, "scales": scales}  # fmt: skip
     original = qkv.clone()
     functions: list[Any] = [rope_write_kv.reference, kv_write_triton.rope_write_kv_triton]
     for function in functions:

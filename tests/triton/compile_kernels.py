@@ -33,6 +33,8 @@ from shoal.kernels.attention.tiling import SM_90_SHARED_MEMORY
 from shoal.kernels.attention.triton import attention_triton
 from shoal.kernels.layers.embed_triton import embed_triton
 from shoal.kernels.layers.experts_triton import expert_mlp_triton
+from shoal.kernels.layers.fp8 import Scales
+from shoal.kernels.layers.fp8_triton import add_norm_quantize_triton, swiglu_quantize_triton
 from shoal.kernels.layers.head_norm import HeadNorm
 from shoal.kernels.layers.kv_write_triton import rope_write_kv_triton
 from shoal.kernels.layers.rms_norm_triton import rms_norm_triton
@@ -101,7 +103,7 @@ def attention(
 
 def kv_write(
     dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int, norm: bool = False, bias: bool = False,
-    per_head: bool = False,
+    per_head: bool = False, scaled: bool = False,
 ) -> None:  # fmt: skip
     qkv = torch.empty((tokens, heads + 2 * kv_heads, head_dim), dtype=dtype)
     table = torch.empty((4096, head_dim // 2))
@@ -112,9 +114,10 @@ def kv_write(
     put_off = RowNorm(torch.empty((tokens, 3584), dtype=dtype), 1e-5) if norm else None
     vector = torch.empty(qkv.shape[1:], dtype=dtype) if bias else None
     weight = torch.empty(head_dim, dtype=dtype)
+    scales = Scales(torch.empty((tokens, 1)), torch.empty((1, qkv[0].numel()))) if scaled else None
     rope_write_kv_triton(
         q, k, v, table, table, at, at, batch_of(2, 256), 1, pool[:, 1], k_out=k_out, norm=put_off, bias=vector,
-        head_norm=HeadNorm(weight, weight, 1e-6) if per_head else None,
+        head_norm=HeadNorm(weight, weight, 1e-6) if per_head else None, scales=scales,
     )  # fmt: skip
 
 
@@ -138,6 +141,13 @@ def experts(dtype: torch.dtype, tokens: int) -> None:
     x, logits = torch.empty((tokens, 2048), dtype=dtype), torch.empty((tokens, 64))
     weights = torch.empty((64, 2048, 2048), dtype=dtype), torch.empty((64, 2048, 1024), dtype=dtype)
     expert_mlp_triton(x, x, logits, *weights, 8)
+
+
+def fp8(dtype: torch.dtype, hidden: int, wide: int) -> None:
+    x, gate_up = torch.empty((32, hidden), dtype=dtype), torch.empty((32, 2 * wide), dtype=dtype)
+    rows, columns, weight = torch.empty((32, 1)), torch.empty((2 * wide, 1)).t(), torch.empty(hidden, dtype=dtype)
+    add_norm_quantize_triton(x, x.clone(), Scales(rows, columns[:, :hidden]), weight, 1e-5)
+    swiglu_quantize_triton(gate_up, Scales(rows, columns))
 
 
 def hopper(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, page_size: int, fresh: bool) -> None:
@@ -169,6 +179,7 @@ for _name, _dtype in DTYPES.items():
         case(f"{_at}-kv-write-long", kv_write, _dtype, _dim, 32, 32, 5000)
         case(f"{_at}-kv-write-norm", kv_write, _dtype, _dim, 28, 4, 32, True, True)
         case(f"{_at}-kv-write-heads", kv_write, _dtype, _dim, 16, 8, 32, True, False, True)
+        case(f"{_at}-kv-write-scales", kv_write, _dtype, _dim, 28, 4, 32, False, True, False, True)
         case(f"{_at}-kv-write-heads-long", kv_write, _dtype, _dim, 16, 8, 5000, False, False, True)
     for _requests, _tokens in ((1, 32), (2, 600), (2, 4512)):
         case(f"{_name}-256-attention-{_tokens}", attention, _dtype, 256, 16, 16, _tokens, 64, _tokens > 4000, _requests)
@@ -182,6 +193,7 @@ for _name, _dtype in DTYPES.items():
     case(f"{_name}-swiglu", swiglu_triton, _wide)
     case(f"{_name}-swiglu-norm", swiglu_triton, _wide, RowNorm(_x, 1e-5))
     case(f"{_name}-embed", embed, _dtype)
+    case(f"{_name}-fp8", fp8, _dtype, 4096, 12288)
     for _tokens in (32, 200, 400, 4096):
         case(f"{_name}-experts-{_tokens}", experts, _dtype, _tokens)
     case(f"{_name}-block-step", block_step, _dtype, 32, False)

@@ -5,8 +5,8 @@ What must not happen between a forward's plan and its read-back (a look at devic
 there. Graphs are not captured: the body is run where it would be, and a replay does nothing.
 
 Prints a line of JSON: {"compiled": number, "served": number, "late": [...], "errors": [...], "seed": number}.
-Arguments: heads, kv heads, head dimension, most requests, block, page size, a family, `hopper` or `portable`,
-and a seed, if it should not be a random one.
+Arguments: heads, kv heads, head dimension, most requests, block, page size, a family (`+fp8`: quantised), `hopper` or
+`portable`, and a seed, if it should not be a random one.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from shoal.runtime.request.forward import AddRequest, Forward, ForwardItem, Rele
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.worker.gpu.build import build_cuda_executor
 from shoal.runtime.worker.gpu.executor import CudaExecutor
+from shoal.runtime.worker.gpu.fp8_linear import quantize_layer
 from shoal.runtime.worker.gpu.graphs import ForwardGraphs
 from shoal.runtime.worker.gpu.sampler import BlockSampler
 from shoal.runtime.worker.gpu.slots import CanvasSlots
@@ -103,6 +104,7 @@ def pretend(hopper: bool) -> None:
 
 def make_worker(heads: int, kv_heads: int, head_dim: int, most: int, block: int, page_size: int, family: str) -> Worker:
     """A worker as `build_worker` makes it on a GPU, warmed up."""
+    family, _, quantization = family.partition("+")
     experts = family == "llada-moe"
     model = ModelConfig(
         architecture=family, num_layers=LAYERS, hidden_size=heads * head_dim, num_heads=heads, num_kv_heads=kv_heads,
@@ -112,7 +114,8 @@ def make_worker(heads: int, kv_heads: int, head_dim: int, most: int, block: int,
         qk_norm=family == "a2d-qwen3" or experts, num_experts=64 * experts, experts_per_token=8 * experts,
     )  # fmt: skip
     dtype = torch.bfloat16
-    decoder = loader.load_model(model, dtype=dtype, device="meta", load_format="dummy")
+    decoder = loader.load_model(model, dtype=dtype, device="meta", load_format="dummy",
+                                finish_layer=quantize_layer if quantization else None)  # fmt: skip
     pages = most * POSITIONS // page_size
     kv = KVPool(model, pages * LAYERS, page_size, 1, dtype, decoder.device)
     boundary = BoundaryPool(model, pages, page_size, dtype, decoder.device)
@@ -120,7 +123,10 @@ def make_worker(heads: int, kv_heads: int, head_dim: int, most: int, block: int,
         folder="", model=model, block_length=block, tree=TreeConfig(page_size, LAYERS, 1), kv_pages=pages * LAYERS,
         boundary_pages=pages, depth_profile={}, device="cuda", dtype="bfloat16",
     )  # fmt: skip
-    config = EngineConfig(max_running_requests=most, page_size=page_size, max_refresh_tokens=MOST_TOKENS)
+    config = EngineConfig(
+        max_running_requests=most, page_size=page_size, max_refresh_tokens=MOST_TOKENS,
+        quantization="fp8" if quantization else None,
+    )  # fmt: skip
     executor = build_cuda_executor(config.for_device("cuda"), decoder, kv, boundary, facts)
     executor.graphs._capture = True
     executor.graphs.warm_up(block + int(model.shift_logits), block, True)

@@ -80,7 +80,8 @@ def test_every_kernel_compiles_for_sm_90(group, tmp_path):
         "_attention_kernel", "_merge_kernel", "_rope_write_kernel", "_rms_norm_kernel", "_swiglu_kernel",
         "_scan_kernel", "_finish_kernel", "_shared_attention_kernel", "_masked_rows_kernel", "_commit_kernel",
         "_embed_kernel", "_cutoff_kernel", "_route_kernel", "_sort_kernel", "_gate_up_kernel", "_down_kernel",
-        "_combine_kernel", *(["_hopper_kernel"] if group == "bf16" else []),
+        "_combine_kernel", "_add_norm_quantize_kernel", "_swiglu_quantize_kernel",
+        *(["_hopper_kernel"] if group == "bf16" else []),
     }  # fmt: skip
     for line in lines:
         assert line["shared"] < SHARED_MEMORY, line
@@ -120,6 +121,7 @@ def test_attention_compiles_for_gpus_with_less_shared_memory(architecture, kib, 
 @pytest.mark.parametrize("model", [
     "32 32 128 32 32 64 llada hopper 0", "28 4 128 48 32 16 dream portable 1", "4 4 64 100 16 64 llada portable 2",
     "16 8 128 8 32 64 a2d-qwen3 hopper 3", "16 16 128 9 32 64 llada-moe hopper 4",
+    "28 4 128 9 32 64 dream+fp8 hopper 5",
 ])  # fmt: skip
 def test_serving_launches_no_kernel_that_the_warm_up_has_not_compiled(model):
     """Nor does it look at the device's memory, between plan and read-back, or mix devices."""
@@ -162,7 +164,8 @@ def test_both_implementations_of_a_kernel_take_the_same_arguments():
                     print(kernel.__name__)
     """
     names = {
-        "attention", "shared_attention", "embed", "expert_mlp", "rms_norm", "rope_write_kv", "swiglu",
+        "attention", "shared_attention", "add_norm_quantize", "swiglu_quantize", "embed", "expert_mlp", "rms_norm",
+        "rope_write_kv", "swiglu",
         "block_confidence", "commit", "confidence", "cutoffs", "masked_rows",
     }  # fmt: skip
     assert set(run(["-c", code]).split()) == names

@@ -50,6 +50,27 @@ def with_cuda_budget(config: EngineConfig, model: ModelConfig, dtype: torch.dtyp
     return replace(config, kv_cache_bytes=budget.pools)
 
 
+def check_quantization(config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ConfigError where the option `quantization` can't be honoured."""
+    if config.quantization is None:
+        return
+    sizes = (model.hidden_size, model.q_size, model.kv_size, model.intermediate_size)
+    reason = None
+    if device.type != "cuda":
+        reason = f"the device is {device}: it needs a GPU of compute capability 8.9"
+    elif (found := torch.cuda.get_device_capability(device)) < (8, 9):
+        reason = f"{device} has compute capability {found[0]}.{found[1]}; it needs 8.9"
+    elif dtype != torch.bfloat16:
+        reason = f"dtype is {str(dtype).removeprefix('torch.')}; it needs bfloat16"
+    elif model.num_experts:
+        reason = f"{model.architecture!r} has experts, whose products run in bfloat16 alone"
+    elif any(size % 16 for size in sizes):
+        reason = f"hidden, attention and MLP sizes are {sizes}; they must be multiples of 16"
+    if reason is not None:
+        message = f"quantization is {config.quantization}, but {reason}"
+        raise ConfigError(message, field="quantization", value=config.quantization, limit=None)
+
+
 def max_block_length(model: ModelConfig, default: int) -> int:
     """Positions of the longest block that a request may ask for on a GPU; `default` is the engine's block length."""
     return min(model.max_position_embeddings, max(MAX_BLOCK_LENGTH, default))
@@ -90,7 +111,7 @@ def build_cuda_executor(
         decoder.config.vocab_size,
         decoder.config.eos_token_id,
     )
-    if config.fold_norms and decoder.dtype != torch.float32:
+    if config.fold_norms and config.quantization is None and decoder.dtype != torch.float32:
         decoder.fold_norms()
     runner = CudaRunner(decoder, kv, boundary, slots)
     sampler = BlockSampler(runner.layers, slots)

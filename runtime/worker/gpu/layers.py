@@ -14,6 +14,7 @@ from torch import Tensor
 from ....kernels.attention.groups import SharedGroups
 from ....kernels.attention.reference import attention, shared_attention
 from ....kernels.layers.experts import expert_mlp
+from ....kernels.layers.fp8 import Scales
 from ....kernels.layers.head_norm import HeadNorm
 from ....kernels.layers.kv_write import rope_write_kv
 from ....kernels.layers.rms_norm import rms_norm
@@ -77,14 +78,21 @@ class FusedLayers:
     def _project(self, index: int, hidden: Tensor, at: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [rows, heads, head_dim], keys (rotated if at.whole) and values, which go to their pages."""
         config, weights = self.decoder.config, self.decoder.layers[index]
-        heads, kv_heads = config.num_heads, config.num_kv_heads
         norm, bias = None, None
         if hidden.shape[0] <= self._few and not at.whole:  # values that are read where they are must be final
             norm, bias = RowNorm(hidden, config.rms_norm_eps), weights.qkv.bias
             x = _product(hidden, weights.qkv)
         else:
             x = _linear(rms_norm(hidden, weights.attention_norm, config.rms_norm_eps), weights.qkv)
-        qkv = x.view(hidden.shape[0], heads + 2 * kv_heads, config.head_dim)
+        return self._rotate(index, x, at, norm, bias, None)
+
+    def _rotate(
+        self, index: int, x: Tensor, at: Layout, norm: RowNorm | None, bias: Tensor | None, scales: Scales | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`_project` from the product x on, to which norm, bias and scales still have to be applied."""
+        config, weights = self.decoder.config, self.decoder.layers[index]
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        qkv = x.view(x.shape[0], heads + 2 * kv_heads, config.head_dim)
         band, pages = self.kv.layer(index)
         q, k, v = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
         head_norm = None
@@ -93,7 +101,7 @@ class FusedLayers:
         rope_write_kv(
             q, k, v, self._cos, self._sin, at.positions, at.requests, at.batch, band, pages, q_out=q,
             k_out=k if at.whole else None, norm=norm, bias=bias,
-            head_norm=head_norm,
+            head_norm=head_norm, scales=scales,
         )  # fmt: skip
         return q, k, v
 

@@ -10,6 +10,8 @@ from ....kernels.attention.tiling import num_sms
 from ....kernels.layers.embed import embed
 from ...model.decoder import Decoder
 from ..pools import BoundaryPool, KVPool
+from .fp8_layers import Fp8Layers
+from .fp8_linear import Fp8Linear
 from .layers import FusedLayers
 from .layout import Layout
 from .refresh_plan import RefreshPlan
@@ -32,7 +34,8 @@ class CudaRunner:
         self.kv = kv
         self.boundary = boundary
         self.slots = slots
-        self.layers = FusedLayers(decoder, kv, slots.max_tokens)
+        in_fp8 = isinstance(decoder.layers[0].qkv, Fp8Linear)
+        self.layers = (Fp8Layers if in_fp8 else FusedLayers)(decoder, kv, slots.max_tokens)
 
     def embed(self, at: Layout) -> Tensor:
         """Embeddings [rows, hidden] of the tokens that stand in the rows' positions now."""
