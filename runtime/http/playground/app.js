@@ -10,6 +10,8 @@ const tabs = [...document.querySelectorAll('[role="tab"]')];
 const lost = document.querySelector("#lost");
 let ready = false, busy = false;
 
+const hash = (tab) => `#view=${tab.getAttribute("aria-controls")}`;
+
 function choose(tab, focus) {
   for (const each of tabs) {
     const chosen = each === tab;
@@ -18,7 +20,7 @@ function choose(tab, focus) {
     document.getElementById(each.getAttribute("aria-controls")).hidden = !chosen;
   }
   if (focus) tab.focus();
-  history.replaceState(null, "", `#${tab.getAttribute("aria-controls")}`);
+  history.replaceState(null, "", hash(tab)); // no id of an element, or the browser would scroll to it
   tick();
 }
 
@@ -63,4 +65,4 @@ async function tick() {
 addEventListener("trouble", ({ detail }) => { if (detail instanceof TypeError) show(detail); });
 document.addEventListener("visibilitychange", tick);
 setInterval(tick, POLL_MS);
-choose(tabs.find((tab) => `#${tab.getAttribute("aria-controls")}` === location.hash) ?? tabs[0]);
+choose(tabs.find((tab) => hash(tab) === location.hash) ?? tabs[0]);

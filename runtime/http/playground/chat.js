@@ -66,7 +66,7 @@ async function send(question) {
   $("question").value = "";
   const messages = messagesFor(question);
   const modes = [$("mode").value, ...($("other").value ? [$("other").value] : [])];
-  const note = el("p", { className: "faint comparison" });
+  const note = el("p", { className: "comparison" });
   const asked = body(messages);
   const turn = { question, place: history.length };
   const answers = modes.map((mode) => new Answer(info, mode, (one) => run(turn, [one], asked, answers, note)));

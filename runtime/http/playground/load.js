@@ -5,16 +5,28 @@ import { buckets, kv, one, quantile, scrape } from "./metrics.js";
 
 const KEPT = 150;
 const WINDOW = 30;
+const RATE = 4;
 const seconds = (value) => (value === null ? "no answers" : value < 1 ? `${whole(1000 * value)} ms` : `${value.toFixed(1)} s`);
 const CHARTS = [
   ["Running requests", whole, (m) => one(m, "num_running_reqs")],
   ["Waiting requests", whole, (m) => one(m, "num_queue_reqs")],
-  ["Tokens a second", whole, (m) => one(m, "gen_throughput")],
+  ["Tokens a second", whole, rate("generation_tokens_total")],
   ["Memory pages in use", percent, (m) => 1 - kv(m, "free") / Math.max(1, kv(m, "all"))],
   ["Prompt tokens from cache", percent, (m) => one(m, "cache_hit_rate")],
   ["Answer time, p50 and p99", seconds, ...quantiles("e2e_request_latency_seconds")],
   ["First text, p50 and p99", seconds, ...quantiles("time_to_first_token_seconds")],
 ];
+
+/** A reader of how fast a counter has grown over the latest scrapes. */
+function rate(name) {
+  const seen = [];
+  return (found) => {
+    seen.push([performance.now() / 1000, one(found, name)]);
+    if (seen.length > RATE) seen.shift();
+    const [[begin, low], [end, high]] = [seen[0], seen.at(-1)];
+    return end > begin ? Math.max(0, high - low) / (end - begin) : 0;
+  };
+}
 
 /** Readers of p50 and p99 over the answers of the last minute or so. */
 function quantiles(name) {

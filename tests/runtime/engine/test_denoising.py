@@ -14,6 +14,7 @@ from shoal.runtime.request.forward import Forward, MarkedResult, StepResult
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..tiny import assert_nothing_lost, make_engine, tokens
+from ..worker.test_cuda_worker import on_cuda_path
 
 LONG = SamplingParams(max_new_tokens=24, block_length=8, threshold=0.6, ignore_eos=True)
 
@@ -99,3 +100,19 @@ def test_generate_and_unknown_modes_are_refused(engine):
         engine.generate(tokens(9, 1), LONG, stream_mode="denoise")
     with pytest.raises(InvalidRequestError, match="stream_mode is 'pixels'; it must be one of text, denoise"):
         next(engine.stream(tokens(9, 1), LONG, stream_mode="pixels"))
+
+
+def test_on_a_gpu_passes_come_in_groups_and_confidences_are_unknown(folders):
+    """With the GPU's worker on the CPU: several steps of a message are read back at once."""
+    params = SamplingParams(max_new_tokens=24, block_length=8, steps=12, ignore_eos=True)
+    with make_engine(folders["llada"], max_steps_per_message=3) as made:
+        plain = made.generate(tokens(9, 1), params, cache_mode="dual")
+        on_cuda_path(made)
+        outputs = list(made.stream(tokens(9, 1), params, cache_mode="dual", stream_mode="denoise"))
+    shown = outputs[-1].snapshot
+    assert shown is not None
+    assert shown.tokens == plain.token_ids
+    assert set(shown.confidences) == {None}
+    assert min(shown.steps) > 0
+    assert max(shown.steps) == shown.step == plain.nfe
+    assert len(set(shown.steps)) < plain.nfe

@@ -153,7 +153,7 @@ def test_stop_ends_an_answer_and_the_page_goes_on(browser, server):
 
 
 def test_the_tree_grows(browser, server):
-    with opened(browser, f"{server.url}/#cache") as page, server.client() as client:
+    with opened(browser, f"{server.url}/#view=cache") as page, server.client() as client:
         page.locator("#totals .tile").first.wait_for()
         before = page.locator(".node").count()
         client.post("/generate", json={"text": "<|user|>" + " teal fig 11" * 30, "cache_salt": "somebody"})
