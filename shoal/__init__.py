@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .runtime.errors import ModelLoadError as ModelLoadError
     from .runtime.errors import PoolTooSmallError as PoolTooSmallError
     from .runtime.errors import ShoalError as ShoalError
+    from .runtime.request.input import Conversation as Conversation
     from .runtime.request.output import RequestOutput as RequestOutput
     from .runtime.request.sampling_params import SamplingParams as SamplingParams
 
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 _HOME = {
     "CacheInUseError": "runtime.errors",
     "ConfigError": "runtime.errors",
+    "Conversation": "runtime.text.conversation",
     "DepthProfile": "radix_cache.depth_profile",
     "Engine": "runtime.engine.engine",
     "EngineClosedError": "runtime.errors",

@@ -10,7 +10,7 @@ import numpy as np
 from ..config import CacheMode
 from ..errors import InvalidRequestError, shorten
 from ..request.field_names import FieldNames
-from ..request.input import GenerateInput, Prompt
+from ..request.input import Conversation, GenerateInput, Prompt
 from ..request.sampling_params import SamplingParams
 from ..request.snapshot import StreamMode
 
@@ -47,11 +47,11 @@ class RequestOptions(ScoreOptions, total=False):
 
 
 def is_single(prompts: Any) -> bool:
-    """Whether `prompts` is one prompt: text, token ids, or the messages of one chat.
+    """Whether `prompts` is one prompt: text, token ids, or one chat.
 
     Raises InvalidRequestError for what is neither that nor a list of prompts.
     """
-    if isinstance(prompts, str):
+    if isinstance(prompts, str | Conversation):
         return True
     if not _is_list(prompts):
         message = f"prompts is {shorten(prompts)}; it must be a prompt (text, token ids, messages) or a list of them"

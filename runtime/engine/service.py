@@ -12,7 +12,7 @@ from ..birthplace import Birthplace
 from ..config import EngineConfig
 from ..daemon_call import in_a_daemon
 from ..errors import CacheInUseError, EngineClosedError, InvalidRequestError, ShoalError, shorten
-from ..request.input import GenerateInput, Message
+from ..request.input import Conversation, GenerateInput, Message
 from ..request.lookup import CacheLookup
 from ..request.output import RequestOutput
 from ..request.stats import SchedulerStats
@@ -125,7 +125,7 @@ class LocalService:
 
     async def tokenize(
         self,
-        prompt: str | Sequence[TextPart] | Sequence[Message],
+        prompt: str | Sequence[TextPart] | Sequence[Message] | Conversation,
         add_special_tokens: bool = True,
         name: str = "prompt",
     ) -> list[int]:

@@ -25,7 +25,7 @@ from ..errors import (
     WireError,
 )
 from ..model.hub import resolve_model_folder
-from ..request.input import GenerateInput, Message
+from ..request.input import Conversation, GenerateInput, Message
 from ..request.lookup import CacheLookup
 from ..request.output import RequestOutput
 from ..request.stats import SchedulerStats
@@ -301,7 +301,7 @@ class PipelineClient:
 
     async def tokenize(
         self,
-        prompt: str | Sequence[TextPart] | Sequence[Message],
+        prompt: str | Sequence[TextPart] | Sequence[Message] | Conversation,
         add_special_tokens: bool = True,
         name: str = "prompt",
     ) -> list[int]:

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import WireError
 from ..request.facts import Facts
 from ..request.forward import AddRequest, Forward, MarkedResult, Release, StepResult
-from ..request.input import GenerateInput
+from ..request.input import Conversation, GenerateInput
 from ..request.output import FinishReason
 from ..request.snapshot import CanvasChange
 from ..request.spec import RequestSpec
@@ -77,14 +77,14 @@ class AbortAll(_Message):
 
 
 class Tokenize(_Message):
-    """Answered with the token ids of text, of chat messages, or of parts of a text, each marked as data or not.
+    """Answered with the token ids of text, of a chat, or of parts of a text, each marked as data or not.
 
     Errors call them `name`.
     """
 
     number: int
     text: str | None
-    messages: list[dict[str, Any]] | None
+    chat: Conversation | None
     add_special_tokens: bool = True
     parts: list[tuple[str, bool]] | None = None
     name: str = "prompt"

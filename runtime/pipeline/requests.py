@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InvalidRequestError, shorten
 from ..request.field_names import FieldNames
-from ..request.input import GenerateInput
+from ..request.input import Conversation, GenerateInput
 from ..text.parts import TextPart
 from .messages import Generate, Lookup, Tokenize
 
@@ -20,7 +20,9 @@ def generate_message(number: str, request: GenerateInput) -> Generate:
     Raises InvalidRequestError for a prompt that is neither text nor token ids nor chat messages.
     """
     prompt: Any = request.prompt
-    if not isinstance(prompt, str):
+    if isinstance(prompt, Conversation):
+        prompt = _plain(prompt)
+    elif not isinstance(prompt, str):
         if len(prompt) and all(isinstance(part, dict) for part in prompt):
             prompt = [dict(part) for part in prompt]
         else:
@@ -36,12 +38,25 @@ def lookup_message(number: int, request: GenerateInput) -> Lookup:
 
 
 def tokenize_message(number: int, prompt: Any, add_special_tokens: bool, name: str) -> Tokenize:
-    """The message that asks for the token ids of text, of text in parts, or of chat messages."""
+    """The message that asks for the token ids of text, of text in parts, or of a chat."""
+    if isinstance(prompt, Conversation):
+        return Tokenize(number, None, _plain(prompt), add_special_tokens, None, name)
     if isinstance(prompt, str):
         return Tokenize(number, prompt, None, add_special_tokens, None, name)
     if prompt and all(isinstance(part, TextPart) for part in prompt):
         return Tokenize(number, None, None, add_special_tokens, [tuple(part) for part in prompt], name)
-    return Tokenize(number, None, [dict(message) for message in prompt], add_special_tokens, None, name)
+    chat = Conversation(messages=[dict(message) for message in prompt])
+    return Tokenize(number, None, chat, add_special_tokens, None, name)
+
+
+def _plain(chat: Conversation) -> Conversation:
+    """The conversation in dicts and lists alone, which is what msgpack encodes."""
+    return replace(
+        chat,
+        messages=[dict(message) for message in chat.messages],
+        tools=[dict(tool) for tool in chat.tools],
+        template_kwargs=dict(chat.template_kwargs),
+    )
 
 
 def _token_ids(prompt: Any, names: FieldNames) -> list[int]:

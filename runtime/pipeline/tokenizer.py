@@ -14,9 +14,10 @@ import zmq
 from ..errors import InvalidRequestError, ShoalError
 from ..model.settings import load_tokenizer
 from ..request.facts import Facts
+from ..request.input import Conversation
 from ..request.intake import Intake
 from ..text.chat_markers import PLAIN, markers_error
-from ..text.parts import TextPart
+from ..text.parts import TextPart, strings
 from .backlog import Backlog
 from .child import Child
 from .errors import pack_error
@@ -115,7 +116,7 @@ class TokenizerProcess:
 
     def _handle(self, message: ToTokenizer) -> None:
         match message:
-            case Generate() | Tokenize() if self._intake is not None and _text_length(message) > _LONG_TEXT:
+            case Generate() | Tokenize() if self._intake is not None and _takes_long(message):
                 self._long.put(message, message.request.rid if isinstance(message, Generate) else None)
             case Generate() | Tokenize():
                 self._pass_on(self._worked(message, self._ready))
@@ -173,16 +174,20 @@ class TokenizerProcess:
         return self._intake
 
 
-def _text_length(message: Generate | Tokenize) -> int:
-    """Characters of the texts in a message."""
-    texts: list[Any]
+def _takes_long(message: Generate | Tokenize) -> bool:
+    """Whether others should not wait for it: for a long text, or for a template of the client's own."""
+    prompt: Any
     if isinstance(message, Generate):
         prompt = message.request.prompt
-        texts = [prompt] if isinstance(prompt, str) else [m.get("content") for m in prompt if isinstance(m, dict)]
     else:
-        texts = [message.text, *(m.get("content") for m in message.messages or ())]
-        texts += [part[0] for part in message.parts or ()]
-    return sum(len(text) for text in texts if isinstance(text, str))
+        prompt = message.chat or [message.text or "", *(text for text, _ in message.parts or ())]
+    if isinstance(prompt, Conversation):
+        if prompt.template is not None:
+            return True
+        prompt = [prompt.messages, prompt.tools, prompt.template_kwargs]
+    elif not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
+        return False
+    return sum(map(len, strings(prompt))) > _LONG_TEXT
 
 
 def _accepted(message: Generate, intake: Intake) -> Accepted:
@@ -191,7 +196,7 @@ def _accepted(message: Generate, intake: Intake) -> Accepted:
 
 
 def _tokens(message: Tokenize, intake: Intake) -> list[int]:
-    prompt: Any = message.text if message.text is not None else message.messages or []
+    prompt: Any = message.text if message.text is not None else message.chat or []
     if message.parts is not None:
         prompt = [TextPart(*part) for part in message.parts]
     return intake.encode_text(prompt, message.name, message.add_special_tokens)

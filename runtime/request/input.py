@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..config import CacheMode
-from ..text.chat_template import Message
+from ..text.conversation import Conversation, Message
 from .field_names import DEFAULT_NAMES, FieldNames
 from .sampling_params import SamplingParams
 from .snapshot import StreamMode
 
-__all__ = ["GenerateInput", "Message", "Prompt"]
+__all__ = ["Conversation", "GenerateInput", "Message", "Prompt"]
 
-Prompt = str | Sequence[int | Message]
-"""Text, token ids, or chat messages ({"role", "content"}) that the model's chat template renders."""
+Prompt = str | Sequence[int | Message] | Conversation
+"""Text, token ids, or what the model's chat template renders: messages ({"role", "content"}), or a Conversation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class GenerateInput:
     """One request, as it was asked for; intake makes a RequestSpec of it.
 
     Attributes:
-        prompt: text, token ids or chat messages.
+        prompt: text, token ids, chat messages or a Conversation.
         rid: its id, unique among the requests in flight; empty: intake makes one.
         sampling: decoding parameters.
         cache_mode: None: the engine's default.

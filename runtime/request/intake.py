@@ -13,12 +13,13 @@ import numpy as np
 from ..checks import PARAMETER
 from ..config import CACHE_MODES, EngineConfig
 from ..errors import InvalidRequestError, ShoalError, shorten
+from ..text.conversation import plain_messages
 from ..text.parts import TextPart
 from ..text.tokenizer import Tokenizer
 from .endings import Endings
 from .facts import Facts
 from .field_names import FieldNames
-from .input import GenerateInput, Message
+from .input import Conversation, GenerateInput, Message
 from .length_limit import check_length
 from .resolve import resolved
 from .sampling_params import SamplingParams
@@ -30,16 +31,6 @@ def _is_integer(kind: type) -> bool:
     return issubclass(kind, int | np.integer) and kind is not bool
 
 
-def _check_messages(messages: Sequence[Message], name: str) -> None:
-    """Raise for messages without role or content as text: templates would render them silently as something else."""
-    for index, message in enumerate(messages):
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                given = shorten(message[key]) if key in message else "missing"
-                text = f"{name}: {key} of message {index} is {given}; it must be text"
-                raise InvalidRequestError(text, field=_field(name), value=message, limit="text")
-
-
 def _field(name: str) -> str:
     """The field of a value called `name`: `prompts` of `prompts[3]`."""
     return name.partition("[")[0]
@@ -47,6 +38,17 @@ def _field(name: str) -> str:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+
+
+def _chat_ids(tokenizer: Tokenizer, prompt: Any, name: str) -> list[int]:
+    """Token ids of a chat. Raises as the tokenizer; messages that are a prompt themselves are `name`[0] and so on."""
+    if isinstance(prompt, Conversation):
+        return tokenizer.apply_chat_template(prompt)
+    try:
+        return tokenizer.apply_chat_template(plain_messages(prompt, name))
+    except InvalidRequestError as error:
+        error.field = _field(name)
+        raise
 
 
 class Intake:
@@ -109,9 +111,10 @@ class Intake:
         return tokens
 
     def encode_text(
-        self, prompt: str | Sequence[TextPart] | Sequence[Message], name: str, add_special_tokens: bool = True
-    ) -> list[int]:
-        """Token ids of text, of text in parts, or of chat messages, called `name` in errors.
+        self, prompt: str | Sequence[TextPart] | Sequence[Message] | Conversation, name: str,
+        add_special_tokens: bool = True,
+    ) -> list[int]:  # fmt: skip
+        """Token ids of text, of text in parts, or of a chat, called `name` in errors.
 
         Raises InvalidRequestError, ModelLoadError. The engine's default decides whether special tokens in text are
         recognised. Without `add_special_tokens` it is text inside a prompt: no BOS is added.
@@ -206,7 +209,10 @@ class Intake:
             raise InvalidRequestError(message, field="block_length", value=params.block_length, limit=blocks)
 
     def _encode(self, prompt: Any, name: str, split: bool | None = None) -> Tokens:
-        if isinstance(prompt, str) or (_is_list(prompt) and len(prompt) and all(isinstance(p, dict) for p in prompt)):
+        is_chat = isinstance(prompt, Conversation) or (
+            _is_list(prompt) and len(prompt) and all(isinstance(p, dict) for p in prompt)
+        )
+        if is_chat or isinstance(prompt, str):
             ids = self._encode_text(prompt, name, split=split)
         elif _is_list(prompt) and all(_is_integer(kind) for kind in set(map(type, prompt))):
             ids = list(map(int, prompt))
@@ -226,8 +232,8 @@ class Intake:
             raise InvalidRequestError(message, field=_field(name), value=bad, limit=vocabulary)
 
     def _encode_text(
-        self, prompt: str | Sequence[TextPart] | Sequence[Message], name: str, add_special_tokens: bool = True,
-        split: bool | None = None,
+        self, prompt: str | Sequence[TextPart] | Sequence[Message] | Conversation, name: str,
+        add_special_tokens: bool = True, split: bool | None = None,
     ) -> list[int]:  # fmt: skip
         tokenizer = self._tokenizer
         if tokenizer is None:
@@ -236,14 +242,12 @@ class Intake:
             if isinstance(prompt, str):
                 split = self._config.split_special_tokens if split is None else split
                 return tokenizer.encode(prompt, add_special_tokens, split)
-            if all(isinstance(part, TextPart) for part in prompt):
+            if not isinstance(prompt, Conversation) and all(isinstance(part, TextPart) for part in prompt):
                 return tokenizer.encode_parts(cast(Sequence[TextPart], prompt), add_special_tokens)
-            messages = cast(Sequence[Message], prompt)
-            _check_messages(messages, name)
             if split is False:
                 message = "split_special_tokens is false; contents of messages are always taken as ordinary text"
                 raise InvalidRequestError(message, field="split_special_tokens", value=split, limit="true or null")
-            return tokenizer.apply_chat_template(messages)
+            return _chat_ids(tokenizer, prompt, name)
         except ShoalError:
             raise
         # Tokenizers raise anything for text that is no valid Unicode.

@@ -28,17 +28,19 @@ def check_length(prompt: int, canvas: int, *, model: int, pool: int, masks: int 
     most = min(model, pool)
     called = "a canvas" if names.length == "canvas" else names.length
     least = canvas if names.length == "choices" else 1 if canvas else masks
-    room = most - prompt
+    fixed = names.suffix
+    room = most - prompt - names.suffix
     message = f"{names.prompt} has {_tokens(prompt)} and {_canvas(canvas, masks, names)}: {total}, over {where}; "
     if canvas and names.length != "choices" and room >= least:
         raise kind(f"{message}send {called} of at most {room}", field=names.length, value=total, limit=most)
     kept = canvas or masks
-    shorter = "" if kept < most or kept == least else f", and send {called} of at most {least}"
-    fits = most - (least if shorter else kept)
+    shorter = "" if kept < most or kept == least + fixed else f", and send {called} of at most {least}"
+    fits = most - (least + fixed if shorter else kept)
     if fits >= 1:
         message += f"shorten {names.prompt} by {_tokens(prompt - fits)}, to at most {fits}{shorter}"
         raise kind(message, field=names.prompt_field, value=total, limit=most)
-    raise kind(f"{message}nothing fits with them: shorten {names.length}", field=names.length, value=total, limit=most)
+    field = "suffix" if fixed else names.length
+    raise kind(f"{message}nothing fits with them: shorten {field}", field=field, value=total, limit=most)
 
 
 def _canvas(canvas: int, masks: int, names: FieldNames) -> str:
@@ -48,7 +50,8 @@ def _canvas(canvas: int, masks: int, names: FieldNames) -> str:
         return f"the longest of choices takes a canvas of {canvas}"
     if names.length == "canvas":
         return f"canvas {canvas} positions"
-    return f"{names.length} is {canvas}" + ("" if names.length_given else " by default")
+    behind = f" and suffix has {_tokens(names.suffix)}" if names.suffix else ""
+    return f"{names.length} is {canvas - names.suffix}" + ("" if names.length_given else " by default") + behind
 
 
 def _tokens(count: int) -> str:

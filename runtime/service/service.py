@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from ..request.input import GenerateInput, Message
+from ..request.input import Conversation, GenerateInput, Message
 from ..request.lookup import CacheLookup
 from ..request.output import RequestOutput
 from ..request.stats import SchedulerStats
@@ -62,7 +62,7 @@ class Service(Protocol):
 
     async def tokenize(
         self,
-        prompt: str | Sequence[TextPart] | Sequence[Message],
+        prompt: str | Sequence[TextPart] | Sequence[Message] | Conversation,
         add_special_tokens: bool = True,
         name: str = "prompt",
     ) -> list[int]:

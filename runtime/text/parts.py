@@ -79,6 +79,15 @@ def strings(value: Any) -> Iterator[str]:
             yield from strings(inner)
 
 
+def unused_character(data: Iterable[str]) -> str:
+    """A private-use character that occurs in none of `data`. Raises InvalidRequestError if there is none."""
+    free = next(_free("".join(data)), None)
+    if free is None:
+        message = "the text has every private-use character; at least one must be left out"
+        raise InvalidRequestError(message, field="prompts", limit="some private-use characters unused")
+    return free
+
+
 def _free(text: str) -> Iterator[str]:
     """Private-use characters that do not occur in `text`, not even as JSON escapes."""
     used, escaped = set(text), {found.lower() for found in _ESCAPED.findall(text)}

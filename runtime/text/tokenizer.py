@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelLoadError, ShoalError
+from ..errors import InvalidRequestError, ModelLoadError, ShoalError, shorten
 from .bound import CHARACTERS_PER_TOKEN, check_may_fit
 from .chat_markers import PLAIN, ChatMarkers, chat_markers
-from .chat_template import ChatTemplate, Message
+from .chat_template import ChatTemplate
 from .control_tokens import ControlTokens
+from .conversation import Conversation, Message, plain_messages
 from .parts import TextPart
+from .sandbox import RENDER_S, Sandbox
 
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
@@ -38,6 +43,9 @@ class Tokenizer:
         self._tokens = ControlTokens(backend)
         self._max_tokens: int | None = None
         self._markers: ChatMarkers | ShoalError | None = None
+        self._chat_template: ChatTemplate | None = None
+        self._sandbox = Sandbox()
+        self._given = {"messages", *backend.special_tokens_map, *signature(backend.apply_chat_template).parameters}
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -75,7 +83,7 @@ class Tokenizer:
     def protect(self, ids: Iterable[int]) -> None:
         """Treat `ids` (a model's mask and EOS) as control tokens, whatever the tokenizer's files say."""
         if not self._tokens.ids.issuperset(ids):
-            self._tokens = ControlTokens(self._backend, ids)
+            self._tokens, self._chat_template = ControlTokens(self._backend, ids), None
 
     def prepare(self) -> None:
         """Build now what the first text with a special token as data would wait for: with a vocabulary of 150,000
@@ -123,15 +131,18 @@ class Tokenizer:
         Path(path).write_text(backend.to_str(), encoding="utf-8")
         return True
 
-    def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation as the model expects it, by default up to where the answer begins.
+    def apply_chat_template(self, chat: Conversation | Sequence[Message]) -> list[int]:
+        """Token ids of a conversation, or of messages alone, as the model expects it.
 
         Special tokens come only from the template; one that is spelled in a message is ordinary text.
 
         Raises: ModelLoadError when the folder has no chat template, or a broken one; InvalidRequestError for messages
-        that it does not render.
+        that are none or that it does not render.
         """
-        text, marks = self._template().render(messages, add_generation_prompt)
+        if not isinstance(chat, Conversation):
+            chat = Conversation(messages=chat)
+        template = self._template() if chat.template is None else self._own_template(chat.template)
+        text, marks = template.render(replace(chat, messages=plain_messages(chat.messages)))
         self._check(marks.restore(text))
         return self._tokens.encode_marked(text, marks, add_special_tokens=False)
 
@@ -172,13 +183,37 @@ class Tokenizer:
                 value=None,
                 limit="a chat template in tokenizer_config.json or chat_template.jinja",
             )
-        return ChatTemplate(self._template_name, self._apply, self._tokens)
+        if self._chat_template is None:
+            developer = "developer" in str(self._backend.chat_template)
+            self._chat_template = ChatTemplate(self._template_name, self._apply, self._tokens, developer)
+        return self._chat_template
 
-    def _apply(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _own_template(self, source: str) -> ChatTemplate:
+        """A template that came with a conversation; all its renderings share one time limit."""
+        deadline = time.monotonic() + RENDER_S
+
+        def apply(chat: Conversation) -> str:
+            self._check_variables(chat)
+            return self._sandbox.render(source, {
+                **self._backend.special_tokens_map, **chat.template_kwargs, "messages": chat.messages,
+                "tools": list(chat.tools) or None, "add_generation_prompt": chat.add_generation_prompt,
+            }, deadline)  # fmt: skip
+
+        return ChatTemplate("chat_template", apply, self._tokens, "developer" in source)
+
+    def _check_variables(self, chat: Conversation) -> None:
+        for name in chat.template_kwargs:
+            if name in self._given or not name.isidentifier():
+                message = f"chat_template_kwargs has {shorten(name)}, which is no variable of the template's own"
+                raise InvalidRequestError(message, field="chat_template_kwargs", value=name)
+
+    def _apply(self, chat: Conversation) -> str:
+        self._check_variables(chat)
         # A batch of one conversation: transformers refuses an empty one on its own.
         (text,) = self._backend.apply_chat_template(
-            [messages], tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+            [[dict(message) for message in chat.messages]], tools=[dict(tool) for tool in chat.tools] or None,
+            tokenize=False, add_generation_prompt=chat.add_generation_prompt, **chat.template_kwargs,
+        )  # fmt: skip
         return str(text)
 
 

@@ -20,9 +20,10 @@ from shoal.runtime.errors import (
     ShoalError,
 )
 from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.text.conversation import Conversation
 from shoal.runtime.worker.device import choose_device
 
-from ..tiny import VOCABULARY, assert_nothing_lost, make_engine, tokens, worker_of
+from ..tiny import TEMPLATE, VOCABULARY, assert_nothing_lost, make_engine, tokens, worker_of
 
 SMALL = SamplingParams(max_new_tokens=8, steps=1, ignore_eos=True)
 
@@ -55,16 +56,16 @@ PROMPTS: list[tuple[Any, Any]] = [
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ({"role": "user"}, "content of message 1 is missing"),
-        ({"role": "user", "text": "a"}, "content of message 1 is missing"),
-        ({"role": "user", "content": None}, "content of message 1 is None"),
-        ({"role": "user", "content": ["a"]}, "content of message 1 is \\['a'\\]"),
-        ({"content": "a"}, "role of message 1 is missing"),
+        ({"role": "user"}, "content is missing; it must be text"),
+        ({"role": "user", "text": "a"}, "content is missing; it must be text"),
+        ({"role": "user", "content": None}, "content is None; it must be text"),
+        ({"role": "user", "content": ["a"]}, "content\\[0\\] is 'a'; it must be a part"),
+        ({"content": "a"}, "role is missing; it must be text"),
     ],
 )
 def test_messages(message, words):
     with Engine("shop", kv_cache_tokens=256) as shop:
-        with pytest.raises(InvalidRequestError, match=f"^prompts\\[0\\]: {words}; it must be text$") as caught:
+        with pytest.raises(InvalidRequestError, match=f"^prompts\\[0\\]\\[1\\]\\.{words}") as caught:
             shop.generate([{"role": "system", "content": "a"}, message], SMALL)
         assert caught.value.field == "prompts"
 
@@ -94,7 +95,8 @@ def test_text_ids_and_messages_mean_the_same(engine):
     messages = [{"role": "system", "content": "ab"}, {"role": "user", "content": "cd"}]
     outputs = engine.generate(["ab;cd:", ids, messages], SMALL, cache_mode="dual")
     assert len({output.token_ids for output in outputs}) == 1
-    assert engine.generate(messages, SMALL, cache_mode="dual").token_ids == outputs[0].token_ids
+    for chat in (messages, Conversation(messages=messages), Conversation(messages=messages, template=TEMPLATE)):
+        assert engine.generate(chat, SMALL, cache_mode="dual").token_ids == outputs[0].token_ids
 
 
 @pytest.mark.parametrize(

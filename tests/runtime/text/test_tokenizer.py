@@ -12,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from shoal.runtime.errors import InvalidRequestError, ModelLoadError
 from shoal.runtime.text.chat_markers import PLAIN, ChatMarkers
+from shoal.runtime.text.conversation import Conversation
 from shoal.runtime.text.tokenizer import Tokenizer
 
 from ..model.oracle import DREAM_TINY
@@ -102,7 +103,7 @@ def test_a_chat_ends_where_the_answer_begins(tmp_path, template):
 def test_without_a_generation_prompt_a_template_that_honours_the_wish_ends_with_the_message(tmp_path):
     write_tokenizer(tmp_path, POLITE)
     tokenizer = Tokenizer.load(tmp_path)
-    ids = tokenizer.apply_chat_template([SYSTEM], add_generation_prompt=False)
+    ids = tokenizer.apply_chat_template(Conversation(messages=[SYSTEM], add_generation_prompt=False))
     assert tokenizer.decode(ids, skip_special_tokens=False) == "<bos><head>system</head>redapplecosts<eot>"
 
 
@@ -220,7 +221,7 @@ def test_a_template_without_markers_is_an_error_for_programs_and_renders_chats(t
 @pytest.mark.parametrize("messages", ["red", [["user", "red"]], [None]])
 def test_what_is_no_message_is_refused(tmp_path, messages):
     write_tokenizer(tmp_path, POLITE)
-    with pytest.raises(InvalidRequestError, match="message 0 is"):
+    with pytest.raises(InvalidRequestError, match=r"messages\[0\] is"):
         Tokenizer.load(tmp_path).apply_chat_template(messages)
 
 
