@@ -28,6 +28,11 @@ _STATUS: tuple[tuple[type[ShoalError], int, str], ...] = (
     (RequestTimeoutError, 504, "RequestTimeoutError"),
     (EngineError, 500, "InternalServerError"),
 )
+_ANTHROPIC = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
+    429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
+}  # fmt: skip
+ANTHROPIC_PATH = "/v1/messages"
 _RETRYABLE = frozenset({429, 503})
 
 
@@ -64,6 +69,13 @@ class ApiError(Exception):
             "retryable": self.retryable,
         }
         return {"object": "error", **inner, "error": inner}
+
+    def body_at(self, path: str) -> dict[str, Any]:
+        """The reply on a route: in Anthropic's form on its routes, else `body`."""
+        if not path.startswith(ANTHROPIC_PATH):
+            return self.body()
+        kind = _ANTHROPIC.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message, "param": self.param}}
 
     @classmethod
     def of(cls, error: ShoalError) -> ApiError:

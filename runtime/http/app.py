@@ -24,15 +24,28 @@ from .metrics import Metrics
 from .middleware import AccessLog, BodyLimit
 from .origins import HostCheck, JSONBodies, OriginCheck
 from .replies import JSONReply
-from .routes import administration, health, information, lookup, native, openai, playground, score
+from .routes import (
+    administration,
+    chat,
+    health,
+    information,
+    lookup,
+    messages,
+    native,
+    openai,
+    playground,
+    responses,
+    score,
+)
 from .routes import tokens as tokenization
 from .state import ServerState
 from .wording import shown
 
-_ROUTERS = (native, score, openai, health, information, administration, lookup, tokenization)
+_GENERATING_ROUTERS = (native, score, openai, chat, responses, messages)
+_ROUTERS = (*_GENERATING_ROUTERS, health, information, administration, lookup, tokenization)
 _CLIENT_CLOSED_REQUEST = 499
 _GENERATING = frozenset(
-    route.path for module in (native, score, openai) for route in module.router.routes
+    route.path for module in _GENERATING_ROUTERS for route in module.router.routes
     if isinstance(route, APIRoute) and "POST" in (route.methods or ())
 )  # fmt: skip
 _REFUSED = frozenset({"BadRequestError", "QueueFullError"})
@@ -85,7 +98,7 @@ def _reply(request: Request, error: ApiError, headers: Any = None) -> Response:
     if error.kind in _REFUSED and request.url.path in _GENERATING:
         request.app.state.server.metrics.refused.inc()
     extra = {"retry-after": "1"} if error.retryable else {}
-    return JSONReply(error.body(), error.status, headers={**extra, **dict(headers or {})})
+    return JSONReply(error.body_at(request.url.path), error.status, headers={**extra, **dict(headers or {})})
 
 
 async def _api_error(request: Request, error: Any) -> Response:

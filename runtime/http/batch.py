@@ -19,9 +19,7 @@ from .api_error import bad_request
 from .cost import check_work
 from .decoding import KNOBS, sampling_params
 from .defaults import Defaults
-from .field_table import MESSAGE
-from .fields import check_fields
-from .schemas import ChatMessage, LookupBody, Routing, ScoreBody
+from .schemas import LookupBody, Routing, ScoreBody
 from .state import ServerState, is_admin
 from .wording import shown
 
@@ -146,27 +144,6 @@ def check_unicode(field: str, value: Any) -> None:
             check_unicode(f"{field}[{index}]", part)
 
 
-def chat_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
-    """Messages for the chat template, with text parts joined. ApiError for any other kind of part."""
-    return [{"role": m.role, "content": _content(m, i)} for i, m in enumerate(messages)]
-
-
-def _content(message: ChatMessage, index: int) -> str:
-    field = f"messages[{index}].content"
-    check_fields(MESSAGE, message.fields())
-    if message.content is None:
-        raise bad_request(field, f"{field} is null; it must be text")
-    if isinstance(message.content, str):
-        return message.content
-    texts = []
-    for part in message.content:
-        if part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type")
-            raise bad_request(field, f"{field} has a part of type {shown(kind)}; only text parts are supported")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
 def _count(n: Any, limit: int) -> int:
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= limit:
         raise bad_request("n", f"n is {shown(n)}; it must be an integer from 1 to {limit}")
@@ -240,7 +217,7 @@ def _member(rid: str, k: int, n: int) -> str:
 
 
 def _stream_mode(body: Routing) -> StreamMode:
-    mode = body.stream_mode or "text"
+    mode = getattr(body, "stream_mode", None) or "text"
     if mode not in STREAM_MODES:
         raise bad_request("stream_mode", f"stream_mode is {shown(mode)}; it must be one of {', '.join(STREAM_MODES)}")
     if mode == "denoise" and not body.stream:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from ..request.input import Prompt
+from ..request.input import Conversation, Prompt
 from ..request.sampling_params import SamplingParams
 from ..service.info import ServiceInfo
 from .api_error import bad_request
@@ -28,7 +27,7 @@ def check_work(
     """
     prompt_tokens = canvas_tokens = forwards = 0
     for prompt, sampling in zip(prompts, params, strict=True):
-        prompt_tokens += len(prompt) if _is_tokens(prompt) else 0
+        prompt_tokens += _num_tokens(prompt)
         canvas_tokens += sampling.max_new_tokens
         blocks = -(-sampling.max_new_tokens // (sampling.block_length or info.block_length))
         steps = sampling.steps or sampling.max_new_tokens
@@ -51,5 +50,8 @@ def check_work(
         raise bad_request(field, message)
 
 
-def _is_tokens(prompt: Any) -> bool:
-    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], int)
+def _num_tokens(prompt: Prompt) -> int:
+    """Tokens of a prompt that is token ids; 0 for any other."""
+    if isinstance(prompt, str | Conversation) or not len(prompt) or not isinstance(prompt[0], int):
+        return 0
+    return len(prompt)

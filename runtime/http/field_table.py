@@ -13,11 +13,14 @@ from typing import Any
 
 GENERATE, COMPLETIONS, CHAT, SCORE = "/generate", "/v1/completions", "/v1/chat/completions", "/score"
 LOOKUP = "/cache/match"
+RESPONSES, MESSAGES, COUNT_TOKENS = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
 TOKENIZE, DETOKENIZE, ABORT, PROFILE = "/tokenize", "/detokenize", "/abort_request", "/start_profile"
 SAMPLING, CUSTOM, KWARGS = "sampling_params", "custom_params", "chat_template_kwargs"
 MESSAGE, STREAM_OPTIONS = "messages[]", "stream_options"
 
-ROUTES = (GENERATE, SCORE, LOOKUP, COMPLETIONS, CHAT, TOKENIZE, DETOKENIZE, ABORT, PROFILE)
+ROUTES = (
+    GENERATE, SCORE, LOOKUP, COMPLETIONS, CHAT, RESPONSES, MESSAGES, COUNT_TOKENS, TOKENIZE, DETOKENIZE, ABORT, PROFILE,
+)  # fmt: skip
 INSIDE: Mapping[str, str] = {
     SAMPLING: GENERATE, CUSTOM: GENERATE, KWARGS: CHAT, MESSAGE: CHAT, STREAM_OPTIONS: CHAT,
 }  # fmt: skip
@@ -25,10 +28,14 @@ INSIDE: Mapping[str, str] = {
 PLACES = (*ROUTES, *INSIDE)
 
 _OPENAI = (COMPLETIONS, CHAT)
-_GENERATING = (GENERATE, *_OPENAI)
-_SAMPLED = (*_GENERATING, SAMPLING)
+_SEVERAL = (GENERATE, *_OPENAI)
+GENERATING = (*_SEVERAL, RESPONSES, MESSAGES)
+"""Routes that generate text."""
+_SAMPLED = (*GENERATING, SAMPLING)
+_RENDERED = (CHAT, TOKENIZE)
+_TEMPLATED = (*_RENDERED, RESPONSES, MESSAGES, COUNT_TOKENS)
 _DIFFUSION = (*_SAMPLED, CUSTOM, KWARGS)
-_COMPUTING = (*_GENERATING, SCORE)
+_COMPUTING = (*GENERATING, SCORE)
 _TENANT = (*_DIFFUSION, SCORE, LOOKUP)
 
 _NO_SUCH_THING = "diffusion decoding here has no such thing"
@@ -37,7 +44,6 @@ _LOGPROBS = (
     "model gives"
 )
 _NO_MEDIA = "the models here take text only"
-_NO_TOOLS = "tools are not part of this version"
 _NO_GRAMMAR = "constrained decoding is not part of this version"
 _NO_SPLIT = "prefill and decoding are not split here"
 
@@ -74,28 +80,35 @@ def _refused(why: str, *names: str) -> Iterable[Field]:
 
 _ROWS = (
     # Prompts
-    Field("text", (GENERATE, SCORE, LOOKUP), use=("prompt", "messages")),
+    Field("text", (GENERATE, SCORE, LOOKUP, RESPONSES), use=("prompt", "messages")),
     Field("input_ids", (GENERATE, SCORE, LOOKUP), use=("prompt", "messages")),
     Field("prompt", (COMPLETIONS, TOKENIZE), use=("text", "messages")),
-    Field("messages", (CHAT, TOKENIZE), use=("text", "prompt")),
+    Field("messages", (CHAT, MESSAGES, COUNT_TOKENS, TOKENIZE), use=("text", "prompt", "input")),
+    Field("input", (RESPONSES,), use=("text", "prompt", "messages")),
+    Field("instructions", (RESPONSES,), use=("messages",)),
+    Field("system", (MESSAGES, COUNT_TOKENS), use=("instructions", "messages")),
     Field("tokens", (DETOKENIZE,), use=("input_ids", "prompt")),
-    Field("canvas", (GENERATE,)),
+    Field("canvas", (GENERATE, COMPLETIONS)),
     Field("shared_prefix", (GENERATE, SCORE, LOOKUP)),
     Field("choices", (SCORE,)),
     Field("method", (SCORE,)),
     Field("sampling_params", (GENERATE,)),
     Field("custom_params", (SAMPLING,), use=("chat_template_kwargs",)),
-    Field("chat_template_kwargs", (CHAT,)),
+    Field("chat_template", _TEMPLATED, why="there are no messages"),
+    Field("chat_template_kwargs", _TEMPLATED, why="there are no messages"),
+    Field("add_generation_prompt", _RENDERED, neutral=(True,)),
+    Field("continue_final_message", _RENDERED, neutral=(False,)),
     Field("parts", (TOKENIZE,)),
     Field("split_special_tokens", (*_SAMPLED, SCORE, LOOKUP, TOKENIZE), neutral=(False,)),
     Field("add_special_tokens", (TOKENIZE,), neutral=(True,)),
-    Field("role", (MESSAGE,)),
-    Field("content", (MESSAGE,)),
-    Field("suffix", why="infilling is not part of this version"),
+    *(Field(name, (MESSAGE,)) for name in ("role", "content", "tool_calls", "tool_call_id")),
+    *(Field(name, (MESSAGE,), any_value=True) for name in ("name", "reasoning_content")),
+    Field("suffix", (COMPLETIONS,), why="a chat has no text behind its answer"),
     Field("echo", (COMPLETIONS,), neutral=(False,)),
     # The canvas, and how it is filled
     Field("max_new_tokens", (GENERATE, LOOKUP, SAMPLING), use=("max_tokens",)),
-    Field("max_tokens", _OPENAI, use=("max_new_tokens",)),
+    Field("max_tokens", (*_OPENAI, MESSAGES), use=("max_new_tokens", "max_output_tokens")),
+    Field("max_output_tokens", (RESPONSES,), use=("max_new_tokens", "max_tokens")),
     Field("max_completion_tokens", (CHAT,), use=("max_new_tokens", "max_tokens")),
     Field("block_length", _DIFFUSION),
     Field("steps", _DIFFUSION),
@@ -108,15 +121,16 @@ _ROWS = (
     Field("min_p", _SAMPLED, neutral=(0,)),
     Field("seed", _SAMPLED, any_value=True),
     Field("sampling_seed", _SAMPLED, any_value=True),
-    Field("stop", _SAMPLED),
+    Field("stop", (*_SEVERAL, SAMPLING, RESPONSES), use=("stop_sequences",)),
+    Field("stop_sequences", (MESSAGES,), use=("stop",)),
     Field("stop_token_ids", _SAMPLED),
     Field("ignore_eos", _SAMPLED, neutral=(False,)),
-    Field("n", _SAMPLED, neutral=(1,)),
+    Field("n", (*_SEVERAL, SAMPLING), neutral=(1,)),
     # The request
     Field("rid", (*_COMPUTING, ABORT), any_value=True),
-    Field("stream", _GENERATING, neutral=(False,)),
-    Field("stream_mode", _GENERATING, neutral=("text",)),
-    Field("stream_options", _OPENAI),
+    Field("stream", GENERATING, neutral=(False,)),
+    Field("stream_mode", _SEVERAL, neutral=("text",)),
+    Field("stream_options", _OPENAI, neutral=({"include_obfuscation": True}, {"include_obfuscation": False})),
     Field("include_usage", (STREAM_OPTIONS,)),
     Field("continuous_usage_stats", (STREAM_OPTIONS,)),
     Field("cache_mode", _TENANT),
@@ -133,16 +147,17 @@ _ROWS = (
     ),
     # What can't change an answer
     *_ignored(
-        "model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+        "model", "service_tier", "safety_identifier", "prompt_cache_key",
         "prompt_cache_options", "prompt_cache_retention", "prediction", "moderation", "log_metrics", "no_logs",
         "label", "custom_labels", "conversation_id", "request_id", "routing_key", "data_parallel_rank",
         "routed_dp_rank", "received_time", "external_trace_header", "stream_interval", "logprob_start_len",
         "return_text_in_logprobs", "return_cached_tokens_details", "return_meta_info", "spaces_between_special_tokens",
-        "separate_reasoning", "stream_reasoning", "include_reasoning", "include_obfuscation", "parallel_tool_calls",
-        "name", "abort_message", "finished_reason",
+        "separate_reasoning", "stream_reasoning", "include_reasoning", "include_obfuscation",
+        "abort_message", "finished_reason", "max_tool_calls", "cache_control", "diagnostics", "inference_geo", "speed",
+        "user_profile_id", "workspace_id",
     ),
     # Reasoning and text length: the models here do none and have no dial
-    Field("reasoning_effort", any_value=True),
+    *_ignored("reasoning_effort", "reasoning"),
     Field("verbosity", neutral=("medium",)),
     Field("modalities", neutral=(["text"],), why=_NO_MEDIA),
     # Distributions
@@ -184,21 +199,29 @@ _ROWS = (
         _NO_GRAMMAR, "regex", "json_schema", "ebnf", "structural_tag", "structured_outputs", "guided_json",
         "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend", "guided_whitespace_pattern",
     ),
-    *_refused(_NO_TOOLS, "tools", "functions", "tool_calls", "tool_call_id", "web_search_options"),
-    Field("tool_choice", neutral=("none", "auto"), why=_NO_TOOLS),
-    Field("function_call", neutral=("none", "auto"), why=_NO_TOOLS),
+    Field("tools", _TEMPLATED),
+    Field("tool_choice", (CHAT, RESPONSES, MESSAGES, COUNT_TOKENS), neutral=("none", "auto")),
+    Field("parallel_tool_calls", (CHAT, RESPONSES), any_value=True),
+    Field("store", (RESPONSES,), any_value=True),
+    *(Field(name, (RESPONSES,), any_value=True) for name in ("user", "metadata")),
+    *_refused("nothing is kept here", "previous_response_id", "conversation", "background_options"),
+    Field("include", neutral=(["reasoning.encrypted_content"],), why="the reply has no such part"),
+    Field("truncation", neutral=("disabled",), why="a prompt is never cut: shorten it"),
+    Field("thinking", neutral=({"type": "disabled"},), why="the models here do not reason"),
+    *_refused(_NO_SUCH_THING, "context_management", "container", "mcp_servers", "access_programs"),
+    Field("output_config", why=_NO_GRAMMAR),
+    Field("functions", use=("tools",)),
+    Field("function_call", neutral=("none", "auto"), use=("tool_choice", "tool_calls")),
+    Field("web_search_options", why="the server calls no tools itself"),
     # Prompts of other kinds, and other templates
     *_refused(
-        _NO_MEDIA, "image_data", "video_data", "audio_data", "modalities_data", "input_embeds", "prompt_embeds",
-        "audio", "mm_processor_kwargs",
+        _NO_MEDIA, "image", "image_data", "video_data", "audio_data", "modalities_data", "input_embeds",
+        "prompt_embeds", "audio", "mm_processor_kwargs",
     ),
-    *_refused("the model's own chat template is used", "chat_template", "documents"),
-    Field("add_generation_prompt", neutral=(True,), why="a chat ends with the assistant's turn"),
-    Field("continue_final_message", neutral=(False,), why="a chat ends with the assistant's turn"),
+    Field("documents", why="put them into the messages"),
     Field("truncate_prompt_tokens", why="a prompt is never cut: shorten it"),
     Field("refusal"),
     Field("annotations", any_value=True),
-    Field("reasoning_content", any_value=True),
     # How other servers are run
     *_refused("there are no sessions", "session_params", "session_id"),
     *_refused("there are no adapters", "lora_path", "lora_id", "lora_request"),
@@ -232,7 +255,6 @@ _ROWS = (
     Field("confidence_threshold", use=("threshold",)),
     Field("random_seed", use=("seed",)),
     Field("num_return_sequences", neutral=(1,), use=("n",)),
-    Field("stop_sequences", use=("stop",)),
     Field("stop_words", use=("stop",)),
     Field("eos_token_id", use=("stop_token_ids",)),
     Field("timeout", use=("timeout_s",)),

@@ -6,7 +6,7 @@ import hmac
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .api_error import ApiError
+from .api_error import ANTHROPIC_PATH, ApiError
 from .config import ServerConfig
 from .middleware import header, refuse
 from .routes import playground
@@ -57,6 +57,8 @@ class KeyCheck:
 
 
 def _sent_key(scope: Scope) -> bytes:
+    if scope["path"].startswith(ANTHROPIC_PATH) and (sent := header(scope, b"x-api-key")) is not None:
+        return sent.strip()
     kind, _, key = (header(scope, b"authorization") or b"").partition(b" ")
     return key.strip() if kind.lower() == b"bearer" else b""
 

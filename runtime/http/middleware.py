@@ -101,7 +101,7 @@ async def refuse(
 async def _answer(
     error: ApiError, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str] = _CLOSE
 ) -> None:
-    await JSONReply(error.body(), error.status, headers=headers)(scope, receive, send)
+    await JSONReply(error.body_at(scope["path"]), error.status, headers=headers)(scope, receive, send)
 
 
 async def _parts(receive: Receive) -> AsyncIterator[bytes]:

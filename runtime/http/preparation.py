@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from ..request.input import Prompt
+from ..request.input import Conversation, Prompt
 from ..service.service import Service
 from ..text.parts import TextPart, as_parts
 from .batch import Batch
@@ -55,7 +55,7 @@ async def encode_all(
     """
 
     async def encode(prompt: Any, name: str) -> list[int]:
-        if isinstance(prompt, str) or (len(prompt) and not isinstance(prompt[0], int)):
+        if isinstance(prompt, str | Conversation) or (len(prompt) and not isinstance(prompt[0], int)):
             return await service.tokenize(prompt, add_special_tokens, name)
         return list(prompt)
 

@@ -41,13 +41,8 @@ class Routing(Body):
     priority: Annotated[int | None, Field(description="Higher goes first.")] = None
     timeout_s: Annotated[Number | None, Field(description="Seconds after which the request ends with a 504.")] = None
     stream: Annotated[bool | None, Field(description="Server-sent events with committed text.")] = None
-    stream_mode: Annotated[
-        str | None, Field(description="Of a stream: text, or denoise for snapshots of the whole canvas too.")
-    ] = None
-    n: Annotated[int | None, Field(description="Answers for each prompt.")] = None
     temperature: Annotated[Number | None, Field(description="0 takes the most probable token.")] = None
     seed: Annotated[int | None, Field(description="Of the draws, with a temperature.")] = None
-    stop: Annotated[str | Strings | None, Field(description="Strings that end the text.")] = None
     ignore_eos: Annotated[bool | None, Field(description="Go on to the end of the canvas.")] = None
     block_length: Annotated[int | None, Field(description="Canvas positions decoded together.")] = None
     steps: Annotated[int | None, Field(description="Forward passes for the whole canvas.")] = None
@@ -63,7 +58,17 @@ class Routing(Body):
     ] = None
 
 
-class GenerateBody(Routing):
+class Asked(Routing):
+    """Routing of routes with several answers to a prompt."""
+
+    stream_mode: Annotated[
+        str | None, Field(description="Of a stream: text, or denoise for snapshots of the whole canvas too.")
+    ] = None
+    n: Annotated[int | None, Field(description="Answers for each prompt.")] = None
+    stop: Annotated[str | Strings | None, Field(description="Strings that end the text.")] = None
+
+
+class GenerateBody(Asked):
     """Body of /generate."""
 
     text: Annotated[str | Strings | None, Field(description="Prompt or prompts, as they are.")] = None
@@ -124,12 +129,17 @@ class StreamOptions(Body):
     continuous_usage_stats: bool | None = None
 
 
-class CompletionBody(Routing):
+class CompletionBody(Asked):
     """Body of /v1/completions."""
 
     model: Annotated[str | None, Field(description="Any name is taken; one model is served.")] = None
     prompt: Annotated[str | Strings | Ids | ListOfIds, Field(description="Text, token ids, or a list of either.")]
     max_tokens: Annotated[int | None, Field(description="Canvas length; 16 when absent.")] = None
+    suffix: Annotated[str | None, Field(description="Text behind the answer, which fills the place before it.")] = None
+    canvas: Annotated[
+        Ids | Annotated[list[Ids | None], _First] | None,
+        Field(description="As for /generate; choices have `holes`."),
+    ] = None
     echo: Annotated[bool | None, Field(description="Put the prompt before the text.")] = None
     stream_options: StreamOptions | None = None
 
@@ -139,9 +149,44 @@ class ChatMessage(Body):
 
     role: str
     content: str | Objects | None = None
+    name: str | None = None
+    tool_calls: Objects | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
 
-class ChatBody(Routing):
+class Templating(Body):
+    """What the chat template is told beside the messages."""
+
+    tools: Annotated[Objects | None, Field(description="Functions that the model may call.")] = None
+    chat_template: Annotated[str | None, Field(description="Jinja source in place of the model's own template.")] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None,
+        Field(description="Variables of the chat template; fields of a diffusion model are taken from here too."),
+    ] = None
+
+
+class ChatRendering(Templating):
+    """How the messages of a chat become a prompt."""
+
+    add_generation_prompt: Annotated[
+        bool | None, Field(description="End with the header of an answer; true when absent.")
+    ] = None
+    continue_final_message: Annotated[
+        bool | None, Field(description="The answer continues the last message; false when absent.")
+    ] = None
+
+
+class Choosing(Templating):
+    """How functions are chosen on OpenAI's routes."""
+
+    tool_choice: Annotated[
+        str | dict[str, Any] | None, Field(description="none, auto, required or a function; auto when absent.")
+    ] = None
+    parallel_tool_calls: Annotated[bool | None, Field(description="false: an answer ends with its first call.")] = None
+
+
+class ChatBody(Asked, ChatRendering, Choosing):
     """Body of /v1/chat/completions."""
 
     model: Annotated[str | None, Field(description="Any name is taken; one model is served.")] = None
@@ -149,9 +194,43 @@ class ChatBody(Routing):
     max_tokens: Annotated[int | None, Field(description="Canvas length.")] = None
     max_completion_tokens: Annotated[int | None, Field(description="Canvas length; goes before max_tokens.")] = None
     stream_options: StreamOptions | None = None
-    chat_template_kwargs: Annotated[
-        dict[str, Any] | None, Field(description="Diffusion knobs are taken from here too; others are left alone.")
-    ] = None
+
+
+class ResponseBody(Routing, Choosing):
+    """Body of /v1/responses."""
+
+    model: Annotated[str | None, Field(description="Any name is taken; one model is served.")] = None
+    input: Annotated[str | Objects, Field(min_length=1, description="Text, or messages, calls and their outputs.")]
+    instructions: Annotated[str | None, Field(description="A system message before the input.")] = None
+    max_output_tokens: Annotated[int | None, Field(description="Canvas length.")] = None
+    text: Annotated[dict[str, Any] | None, Field(description="Only the format text.")] = None
+    stop: Annotated[str | Strings | None, Field(description="Strings that end the text.")] = None
+    store: Annotated[bool | None, Field(description="Only false: nothing is kept.")] = None
+    metadata: Annotated[dict[str, Any] | None, Field(description="Comes back in the reply.")] = None
+    user: Annotated[str | None, Field(description="Comes back in the reply.")] = None
+
+
+class AnthropicMessage(Body):
+    """One message of /v1/messages."""
+
+    role: str
+    content: str | Objects
+
+
+class CountBody(Templating):
+    """Body of /v1/messages/count_tokens."""
+
+    model: Annotated[str | None, Field(description="Any name is taken; one model is served.")] = None
+    messages: Annotated[list[AnthropicMessage], Field(min_length=1, fail_fast=True)]
+    system: Annotated[str | Objects | None, Field(description="A system message before the others.")] = None
+    tool_choice: Annotated[dict[str, Any] | None, Field(description="Type auto, any, tool or none.")] = None
+
+
+class MessagesBody(Routing, CountBody):
+    """Body of /v1/messages."""
+
+    max_tokens: Annotated[int, Field(description="Canvas length.")]
+    stop_sequences: Annotated[Strings | None, Field(description="Strings that end the text.")] = None
 
 
 class Part(Body):
@@ -161,7 +240,7 @@ class Part(Body):
     split_special_tokens: bool = False
 
 
-class TokenizeBody(Body):
+class TokenizeBody(ChatRendering):
     """Body of /tokenize: a prompt or prompts, chat messages, or the parts of one text."""
 
     prompt: str | Strings | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -38,20 +38,35 @@ async def pace(output: RequestOutput) -> None:
         await asyncio.sleep(_SECONDS_PER_CELL * len(output.snapshot.tokens))
 
 
-class EventStream(Response):
-    """Sends events as they come, then `data: [DONE]`.
+def named_event(name: str, data: Any) -> bytes:
+    """One event with a name and JSON data."""
+    return f"event: {name}\n".encode() + event(data)
 
-    `events` must be an asynchronous generator; it is closed in any case. An error inside it becomes one last event
-    `{"error": {...}}`. `prepare` awaits the first event before the status line is sent, so an earlier failure is an
+
+def error_event(error: ApiError) -> bytes:
+    """The last event of a stream that failed."""
+    return event({"error": error.body()["error"]})
+
+
+class EventStream(Response):
+    """Sends events as they come, then `done`.
+
+    `events` must be an asynchronous generator; it is closed in any case. An error inside it becomes one last event that
+    `failed` makes. `prepare` awaits the first event before the status line is sent, so an earlier failure is an
     ordinary error reply.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: Any, headers: dict[str, str] | None = None):
+    def __init__(
+        self, events: Any, headers: dict[str, str] | None = None, *, done: bytes = DONE,
+        failed: Callable[[ApiError], bytes] = error_event,
+    ):  # fmt: skip
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self._events = events
+        self._done = done
+        self._failed = failed
         self._first: bytes | None = None
 
     async def prepare(self, request: Request) -> EventStream:
@@ -101,10 +116,11 @@ class EventStream(Response):
             async for chunk in self._events:
                 yield chunk
         except ShoalError as error:
-            yield event({"error": ApiError.of(error).body()["error"]})
+            yield self._failed(ApiError.of(error))
         except ApiError as error:
-            yield event({"error": error.body()["error"]})
+            yield self._failed(error)
         except Exception:
             logger.exception("a stream failed")
-            yield event({"error": ApiError(500, "internal error").body()["error"]})
-        yield DONE
+            yield self._failed(ApiError(500, "internal error"))
+        if self._done:
+            yield self._done

@@ -13,6 +13,7 @@ from ...request.input import GenerateInput
 from ...request.output import RequestOutput
 from ..api_error import bad_request
 from ..batch import Batch, adopt_routing, knobs_of, make_batch, merged, names_of
+from ..canvases import holes, templates
 from ..field_table import CUSTOM, GENERATE, SAMPLING
 from ..fields import check_fields
 from ..json_body import JSONBodyRoute
@@ -38,7 +39,7 @@ async def generate(
     check_fields(GENERATE, body.fields())
     prompts, single = _prompts(body)
     values = _sampling_values(body, len(prompts))
-    canvases = _canvases(body, len(prompts), single)
+    canvases = templates(body.canvas, len(prompts), single)
     names = names_of("input_ids" if body.text is None else "text", prompts, single, "max_new_tokens", values)
     for index, canvas in enumerate(canvases):
         if canvas is not None:
@@ -56,17 +57,6 @@ async def generate(
     outputs = await state.generations.collect(request, batch.rid, batch.inputs, state.at_a_time)
     replies = [_reply(state, o, item) for o, item in zip(outputs, batch.inputs, strict=True)]
     return JSONReply(replies[0] if single and batch.n == 1 else replies, headers=headers)
-
-
-def _canvases(body: GenerateBody, count: int, single: bool) -> list[list[int] | None]:
-    """A canvas template, or None, for each prompt."""
-    canvas: Any = body.canvas
-    if canvas is None:
-        return [None] * count
-    nested = bool(canvas) and not isinstance(canvas[0], int)
-    if single != (not nested) or (nested and len(canvas) != count):
-        raise bad_request("canvas", f"canvas must be one list of token ids for each of the {count} prompts")
-    return canvas if nested else [canvas]
 
 
 def _prompts(body: GenerateBody) -> tuple[list[Any], bool]:
@@ -109,9 +99,7 @@ def _reply(state: ServerState, output: RequestOutput, item: GenerateInput) -> di
         "meta_info": meta_info(output, item, state.default_cache_mode),
     }
     if item.canvas is not None:
-        reply["holes"] = [
-            {"start": h.start, "stop": h.stop, "text": h.text, "output_ids": list(h.token_ids)} for h in output.holes
-        ]
+        reply["holes"] = holes(output)
     return reply
 
 

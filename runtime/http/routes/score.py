@@ -77,10 +77,11 @@ async def _scored(state: ServerState, rid: str, body: ScoreBody, base: GenerateI
     """Tokenize, compute the prompt once if several forwards share it, then score a few canvases at a time."""
     start = time.monotonic()
     service, config, split = state.service, state.config, body.split_special_tokens
+    prompt = list(body.input_ids or ())
     if body.text is not None:
         (prompt,) = await encode_all(service, [as_parts(body.text, split)], ["text"])
         base = replace(base, prompt=prompt)
-    tokens = len(base.prompt)
+    tokens = len(prompt)
     called = [f"choices[{index}]" for index in range(len(body.choices))]
     choices = [as_parts(choice, split) if isinstance(choice, str) else choice for choice in body.choices]
     plan = ScorePlan(

@@ -9,13 +9,15 @@ from fastapi.responses import Response
 
 from ...text.parts import TextPart, as_parts
 from ..api_error import bad_request
-from ..batch import chat_messages, check_unicode
+from ..batch import check_unicode
+from ..conversation import conversation
 from ..field_table import DETOKENIZE, TOKENIZE
 from ..fields import check_fields
 from ..json_body import JSONBodyRoute
 from ..replies import JSONReply
-from ..schemas import DetokenizeBody, TokenizeBody
+from ..schemas import ChatRendering, DetokenizeBody, TokenizeBody
 from ..state import ServerState, ready_state
+from ..tool_use import Choice, chat_tools, tool_use
 
 router = APIRouter(tags=["tokenization"], route_class=JSONBodyRoute)
 Ready = Annotated[ServerState, Depends(ready_state)]
@@ -30,6 +32,10 @@ async def tokenize(body: TokenizeBody, state: Ready) -> Response:
         raise bad_request("prompt", "exactly one of prompt, messages and parts must be given")
     if body.split_special_tokens is not None and body.prompt is None:
         raise bad_request("split_special_tokens", "split_special_tokens is for a prompt; leave it out")
+    if body.messages is None:
+        for name, value in ((name, getattr(body, name)) for name in ChatRendering.model_fields):
+            if value is not None:
+                raise bad_request(name, f"{name} is for messages; leave it out")
     check_unicode("prompt", body.prompt)
     limit = state.service.info.max_tokens
     if isinstance(body.prompt, list):
@@ -43,8 +49,8 @@ async def tokenize(body: TokenizeBody, state: Ready) -> Response:
         return JSONReply({"tokens": many, "count": [len(ids) for ids in many], "max_model_len": limit})
     asked: Any
     if body.messages is not None:
-        asked, name = chat_messages(body.messages), "messages"
-        check_unicode(name, asked)
+        use = tool_use(chat_tools(body.tools), Choice("auto", None, None), None)
+        asked, name = conversation(body, body.messages, use), "messages"
     elif body.parts is not None:
         asked, name = [TextPart(part.text, part.split_special_tokens) for part in body.parts], "parts"
         check_unicode(name, [part.text for part in asked])

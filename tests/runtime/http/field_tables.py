@@ -5,7 +5,7 @@ python -m tests.runtime.http.field_tables   # writes them anew
 
 from __future__ import annotations
 
-from shoal.runtime.http.field_table import FIELDS, PLACES, Field
+from shoal.runtime.http.field_table import FIELDS, GENERATING, PLACES, Field
 from shoal.runtime.http.wording import shown
 
 from .flag_tables import PAGE
@@ -35,7 +35,10 @@ def _names(fields: list[Field]) -> str:
 
 
 def _places(field: Field) -> str:
-    return ", ".join(f"`{place}`" for place in PLACES if place in field.served)
+    named = [f"`{place}`" for place in PLACES if place in field.served]
+    if set(GENERATING) <= set(field.served):
+        named = ["generating routes", *(f"`{p}`" for p in PLACES if p in field.served and p not in GENERATING)]
+    return ", ".join(named)
 
 
 def _values(field: Field) -> str:

@@ -28,7 +28,7 @@ def test_the_examples_are_found():
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=[f"{i}-{e['language']}" for i, e in enumerate(EXAMPLES)])
 def test_examples_print_what_the_page_says(server, example, tmp_path):
-    for module in ("openai", "sglang"):
+    for module in ("openai", "anthropic", "sglang"):
         if f"import {module}" in example["code"]:
             pytest.importorskip(module)
     code = example["code"].replace("http://127.0.0.1:30000", server.url)

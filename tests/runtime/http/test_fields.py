@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from shoal.runtime.http import field_table
+from shoal.runtime.http import field_table, schemas
 from shoal.runtime.http.api_error import ApiError
 from shoal.runtime.http.field_table import (
     ABORT,
     CHAT,
     COMPLETIONS,
+    COUNT_TOKENS,
     CUSTOM,
     DETOKENIZE,
     FIELDS,
@@ -23,8 +24,10 @@ from shoal.runtime.http.field_table import (
     KWARGS,
     LOOKUP,
     MESSAGE,
+    MESSAGES,
     PLACES,
     PROFILE,
+    RESPONSES,
     SAMPLING,
     SCORE,
     STREAM_OPTIONS,
@@ -36,7 +39,7 @@ from . import field_tables
 from .flag_tables import PAGE
 
 NOTHING: tuple[Any, ...] = (None, [], {}, "")
-OBJECTS = ("sampling_params", "custom_params", "chat_template_kwargs", "stream_options")
+OBJECTS = ("sampling_params", "custom_params", "chat_template_kwargs", "stream_options", "metadata")
 SAMPLES: dict[str, Any] = {
     "text": "red", "input_ids": [5], "prompt": "red", "messages": [{"role": "user", "content": "red"}], "tokens": [5],
     "canvas": [-1, 5, -1], "shared_prefix": 1, "choices": [[5]], "method": "one_shot", "sampling_params": {"n": 2},
@@ -51,9 +54,20 @@ SAMPLES: dict[str, Any] = {
     "parts": [{"text": "red"}], "split_special_tokens": True, "frequency_penalty": 0.5, "presence_penalty": 0.5,
     "repetition_penalty": 1.1, "logit_bias": {"5": 2}, "min_tokens": 1, "min_new_tokens": 1, "alg_temp": 0, "eps": 0.01,
     "schedule": "linear", "ranking": "sampled", "logits_eos_inf": True, "confidence_eos_eot_inf": True,
-    "eos_penalty": 1.5,
+    "eos_penalty": 1.5, "input": "red", "instructions": "red", "system": "red", "max_output_tokens": 4,
+    "stop_sequences": ["."], "suffix": "blue", "tool_choice": "auto", "parallel_tool_calls": False,
+    "chat_template": "{{ messages[0].content }}",
+    "add_generation_prompt": True, "continue_final_message": True, "name": "a", "reasoning_content": "b",
+    "tool_call_id": "c", "store": False, "user": "d", "metadata": {"e": "f"},
 }  # fmt: skip
 """A value that is right, for every field that something honours (start_profile's have tests of their own)."""
+OTHERS: dict[tuple[str, str], Any] = {
+    (RESPONSES, "text"): {"format": {"type": "text"}}, (MESSAGES, "tool_choice"): {"type": "auto"},
+    (COUNT_TOKENS, "tool_choice"): {"type": "auto"},
+}  # fmt: skip
+"""The same where a place has another type."""
+OF_OTHER_TEMPLATES = ("tools", "tool_calls")
+"""The chat template of shop takes none: tests/runtime/http/test_tools.py."""
 
 
 def body(place: str, extra: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -63,6 +77,9 @@ def body(place: str, extra: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         GENERATE: {"text": "red", "sampling_params": {"max_new_tokens": 4}},
         COMPLETIONS: {"prompt": "red", "max_tokens": 4},
         CHAT: {"messages": [{"role": "user", "content": "red"}], "max_tokens": 4},
+        RESPONSES: {"input": "red", "max_output_tokens": 4},
+        MESSAGES: {"messages": [{"role": "user", "content": "red"}], "max_tokens": 4},
+        COUNT_TOKENS: {"messages": [{"role": "user", "content": "red"}]},
         SCORE: {"text": "red", "choices": [[5]]},
         LOOKUP: {"text": "red"},
         TOKENIZE: {"prompt": "red"},
@@ -73,6 +90,8 @@ def body(place: str, extra: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     base = bases[route]
     instead = {"input_ids": "text", "max_completion_tokens": "max_tokens", "canvas": "sampling_params",
                "messages": "prompt", "parts": "prompt", "max_new_tokens": "sampling_params"}  # fmt: skip
+    if route == TOKENIZE and any(name in extra for name in schemas.ChatRendering.model_fields):
+        base = {"messages": bases[CHAT]["messages"]}
     for name, other in instead.items():
         if place == route and name in extra and name in SERVED[place]:
             base.pop(other, None)
@@ -89,6 +108,12 @@ def body(place: str, extra: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     else:
         base |= extra
     return route, base
+
+
+def error_of(reply: Any) -> dict[str, Any]:
+    """The error of a reply, in either form."""
+    found: dict[str, Any] = reply.json()["error"]
+    return found
 
 
 def other_value(field: field_table.Field) -> Any:
@@ -108,13 +133,12 @@ def test_rows_are_unique_and_name_what_exists():
 
 
 def test_every_field_of_the_schemas_is_a_row():
-    from shoal.runtime.http import schemas
-
     bodies: dict[str, type[schemas.Body]] = {
         GENERATE: schemas.GenerateBody, COMPLETIONS: schemas.CompletionBody, CHAT: schemas.ChatBody,
         SCORE: schemas.ScoreBody, TOKENIZE: schemas.TokenizeBody, DETOKENIZE: schemas.DetokenizeBody,
         ABORT: schemas.AbortBody, PROFILE: schemas.ProfileBody, MESSAGE: schemas.ChatMessage,
-        STREAM_OPTIONS: schemas.StreamOptions,
+        STREAM_OPTIONS: schemas.StreamOptions, RESPONSES: schemas.ResponseBody, MESSAGES: schemas.MessagesBody,
+        COUNT_TOKENS: schemas.CountBody,
     }  # fmt: skip
     for place, kind in bodies.items():
         assert set(kind.model_fields) <= {*SERVED[place], "model"}, place
@@ -124,11 +148,44 @@ def test_every_field_of_openai_s_client_is_a_row():
     pytest.importorskip("openai")
     from openai.types import completion_create_params
     from openai.types.chat import completion_create_params as chat_create_params
+    from openai.types.responses import response_create_params
 
-    for module in (completion_create_params, chat_create_params):
-        names = get_type_hints(module.CompletionCreateParamsBase)
+    for kind in (
+        completion_create_params.CompletionCreateParamsBase, chat_create_params.CompletionCreateParamsBase,
+        response_create_params.ResponseCreateParamsBase,
+    ):  # fmt: skip
+        names = get_type_hints(kind)
         assert len(names) > 15
-        assert set(names) - set(FIELDS) == set()
+        assert set(names) - set(FIELDS) == set(), kind
+    for kind in get_args(chat_create_params.ChatCompletionMessageParam):
+        assert set(get_type_hints(kind)) - set(FIELDS) == set(), kind
+
+
+def test_every_field_of_anthropic_s_client_is_a_row():
+    pytest.importorskip("anthropic")
+    from anthropic.types import message_count_tokens_params, message_create_params
+
+    for kind in (
+        message_create_params.MessageCreateParamsBase, message_count_tokens_params.MessageCountTokensParams,
+    ):  # fmt: skip
+        names = get_type_hints(kind)
+        assert len(names) > 8
+        assert set(names) - set(FIELDS) == set(), kind
+
+
+def test_every_extra_parameter_of_vllm_is_a_row():
+    """Its own fields of completions and chats, beyond OpenAI's."""
+    names = {
+        "add_generation_prompt", "add_special_tokens", "allowed_token_ids", "bad_words", "cache_salt", "chat_template",
+        "chat_template_kwargs", "continue_final_message", "documents", "echo", "guided_choice", "guided_grammar",
+        "guided_json", "guided_regex", "guided_whitespace_pattern", "ignore_eos", "include_reasoning",
+        "include_stop_str_in_output", "kv_transfer_params", "length_penalty", "logits_processors", "min_p",
+        "min_tokens", "mm_processor_kwargs", "priority", "prompt_embeds", "prompt_logprobs", "repetition_penalty",
+        "request_id", "return_token_ids", "return_tokens_as_token_ids", "skip_special_tokens",
+        "spaces_between_special_tokens", "stop_token_ids", "structured_outputs", "top_k", "truncate_prompt_tokens",
+        "use_beam_search", "vllm_xargs",
+    }  # fmt: skip
+    assert names - set(FIELDS) == set()
 
 
 def test_every_field_of_sglang_s_schemas_is_a_row():
@@ -226,23 +283,26 @@ def test_what_can_not_be_had_is_refused(client, place):
             continue
         route, sent = body(place, {field.name: value})
         reply = client.post(route, json=sent)
-        assert (reply.status_code, reply.json()["param"]) == (400, field.name), (field.name, reply.text)
+        assert (reply.status_code, error_of(reply)["param"]) == (400, field.name), (field.name, reply.text)
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_what_is_honoured_is_looked_at(client, place):
     """A value of a wrong type is refused by name: so the route reads the field."""
     for name in SERVED[place]:
-        route, sent = body(place, {name: 17 if name in OBJECTS else {"wrong": 1}})
+        wrong = {"wrong": 1} if (place, name) != (RESPONSES, "text") and name not in OBJECTS else 17
+        route, sent = body(place, {name: wrong})
         reply = client.post(route, json=sent)
         assert reply.status_code == 400, (name, reply.text)
-        assert name in reply.json()["message"], (name, reply.text)
+        assert name in error_of(reply)["message"], (name, reply.text)
 
 
 @pytest.mark.parametrize("place", [place for place in PLACES if place != PROFILE])
 def test_right_values_of_what_is_honoured_are_accepted(client, place):
     for name in SERVED[place]:
-        route, sent = body(place, {name: SAMPLES[name]})
+        if name in OF_OTHER_TEMPLATES:
+            continue
+        route, sent = body(place, {name: OTHERS.get((place, name), SAMPLES[name])})
         reply = client.post(route, json=sent)
         assert reply.status_code == 200, (name, reply.text)
 

@@ -1,0 +1,155 @@
+"""Which functions an answer may call: the `tools` and `tool_choice` of a body, checked."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..request.output import RequestOutput
+from ..request.sampling_params import MAX_STOP_STRINGS
+from ..text.tool_calls import CLOSE, Answer, beginning_of_call, read_answer
+from .api_error import ApiError, bad_request
+from .wording import shown
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+MAX_TOOLS = 128
+
+
+class Choice(NamedTuple):
+    """`mode` is none, auto, required or named (then there is a `name`); `given` is what the client sent."""
+
+    mode: str
+    name: str | None
+    given: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The functions of one request, and how its answers are read.
+
+    Attributes:
+        tools: those that the chat template renders, in OpenAI's form; none where no call may come.
+        names: of functions that may be called.
+        forced: the function that each answer calls.
+        single: an answer ends with its first call.
+        given: the functions, also those that no answer may call.
+        choice: what the client chose, in OpenAI's words for Responses.
+    """
+
+    tools: tuple[dict[str, Any], ...] = ()
+    names: frozenset[str] = frozenset()
+    forced: str | None = None
+    single: bool = False
+    given: tuple[dict[str, Any], ...] = ()
+    choice: str | dict[str, str] = "auto"
+
+    @property
+    def prefill(self) -> str:
+        """Text with which answers begin; it is part of the prompt."""
+        return "" if self.forced is None else beginning_of_call(self.forced)
+
+    def with_stop(self, stop: str | Sequence[str] | None, name: str = "stop") -> str | list[str] | None:
+        """The stop strings of a body, and the end of a call where only one is wanted. Raises ApiError (400)."""
+        if not self.single:
+            return stop if stop is None or isinstance(stop, str) else list(stop)
+        stops = [stop] if isinstance(stop, str) else list(stop or ())
+        if len(stops) >= MAX_STOP_STRINGS:
+            words = f"{name} has {len(stops)} entries; beside a single tool call it must have at most"
+            raise bad_request(name, f"{words} {MAX_STOP_STRINGS - 1}")
+        return [*stops, CLOSE]
+
+    def read(self, output: RequestOutput) -> Answer:
+        """Text and calls of an answer so far."""
+        if not self.names:
+            return Answer(output.text, ())
+        ended = CLOSE if self.single and self.forced is None and output.matched_stop == CLOSE else ""
+        return read_answer(output.text + ended, self.names, output.finished, self.forced)
+
+
+def tool_use(
+    functions: Sequence[Mapping[str, Any]], choice: Choice, parallel: bool | None, inner: str = ".function",
+    required: str = "required",
+) -> ToolUse:  # fmt: skip
+    """From functions (`name`, `description`, `parameters`), the choice, and whether several calls may come.
+
+    `inner` and `required`: the client's place of a function in an entry of `tools`, and its word for that choice.
+    Raises ApiError (400) for what is malformed or can't be promised.
+    """
+    if not functions:
+        if choice.mode not in ("none", "auto"):
+            raise bad_request("tool_choice", f"tool_choice is {shown(choice.given)}; there are no tools")
+        return ToolUse(choice=choice.mode)
+    if len(functions) > MAX_TOOLS:
+        raise bad_request("tools", f"tools has {len(functions)} functions; at most {MAX_TOOLS} are taken")
+    checked = [_checked(function, f"tools[{index}]{inner}") for index, function in enumerate(functions)]
+    known = frozenset(str(tool["name"]) for tool in checked)
+    if len(known) < len(checked):
+        raise bad_request("tools", "tools has two functions of one name")
+    given = tuple(checked)
+    if choice.mode == "none":
+        return ToolUse(given=given, choice="none")
+    forced = choice.name
+    if choice.mode == "required":
+        if len(known) > 1:
+            words = "with several functions a call can't be promised: name the function, or send auto"
+            raise bad_request("tool_choice", f"tool_choice is {shown(required)}; {words}")
+        (forced,) = known
+    if forced is not None and forced not in known:
+        raise bad_request("tool_choice", f"tool_choice names {shown(forced)}, which is none of tools")
+    rendered = tuple({"type": "function", "function": tool} for tool in checked)
+    chosen: str | dict[str, str] = choice.mode
+    if choice.name is not None:
+        chosen = {"type": "function", "name": choice.name}
+    return ToolUse(rendered, known, forced, forced is not None or parallel is False, given, chosen)
+
+
+def _checked(function: Mapping[str, Any], at: str) -> dict[str, Any]:
+    name = function.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        message = f"{at}.name is {shown(name)}; it must be 1 to 64 letters, digits, _ or -"
+        raise bad_request(f"{at}.name", message)
+    if function.get("strict"):
+        message = f"{at}.strict is {shown(function['strict'])}; arguments are not held to their schema: send false"
+        raise ApiError(400, message, param=f"{at}.strict", code="unsupported_parameter")
+    for key, kind, words in (("description", str, "text"), ("parameters", Mapping, "an object")):
+        if not isinstance(function.get(key), kind | None):
+            raise bad_request(f"{at}.{key}", f"{at}.{key} is {shown(function[key])}; it must be {words}")
+    given = {key: function[key] for key in ("name", "description", "parameters") if function.get(key) is not None}
+    return {"name": name, "description": "", "parameters": {"type": "object", "properties": {}}} | given
+
+
+def chat_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:
+    """The functions of OpenAI's chat tools. Raises ApiError (400) for tools of other kinds."""
+    functions = []
+    for index, tool in enumerate(tools or ()):
+        if tool.get("type") != "function" or not isinstance(tool.get("function"), Mapping):
+            at = f"tools[{index}]"
+            if tool.get("type") != "function":
+                raise bad_request(f"{at}.type", f'{at}.type is {shown(tool.get("type"))}; it must be "function"')
+            raise bad_request(f"{at}.function", f"{at}.function is {shown(tool.get('function'))}; it must be an object")
+        functions.append(tool["function"])
+    return functions
+
+
+def chat_choice(choice: Any) -> Choice:
+    """The choice in OpenAI's words: `none`, `auto`, `required`, or `{"type": "function", "function": {"name": ...}}`
+    (in Responses without the inner object). Raises ApiError (400) for another value.
+    """
+    if choice is None:
+        return Choice("auto", None, None)
+    if isinstance(choice, str) and choice in ("none", "auto", "required"):
+        return Choice(choice, None, choice)
+    if isinstance(choice, Mapping) and choice.get("type") == "function":
+        inner = choice.get("function", choice)
+        if isinstance(inner, Mapping) and isinstance(inner.get("name"), str):
+            return Choice("named", inner["name"], choice)
+    words = 'it must be "none", "auto", "required" or an object that names a function'
+    raise bad_request("tool_choice", f"tool_choice is {shown(choice)}; {words}")
+
+
+def call_id(prefix: str = "call_") -> str:
+    """A new id of a tool call."""
+    return prefix + secrets.token_hex(12)
