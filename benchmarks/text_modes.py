@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from shoal import SamplingParams
 from shoal.profile.lab import Lab
 from shoal.provenance import commit, hardware
-from shoal.runtime.config import CacheMode, EngineConfig
+from shoal.runtime.config import CACHE_MODES, CacheMode, EngineConfig
 from shoal.runtime.request.output import RequestOutput
 from shoal.text.asks import Documents
 from shoal.text.corpus import held_out, label_of
@@ -57,19 +57,30 @@ class Run:
     interval: int = 0
     reverse: bool = False
 
+    @classmethod
+    def parse(cls, text: str) -> Run:
+        """From `dual`, `none:reversed`, `bicache:6` (once per request) or `bicache:6:8` (every 8 NFE)."""
+        mode, *rest = text.split(":")
+        if mode not in CACHE_MODES or (mode == "bicache") != bool(rest and rest[0].isdecimal()):
+            raise argparse.ArgumentTypeError(f"{text}: a cache mode, as in dual, none:reversed, bicache:6, bicache:6:8")
+        if rest == ["reversed"]:
+            return cls(mode, reverse=True)
+        depth, interval = (*map(int, rest), 0, 0)[:2]
+        return cls(mode, depth, interval)
+
     @property
     def name(self) -> str:
         """The mode, as the table has it."""
         return f"{self.mode}, batch reversed" if self.reverse else self.mode
 
 
-def runs(exact: bool) -> list[Run]:
-    """Of a dtype; in float32 the reference and what serving uses."""
-    if exact:
-        return [Run("none"), Run("dual"), Run("bicache", 6)]
-    once = [Run("bicache", depth) for depth in DEPTHS]
-    again = [Run("bicache", depth, interval) for depth in (6, 12) for interval in (1, 8)]
-    return [Run("none"), Run("none", reverse=True), Run("prefix"), Run("dual"), *once, *again, Run("lm")]
+EXACT = ("none", "dual", "bicache:6")
+"""Runs in float32: the reference and what serving uses."""
+ROUNDED = (
+    "none", "none:reversed", "prefix", "dual", *(f"bicache:{depth}" for depth in DEPTHS), "lm", "bicache:6:1",
+    "bicache:6:8", "bicache:12:1", "bicache:12:8",
+)  # fmt: skip
+"""Runs in bfloat16."""
 
 
 class Bench:
@@ -161,7 +172,7 @@ def rows(options: argparse.Namespace, begin: float) -> Iterator[dict[str, Any]]:
     for dtype in options.dtypes:
         bench = Bench(str(options.model), options.device, dtype, options.batch, longest)
         for cell, questions in work.items():
-            for run in runs(dtype == "float32"):
+            for run in options.float32_runs if dtype == "float32" else options.bfloat16_runs:
                 if options.time_limit and time.monotonic() - begin > options.time_limit:
                     return
                 outputs = bench.answers(*cell, questions, run)
@@ -194,6 +205,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=256, help="of each task and ratio")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    for dtype, names in (("float32", EXACT), ("bfloat16", ROUNDED)):
+        runs = [Run.parse(name) for name in names]
+        parser.add_argument(f"--{dtype}-runs", nargs="+", type=Run.parse, default=runs, help=" ".join(names))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--time-limit", type=float, help="begin no further row after so many seconds")
     options = parser.parse_args(arguments)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 import torch
 
-from benchmarks.text_modes import repeated
+from benchmarks.text_modes import Run, repeated
 from benchmarks.text_reuse import Task
 from benchmarks.text_selective import CHOOSERS, change, choose, selective
 from benchmarks.text_tasks import CANVAS, OWN, TEMPLATES, Questions, prefix_length
@@ -81,3 +83,13 @@ def test_repetition_is_the_share_of_4_grams_that_stood_before():
     assert repeated([1, 2, 3]) == 0.0
     assert repeated([1, 2, 3, 4, 5, 6]) == 0.0
     assert repeated([1, 1, 1, 1, 1, 1]) == pytest.approx(2 / 3)
+
+
+def test_runs_are_named_as_the_modes_with_depth_and_interval():
+    assert Run.parse("dual") == Run("dual")
+    assert Run.parse("none:reversed") == Run("none", reverse=True)
+    assert Run.parse("bicache:6") == Run("bicache", 6)
+    assert Run.parse("bicache:12:8") == Run("bicache", 12, 8)
+    for wrong in ("full", "bicache", "dual:6", "bicache:deep"):
+        with pytest.raises(argparse.ArgumentTypeError, match=wrong):
+            Run.parse(wrong)
