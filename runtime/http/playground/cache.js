@@ -1,7 +1,7 @@
 // The radix tree, live; and what a prompt would reuse.
 
 import { bytes, el, json, mayAsk, percent, tile, visible, whole } from "./api.js";
-import { messagesFor } from "./chat.js";
+import { messagesFor, reuseFields } from "./chat.js";
 import { kv, one, scrape } from "./metrics.js";
 
 const $ = (id) => document.getElementById(id);
@@ -69,11 +69,11 @@ async function draw(tree) {
     const salt = namespace.salt ? `tenant ${namespace.salt}` : "no salt: shared by all who send none";
     parts.push(el("h3", {}, `${salt} · ${whole(nodes.length)} nodes`));
     for (const [node, start] of nodes.slice(0, MOST_ROWS)) {
-      const pins = node.pins ? ` · pinned ${node.pins}×` : "", drift = node.drifted ? " · drifted" : "";
-      const numbers = `${whole(node.tokens)} tokens · depth ${node.depth} of ${tree.num_layers} · ${whole(node.hits)} hits${pins}${drift}`;
       const size = node.bytes_by_band.reduce((sum, each) => sum + each, 0) + node.boundary_bytes;
+      const pins = node.pins ? ` · pinned ${node.pins}×` : "", drift = node.drifted ? " · drifted" : "";
+      const numbers = `${whole(node.tokens)} tokens · depth ${node.depth} of ${tree.num_layers} · ${whole(node.hits)} hits · ${bytes(size)}${pins}${drift}`;
       const begins = node.first_tokens ? `begins "${visible(await opening(node.first_tokens))}"` : "";
-      parts.push(el("div", { className: node.pins ? "node pinned" : "node", title: `${bytes(size)} ${begins}` },
+      parts.push(el("div", { className: node.pins ? "node pinned" : "node", title: begins },
         el("div", { className: "track" }, el("div", { className: "bar", "--from": start / longest,
           "--size": node.tokens / longest, "--deep": node.depth / tree.num_layers })),
         el("div", { className: "said-so" }, numbers, begins ? el("br") : "", begins)));
@@ -90,7 +90,7 @@ $("match").addEventListener("submit", async (event) => {
   try {
     const messages = messagesFor($("prompt").value);
     const { tokens } = await json("tokenize", { messages });
-    const found = await json("cache/match", { input_ids: tokens });
+    const found = await json("cache/match", { input_ids: tokens, ...reuseFields() });
     const text = async (ids) => (ids.length
       ? visible((await json("detokenize", { tokens: ids, skip_special_tokens: false })).text) : "");
     const [reused, held, rest] = await Promise.all(

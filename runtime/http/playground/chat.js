@@ -54,14 +54,19 @@ function body(messages) {
   return { ...fields, prompt: messages.map((message) => message.content).join("\n") };
 }
 
+/** What decides about reuse, of the next answer. */
+export function reuseFields() {
+  return { max_new_tokens: body([]).max_tokens, cache_mode: $("mode").value };
+}
+
 export function messagesFor(question) {
   const system = $("system").value.trim() ? [{ role: "system", content: $("system").value }] : [];
   return [...system, ...history, { role: "user", content: question }];
 }
 
 async function send(question) {
-  if (abort || !question.trim()) return;
-  mayAsk();
+  mayAsk(); // for a key, here or when the page loads what it needs
+  if (!info || abort || !question.trim()) return;
   $("intro").hidden = true;
   $("question").value = "";
   const messages = messagesFor(question);
