@@ -71,7 +71,7 @@ async function draw(tree) {
     for (const [node, start] of nodes.slice(0, MOST_ROWS)) {
       const size = node.bytes_by_band.reduce((sum, each) => sum + each, 0) + node.boundary_bytes;
       const pins = node.pins ? ` · pinned ${node.pins}×` : "", drift = node.drifted ? " · drifted" : "";
-      const numbers = `${whole(node.tokens)} tokens · depth ${node.depth} of ${tree.num_layers} · ${whole(node.hits)} hits · ${bytes(size)}${pins}${drift}`;
+      const numbers = `${whole(node.tokens)} tokens · depth ${node.depth} of ${tree.num_layers} · ${whole(node.hits)} ${node.hits === 1 ? "hit" : "hits"} · ${bytes(size)}${pins}${drift}`;
       const begins = node.first_tokens ? `begins "${visible(await opening(node.first_tokens))}"` : "";
       parts.push(el("div", { className: node.pins ? "node pinned" : "node", title: begins },
         el("div", { className: "track" }, el("div", { className: "bar", "--from": start / longest,
