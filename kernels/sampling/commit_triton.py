@@ -1,6 +1,6 @@
 """Commits of a block step in Triton: one program a request, which ranks its masks by comparing all pairs.
 
-Blocks of more than 128 positions compare them in tiles, for which scores are computed again.
+Blocks of more than 128 positions compare them in tiles.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import triton
 import triton.language as tl
 
@@ -64,7 +65,7 @@ def _commit_kernel(
     tokens_ptr, masked_ptr, block_starts_ptr, block_stops_ptr, block_step_ptr, nfe_ptr,
     quotas_ptr, origin_steps_ptr, origin_ends_ptr, bounds_ptr, takes_last_ptr, strategies_ptr, mask_temperatures_ptr,
     last_ids_ptr, seeds_ptr, stop_ids_ptr, stopped_ptr, shaping_ptr, counts_ptr,
-    slots_ptr, key_lengths_ptr, places_ptr, token_ptr, probability_ptr, margin_ptr, entropy_ptr,
+    slots_ptr, key_lengths_ptr, places_ptr, token_ptr, probability_ptr, margin_ptr, entropy_ptr, keys_ptr,
     length, vocabulary, num_ids, log_vocabulary,
     PLACES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
     RANDOM_STREAM: tl.constexpr, MASK_STREAM: tl.constexpr, LEAST_TEMPERATURE: tl.constexpr,
@@ -97,17 +98,14 @@ def _commit_kernel(
         ahead = (key[None, :] > key[:, None]) | ((key[None, :] == key[:, None]) & (lanes[None, :] < lanes[:, None]))
         rank = tl.sum((ahead & is_open[None, :]).to(tl.int32), 1)
     else:
+        # Computed once and read back: twice computed, a mask's score might differ from itself in the last bit.
+        tl.store(keys_ptr + request * BLOCK + lanes, key)
+        tl.debug_barrier()
         rank = tl.zeros([BLOCK], tl.int32)
         for first in range(0, BLOCK, TILE):
             others = first + tl.arange(0, TILE)
-            other_place = tl.load(places_ptr + request * PLACES + others, mask=others < PLACES, other=-1)
-            other_open = other_place >= 0
-            other_score = _scores(
-                other_place, other_open, start + others, slot, nfe, strategies_ptr, seeds_ptr, mask_temperatures_ptr,
-                last_ids_ptr, token_ptr, probability_ptr, margin_ptr, entropy_ptr, num_ids, log_vocabulary,
-                RANDOM_STREAM, MASK_STREAM, LEAST_TEMPERATURE,
-            )  # fmt: skip
-            other_key = _sortable(other_score)
+            other_open = tl.load(places_ptr + request * PLACES + others, mask=others < PLACES, other=-1) >= 0
+            other_key = tl.load(keys_ptr + request * BLOCK + others)
             equal = (other_key[None, :] == key[:, None]) & (others[None, :] < lanes[:, None])
             ahead = (other_key[None, :] > key[:, None]) | equal
             rank += tl.sum((ahead & other_open[None, :]).to(tl.int32), 1)
@@ -158,15 +156,17 @@ def commit_triton(
     for column in confidence:
         if not column.is_contiguous() or column.shape[0] < masked.rows.shape[0]:
             raise ValueError(f"confidence {tuple(column.shape)} must be contiguous, of {masked.rows.shape[0]} rows")
-    places = masked.places.shape[1]
+    places_of = masked.places
+    places = places_of.shape[1]
     block = triton.next_power_of_2(places)
     tiled = block >= _TILED_FROM
+    keys = torch.empty((batch.num_requests, block), dtype=torch.float32, device=places_of.device) if tiled else None
     _commit_kernel[(batch.num_requests,)](
         state.tokens, state.masked, state.block_starts, state.block_stops, state.block_step, state.nfe,
         state.quotas, state.origin_steps, state.origin_ends, state.bounds, state.takes_last, state.strategies,
         state.mask_temperatures, state.last_ids, state.seeds, state.stop_ids, state.stopped, state.shaping,
         state.counts,
-        batch.slots, batch.key_lengths, masked.places, *confidence,
+        batch.slots, batch.key_lengths, places_of, *confidence, keys,
         state.tokens.shape[1], state.counts.shape[1], state.stop_ids.shape[1], math.log(vocabulary),
         PLACES=places, WIDTH=state.width, BLOCK=block, TILE=_TILE if tiled else block,
         RANDOM_STREAM=RANDOM_STREAM, MASK_STREAM=MASK_STREAM, LEAST_TEMPERATURE=LEAST_TEMPERATURE,
