@@ -13,6 +13,7 @@ important phases come first, and every row is written at once; the time by kerne
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import tempfile
 import time
@@ -149,7 +150,7 @@ def experts_of(batch: Batch, items: list[ForwardItem]) -> float:
     touched: list[int] = []
 
     def note(hidden: Tensor, x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, top_k: int) -> Tensor:
-        touched.append(len(router.topk(top_k, dim=-1).indices.unique()))
+        touched.append(len((x.float() @ router.t()).topk(top_k, dim=-1).indices.unique()))
         return expert_mlp(hidden, x, router, gate_up, down, top_k)
 
     numbers = [batch.worker.canvas(item.rid).slot for item in items]
@@ -295,6 +296,9 @@ def main() -> None:
                     except RuntimeError as error:  # most likely out of memory: the other phases may still fit
                         print(f"{names}: {type(error).__name__}: {error}", flush=True)
                         engine.core.parts.worker.release(Release(tuple(f"b{i}" for i in range(requests))))
+            del engine
+            gc.collect()
+            torch.cuda.empty_cache()  # the next shape's pools take what is free
 
 
 if __name__ == "__main__":

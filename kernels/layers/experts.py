@@ -10,20 +10,20 @@ from .swiglu import swiglu
 
 
 @kernel("experts_triton.expert_mlp_triton")
-def expert_mlp(residual: Tensor, x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, top_k: int) -> Tensor:
+def expert_mlp(residual: Tensor, x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, top_k: int) -> Tensor:
     """residual + sum over the `top_k` most probable experts e of p_e * down_e(swiglu(gate_up_e x)), in place.
 
-    p = softmax(router_logits), used as it is: the chosen probabilities do not add up to one. Each product is rounded to
-    the dtype of x; their weighted sum is in fp32, in the order of the experts' numbers. Of equally probable experts the
-    lower number is taken.
+    p = softmax(router x) in fp32, used as it is: the chosen probabilities do not add up to one. Products of experts are
+    rounded to the dtype of x; their weighted sum is in fp32, in the order of the experts' numbers. Of equally probable
+    experts the lower number is taken.
 
     Args:
         residual: [T, hidden], overwritten and returned.
         x: [T, hidden], normalised, of the same dtype.
-        router_logits: fp32 [T, experts].
+        router: fp32 [experts, hidden].
         gate_up: [experts, 2 * width, hidden], gate first; down: [experts, hidden, width]. Contiguous.
     """
-    probabilities = router_logits.softmax(-1)
+    probabilities = (x.float() @ router.t()).softmax(-1)
     order = probabilities.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in order.unique().tolist():

@@ -1,15 +1,16 @@
 """Experts in Triton: route, sort tokens by expert, two grouped products, and a weighted sum. Shapes are fixed, and the
 host reads nothing, so a CUDA graph can hold all of it.
 
-A pair is a token and one of its experts; pairs number token * top_k + n, in the order of the token's experts. Sorted by
-expert they are cut into tiles of rows of one expert: nothing is padded to the largest expert. There are at most
-(experts touched + pairs / tile) tiles, so the grid has that many, and a program finds its tile from the starts of the
-experts; those without one return.
+Pairs (`routing_triton.py`), sorted by expert, are cut into tiles of rows of one expert: nothing is padded to the
+largest. There are at most (experts touched + pairs / tile) tiles, so the grid has that many, and a program finds its
+tile from the starts of the experts; those without one return. Where experts have many rows, a Hopper GPU runs torch's
+grouped products (CUTLASS) instead.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -18,11 +19,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention.tiling import shared_memory
+from .routing_triton import route, sort_pairs
+from .swiglu_triton import swiglu_triton
 
-_CHUNK = 1024
 _GROUP = 16
 """Tiles of rows that share the loads of a weight's columns from L2."""
 _COMBINED = 1024
+_MANY_ROWS = 64
+"""Rows of an expert, on average, from which on torch's grouped products are used."""
 
 
 class Tiles(NamedTuple):
@@ -33,45 +37,6 @@ class Tiles(NamedTuple):
     inputs: int
     warps: int
     stages: int
-
-
-@triton.jit
-def _route_kernel(logits_ptr, ids_ptr, weights_ptr, experts, TOP_K: tl.constexpr, LANES: tl.constexpr):
-    token = tl.program_id(0).to(tl.int64)
-    lanes = tl.arange(0, LANES)
-    x = tl.load(logits_ptr + token * experts + lanes, mask=lanes < experts, other=-float("inf"))
-    e = tl.exp(x - tl.max(x, 0))
-    probability = e / tl.sum(e, 0)
-    key = tl.where(probability == probability, probability, 2.0)  # whatever is no number: some expert is chosen
-    key = tl.where(lanes < experts, key, -1.0)
-    chosen = lanes < 0
-    for _ in tl.static_range(TOP_K):
-        left = tl.where(chosen, -2.0, key)
-        best = tl.min(tl.where(left == tl.max(left, 0), lanes, LANES), 0)
-        chosen = chosen | (lanes == best)
-    at = token * TOP_K + tl.cumsum(chosen.to(tl.int32), 0) - 1
-    tl.store(ids_ptr + at, lanes, mask=chosen)
-    tl.store(weights_ptr + at, probability, mask=chosen)
-
-
-@triton.jit(do_not_specialize=["pairs"])
-def _sort_kernel(ids_ptr, order_ptr, starts_ptr, pairs, CHUNK: tl.constexpr):
-    """A program an expert: where its pairs start, and which they are, in their order."""
-    expert = tl.program_id(0)
-    lanes = tl.arange(0, CHUNK)
-    fewer = tl.zeros([CHUNK], tl.int32)
-    for first in range(0, pairs, CHUNK):
-        ids = tl.load(ids_ptr + first + lanes, mask=first + lanes < pairs, other=2147483647)
-        fewer += (ids < expert).to(tl.int32)
-    start = tl.sum(fewer, 0)
-    tl.store(starts_ptr + expert, start)
-    if expert == tl.num_programs(0) - 1:
-        tl.store(starts_ptr + expert + 1, pairs)
-    for first in range(0, pairs, CHUNK):
-        own = tl.load(ids_ptr + first + lanes, mask=first + lanes < pairs, other=-1) == expert
-        place = start + tl.cumsum(own.to(tl.int32), 0) - 1
-        tl.store(order_ptr + place, first + lanes, mask=own)
-        start += tl.sum(own.to(tl.int32), 0)
 
 
 @triton.jit
@@ -99,8 +64,8 @@ def _place(programs_of_columns, GROUP: tl.constexpr):
 
 @triton.jit(do_not_specialize=["column_tiles"])
 def _gate_up_kernel(
-    x_ptr, weight_ptr, out_ptr, order_ptr, starts_ptr, row_stride, inputs, width, experts, column_tiles,
-    TOP_K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INPUTS: tl.constexpr, LANES: tl.constexpr,
+    x_ptr, weight_ptr, out_ptr, tokens_ptr, starts_ptr, row_stride, inputs, width, experts, column_tiles,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INPUTS: tl.constexpr, LANES: tl.constexpr,
     GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile, column_tile = _place(column_tiles, GROUP)
@@ -109,7 +74,7 @@ def _gate_up_kernel(
         return
     rows = first + tl.arange(0, ROWS)
     columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
-    token = tl.load(order_ptr + rows, mask=rows < end, other=0) // TOP_K
+    token = tl.load(tokens_ptr + rows, mask=rows < end, other=0)
     at = tl.arange(0, INPUTS)
     x_at = x_ptr + token.to(tl.int64)[:, None] * row_stride + at[None, :]
     gate_at = weight_ptr + (expert.to(tl.int64) * 2 * width + columns)[None, :] * inputs + at[:, None]
@@ -137,18 +102,16 @@ def _gate_up_kernel(
 
 @triton.jit(do_not_specialize=["column_tiles"])
 def _down_kernel(
-    x_ptr, weight_ptr, out_ptr, order_ptr, starts_ptr, inputs, width, experts, column_tiles,
+    x_ptr, weight_ptr, out_ptr, starts_ptr, inputs, width, experts, column_tiles,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INPUTS: tl.constexpr, LANES: tl.constexpr, GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Rows come in the sorted order and leave in that of the pairs."""
     tile, column_tile = _place(column_tiles, GROUP)
     expert, first, end = _tile_of(starts_ptr, tile, experts, ROWS, LANES)
     if expert >= experts:
         return
     rows = first + tl.arange(0, ROWS)
     columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
-    pair = tl.load(order_ptr + rows, mask=rows < end, other=0)
     at = tl.arange(0, INPUTS)
     x_at = x_ptr + rows.to(tl.int64)[:, None] * inputs + at[None, :]
     weight_at = weight_ptr + (expert.to(tl.int64) * width + columns)[None, :] * inputs + at[:, None]
@@ -161,19 +124,20 @@ def _down_kernel(
         y = tl.dot(x, w, y, input_precision=PRECISION)
         x_at += INPUTS
         weight_at += INPUTS
-    out_at = out_ptr + pair.to(tl.int64)[:, None] * width + columns[None, :]
+    out_at = out_ptr + rows.to(tl.int64)[:, None] * width + columns[None, :]
     tl.store(out_at, y.to(out_ptr.dtype.element_ty), mask=in_rows & in_columns)
 
 
 @triton.jit
-def _combine_kernel(residual_ptr, y_ptr, weights_ptr, width, TOP_K: tl.constexpr, COLUMNS: tl.constexpr):
+def _combine_kernel(residual_ptr, y_ptr, places_ptr, weights_ptr, width, TOP_K: tl.constexpr, COLUMNS: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < width
     total = tl.zeros([COLUMNS], tl.float32)
     for n in tl.static_range(TOP_K):
         pair = token * TOP_K + n
-        y = tl.load(y_ptr + pair * width + columns, mask=inside, other=0.0).to(tl.float32)
+        row = tl.load(places_ptr + pair).to(tl.int64)
+        y = tl.load(y_ptr + row * width + columns, mask=inside, other=0.0).to(tl.float32)
         total += y * tl.load(weights_ptr + pair)
     at = residual_ptr + token * width + columns
     dtype = residual_ptr.dtype.element_ty
@@ -182,52 +146,79 @@ def _combine_kernel(residual_ptr, y_ptr, weights_ptr, width, TOP_K: tl.constexpr
 
 
 def choose_tiles(pairs: int, experts: int, itemsize: int, have: int) -> Tiles:
-    """Tiles for so many pairs; columns are those of one weight. `have` bytes of shared memory must hold the stages."""
+    """Tiles for so many pairs; columns are those of gate alone, and half of the down product's.
+
+    A block of 32 positions reads an expert's weights once: its rows fit one tile. `have` bytes of shared memory must
+    hold the stages.
+    """
     average = pairs // experts
-    rows = next((size for size in (16, 32, 64) if average <= size), 128)
-    inputs, warps = (128, 4) if rows <= 32 else (64, 8 if rows == 128 else 4)
+    rows = 32 if average <= 32 else 64 if average <= 64 else 128
+    columns, inputs, warps = (32, 128, 4) if rows == 32 else (64, 64, 4) if rows == 64 else (128, 64, 8)
     inputs = inputs * 2 // itemsize
-    stage = (rows + 128) * inputs * itemsize  # with 64 and more rows all stages hold a tile, else one does not
+    if itemsize > 2:
+        columns = min(columns, 64)
+    stage = (rows + 2 * columns) * inputs * itemsize  # with 64 and more rows all stages hold a tile, else one does not
     most = (have - 2048) // stage + (rows < 64)
-    return Tiles(rows, 64, inputs, warps, max(1, min(4 if rows == 16 else 3, most)))
+    return Tiles(rows, columns, inputs, warps, max(1, min(4 if rows < 64 else 3, most)))
 
 
 def expert_mlp_triton(
-    residual: Tensor, x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, top_k: int,
-    tiles: Tiles | None = None,
+    residual: Tensor, x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, top_k: int,
+    tiles: Tiles | None = None, grouped: bool | None = None,
 ) -> Tensor:  # fmt: skip
-    """`expert_mlp`; reads nothing on the host."""
+    """`expert_mlp`; reads nothing on the host.
+
+    `grouped`: run the products as torch's grouped ones; by default for bf16 where experts have `_MANY_ROWS` rows on
+    average, on a GPU that has them. `tiles`: of Triton's products.
+    """
     (tokens, hidden), (experts, width) = x.shape, (down.shape[0], down.shape[2])
     if not (gate_up.is_contiguous() and down.is_contiguous() and residual.is_contiguous() and x.stride(1) == 1):
         raise ValueError("residual and experts' weights must be contiguous, and rows of x")
-    if router_logits.dtype != torch.float32 or not router_logits.is_contiguous():
-        raise ValueError(f"router_logits are {router_logits.dtype}; they must be contiguous fp32")
-    if gate_up.shape != (experts, 2 * width, hidden) or router_logits.shape != (tokens, experts):
-        raise ValueError(f"gate_up {tuple(gate_up.shape)} and router {tuple(router_logits.shape)} do not fit down")
+    if router.dtype != torch.float32 or not router.is_contiguous() or router.shape != (experts, hidden):
+        raise ValueError(f"router is {router.dtype} {tuple(router.shape)}; it must be fp32 [{experts}, {hidden}]")
+    if gate_up.shape != (experts, 2 * width, hidden):
+        raise ValueError(f"gate_up {tuple(gate_up.shape)} does not fit down {tuple(down.shape)}")
     if not tokens:
         return residual
-    pairs, device = tokens * top_k, x.device
-    ids, order = (torch.empty(pairs, dtype=torch.int32, device=device) for _ in range(2))
-    weights = torch.empty(pairs, dtype=torch.float32, device=device)
-    starts = torch.empty(experts + 1, dtype=torch.int32, device=device)
-    lanes = triton.next_power_of_2(experts)
-    _route_kernel[(tokens,)](router_logits, ids, weights, experts, TOP_K=top_k, LANES=lanes, num_warps=1)
-    _sort_kernel[(experts,)](ids, order, starts, pairs, CHUNK=_CHUNK, num_warps=4)
-    tiles = tiles or choose_tiles(pairs, experts, x.element_size(), shared_memory(device))
+    pairs = tokens * top_k
+    ids, weights = route(x, router, top_k)
+    own, places, starts = sort_pairs(ids, experts, top_k)
+    if grouped is None:
+        grouped = x.dtype == torch.bfloat16 and pairs >= _MANY_ROWS * experts and _has_grouped(x.device)
+    if grouped:
+        ends = starts[1:]
+        middle = torch._grouped_mm(x.index_select(0, own), gate_up.transpose(1, 2), offs=ends)
+        y = torch._grouped_mm(swiglu_triton(middle), down.transpose(1, 2), offs=ends)
+    else:
+        tiles = tiles or choose_tiles(pairs, experts, x.element_size(), shared_memory(x.device))
+        y = _products(x, gate_up, down, own, starts, tiles)
+    grid = (tokens, triton.cdiv(hidden, _COMBINED))
+    _combine_kernel[grid](residual, y, places, weights, hidden, TOP_K=top_k, COLUMNS=_COMBINED, num_warps=4)
+    return residual
+
+
+@lru_cache
+def _has_grouped(device: torch.device) -> bool:
+    """Whether torch has grouped products that read nothing on the host there."""
+    return (
+        hasattr(torch, "_grouped_mm") and device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+    )
+
+
+def _products(x: Tensor, gate_up: Tensor, down: Tensor, own: Tensor, starts: Tensor, tiles: Tiles) -> Tensor:
+    """down(swiglu(gate_up x)) of the sorted pairs, [pairs, hidden]."""
+    (experts, hidden, width), pairs = down.shape, own.shape[0]
     row_tiles = triton.cdiv(min(experts, pairs) + pairs // tiles.rows, _GROUP) * _GROUP
-    middle = torch.empty((pairs, width), dtype=x.dtype, device=device)
-    shape = {"ROWS": tiles.rows, "INPUTS": tiles.inputs, "LANES": lanes, "GROUP": _GROUP, "PRECISION": "ieee",
-             "num_warps": tiles.warps, "num_stages": tiles.stages}  # fmt: skip
+    shape = {"ROWS": tiles.rows, "INPUTS": tiles.inputs, "LANES": triton.next_power_of_2(experts), "GROUP": _GROUP,
+             "PRECISION": "ieee", "num_warps": tiles.warps, "num_stages": tiles.stages}  # fmt: skip
+    middle = torch.empty((pairs, width), dtype=x.dtype, device=x.device)
     columns = triton.cdiv(width, tiles.columns)
     _gate_up_kernel[(row_tiles * columns,)](
-        x, gate_up, middle, order, starts, x.stride(0), hidden, width, experts, columns,
-        TOP_K=top_k, COLUMNS=tiles.columns, **shape,
-    )  # fmt: skip
-    y = torch.empty((pairs, hidden), dtype=x.dtype, device=device)
+        x, gate_up, middle, own, starts, x.stride(0), hidden, width, experts, columns, COLUMNS=tiles.columns, **shape
+    )
+    y = torch.empty((pairs, hidden), dtype=x.dtype, device=x.device)
     columns = triton.cdiv(hidden, 2 * tiles.columns)
     _down_kernel[(row_tiles * columns,)](
-        middle, down, y, order, starts, width, hidden, experts, columns, COLUMNS=2 * tiles.columns, **shape
+        middle, down, y, starts, width, hidden, experts, columns, COLUMNS=2 * tiles.columns, **shape
     )
-    grid = (tokens, triton.cdiv(hidden, _COMBINED))
-    _combine_kernel[grid](residual, y, weights, hidden, TOP_K=top_k, COLUMNS=_COMBINED, num_warps=4)
-    return residual
+    return y

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from shoal.kernels.layers import experts_triton
+from shoal.kernels.layers import routing_triton
 from shoal.kernels.layers.experts import expert_mlp
 from shoal.kernels.layers.experts_triton import Tiles, choose_tiles, expert_mlp_triton
 
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 def dense(*inputs: Any) -> torch.Tensor:
     """Every expert on every token in float64, weighted by 0 where it was not chosen."""
-    residual, x, logits, gate_up, down = (t.double().cpu() for t in inputs[:5])
+    residual, x, router, gate_up, down = (t.double().cpu() for t in inputs[:5])
     top_k: int = inputs[5]
-    p = logits.softmax(-1)
+    p = (x @ router.t()).softmax(-1)
     chosen = p.topk(top_k, dim=-1)
     weights = torch.zeros_like(p).scatter(1, chosen.indices, chosen.values)
     gate, up = torch.einsum("th,efh->tef", x, gate_up).chunk(2, dim=-1)
@@ -30,10 +30,10 @@ def dense(*inputs: Any) -> torch.Tensor:
 
 
 def world(tokens: int, hidden: int, width: int, experts: int, dtype: torch.dtype) -> list[Any]:
-    """residual, x, router logits, gate_up, down."""
+    """residual, x, router, gate_up, down; x in 16 bits, as the router gets it."""
     weights = (fresh(experts, 2 * width, hidden, dtype=dtype) / hidden**0.5, fresh(experts, hidden, width, dtype=dtype))
     wide = fresh(tokens, hidden + 8, dtype=dtype)
-    return [fresh(tokens, hidden, dtype=dtype), wide[:, :hidden], fresh(tokens, experts) * 2, *weights]
+    return [fresh(tokens, hidden, dtype=dtype), wide[:, :hidden], fresh(experts, hidden) / 4, *weights]
 
 
 def run(function: Any, inputs: list[Any], *more: Any) -> torch.Tensor:
@@ -60,7 +60,7 @@ def test_experts(tokens, hidden, width, experts, top_k, dtype):
 
 def test_many_tokens_of_one_expert_take_several_tiles_and_the_others_none():
     inputs = world(70, 64, 32, 6, torch.float32)
-    inputs[2][:, 4] = 50.0
+    inputs[1][:, 0], inputs[2][4, 0] = 10.0, 50.0
     tiles = Tiles(16, 16, 64, 4, 1)
     found = run(expert_mlp_triton, inputs, 1, tiles)
     close(found, dense(*inputs, 1))
@@ -72,17 +72,15 @@ def test_a_tokens_result_does_not_depend_on_its_company():
     together = run(expert_mlp_triton, inputs, 3, Tiles(16, 16, 64, 4, 1))
     for token in (0, 17, 39):
         own = slice(token, token + 1)
-        alone = run(
-            expert_mlp_triton, [*(x[own].contiguous() for x in inputs[:3]), *inputs[3:]], 3, Tiles(16, 16, 64, 4, 1)
-        )
+        alone = run(expert_mlp_triton, [*(x[own] for x in inputs[:2]), *inputs[2:]], 3, Tiles(16, 16, 64, 4, 1))
         close(alone, together[own])
         assert DEVICE.type == "cpu" or torch.equal(alone, together[own])
 
 
-def test_router_logits_that_are_no_numbers_reach_the_output_and_nothing_else():
+def test_rows_that_are_no_numbers_reach_the_output_and_nothing_else():
     inputs = world(9, 64, 32, 6, torch.float32)
     plain = run(expert_mlp_triton, inputs, 2)
-    inputs[2][4] = torch.nan
+    inputs[1][4, 3] = torch.nan
     found = run(expert_mlp_triton, inputs, 2)
     assert found[4].isnan().all()
     others = torch.arange(9, device=DEVICE) != 4
@@ -90,16 +88,35 @@ def test_router_logits_that_are_no_numbers_reach_the_output_and_nothing_else():
 
 
 def test_pairs_beyond_a_chunk_are_sorted_like_the_first(monkeypatch):
-    monkeypatch.setattr(experts_triton, "_CHUNK", 64)
+    monkeypatch.setattr(routing_triton, "_CHUNK", 64)
     inputs = world(100, 64, 16, 7, torch.float32)
     close(run(expert_mlp_triton, inputs, 2), dense(*inputs, 2))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_grouped_products_of_torch_are_the_same(dtype):
+    inputs = world(90, 64, 32, 6, dtype)
+    found = run(expert_mlp_triton, inputs, 3, None, True)
+    expected = dense(*inputs, 3)
+    assert (found.double().cpu() - expected).abs().max() / expected.abs().max() < tolerance(dtype)
+
+
+def test_routing_is_that_of_fp32():
+    """Also where x is in 16 bits: probabilities to fp32's precision, and so the same experts."""
+    for dtype in DTYPES:
+        x, router = fresh(70, 520, dtype=dtype), fresh(11, 520) / 8
+        ids, weights = routing_triton.route(x, router, 4)
+        p = (x.double() @ router.double().t()).softmax(-1)
+        chosen = p.topk(4, dim=-1)
+        assert torch.equal(ids.view(70, 4).long(), chosen.indices.sort(-1).values)
+        close(weights.view(70, 4), p.gather(1, chosen.indices.sort(-1).values))
+
+
 def test_tiles_fit_the_shared_memory_of_every_gpu():
     for have in (99 << 10, 163 << 10, 227 << 10):
-        for pairs in (8, 256, 2048, 8192, 1 << 17):
+        for tokens in (1, 32, 256, 1024, 1 << 14):
             for itemsize in (2, 4):
-                tiles = choose_tiles(pairs, 64, itemsize, have)
+                tiles = choose_tiles(8 * tokens, 64, itemsize, have)
                 held = tiles.stages - (tiles.rows < 64)
                 assert held * (tiles.rows + 2 * tiles.columns) * tiles.inputs * itemsize <= have - 2048
                 assert held >= 1

@@ -138,9 +138,9 @@ def block_step(dtype: torch.dtype, requests: int, draw: bool, width: int = 32) -
 
 
 def experts(dtype: torch.dtype, tokens: int) -> None:
-    x, logits = torch.empty((tokens, 2048), dtype=dtype), torch.empty((tokens, 64))
+    x, router = torch.empty((tokens, 2048), dtype=dtype), torch.empty((64, 2048))
     weights = torch.empty((64, 2048, 2048), dtype=dtype), torch.empty((64, 2048, 1024), dtype=dtype)
-    expert_mlp_triton(x, x, logits, *weights, 8)
+    expert_mlp_triton(x, x, router, *weights, 8, grouped=False)
 
 
 def fp8(dtype: torch.dtype, hidden: int, wide: int) -> None:

@@ -136,7 +136,7 @@ class FusedLayers:
         """hidden + the experts on x [rows, hidden], in place."""
         if mlp.stacked is None:
             return mlp(x, hidden)
-        return expert_mlp(hidden, x, _linear(x.float(), mlp.router), *mlp.stacked, mlp.top_k)
+        return expert_mlp(hidden, x, mlp.router.weight_t.t(), *mlp.stacked, mlp.top_k)
 
 
 def _linear(x: Tensor, linear: Linear) -> Tensor:
