@@ -8,7 +8,8 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,11 +29,12 @@ _PROGRAM = Path(__file__).with_name("sandbox_child.py")
 class Sandbox:
     """Starts the process when it is first needed, and again after it was killed for a template without an end.
 
-    Not for several threads at once. The process ends when this one does.
+    Not for several threads at once. The process ends with this object, and when this process dies.
     """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._end: Callable[[], object] | None = None
 
     def render(self, template: str, variables: Mapping[str, Any], deadline: float) -> str:
         """The text of a template.
@@ -67,10 +69,9 @@ class Sandbox:
 
     def close(self) -> None:
         """End the process; the next template starts another one."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+        if self._end is not None:
+            self._end()
+            self._process = self._end = None
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
@@ -80,6 +81,7 @@ class Sandbox:
                 [sys.executable, "-I", str(_PROGRAM), *limits], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL, bufsize=0, env={},
             )  # fmt: skip
+            self._end = weakref.finalize(self, _end, self._process, os.getpid())
             try:
                 _line(_out(self._process), time.monotonic() + _START_S)
             except (TimeoutError, OSError) as error:
@@ -87,6 +89,17 @@ class Sandbox:
                 message = "chat_template: the process that renders templates does not start here"
                 raise _refusal(message, None) from error
         return self._process
+
+
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
+    """End a process, but not from a fork of its owner."""
+    if os.getpid() != owner:
+        return
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+    process.wait()
 
 
 def _out(process: subprocess.Popen[bytes]) -> IO[bytes]:

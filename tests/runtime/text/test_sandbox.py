@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from typing import Any
@@ -116,6 +117,16 @@ def test_its_process_has_no_environment_and_can_open_no_file(made):
 def test_its_process_ends_with_its_owner():
     owner = sandbox.Sandbox()
     assert owner.render("{{ x }}", {"x": "é\ud800"}, time.monotonic() + 30) == "é\ud800"
+    process = owner._process
+    assert process is not None
+    del owner
+    gc.collect()
+    assert process.returncode is not None
+
+
+def test_its_process_ends_when_its_owners_process_dies():
+    owner = sandbox.Sandbox()
+    assert owner.render("{{ 1 }}", {}, time.monotonic() + 30) == "1"
     process = owner._process
     assert process is not None
     process.stdin.close()  # type: ignore[union-attr]
