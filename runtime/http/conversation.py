@@ -17,7 +17,7 @@ from .wording import in_client_words
 
 MAX_DEPTH = 64
 """Most objects and lists around a value of messages, tools or the template's variables."""
-_NAMED = 3
+_NAMED = 6
 
 
 def conversation(body: ChatRendering, messages: Sequence[ChatMessage], use: ToolUse) -> Conversation:
@@ -76,7 +76,7 @@ def rendered(
         if value is not None and (name not in FIELDS or FIELDS[name].any_value)
     }
     check_data("chat_template_kwargs", variables)
-    check_data("tools", use.tools)
+    check_data("tools", use.given)
     check_unicode("chat_template", body.chat_template)
     return Conversation(
         messages=messages, tools=use.tools, template=body.chat_template, template_kwargs=variables, prefill=use.prefill,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,13 @@ def _content(item: Mapping[str, Any], key: str, at: str) -> str:
 
 def _add_call(messages: list[dict[str, Any]], item: Mapping[str, Any], at: str) -> None:
     names = {key: _needed(item, key, at) for key in ("call_id", "name", "arguments")}
+    try:
+        is_object = isinstance(json.loads(names["arguments"] or "{}"), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        message = f"{at}.arguments is {shown(names['arguments'])}; it must be JSON of an object"
+        raise bad_request(f"{at}.arguments", message)
     function = {"name": names["name"], "arguments": names["arguments"]}
     call = {"id": names["call_id"], "type": "function", "function": function}
     if messages and messages[-1]["role"] == "assistant":

@@ -16,6 +16,8 @@ from .wording import shown
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_TOOLS = 128
+_NOT_SHOWN = ("strict", "type", "input_schema", "cache_control", "eager_input_streaming")
+"""Of a function: what the chat template does not get. All else it does, so that nothing is ignored."""
 
 
 class Choice(NamedTuple):
@@ -117,7 +119,7 @@ def _checked(function: Mapping[str, Any], at: str) -> dict[str, Any]:
     for key, kind, words in (("description", str, "text"), ("parameters", Mapping, "an object")):
         if not isinstance(function.get(key), kind | None):
             raise bad_request(f"{at}.{key}", f"{at}.{key} is {shown(function[key])}; it must be {words}")
-    given = {key: function[key] for key in ("name", "description", "parameters") if function.get(key) is not None}
+    given = {key: value for key, value in function.items() if value is not None and key not in _NOT_SHOWN}
     return {"name": name, "description": "", "parameters": {"type": "object", "properties": {}}} | given
 
 

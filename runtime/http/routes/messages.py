@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from ...text.conversation import Conversation
 from ..api_error import ApiError
 from ..batch import adopt_routing, knobs_of, make_batch, merged, names_of
-from ..conversation import check_ordinary, checked_messages, rendered
+from ..conversation import check_data, check_ordinary, checked_messages, rendered
 from ..field_table import COUNT_TOKENS, MESSAGES
 from ..fields import check_fields
 from ..json_body import JSONBodyRoute
@@ -59,6 +59,8 @@ async def count_tokens(body: CountBody, state: Ready) -> Response:
 
 def _prompt(body: CountBody) -> tuple[ToolUse, Conversation]:
     use = message_tools(body)
+    check_data("system", body.system)
+    check_data("messages", [message.fields() for message in body.messages])
     chat = checked_messages(message_chat(body), "messages")
     return use, rendered(body, chat, use, continue_final=continues(body))
 

@@ -50,7 +50,9 @@ def _asked(body: ResponseBody, request: Request, state: ServerState) -> tuple[To
         raise ApiError(400, message, param="store", code="unsupported_parameter")
     check_text_config(body.text)
     check_data("metadata", body.metadata)
-    check_unicode("user", body.user)
+    check_data("input", body.input)
+    for name in ("user", "instructions"):
+        check_unicode(name, getattr(body, name))
     use = tool_use(response_functions(body.tools), chat_choice(body.tool_choice), body.parallel_tool_calls, inner="")
     messages = checked_messages(response_messages(body.instructions, body.input), "input")
     prompt = rendered(body, messages, use)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
@@ -70,6 +71,35 @@ async def test_items_are_the_messages_of_a_chat():
     assert "<tool_response>\n30\n</tool_response>" in talk
 
 
+@pytest.mark.parametrize("choice", ["auto", "none", {"type": "function", "name": "weather"}])
+async def test_tools_and_the_choice_come_back(choice):
+    _, reply = await respond("{}", tools=TOOLS, tool_choice=choice)
+    assert [(tool.type, tool.name) for tool in reply.tools] == [("function", "weather")]  # type: ignore[union-attr]
+    shown = reply.tool_choice if isinstance(reply.tool_choice, str) else reply.tool_choice.model_dump()
+    assert shown == choice
+
+
+async def test_what_would_come_back_is_checked_too():
+    """Half a surrogate pair, or what is nested too deeply, fits no reply."""
+    deep: Any = 1
+    for _ in range(300):
+        deep = {"a": deep}
+    async with http_client(Scripted(hermes(), "")) as client:
+        for extra, param in (
+            ({"tools": [{**TOOLS[0], "description": "\ud800"}], "tool_choice": "none"}, "tools[0].description"),
+            ({"tools": [{**TOOLS[0], "parameters": deep}], "tool_choice": "none"}, "tools"),
+            ({"metadata": {"a": deep}}, "metadata"), ({"metadata": {"a": "\ud800"}}, "metadata.a"),
+            ({"user": "\ud800"}, "user"), ({"instructions": "\ud800"}, "instructions"),
+            (
+                {"input": [{"role": "user", "content": [{"type": "input_text", "text": "\ud800"}]}]},
+                "input[0].content[0].text",
+            ),
+        ):  # fmt: skip
+            sent = json.dumps({"input": "Warm?", **extra})
+            reply = await client.post("/v1/responses", content=sent, headers={"content-type": "application/json"})
+            assert (reply.status_code, reply.json()["param"]) == (400, param), reply.text
+
+
 async def test_events_come_in_order_and_add_up():
     events = await events_of("Yes, it is.")
     assert [event.sequence_number for event in events] == list(range(len(events)))
@@ -123,6 +153,10 @@ async def test_the_stream_helper_of_the_client_agrees():
         ({"input": [{"type": "reasoning", "summary": []}]}, "input[0].type", '"reasoning"'),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "keeps no items"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role", "must be one of"),
+        (
+            {"instructions": "x", "input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{"}]},
+            "input[0].arguments", "JSON of an object",
+        ),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
             "input[0].content[0].type", '"input_image"',

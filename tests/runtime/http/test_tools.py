@@ -52,6 +52,14 @@ async def test_a_call_comes_as_one():
     assert service.asked[0].sampling.stop == ()
 
 
+async def test_the_template_gets_all_of_a_function():
+    service, _ = await ask("", tools=[function("f", strict=False, returns={"type": "number"})])
+    said = '{"type": "function", "function": {"name": "f", "description": "f", "parameters": {"type": "object", '
+    assert said in service.prompt()
+    assert '"returns": {"type": "number"}' in service.prompt()
+    assert "strict" not in service.prompt()
+
+
 async def test_several_calls_and_none():
     _, choice = await ask(BOTH)
     assert [name for name, _ in called(choice)] == ["weather", "add"]
@@ -236,7 +244,7 @@ async def test_what_is_nested_too_deeply_is_refused(options, param):
         (
             b'{"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function", "function": '
             b'{"name": "f", "description": "\\ud800"}}]}',
-            "tools[0].function.description",
+            "tools[0].description",
         ),
     ],
 )
