@@ -72,7 +72,8 @@ def keep_freed_memory() -> bool:
 
     A forward over a few hundred tokens frees and allocates the same megabytes in every layer. By default each round
     returns them to the kernel, and page faults then cost a fifth of the layer's time. The setting holds for the whole
-    process. Returns whether it took effect (Linux with glibc).
+    process; `return_freed_memory` returns what is kept once there is nothing to do. Returns whether it took effect
+    (Linux with glibc).
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -85,3 +86,13 @@ def keep_freed_memory() -> bool:
     mapped = mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
     trimmed = mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     return bool(mapped and trimmed)
+
+
+def return_freed_memory() -> None:
+    """Return freed memory to the system, also from between what is still in use (glibc; elsewhere nothing happens).
+
+    Takes milliseconds for 100 MB, and the next allocations cost page faults: for a process that has nothing to do.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..birthplace import Birthplace
+from ..cpu_tuning import return_freed_memory
 from ..errors import EngineClosedError, EngineError, InvalidRequestError, ShoalError
 from ..request.output import RequestOutput
 from ..request.request import Request
@@ -34,9 +35,10 @@ class EngineLoop:
 
     Args:
         scheduler: driven by the thread; no other code may touch it from now on.
-        idle_s: seconds without work after which the thread ends; new work starts another; None: never. On a CPU every
-            thread that has computed keeps a team of OpenMP threads. If a process has more of these than cores, short
-            operations wait for threads that sleep, so idle engines would slow the others down.
+        idle_s: seconds without work after which the thread returns freed memory to the system and ends; new work starts
+            another; None: never. On a CPU every thread that has computed keeps a team of OpenMP threads. If a process
+            has more of these than cores, short operations wait for threads that sleep, so idle engines would slow the
+            others down.
     """
 
     def __init__(self, scheduler: Scheduler, idle_s: float | None = None):
@@ -149,6 +151,7 @@ class EngineLoop:
                         task = self._inbox.get(timeout=self._idle_s)
                     except queue.Empty:
                         if self._rests():
+                            return_freed_memory()
                             return
                         continue
                     if task is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
+from ..cpu_tuning import return_freed_memory
 from ..request.stats import SchedulerStats
 from ..service.service import Service, ServiceStatus
 from .api_error import ApiError
@@ -21,24 +22,20 @@ from .probe import SharedProbe
 IS_ADMIN = "shoal.is_admin"
 """Key of a request's ASGI scope: whether it has the admin key."""
 _ANSWER_S = 10.0
+_RETURN_MEMORY_S = 1.0
 
 
 @dataclass(slots=True)
 class ServerState:
     """One server.
 
-        Attributes:
-            warm: the warm-up request is done.
-            draining: the server is about to end; requests in flight go on.
-            started: wall-clock seconds since the epoch, for `created` fields.
-    <<<<<<< HEAD
-            probe: of /health_generate.
-            digest_key: key of the digests that replace salts; a plain hash of a tenant's name could be guessed.
-    =======
-            probe: what /health_generate asks.
-            large_bodies: held by the request whose large body is looked at.
-            digest_key: of the digests that stand for salts; a plain hash of a tenant's name could be guessed.
-    >>>>>>> e0b2373 (A JSON body's entries are bounded before anything looks at each of them)
+    Attributes:
+        warm: the warm-up request is done.
+        draining: the server is about to end; requests in flight go on.
+        started: wall-clock seconds since the epoch, for `created` fields.
+        large_bodies: held by the request whose large body is being parsed.
+        digest_key: key of the digests that replace salts; a plain hash of a tenant's name could be guessed.
+        probe: of /health_generate.
     """
 
     service: Service
@@ -51,6 +48,7 @@ class ServerState:
     large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)
     digest_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     probe: SharedProbe = field(init=False)
+    _returning: asyncio.TimerHandle | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.probe = SharedProbe(self.service, self.config.health_timeout_s, self.config.health_interval_s)
@@ -78,6 +76,15 @@ class ServerState:
         status = self.status
         if status.state != "up":
             raise ApiError(503, f"{status.state}: {status.reason}", kind="ServiceUnavailableError", code=status.state)
+
+    def return_memory_soon(self) -> None:
+        """Return freed memory to the system, once for all large bodies that end within a second."""
+        if self._returning is None:
+            self._returning = asyncio.get_running_loop().call_later(_RETURN_MEMORY_S, self._return_memory)
+
+    def _return_memory(self) -> None:
+        self._returning = None
+        return_freed_memory()
 
     @property
     def model_name(self) -> str:

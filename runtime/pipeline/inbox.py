@@ -43,6 +43,10 @@ class Inbox(Generic[_M]):
             if message is not None:
                 return message
 
+    def is_quiet(self, seconds: float) -> bool:
+        """Whether no message arrives for so long; returns as soon as one does."""
+        return not self.socket.poll(round(1000 * seconds))
+
     def drain(self, handle: Callable[[_M], object], has_room: Callable[[], bool] = lambda: True) -> None:
         """Pass every message that has arrived to `handle`, while there is room for more; does not wait."""
         while has_room():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from ..cpu_tuning import return_freed_memory
 
 _M = TypeVar("_M")
 _R = TypeVar("_R")
@@ -67,7 +68,7 @@ class LongTexts(Generic[_M, _R]):
                 raise result
             handle(message, result)
         del message, result
-        _give_back_memory()
+        return_freed_memory()
 
     def _run(self) -> None:
         work: Callable[[_M], _R] | None = None
@@ -84,10 +85,3 @@ class LongTexts(Generic[_M, _R]):
             self._done.append((message, rid, result))
             os.write(self._done_signal, b"\0")
             del message, result
-
-
-def _give_back_memory() -> None:
-    """The C library keeps a long text's memory; ask glibc to return it to the system."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

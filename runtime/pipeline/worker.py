@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import cast
 
+from ..cpu_tuning import return_freed_memory
 from ..request.facts import Facts
 from ..request.forward import MarkedResult, StepResult
 from ..scheduler.worker_link import WorkerLink
@@ -14,6 +15,9 @@ from .inbox import Inbox, Outbox
 from .messages import Add, Drop, FromWorker, MarkedResults, Results, Run, StartTrace, StopTrace, ToWorker
 
 logger = logging.getLogger(__name__)
+_REST_AFTER_S = 2.0
+"""Seconds without a message after which a CPU's worker returns freed memory: the working memory of its largest batch.
+"""
 
 
 class WorkerProcess:
@@ -24,6 +28,7 @@ class WorkerProcess:
         self._inbox: Inbox[ToWorker] = child.inbox("worker", ToWorker)
         self._outbox: Outbox[FromWorker] = child.outbox("results", FromWorker)
         self._trace = WorkerTrace()
+        self._worked = False  # since freed memory was returned
 
     def run(self) -> None:
         """Serve until the process ends."""
@@ -33,7 +38,11 @@ class WorkerProcess:
             "worker: %s on %s in %s, %d KV pages, %d boundary pages",
             self._child.spec.engine.model_path, facts.device, facts.dtype, facts.kv_pages, facts.boundary_pages,
         )  # fmt: skip
+        on_cpu = facts.device == "cpu"
         while True:
+            if on_cpu and self._worked and self._inbox.is_quiet(_REST_AFTER_S):
+                return_freed_memory()
+                self._worked = False
             self._handle(worker, self._inbox.receive())
 
     def _handle(self, worker: WorkerLink, message: ToWorker) -> None:
@@ -43,6 +52,7 @@ class WorkerProcess:
             case Drop():
                 worker.release(message.release)
             case Run():
+                self._worked = True
                 self._outbox.send(_answer(worker.forward(message.forward)))
                 self._trace.step()
             case StartTrace():

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import sys
 import tempfile
 import time
@@ -22,6 +23,8 @@ from typing import Any
 
 import httpx
 
+from shoal.provenance import commit, hardware
+
 from .hostile import BODIES, MIXED, REFUSED, UNANSWERED, Attack, large
 from .process import ServerProcess, held_pages, metric_values, wait_idle
 
@@ -31,6 +34,8 @@ PHASES = {"quiet": 0.15, "refused": 0.15, "mixed": 0.7}
 NORMAL_CLIENTS, HOSTILE_CLIENTS, REFUSED_CLIENTS = 2, 3, 10
 REFUSED_PAUSE_S = 10.0
 SETTLE_S = 5.0
+PAGES_OF_A_PROMPT = 150
+"""KV pages that a prompt of 500 tokens holds while it runs, and a few more: with fewer free ones, it evicts others."""
 MEMORY_FACTOR, MEMORY_SLACK_MB = 1.10, 8.0
 """What a process may have at the end: 10 percent more than after one round of everything, and what a heap jitters."""
 LATENCY_FACTOR = 2.0
@@ -116,17 +121,25 @@ class Soak:
             self._replies[attack.__name__][status] += 1
 
     async def _one_of_each(self) -> None:
-        """What a process takes once, and the pool's pages touched, are no growth."""
+        """What a process takes once is no growth; neither are pages of a pool when they are first written to, so the
+        cache is full afterwards."""
         self._phase = "warm-up"
         for name in BODIES:
             large(name)
         for attack in (*MIXED, *REFUSED, *REFUSED):
             await self._attack(attack)
         async with httpx.AsyncClient(base_url=self._server.url, verify=False, timeout=120) as client:
-            for number in range(16):
-                body = {"text": f"{number} " * 150, "max_new_tokens": 8, "steps": 1, "block_length": 8}
-                await client.post("/generate", json=body)
+            while await self._free_pages(client) > PAGES_OF_A_PROMPT:
+                body = {"input_ids": [self._chooser.randrange(5, 140) for _ in range(500)], "max_new_tokens": 0}
+                (await client.post("/generate", json=body)).raise_for_status()
         await asyncio.to_thread(self._orphans)
+
+    async def _free_pages(self, client: httpx.AsyncClient) -> float:
+        """Free pages of the pool that has fewer of them."""
+        lines = (await client.get("/metrics")).text.splitlines()
+        free = [float(line.split()[-1]) for line in lines if line.startswith('shoal:pages{held="free"')]
+        assert len(free) == 2
+        return min(free)
 
     # What is watched
 
@@ -215,6 +228,11 @@ def soak(seconds: float, seed: int = 0, log: Path | None = None) -> dict[str, An
         return asyncio.run(Soak(server, seconds, seed).run())
 
 
+def _compact(text: str) -> str:
+    """JSON with each pair of numbers on one line."""
+    return re.sub(r"\[\s+([-0-9.]+),\s+([-0-9.]+)\s+\]", r"[\1, \2]", text)
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -224,7 +242,9 @@ def main() -> int:
     parser.add_argument("--log", type=Path, help="file for the server's log")
     arguments = parser.parse_args()
     report = soak(60 * arguments.minutes, arguments.seed, arguments.log)
-    text = json.dumps(report, indent=1) + "\n"
+    command = f"python -m tests.runtime.http.soak --minutes {arguments.minutes:g} --seed {arguments.seed}"
+    report = {"command": command, "commit": commit(), "hardware": hardware(), **report}
+    text = _compact(json.dumps(report, indent=1)) + "\n"
     if arguments.out is None:
         print(text, end="")
     else:
