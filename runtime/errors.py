@@ -64,11 +64,20 @@ class EngineError(ShoalError):
     """The worker failed while running this request; other requests go on."""
 
 
+def time_out(limit: float, waited: float, state: str) -> RequestTimeoutError:
+    """The error of a request that was to end within `limit` seconds, after `waited`; `state` says where it was."""
+    message = f"not done within timeout_s = {limit:.15g} seconds ({state})"
+    return RequestTimeoutError(message, field="timeout_s", value=waited, limit=limit)
+
+
 def shorten(value: object, limit: int = 80) -> str:
     """`repr(value)`, cut to `limit` characters, for error messages."""
     if isinstance(value, str | bytes | list | tuple) and len(value) > limit:
         value = value[:limit]  # no long text of a long value
         text = repr(value)
         return text[: limit - 1] + "…"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        text = f"a {type(value).__name__} of more digits than can be shown"
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -21,8 +21,8 @@ from ..errors import (
     InvalidRequestError,
     QueueFullError,
     RequestAbortedError,
-    RequestTimeoutError,
     ShoalError,
+    time_out,
 )
 from ..request.input import GenerateInput
 from ..request.output import RequestOutput, Timings
@@ -163,7 +163,8 @@ class Generation:
         self._inputs = inputs
         self._latest: dict[int, RequestOutput | BaseException] = {}
         self._failure: ShoalError | None = None
-        self._begun = False  # some have outputs: from now on a full queue means waiting
+        self._begun = False  # some have outputs
+        self._held = 0  # in the service, or on their way there
         self._waiting = {item.rid: index for index, item in enumerate(inputs)}
         self._news = asyncio.Event()
         self._turns = asyncio.Semaphore(at_a_time or max(1, len(inputs)))
@@ -236,30 +237,32 @@ class Generation:
             self._news.set()
 
     async def _pump(self, index: int) -> None:
+        rid = self._inputs[index].rid
         async with self._turns:
-            if self._waiting.pop(self._inputs[index].rid, None) is not None:
-                await self._generate(index)
+            while self._waiting.pop(rid, None) is not None:
+                error = await self._generate(index)
+                if error is None:
+                    return
+                # A queue that others fill refuses a request; one that it fills itself, or that has begun, waits.
+                if not self._begun and not self._held:
+                    self._put(index, error)
+                    return
+                self._waiting[rid] = index
+                await asyncio.sleep(_QUEUE_FULL_SECONDS)
 
-    async def _generate(self, index: int) -> None:
+    async def _generate(self, index: int) -> QueueFullError | None:
+        """Run a generation to its end, if it is in time; returns the error if the queue had no room for it."""
         item = self._inputs[index]
         if item.timeout_s is not None:  # it counts from when the request was opened
-            waited = time.monotonic() - self._opened
+            waited = item.waited_s + time.monotonic() - self._opened
             if waited >= item.timeout_s:
-                message = f"not done within timeout_s = {item.timeout_s:g} seconds (it was waiting)"
-                self._put(index, RequestTimeoutError(message, field="timeout_s", value=waited, limit=item.timeout_s))
-                return
-            item = replace(item, timeout_s=item.timeout_s - waited)
-        while (error := await self._attempt(index, item)) is not None:
-            if not self._begun:
-                self._put(index, error)
-                return
-            await asyncio.sleep(_QUEUE_FULL_SECONDS)
-
-    async def _attempt(self, index: int, item: GenerateInput) -> QueueFullError | None:
-        """Run a generation to its end; returns the error if the queue had no room for it."""
+                self._put(index, time_out(item.timeout_s, waited, "it was waiting"))
+                return None
+            item = replace(item, waited_s=waited)
         watch = self._metrics.watch()
         stream: AsyncGenerator[RequestOutput, None] = self._service.generate(item)
         finished = False
+        self._held += 1
         try:
             async with contextlib.aclosing(stream):
                 async for output in stream:
@@ -273,8 +276,6 @@ class Generation:
                 error = EngineError(f"request {item.rid} ended without a reply", field="rid", value=item.rid)
                 self._put(index, error)
         except QueueFullError as error:
-            if not self._begun:
-                watch.failed(error)
             return error
         except ShoalError as error:
             watch.failed(error)
@@ -284,6 +285,8 @@ class Generation:
             raise
         except Exception as error:
             self._put(index, error)
+        finally:
+            self._held -= 1
         return None
 
 

@@ -28,8 +28,9 @@ class GenerateInput:
         cache_mode: None: the engine's default.
         cache_salt: requests share prefixes only with those of the same salt.
         priority: higher goes first, and may preempt running requests of lower priority.
-        timeout_s: seconds from acceptance to the end; past it the request ends with finish_reason `abort` and a
-            RequestTimeoutError. None: it may take any time.
+        timeout_s: seconds from acceptance to the end, less `waited_s`; past it the request ends with finish_reason
+            `abort` and a RequestTimeoutError. None: it may take any time.
+        waited_s: seconds of `timeout_s` that had passed before, since the caller's own request came.
         stream: whether outputs before the terminal one are wanted.
         stream_mode: `denoise`: all outputs have a `snapshot` of the canvas.
         canvas: a template: token ids, -1 for a mask; see `Engine.generate`. The outputs have `holes` then.
@@ -45,6 +46,7 @@ class GenerateInput:
     cache_salt: str = ""
     priority: int = 0
     timeout_s: float | None = None
+    waited_s: float = 0.0
     stream: bool = True
     stream_mode: StreamMode = "text"
     canvas: Sequence[int] | None = None

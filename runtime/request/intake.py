@@ -157,6 +157,7 @@ class Intake:
         PARAMETER.integer("shared_prefix", given.shared_prefix, 0)
         PARAMETER.one_of("stream_mode", given.stream_mode, STREAM_MODES)
         params, stop_ids = self._endings.of(resolved(params, self._facts))
+        self._check_possible(params, stop_ids)
         template = None
         if given.canvas is not None:
             template = self._template(given.canvas, names)
@@ -197,9 +198,20 @@ class Intake:
             shared_prefix=given.shared_prefix,
             priority=given.priority,
             timeout_s=given.timeout_s,
+            waited_s=given.waited_s,
             stream=given.stream,
             stream_mode=given.stream_mode,
         )
+
+    def _check_possible(self, params: SamplingParams, stop_ids: frozenset[int]) -> None:
+        """Raise InvalidRequestError if the request itself leaves no token possible."""
+        model = self._facts.model
+        banned = {model.mask_token_id, *(stop_ids if params.min_tokens else ())}
+        if params.logits_eos_inf:
+            banned.add(model.eos_token_id)
+        if len(banned) >= model.embedding_size and banned.issuperset(range(model.embedding_size)):
+            message = f"min_tokens is {params.min_tokens}, but every token of the model ends the text (stop_token_ids)"
+            raise InvalidRequestError(message, field="min_tokens", value=params.min_tokens, limit=0)
 
     def _check_device_limits(self, params: SamplingParams) -> None:
         """Raise InvalidRequestError for what this worker's device can't run."""

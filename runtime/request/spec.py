@@ -35,7 +35,7 @@ class RequestSpec:
         shared_prefix: leading prompt tokens that the caller has warmed on their own; the reuse margin does not apply
             inside them.
         priority: higher goes first and may preempt.
-        timeout_s: seconds from arrival to the end; None: any time.
+        timeout_s, waited_s: seconds to the end, and how many of them had passed at arrival; None: any time.
         stream: whether outputs before the terminal one are wanted.
         stream_mode: what these show: `text`, or `denoise`, the whole canvas too.
         arrival: `time.monotonic()` when the client sent it.
@@ -55,6 +55,7 @@ class RequestSpec:
     shared_prefix: int = 0
     priority: int = 0
     timeout_s: float | None = None
+    waited_s: float = 0.0
     stream: bool = True
     stream_mode: StreamMode = "text"
     arrival: float = field(default_factory=time.monotonic)
@@ -63,6 +64,11 @@ class RequestSpec:
     def blocks(self) -> tuple[tuple[int, int], ...]:
         """(start, stop) of each block in positions of the canvas; none of a scoring request."""
         return () if self.targets is not None else self.sampling.blocks(self.block_length)
+
+    @property
+    def deadline(self) -> float | None:
+        """`time.monotonic()` past which the request ends; None: never."""
+        return None if self.timeout_s is None else self.arrival + self.timeout_s - self.waited_s
 
     @property
     def canvas_length(self) -> int:

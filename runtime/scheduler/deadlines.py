@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Collection, Iterable
 
-from ..errors import RequestTimeoutError
+from ..errors import time_out
 from ..request.request import Request
 
 
@@ -18,8 +18,8 @@ class Deadlines:
 
     def watch(self, request: Request) -> None:
         """A request was accepted."""
-        if request.spec.timeout_s is not None:
-            self._next = min(self._next, request.spec.arrival + request.spec.timeout_s)
+        if request.spec.deadline is not None:
+            self._next = min(self._next, request.spec.deadline)
 
     def passed(self, requests: Iterable[Request], running: Collection[str]) -> list[Request]:
         """Those of `requests` that are past their deadline and still went on, now with error and finish reason.
@@ -33,15 +33,14 @@ class Deadlines:
             return []
         self._next, passed = math.inf, []
         for request in requests:
-            limit, arrival = request.spec.timeout_s, request.spec.arrival
-            if limit is None:
+            limit, deadline = request.spec.timeout_s, request.spec.deadline
+            if limit is None or deadline is None:
                 continue
-            if now < arrival + limit:
-                self._next = min(self._next, arrival + limit)
+            if now < deadline:
+                self._next = min(self._next, deadline)
             elif request.finish_reason is None:
                 state = "running" if request.rid in running else "waiting"
-                message = f"not done within timeout_s = {limit:g} seconds (it was {state})"
-                request.error = RequestTimeoutError(message, field="timeout_s", value=now - arrival, limit=limit)
+                request.error = time_out(limit, limit + now - deadline, f"it was {state}")
                 request.finish_reason = "abort"
                 passed.append(request)
         return passed

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from ...errors import RequestTimeoutError
+from ...errors import time_out
 from ...request.field_names import FieldNames
 from ...request.input import GenerateInput
 from ...request.output import RequestOutput
@@ -108,6 +108,5 @@ def _on_time(item: GenerateInput, start: float) -> GenerateInput:
         return item
     spent = time.monotonic() - start
     if spent >= item.timeout_s:
-        message = f"not done within timeout_s = {item.timeout_s:g} seconds (its prompt was computed)"
-        raise RequestTimeoutError(message, field="timeout_s", value=spent, limit=item.timeout_s)
-    return replace(item, timeout_s=item.timeout_s - spent)
+        raise time_out(item.timeout_s, spent, "its prompt was computed")
+    return replace(item, waited_s=spent)

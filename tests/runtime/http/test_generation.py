@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shoal.runtime.errors import EngineClosedError, InvalidRequestError, QueueFullError
+from shoal.runtime.errors import EngineClosedError, InvalidRequestError, QueueFullError, RequestTimeoutError
 from shoal.runtime.http.generation import Generations, _never_ran
 from shoal.runtime.http.metrics import Metrics
 from shoal.runtime.request.input import GenerateInput
@@ -151,3 +151,62 @@ async def test_the_rest_of_a_batch_waits_for_a_queue_that_is_full_and_the_start_
             await asyncio.sleep(0.01)
         await service.abort("r1")
         assert len(await collecting) == 2
+
+
+class Queue(Service):
+    """Has room for two requests; answers each once the test lets it."""
+
+    def __init__(self) -> None:
+        self.seen: list[GenerateInput] = []
+        self.go_on = asyncio.Semaphore(0)
+
+    async def generate(self, request: GenerateInput) -> AsyncGenerator[Any, None]:
+        if self.running >= 2:
+            raise QueueFullError("full")
+        self.running += 1
+        self.seen.append(request)
+        try:
+            await self.go_on.acquire()
+            yield _never_ran(request.rid)
+        finally:
+            self.running -= 1
+
+    async def abort(self, rid: str | None = None) -> int:
+        return 0
+
+
+async def test_a_batch_that_never_fits_the_queue_takes_turns_of_its_own():
+    """A 503 would ask its client to try again for ever."""
+    service: Any = Queue()
+    generations = Generations(service, Metrics())
+    async with generations.open("batch", inputs(5)) as batch:
+        collecting = asyncio.create_task(batch.collect())
+        await asyncio.sleep(0.01)
+        assert [item.rid for item in service.seen] == ["r0", "r1"]
+        assert await generations.abort("r4") == 1, "it waits for the queue"
+        async with generations.open("other", [GenerateInput(rid="other", prompt="a")]) as other:
+            with pytest.raises(QueueFullError):
+                await other.collect()
+        for _ in range(4):
+            service.go_on.release()
+        assert [output.rid for output in await collecting] == [f"r{n}" for n in range(5)]
+    assert [item.rid for item in service.seen] == ["r0", "r1", "r2", "r3"]
+
+
+async def test_time_goes_on_while_a_batch_waits_and_errors_say_the_clients_number():
+    service: Any = Queue()
+    items = [GenerateInput(rid=f"r{n}", prompt="a", timeout_s=timeout) for n, timeout in enumerate((9.0, 9.0, 0.25))]
+    async with Generations(service, Metrics()).open("batch", items) as batch:
+        with pytest.raises(RequestTimeoutError, match=r"timeout_s = 0\.25 seconds \(it was waiting\)"):
+            await batch.collect()
+    service.seen.clear()
+    async with Generations(service, Metrics()).open("turns", items[:2], 1) as batch:
+        collecting = asyncio.create_task(batch.collect())
+        await asyncio.sleep(0.01)
+        service.go_on.release()
+        while len(service.seen) < 2:
+            await asyncio.sleep(0.01)
+        service.go_on.release()
+        await collecting
+    assert [item.timeout_s for item in service.seen] == [9.0, 9.0]
+    assert 0 < service.seen[0].waited_s < service.seen[1].waited_s

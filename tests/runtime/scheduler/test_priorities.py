@@ -24,7 +24,7 @@ EXACT: tuple[CacheMode, ...] = ("none", "prefix", "dual")  # nothing reused acro
 
 def make(engine: Engine, seed: int, priority: int = 0, mode: CacheMode = "dual", **options: Any) -> Request:
     """A request of 24 tokens and a canvas of 32 in blocks of 8."""
-    own = {name: options.pop(name) for name in ("timeout_s", "stream", "arrival") if name in options}
+    own = {name: options.pop(name) for name in ("timeout_s", "waited_s", "stream", "arrival") if name in options}
     sampling = SamplingParams(**{"max_new_tokens": 32, "threshold": 0.6, "ignore_eos": True, "seed": 1, **options})
     (request,) = open_requests(engine, [tokens(24, seed)], sampling, mode, "", priority=priority, **own)
     return request
@@ -277,6 +277,26 @@ def test_time_outs_of_running_and_waiting_requests(llada, monkeypatch):
         driver.run()
         assert driver.end(third).finish_reason == "length"
         assert driver.scheduler.counters.timed_out == 2
+        assert_nothing_lost(engine)
+
+
+def test_time_that_passed_before_a_request_came_counts(llada, monkeypatch):
+    """Its error says the caller's number, and how long the caller has waited."""
+    now = [100.0]
+    monkeypatch.setattr("shoal.runtime.scheduler.scheduler.time.monotonic", lambda: now[0])
+    with make_engine(llada) as engine:
+        driver = Driver(engine)
+        request = make(engine, 1, timeout_s=1234567.5, waited_s=1234562.5, arrival=now[0])
+        driver.add(request)
+        now[0] += 4.9
+        driver.step()
+        assert not driver.end(request).finished
+        now[0] += 0.2
+        driver.step()
+        error = driver.end(request).error
+        assert isinstance(error, RequestTimeoutError)
+        assert error.message == "not done within timeout_s = 1234567.5 seconds (it was running)"
+        assert (error.limit, error.value) == (1234567.5, pytest.approx(1234567.6))
         assert_nothing_lost(engine)
 
 
