@@ -42,7 +42,11 @@ class Checks:
             of: what is counted, for the message: `seconds`.
             infinite: whether infinity is a number here.
         """
-        number = isinstance(value, int | float) and not isinstance(value, bool) and (infinite or math.isfinite(value))
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, int):
+            number &= abs(value) <= MAX_INT  # larger ones may not be floats
+        elif number:
+            number = infinite or math.isfinite(value)
         if not number or not low <= value <= high or (above and value == low):
             bounds = f"above {low:g}" if above else f"of at least {low:g}"
             most = f" and at most {high:g}" if high < math.inf else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +186,8 @@ class HTTPBackend:
                 "shared_prefix": shared_prefix}  # fmt: skip
         body |= {name: value for name, value in self._options.items() if value is not None}
         value = await self._ask("POST", "/score", body)
-        return Scored(tuple(tuple(one["token_scores"]) for one in value["choices"]), figures_of(value["meta_info"]))
+        scores = (tuple(-math.inf if s is None else s for s in one["token_scores"]) for one in value["choices"])
+        return Scored(tuple(scores), figures_of(value["meta_info"]))
 
     async def warm(self, tokens: Sequence[int]) -> dict[str, Any] | None:
         """See Backend."""

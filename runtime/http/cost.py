@@ -26,12 +26,16 @@ def check_work(
     answer's own check refuses it. `field` and `length` are the client's names for prompts and canvases.
     """
     prompt_tokens = canvas_tokens = forwards = 0
+    drawn = False
     for prompt, sampling in zip(prompts, params, strict=True):
         prompt_tokens += _num_tokens(prompt)
         canvas_tokens += sampling.max_new_tokens
         blocks = -(-sampling.max_new_tokens // (sampling.block_length or info.block_length))
         steps = sampling.steps or sampling.max_new_tokens
-        forwards += max(1, min(max(steps, blocks), sampling.max_new_tokens))
+        steps = max(steps, blocks)
+        # `origin` commits by chance, perhaps nothing for many steps.
+        drawn |= sampling.strategy == "origin"
+        forwards += max(1, steps if sampling.strategy == "origin" else min(steps, sampling.max_new_tokens))
     positions, limit = n * (prompt_tokens + canvas_tokens), config.max_request_tokens
     if positions > limit and not is_within_model(config, info, n * len(prompts)):
         if n * prompt_tokens <= limit:
@@ -41,11 +45,12 @@ def check_work(
             f"({length}) in all, {positions}; at most {limit} are taken in one request (max_request_tokens)"
         )
         raise bad_request(field, message)
-    if n * forwards > config.max_request_forwards and n * len(prompts) * info.max_tokens > config.max_request_forwards:
+    most = config.max_request_forwards
+    if n * forwards > most and (drawn or n * len(prompts) * info.max_tokens > most):
         field = "steps" if any(sampling.steps for sampling in params) else length
         message = (
             f"{field}: the answers may take {n * forwards} forward passes in all (steps, or {length}, of each); "
-            f"at most {config.max_request_forwards} are taken in one request (max_request_forwards)"
+            f"at most {most} are taken in one request (max_request_forwards)"
         )
         raise bad_request(field, message)
 

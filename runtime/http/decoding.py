@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ _NUMBERS = (
 )  # fmt: skip
 _LARGEST = 1 << 63
 _GREEDY_BELOW = 1e-5
+_TOKEN_ID = re.compile(r"(0|[1-9][0-9]{0,18})")
 
 
 def sampling_params(
@@ -88,13 +90,10 @@ def sampling_params(
 
 def _logit_bias(value: Any) -> dict[int, Any]:
     """A bias for each token id; JSON has the ids as strings. Raises ApiError (400)."""
-    try:
-        if not isinstance(value, Mapping):
-            raise ValueError
-        return {int(token): bias for token, bias in value.items()}
-    except ValueError:
+    if not isinstance(value, Mapping) or not all(_TOKEN_ID.fullmatch(str(token)) for token in value):
         words = f"logit_bias is {shown(value)}; it must be an object of token ids with a number each"
-        raise bad_request("logit_bias", words) from None
+        raise bad_request("logit_bias", words)
+    return {int(token): bias for token, bias in value.items()}
 
 
 def _check_length(value: Any, config: ServerConfig, name: str) -> None:

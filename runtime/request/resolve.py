@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import InvalidRequestError, shorten
 from .facts import Facts
-from .sampling_params import SamplingParams
+from .sampling_params import MAX_TIMED_STEPS, SamplingParams
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(SamplingParams)}
 
@@ -15,8 +15,8 @@ _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Sampl
 def resolved(params: SamplingParams, facts: Facts) -> SamplingParams:
     """`params` with `schedule` and `ranking` chosen, and without what changes nothing beside the rest of them.
 
-    Raises InvalidRequestError for a bias of a token that the model does not have, and for an option that the worker
-    does not serve.
+    Raises InvalidRequestError for a bias of a token that the model does not have, too many steps of a schedule with
+    times, and an option that the worker does not serve.
     """
     vocabulary = facts.model.vocab_size
     for token, _ in params.biases:
@@ -33,6 +33,11 @@ def resolved(params: SamplingParams, facts: Facts) -> SamplingParams:
     if ranking == "model" and not params.draws:
         changes |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     params = replace(params, ranking=ranking, **changes)
+    timed = params.schedule == "linear" or params.strategy == "origin"
+    if timed and params.steps is not None and params.steps > MAX_TIMED_STEPS:
+        what = "strategy origin" if params.strategy == "origin" else "schedule linear"
+        message = f"steps is {params.steps}; with {what} it may be at most {MAX_TIMED_STEPS}"
+        raise InvalidRequestError(message, field="steps", value=params.steps, limit=MAX_TIMED_STEPS)
     for entry in facts.unserved:
         name, _, value = entry.partition("=")
         given = getattr(params, name)

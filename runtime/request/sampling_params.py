@@ -24,6 +24,8 @@ DEFAULT_MAX_NEW_TOKENS = 1024
 """Canvas of a request that names none, where generation_config.json says nothing; or what fits, if that is less."""
 RULES = ("steps", "threshold", "factor")
 """What decides how many masks a forward commits: one of them."""
+MAX_TIMED_STEPS = 1 << 14
+"""Most steps of a schedule that has a time for each: `linear`, or the strategy `origin`."""
 MAX_TEMPERATURE = 1e30
 """Above, noise times temperature overflows fp32. All tokens are equally probable long before."""
 
@@ -37,7 +39,8 @@ class SamplingParams:
         block_length: canvas positions decoded together; the last block is shorter where it does not divide
             max_new_tokens. None: the engine's default.
         steps: fixed quota: forward passes for the whole canvas, spread evenly over its blocks, early ones first; each
-            commits its share of the block's masks. A block takes at least one, and at most one a mask.
+            commits its share of the block's masks. A block takes at least one, and at most one a mask. With schedule
+            `linear` or strategy `origin` at most 16,384.
         threshold: commit every mask whose confidence is at least this, at least one a pass (Fast-dLLM).
         factor: commit the n most confident masks as long as the n-th has confidence >= 1 - factor / (n + 1)
             (Fast-dLLM), at least one a pass. Where one mask of the block would be left, it is committed too.
@@ -59,8 +62,9 @@ class SamplingParams:
         ranking: which distribution confidence is of: `model` (undisturbed logits, as LLaDA does) or `sampled` (at
             temperature and cut, as Dream does). None: the model family's.
         repetition_penalty: logits of tokens in the prompt or committed are divided by it where positive, else
-            multiplied; presence_penalty and frequency_penalty are subtracted from the logits of committed tokens, once
-            or for each time that they are committed. Tokens committed in the same forward don't see each other.
+            multiplied (0.01 to 100); presence_penalty and frequency_penalty are subtracted from the logits of committed
+            tokens, once or for each time that they are committed. Tokens committed in the same forward don't see each
+            other.
         logit_bias: added to the logits of tokens, {token id: bias}; at most 1,024. Kept as pairs.
         min_tokens: tokens that end the text are impossible in so many first canvas positions.
         eos_penalty: subtracted from the logits of all tokens that end the model's texts.
@@ -173,7 +177,7 @@ class SamplingParams:
         PARAMETER.integer("top_k", self.top_k, -1)
         PARAMETER.number("top_p", self.top_p, 0.0, 1.0)
         PARAMETER.number("min_p", self.min_p, 0.0, 1.0)
-        PARAMETER.number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
+        PARAMETER.number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         for name in ("presence_penalty", "frequency_penalty", "eos_penalty"):
             PARAMETER.number(name, getattr(self, name), -100.0, 100.0)
         PARAMETER.integer("min_tokens", self.min_tokens, 0)

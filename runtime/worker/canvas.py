@@ -104,6 +104,8 @@ class Canvas:
         self.block_step = 0
         self.block_steps = self.steps_of_block(start)
         if self.block_steps is not None:
+            if self.sampling.schedule != "linear" and self.sampling.strategy != "origin":
+                self.block_steps = min(self.block_steps, max(1, self.block_masks))  # more mean the same, up to any size
             self.quotas = commits_of_block(self.sampling, self.block_masks, self.block_steps)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ..request.sampling_params import SamplingParams
@@ -18,8 +19,8 @@ def commits_of_block(params: SamplingParams, masks: int, steps: int) -> tuple[in
         base, extra = divmod(masks, steps)
         return tuple(base + (step < extra) for step in range(min(steps, masks)))
     counts, left = [], masks
-    for share in transfer_shares(params.eps, steps):
-        count = left if share == 1 else int(torch.tensor(left, dtype=torch.float32) * share)
+    for share in transfer_shares(params.eps, steps).numpy():
+        count = left if share == 1 else int(np.float32(left) * share)
         if count:
             counts.append(count)
             left -= count

@@ -56,8 +56,10 @@ class LogitRules:
         if params.presence_penalty or params.frequency_penalty:
             counts = torch.bincount(committed, minlength=width)
             logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
-        for token, bias in params.biases:
-            logits[:, token] += bias
+        if params.biases:
+            tokens, biases = zip(*params.biases, strict=True)
+            logits.index_add_(1, torch.tensor(tokens, device=logits.device),
+                              torch.tensor(biases, device=logits.device).expand(len(logits), -1))  # fmt: skip
         logits[:, _ids(self.end_ids, logits)] -= params.eos_penalty
         if params.logits_eos_inf:
             logits[:, _ids((self.eos,), logits)] = -torch.inf

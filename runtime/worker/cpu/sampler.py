@@ -13,6 +13,8 @@ from ...request.sampling_params import DEFAULT_THRESHOLD, SamplingParams
 from ..executor import NOT_FINITE
 
 _ROWS_AT_ONCE = 8
+_LEAST_TEMPERATURE = 1e-30
+"""Below, fp32 has no such number; all but the best token are impossible long before."""
 
 
 def choose_tokens(logits: Tensor, params: SamplingParams, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -23,7 +25,8 @@ def choose_tokens(logits: Tensor, params: SamplingParams, generator: torch.Gener
     from the distribution that they are drawn from (`sampled`, Dream's). `generator` (on the CPU) is needed for a
     temperature and for the strategy `random`; its draws depend on the number of masks alone.
 
-    Raises EngineError for a row with NaN or +inf, or without a possible token.
+    A token whose logit is -inf is impossible, like the mask token: never chosen, however much of the request's bias it
+    gets. Raises EngineError for a row with NaN or +inf, or without a possible token.
     """
     best = confidence.reference(logits)
     if not best.probability.isfinite().all():
@@ -48,7 +51,7 @@ def choose_tokens(logits: Tensor, params: SamplingParams, generator: torch.Gener
 def tempered(logits: Tensor, temperature: float) -> Tensor:
     """fp32 logits / temperature, shifted so that the largest of a row is 0; undivided at temperature 0."""
     logits = logits.float()
-    return (logits - logits.amax(-1, keepdim=True)) / (temperature or 1.0)
+    return (logits - logits.amax(-1, keepdim=True)) / max(temperature or 1.0, _LEAST_TEMPERATURE)
 
 
 def cut(logits: Tensor, params: SamplingParams) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -114,6 +116,42 @@ def test_what_failed_is_not_captured_and_scores_fail_alike(folder, cuda):
         assert_nothing_lost(engine)
 
 
+def forbid(engine: Engine | LocalService, token: int) -> None:
+    """From now on the model gives this token a logit of -inf."""
+    executor = worker_of(engine).executor
+    head = executor.runner.layers if hasattr(executor.runner, "layers") else executor.decoder
+    plain = head.logits
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        found = plain(hidden).clone()
+        found[:, token] = -torch.inf
+        return found
+
+    head.logits = logits
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+@pytest.mark.parametrize("strategy", ["low_confidence", "margin", "entropy", "random"])
+def test_a_logit_of_minus_infinity_makes_its_token_impossible(folder, cuda, strategy):
+    """No error, whatever the request adds to it."""
+    params = SamplingParams(max_new_tokens=16, steps=8, strategy=strategy, temperature=0.5, seed=1, ignore_eos=True)
+    with make_engine(folder) as engine:
+        if cuda:
+            on_cuda_path(engine)
+        before = engine.generate(GOOD[0], params)
+        token = before.token_ids[0]
+        engine.flush_cache()
+        forbid(engine, token)
+        rules = {} if cuda else {"logit_bias": {token: 100}, "repetition_penalty": 1.5, "frequency_penalty": -2.0}
+        after = engine.generate(GOOD[0], replace(params, **rules))
+        assert after.finish_reason == "length"
+        assert token not in after.token_ids
+        scored = engine.score(GOOD[0], [[token], [*tokens(1, 6)]])
+        assert scored.choices[0].total == -math.inf
+        assert scored.best == 1
+        assert_nothing_lost(engine)
+
+
 async def test_over_http_it_is_a_500_in_words_and_counts(llada, caplog):
     service = LocalService(
         EngineConfig(model_path=str(llada), depth=4, layers_per_band=2, kv_cache_tokens=1024, page_size=4, device="cpu")
@@ -139,6 +177,10 @@ async def test_over_http_it_is_a_500_in_words_and_counts(llada, caplog):
                 assert "the model's logits are not finite (NaN or infinity)" in error["message"]
                 assert (await client.post("/generate", json=good)).status_code == 200
             text = (await client.get("/metrics")).text
+            forbid(service, 5)
+            scored = (await client.post("/score", json={"input_ids": GOOD[0], "choices": [[5], [6]]})).json()
+            assert [one["token_scores"][0] is None for one in scored["choices"]] == [True, False]
+            assert scored["best"] == 1
     finally:
         await service.shutdown()
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
