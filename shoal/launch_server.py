@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .idle_flags import Options, check_idle_flags
 from .runtime.config import EngineConfig
 from .runtime.errors import ConfigError, ShoalError
 from .runtime.flags import add_flags, given
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         engine = EngineConfig(**given(namespace, EngineConfig))
         server = ServerConfig(**{**_keys_from_environment(), **given(namespace, ServerConfig)})
         pipeline = PipelineConfig(**given(namespace, PipelineConfig))
+        check_idle_flags(vars(namespace).keys(), Options(engine, pipeline, server))
         _check_folder(engine)
         _check_profile_dir(server)
         from .runtime.daemon_call import end_without_waiting
