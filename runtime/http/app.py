@@ -71,7 +71,7 @@ def create_app(service: Service, config: ServerConfig, model_name: str = "") -> 
             *_cors(config),
             Middleware(OriginCheck, config=config),
             Middleware(KeyCheck, config=config),
-            Middleware(BodyLimit, max_bytes=config.max_body_bytes, seconds=config.body_timeout_s),
+            Middleware(BodyLimit, config=config),
             Middleware(JSONBodies),
         ],
     )

@@ -30,6 +30,9 @@ class ServerConfig:
             (`*`: any). None: no page of another site may.
         served_model_name: name of the model in the OpenAI routes. None: the model path.
         max_body_bytes: largest request body.
+        max_held_bytes: most bytes of request bodies over 64 KiB that are held at a time, and most bytes of replies that
+            wait for clients to read them; past it new bodies get a 503, and the clients that have read nothing for
+            longest are dropped. None: 32 times max_body_bytes.
         body_timeout_s: seconds that a client may take to send it.
         max_n: most answers per prompt (n).
         max_batch: most prompts, most answers (prompts times n) and most choices (of /score, where 256 is the most at
@@ -84,6 +87,7 @@ class ServerConfig:
     allowed_origins: str | None = None
     served_model_name: str | None = None
     max_body_bytes: int = 8 << 20
+    max_held_bytes: int | None = None
     body_timeout_s: float = 60.0
     max_n: int = 32
     max_batch: int = 1024
@@ -143,6 +147,10 @@ class ServerConfig:
             if getattr(self, name) is not None:
                 OPTION.integer(name, getattr(self, name), 1)
         OPTION.integer("max_header_bytes", self.max_header_bytes, 1024)
+        if self.max_held_bytes is not None:
+            OPTION.integer("max_held_bytes", self.max_held_bytes, 1)
+            if self.max_held_bytes < self.max_body_bytes:
+                OPTION.refuse("max_held_bytes", self.max_held_bytes, f"at least max_body_bytes, {self.max_body_bytes}")
         for name in (
             "body_timeout_s",
             "header_timeout_s",
@@ -162,6 +170,11 @@ class ServerConfig:
         except InvalidRequestError as error:
             name = f"default_{error.field}"
             raise ConfigError(f"default_{error.message}", field=name, value=error.value, limit=error.limit) from error
+
+    @property
+    def held_bytes(self) -> int:
+        """`max_held_bytes` with its default."""
+        return self.max_held_bytes or 32 * self.max_body_bytes
 
     def check_for(self, max_tokens: int) -> None:
         """Raise ConfigError for a default that no request could have: it takes at most `max_tokens` tokens in all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import httptools
@@ -21,6 +22,8 @@ RESERVED_PATHS = frozenset({b"/health", b"/ready", b"/ping", b"/metrics"})
 """Paths for connections past the limit, so that a full server still shows whether it lives."""
 _LINGER_S = 1.0
 _LINGER_BYTES = 4 << 20
+_MOST_PIPELINED = 256
+"""Requests of one connection that may wait for their turn; with more it is closed."""
 
 
 class Door(Protocol):
@@ -45,6 +48,8 @@ class Connection(HttpToolsProtocol):
     Attributes:
         active_at: the loop's time of the last bytes received.
         is_reserve: whether it is past the limit of connections; then only RESERVED_PATHS are served.
+        unsent, unread_since: bytes that the client has not read, as of the last `check`, and since when it has read
+            nothing (the loop's time).
     """
 
     def __init__(self, gate: Door, **options: Any):
@@ -56,10 +61,11 @@ class Connection(HttpToolsProtocol):
         self._head_since: float | None = self.active_at
         self._linger_until: float | None = None
         self._lingered = 0
-        self._in_head = self._progress = False
+        self._in_head = self._progress = self._upgrades = self._is_ending = False
+        self._body: list[bytes] = []
         self._unparsed = self._head_bytes = self._num_headers = 0
-        self._unsent = 0
-        self._unread_since: float | None = None
+        self.unsent = 0
+        self.unread_since = self.active_at
 
     @property
     def is_idle(self) -> bool:
@@ -94,19 +100,25 @@ class Connection(HttpToolsProtocol):
             else:
                 self.transport.close()
         unsent = self.transport.get_write_buffer_size()
-        if not unsent or unsent < self._unsent or self._unread_since is None:
-            self._unread_since = now
-        elif now - self._unread_since > limits.send_timeout_s:
+        if not unsent or unsent < self.unsent or not self.unsent:
+            self.unread_since = now
+        elif now - self.unread_since > limits.send_timeout_s:
             self.transport.abort()
-        self._unsent = unsent
+        self.unsent = unsent
 
     def answer(self, error: ApiError) -> None:
         """Refuse the connection's request; read on for a moment, so that the client sees the reason."""
         if self._linger_until is not None or self.transport.is_closing():
             return
-        if self._busy:  # pipelined behind a request whose answer is on its way
-            self.transport.abort()
+        if self._busy and not self.cycle.more_body:  # it is behind requests that get their answers first
+            self._is_ending, self.cycle.keep_alive = True, False
             return
+        if self._busy:
+            if self.pipeline or self.cycle.response_started:  # the client would take it for an earlier request's answer
+                self.transport.abort()
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self._linger_until = self.loop.time() + _LINGER_S
         self._head_since = None
         body = dumps(error.body())
@@ -121,12 +133,11 @@ class Connection(HttpToolsProtocol):
         """Answer malformed HTTP with an error of the server's shape."""
         self.answer(ApiError(400, "this is no valid HTTP request"))
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Log nothing: a client that asks for another protocol simply continues with HTTP/1.1."""
-
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         self.active_at = self.loop.time()
+        if self._is_ending:
+            return
         if self._linger_until is not None:
             self._lingered += len(data)
             if self._lingered > _LINGER_BYTES:
@@ -136,8 +147,9 @@ class Connection(HttpToolsProtocol):
         for start in range(0, len(whole), limit):
             piece: Any = whole[start : start + limit]
             self._progress = False
-            super().data_received(piece)
-            if self._linger_until is not None or self.transport.is_closing():
+            self._parse(piece)
+            self._pass_body()
+            if self._linger_until is not None or self._is_ending or self.transport.is_closing():
                 return
             self._unparsed = 0 if self._progress else self._unparsed + len(piece)
             if self._unparsed > limit:
@@ -146,8 +158,32 @@ class Connection(HttpToolsProtocol):
         if self._head_since is None and not self._busy:
             self._head_since = self.active_at
 
+    def _parse(self, data: Any) -> None:
+        """Feed the parser. It stops behind the head of a request that asks for another protocol, even if a body
+        follows; a new parser then continues with the same head without that wish.
+        """
+        self._unset_keepalive_if_required()
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as stop:
+                    rest = data[stop.args[0] :]
+                    if not self._upgrades:  # CONNECT: there is nothing to continue with
+                        return
+                    head = head_without_upgrade(
+                        self.parser.get_method(), self.url, self.parser.get_http_version().encode(), self.headers
+                    )
+                    self.parser = httptools.HttpRequestParser(self)
+                    self.parser.feed_data(head)
+                    data = rest
+        except httptools.HttpParserError:
+            self.send_400_response("")
+
     def on_message_begin(self) -> None:
         """Of the parser: a request begins."""
+        self._upgrades = False
         super().on_message_begin()
         self._in_head = self._progress = True
         self._head_bytes = self._num_headers = 0
@@ -176,24 +212,55 @@ class Connection(HttpToolsProtocol):
             message = f"there are {self._num_headers} headers; at most {limits.max_headers} are taken (--max-headers)"
             self._refuse_head(message)
         else:
+            if len(self.pipeline) >= _MOST_PIPELINED:
+                self.transport.abort()
+                return
+            if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+                self._upgrades = True
+                return
             if self.is_reserve and httptools.parse_url(self.url).path not in RESERVED_PATHS:
                 self.app = _full
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Of the parser: a piece of a body."""
-        self._progress = True
-        if self._linger_until is None:
-            super().on_body(body)
+        """Of the parser: a piece of a body, perhaps of one byte."""
+        self._body.append(body)
+
+    def _pass_body(self) -> None:
+        """Pass on what has come of the body."""
+        if self._body:
+            self._progress = True
+            body, self._body = b"".join(self._body), []
+            if self._linger_until is None:
+                super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        """Of a request's answer: reads on, unless other requests wait here for theirs."""
+        super().on_response_complete()
+        if self.pipeline:
+            self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         """Of the parser: the request is complete."""
+        self._pass_body()
         self._progress = True
-        if self._linger_until is None:
+        if self._linger_until is None and not self._upgrades and not self.transport.is_closing():
             super().on_message_complete()
 
     def _refuse_head(self, message: str) -> None:
         self.answer(ApiError(431, message, kind="HeadersTooLargeError", param="headers"))
+
+
+def head_without_upgrade(method: bytes, url: bytes, version: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A request's head that no longer asks for another protocol."""
+    lines = [b"%s %s HTTP/%s" % (method, url, version)]
+    for name, value in headers:
+        if name == b"connection":
+            tokens = (token.strip() for token in value.split(b","))
+            value = b", ".join(token for token in tokens if token.lower() not in (b"upgrade", b"http2-settings"))
+        if name not in (b"upgrade", b"http2-settings") and (name != b"connection" or value):
+            lines.append(b"%s: %s" % (name, value))
+    return b"\r\n".join([*lines, b"", b""])
 
 
 def full_error() -> ApiError:

@@ -23,6 +23,7 @@ class ConnectionLimits:
     max_headers: int
     header_timeout_s: float
     send_timeout_s: float
+    max_held_bytes: int
 
     @classmethod
     def of(cls, config: ServerConfig) -> ConnectionLimits:
@@ -36,4 +37,4 @@ class ConnectionLimits:
             message = f"max_connections is {asked}; the limit of {files} open files (ulimit -n) has room for {room}"
             raise ConfigError(message, field="max_connections", value=asked, limit=room)
         return cls(asked or min(_MOST, room), config.max_header_bytes, config.max_headers, config.header_timeout_s,
-                   config.send_timeout_s)  # fmt: skip
+                   config.send_timeout_s, config.held_bytes)  # fmt: skip

@@ -42,9 +42,16 @@ class Gate:
         self._warn()
 
     def check(self, connections: Collection[Connection], now: float) -> None:
-        """Close connections that are past a time limit; call it about once a second."""
+        """Close connections that are past a limit; call it about once a second."""
         for connection in list(connections):
             connection.check(now)
+        unsent = sum(connection.unsent for connection in connections)
+        for connection in sorted(connections, key=lambda one: one.unread_since):
+            if unsent <= self.limits.max_held_bytes:
+                break
+            if connection.unsent:
+                unsent -= connection.unsent
+                connection.drop()
 
     def _warn(self) -> None:
         now = time.monotonic()

@@ -43,8 +43,9 @@ class JSONBodyRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def bounded(request: Request) -> Response:
+            own = _JSONRequest(request.scope, request.receive)
             try:
-                return await handle(_JSONRequest(request.scope, request.receive))
+                return await handle(own)
             except (HTTPException, RequestValidationError) as error:
                 # FastAPI's frame holds the error, whose traceback holds the frame, and with it the body, until the
                 # garbage collector runs.
@@ -54,17 +55,23 @@ class JSONBodyRoute(APIRoute):
                 if isinstance(cause, ApiError):
                     raise cause from None
                 raise
+            finally:
+                if own.is_large:
+                    server_state(request).return_memory_soon()
 
         return bounded
 
 
 class _JSONRequest(Request):
+    is_large = False
+
     async def json(self) -> Any:
         """The body as JSON. Raises json.JSONDecodeError, ValueError, RecursionError, ApiError."""
         if not hasattr(self, "_json"):
             state = server_state(self)
             body, bound = await self.body(), EntryBound.of(state)
-            async with _turn(state.large_bodies if len(body) > _LARGE_BYTES else None):
+            self.is_large = len(body) > _LARGE_BYTES
+            async with _turn(state.large_bodies if self.is_large else None):
                 value, error = bound.load(body)
             if error is not None:
                 # The exception may live on in a cycle of frames until the garbage collector runs.
@@ -89,14 +96,14 @@ async def _turn(lock: asyncio.Lock | None) -> AsyncIterator[None]:
 
 
 def parsed(body: bytes) -> Any:
-    """The JSON value of a body, as Python's json has it (NaN and half surrogate pairs included), but faster.
+    """The JSON value of a body in UTF-8, as Python's json has it (NaN and half surrogate pairs included), but faster.
 
     Raises json.JSONDecodeError, UnicodeDecodeError, ValueError, RecursionError.
     """
     try:
         return msgspec.json.decode(body)
     except (ValueError, RecursionError):
-        return json.loads(body)
+        return json.loads(body.decode("utf-8-sig"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +138,8 @@ class EntryBound:
             found: Exception = json.JSONDecodeError(error.msg, "", 0)
             found.pos = error.pos  # type: ignore[attr-defined]
             return None, found
+        except UnicodeDecodeError as error:
+            return None, UnicodeDecodeError(error.encoding, b"", error.start, error.end, error.reason)
         except (ApiError, ValueError, RecursionError) as error:
             error.__context__ = None
             return None, error.with_traceback(None)

@@ -7,10 +7,12 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .api_error import ApiError
+from .config import ServerConfig
 from .generation import ClientGoneError
 from .metrics import Metrics
 from .replies import JSONReply
@@ -21,63 +23,99 @@ QUIET_PATHS = frozenset({"/health", "/health_generate", "/ready", "/ping", "/met
 """Probes poll these paths, so their replies are logged at level debug."""
 REST_BYTES, REST_SECONDS = 64 << 20, 5.0
 """Bytes of a refused body that are read and dropped before the reply, and the seconds for it."""
+_SMALL_BYTES = 64 << 10
 _CLIENT_CLOSED_REQUEST = 499
 _CLOSE: Mapping[str, str] = {"connection": "close"}
 
 
 class BodyLimit:
-    """Answers 413 to bodies over `max_bytes`, and 408 to bodies that are too slow.
+    """Answers 413 to bodies over max_body_bytes, 408 to bodies that are too slow, and 503 to bodies over 64 KiB while
+    those that are held, complete or not, have max_held_bytes together.
 
     It first reads and drops a bounded rest of a body that is too large: most clients look for a reply only after they
     have sent everything, and miss it if the connection closes earlier.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float):
+    def __init__(self, app: ASGIApp, config: ServerConfig):
         self._app = app
-        self._max_bytes = max_bytes
-        self._seconds = seconds
+        self._max_bytes = config.max_body_bytes
+        self._max_held = config.held_bytes
+        self._seconds = config.body_timeout_s
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body, then pass the request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        held = _Held()
+        try:
+            await self._pass_on(held, scope, receive, send)
+        finally:
+            self._held -= held.size
+
+    async def _pass_on(self, held: _Held, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout(self._seconds):
-                body, is_complete = await self._read(scope, receive)
+                body, is_complete = await self._read(held, scope, receive)
         except TimeoutError:
-            message = f"the body was not complete after {self._seconds} seconds"
+            message = f"the body was not complete after {self._seconds:g} seconds"
             await _answer(ApiError(408, message, kind="RequestTimeoutError", param="body"), scope, receive, send)
             return
         except ClientGoneError:
             return
-        if body is None:
-            error = ApiError(413, f"the body is larger than {self._max_bytes} bytes", kind="PayloadTooLargeError",
-                             param="body")  # fmt: skip
-            await _answer(error, scope, receive, send, {} if is_complete else _CLOSE)
+        if isinstance(body, ApiError):
+            again = {"retry-after": "1"} if body.retryable else {}
+            await _answer(body, scope, receive, send, {**again, **({} if is_complete else _CLOSE)})
             return
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        del body
 
         async def replay() -> Message:
             return whole.pop() if whole else await receive()
 
         await self._app(scope, replay, send)
 
-    async def _read(self, scope: Scope, receive: Receive) -> tuple[bytes | None, bool]:
-        """The body (None when it is too large), and whether it was read to its end. Raises ClientGoneError."""
-        limit = self._max_bytes
+    async def _read(self, held: _Held, scope: Scope, receive: Receive) -> tuple[bytes | ApiError, bool]:
+        """The body, or why it is refused, and whether it was read to its end. Raises ClientGoneError."""
+        limit, size, parts = self._max_bytes, 0, list[bytes]()
+        error: ApiError | None = None
         if _declared(scope) > limit and not _will_end(scope, limit + REST_BYTES):
-            return None, False
-        parts, size = [], 0
+            return self._too_large(), False
         async for part in _parts(receive):
             size += len(part)
-            if size <= limit:
-                parts.append(part)
-            else:
+            if size > limit + REST_BYTES:
+                return error or self._too_large(), False
+            if error is None and (error := self._refusal(held, size)) is not None:
                 parts.clear()
-                if size > limit + REST_BYTES:
-                    return None, False
-        return (b"".join(parts) if size <= limit else None), True
+                self._held -= held.size
+                held.size = 0
+            if error is None:
+                parts.append(part)
+        return error or b"".join(parts), True
+
+    def _refusal(self, held: _Held, size: int) -> ApiError | None:
+        """Why a body of which `size` bytes have come can't be held; otherwise they count as held."""
+        if size > self._max_bytes:
+            return self._too_large()
+        if size > _SMALL_BYTES:
+            self._held += size - held.size
+            held.size = size
+            if self._held > self._max_held:
+                message = f"{self._held} bytes of request bodies are held (--max-held-bytes): try again later"
+                return ApiError(503, message, kind="ServiceUnavailableError", param="body")
+        return None
+
+    def _too_large(self) -> ApiError:
+        message = f"the body is larger than {self._max_bytes} bytes"
+        return ApiError(413, message, kind="PayloadTooLargeError", param="body")
+
+
+@dataclass(slots=True)
+class _Held:
+    """Bytes of one request's body that count as held."""
+
+    size: int = 0
 
 
 async def refuse(

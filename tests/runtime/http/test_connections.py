@@ -195,3 +195,68 @@ def test_more_connections_than_files_are_refused(monkeypatch):
     with pytest.raises(ConfigError, match="max_connections is 1000; the limit of 1024 open files"):
         ConnectionLimits.of(ServerConfig(max_connections=1000))
     assert ConnectionLimits.of(ServerConfig(max_connections=5)).max_connections == 5
+
+
+SMALL = json.dumps({"text": "red", "max_new_tokens": 1}).encode()
+GENERATE = b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+LENGTH = b"content-length: %d\r\n\r\n" % len(SMALL)
+CHUNKED = b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(SMALL), SMALL)
+H2C = b"connection: keep-alive, Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n"
+WEBSOCKET = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n"
+
+
+@pytest.mark.parametrize("upgrade", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
+@pytest.mark.parametrize(
+    ("parts", "replies"),
+    [
+        ([GENERATE, LENGTH + SMALL], [200]),
+        ([GENERATE, CHUNKED], [200]),
+        ([GENERATE, LENGTH + SMALL[:10], SMALL[10:]], [200]),
+        ([HEALTH, b"\r\n"], [200]),
+        ([HEALTH, b"\r\n" + HEALTH + b"\r\n" + GENERATE + LENGTH + SMALL], [200, 200, 200]),
+        ([GENERATE, LENGTH + SMALL + HEALTH + H2C + b"\r\n"], [200, 200]),
+        ([GENERATE + b"x: y\r\n" * 20, LENGTH + SMALL], [431]),
+    ],
+    ids=["length", "chunked", "in pieces", "no body", "three in a row", "two that ask", "too many headers"],
+)
+def test_a_client_that_asks_for_another_protocol_is_answered_in_this_one(small, upgrade, parts, replies):
+    """As Java's client does with its first request, whatever body that has."""
+    with raw(small) as connection:
+        connection.sendall(parts[0] + upgrade + parts[1])
+        for part in parts[2:]:
+            time.sleep(0.1)
+            connection.sendall(part)
+        reply = b""
+        while reply.count(b"HTTP/1.1 ") < len(replies):
+            more = connection.recv(65536)
+            assert more, reply
+            reply += more
+    assert [int(line[:3]) for line in reply.split(b"HTTP/1.1 ")[1:]] == replies
+
+
+@pytest.mark.parametrize("behind", [b"garbage\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 30 + b"\r\n"])
+def test_what_is_wrong_behind_requests_ends_the_connection_after_their_answers(small, behind):
+    with raw(small, (GENERATE + LENGTH + SMALL) * 2 + behind + HEALTH + b"\r\n") as connection:
+        reply = answer(connection)
+    assert reply.count(b"HTTP/1.1 200") == reply.count(b"HTTP/1.1 ") == 2
+
+
+def test_a_body_that_is_no_http_is_told_so(small):
+    for chunk in (b"-1\r\n", b"f" * 20 + b"\r\n", b"5\r\n{}\r\n}\r\n0\r\n"):
+        with raw(small, GENERATE + b"transfer-encoding: chunked\r\n\r\n") as connection:
+            time.sleep(0.1)
+            connection.sendall(chunk)
+            assert answer(connection).startswith(b"HTTP/1.1 400")
+    with small.client() as client:
+        wait_for(lambda: client.get("/get_load").json()[0]["num_reqs"] == 0)
+
+
+def test_pipelined_requests_wait_with_the_client_not_in_memory(small):
+    many = (HEALTH + b"\r\n") * 100
+    with raw(small, many + HEALTH + b"connection: close\r\n\r\n") as connection:
+        assert answer(connection).count(b"HTTP/1.1 200") == 101
+    with raw(small) as connection:
+        connection.settimeout(3)
+        with pytest.raises(OSError):  # it is closed, or nothing more is read
+            connection.sendall(many * 7500)

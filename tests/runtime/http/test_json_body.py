@@ -144,14 +144,25 @@ def test_what_stands_in_strings_is_not_counted(body):
     BOUND.check_bytes(body)
 
 
-@pytest.mark.parametrize("body", [b"[" + b"1.5, " * 101 + b"1]", b'{"a": "' + b"x" * 5000 + b'"', b"9" * 5000])
+@pytest.mark.parametrize("body", [b"[" + b"1.5, " * 101 + b"1]", b'{"a": "' + b"x" * 5000 + b'"', b"9" * 5000,
+                                  b'{"a": "' + b"x" * 5000 + b"\xff"])  # fmt: skip
 def test_an_error_does_not_hold_the_body(body):
     """Exceptions live on in cycles of frames until the garbage collector runs; bodies have megabytes."""
     value, error = BOUND.load(body)
     assert value is None
     assert error is not None
     assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None)
-    assert all(not isinstance(held, str | bytes) or len(held) < 500 for held in vars(error).values())
+    held = [*vars(error).values(), getattr(error, "object", b"")]
+    assert all(not isinstance(value, str | bytes) or len(value) < 500 for value in held)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-32-be"])
+def test_bodies_are_utf_8(client, encoding):
+    """Others would pass the counts of entries, which look at bytes."""
+    headers = {"content-type": f"application/json; charset={encoding}"}
+    reply = client.post("/generate", content='{"text": "red", "max_new_tokens": 8}'.encode(encoding), headers=headers)
+    assert reply.status_code == 400
+    assert "body" in reply.json()["message"]
 
 
 @pytest.mark.parametrize(
