@@ -85,10 +85,13 @@ def test_one_field(engine, name):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("name", ["max_new_tokens", "steps", "threshold", "factor", "temperature", "seed", "stop"])
+@pytest.mark.parametrize("name", sorted(EXTREMES.keys() - {"stop_token_ids"}))
 def test_one_field_on_a_gpus_executor(cuda_engine, name):
+    """More stop tokens than a GPU takes are refused by what its worker reports, which this one does not."""
     for value in EXTREMES[name]:
         ends_well(cuda_engine, {"max_new_tokens": 8, name: value})
+        if name not in ("threshold", "factor"):
+            ends_well(cuda_engine, {"max_new_tokens": 8, "steps": 8, "temperature": 1.0, name: value})
 
 
 @pytest.mark.timeout(120)

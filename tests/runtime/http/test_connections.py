@@ -243,7 +243,7 @@ def test_what_is_wrong_behind_requests_ends_the_connection_after_their_answers(s
 
 
 def test_a_body_that_is_no_http_is_told_so(small):
-    for chunk in (b"-1\r\n", b"f" * 20 + b"\r\n", b"5\r\n{}\r\n}\r\n0\r\n"):
+    for chunk in (b"-1\r\n", b"f" * 20 + b"\r\n", b"2\r\n{}no end of a chunk"):
         with raw(small, GENERATE + b"transfer-encoding: chunked\r\n\r\n") as connection:
             time.sleep(0.1)
             connection.sendall(chunk)

@@ -142,7 +142,7 @@ def test_a_logit_of_minus_infinity_makes_its_token_impossible(folder, cuda, stra
         token = before.token_ids[0]
         engine.flush_cache()
         forbid(engine, token)
-        rules = {} if cuda else {"logit_bias": {token: 100}, "repetition_penalty": 1.5, "frequency_penalty": -2.0}
+        rules: dict[str, Any] = {"logit_bias": {token: 100}, "repetition_penalty": 1.5, "frequency_penalty": -2.0}
         after = engine.generate(GOOD[0], replace(params, **rules))
         assert after.finish_reason == "length"
         assert token not in after.token_ids
