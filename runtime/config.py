@@ -13,6 +13,8 @@ from .nearest_name import did_you_mean
 
 CacheMode = Literal["none", "prefix", "dual", "lm", "bicache"]
 CACHE_MODES: tuple[CacheMode, ...] = get_args(CacheMode)
+RefreshSchedule = Literal["full", "settled"]
+REFRESH_SCHEDULES: tuple[RefreshSchedule, ...] = get_args(RefreshSchedule)
 POLICIES = ("lpm", "fcfs", "dfs-weight")
 
 
@@ -64,6 +66,16 @@ class EngineConfig:
         schedule_policy: order of waiting requests: `lpm` (longest prefix match first), `fcfs`, `dfs-weight`.
         eviction_policy: of the radix tree.
         block_length: default of the sampling parameter; None: what generation_config.json says, else 32.
+        canvas_window: masks that exist behind the current block of a request, whose canvas grows by a block at a time;
+            None: the whole canvas exists from the start. A request may name its own.
+        refresh_schedule: what a block start computes behind the reused prompt: `full`, the whole canvas; `settled`, the
+            blocks that were filled since the latest refresh, the current one and the window. A request may name its
+            own.
+        full_refresh_every: with the schedule `settled`, every so many block starts are `full`; None: none. A request
+            may name its own.
+        refresh_entropy: bound, in nats, on the entropy of committed tokens past which a block start is `full` and, in
+            mode `bicache`, a prefix refresh, in place of refresh_interval; None: no bound. CPU only. A request may name
+            its own.
         split_special_tokens: of prompts that are text: encode what spells a special token as ordinary text, unless the
             request says otherwise. Contents of chat messages are always ordinary text.
         seed: of random weights (load_format `dummy`).
@@ -100,6 +112,10 @@ class EngineConfig:
     schedule_policy: str = "lpm"
     eviction_policy: str = "lru"
     block_length: int | None = None
+    canvas_window: int | None = None
+    refresh_schedule: RefreshSchedule = "full"
+    full_refresh_every: int | None = None
+    refresh_entropy: float | None = None
     split_special_tokens: bool = False
     seed: int = 0
     check_invariants: bool = False
@@ -118,16 +134,18 @@ class EngineConfig:
         for name in ("max_running_requests", "max_overtakes", "log_interval"):
             check.integer(name, getattr(self, name), 1)
         for name in ("page_size", "layers_per_band", "kv_cache_tokens", "kv_cache_bytes", "max_refresh_tokens",
-                     "max_steps_per_message", "block_length", "max_queued_requests"):  # fmt: skip
+                     "max_steps_per_message", "block_length", "max_queued_requests", "full_refresh_every"):  # fmt: skip
             if getattr(self, name) is not None:
                 check.integer(name, getattr(self, name), 1)
-        for name in ("refresh_interval", "depth", "reuse_margin", "seed", "mask_token_id"):
+        for name in ("refresh_interval", "depth", "reuse_margin", "seed", "mask_token_id", "canvas_window"):
             if getattr(self, name) is not None:
                 check.integer(name, getattr(self, name), 0)
         check.number("mem_fraction_static", self.mem_fraction_static, 0.0, 1.0, above=True)
         check.number("audit_rate", self.audit_rate, 0.0, 1.0)
         if self.audit_tolerance is not None:
             check.number("audit_tolerance", self.audit_tolerance, 0.0, infinite=True)
+        if self.refresh_entropy is not None:
+            check.number("refresh_entropy", self.refresh_entropy, 0.0)
         for name in ("model_path", "device", "depth_profile", "lora"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name not in ("depth_profile", "lora")):
@@ -135,6 +153,7 @@ class EngineConfig:
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
             check.refuse("device", self.device, "one of auto, cpu, cuda, cuda:N")
         check.one_of("cache_mode", self.cache_mode, CACHE_MODES)
+        check.one_of("refresh_schedule", self.refresh_schedule, REFRESH_SCHEDULES)
         check.one_of("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         check.one_of("load_format", self.load_format, ("auto", "dummy"))
         if self.quantization is not None:

@@ -7,14 +7,15 @@ from typing import Any
 
 from ...runtime.errors import InvalidRequestError, shorten
 from ...runtime.nearest_name import did_you_mean
-from ...runtime.request.sampling_params import SamplingParams
+from ...runtime.request.sampling_params import RULES, SamplingParams
 from ..errors import UnsupportedError
 
 OWN = (
     "max_new_tokens", "block_length", "steps", "threshold", "factor", "strategy", "temperature", "seed", "stop",
     "stop_token_ids", "ignore_eos", "schedule", "eps", "alg_temp", "top_k", "top_p", "min_p", "ranking",
     "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "eos_penalty",
-    "logits_eos_inf", "confidence_eos_eot_inf",
+    "logits_eos_inf", "confidence_eos_eot_inf", "entropy_bound", "threshold_decay", "kl_threshold", "kl_history",
+    "canvas_window", "refresh_schedule", "full_refresh_every", "refresh_entropy",
 )  # fmt: skip
 ALIASES = {"min_new_tokens": "min_tokens"}
 """SGLang's names of settings."""
@@ -66,8 +67,8 @@ def names_given(*sources: Settings) -> tuple[str, ...]:
 def sampling_params(defaults: Settings, own: Settings) -> SamplingParams:
     """SamplingParams of a call: its own settings over the program's. Raises InvalidRequestError."""
     merged = {**defaults, **own}
-    rules = [name for name in ("steps", "threshold", "factor") if name in own]
-    for name in ("steps", "threshold", "factor"):
+    rules = [name for name in RULES if name in own]
+    for name in RULES:
         if rules and name not in rules:
             merged.pop(name, None)
     return SamplingParams(**merged)

@@ -7,6 +7,7 @@ import logging
 import queue
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Unpack, cast, overload
 
@@ -59,8 +60,13 @@ class Engine:
 
     @property
     def default_sampling_params(self) -> SamplingParams:
-        """Of prompts for which none are given: generation_config.json's, and at most 1,024 new tokens."""
-        return self.core.parts.facts.default_sampling
+        """Of prompts for which none are given: generation_config.json's, else 1,024 new tokens or, with a
+        canvas_window, as many as the model allows; less where no more fit."""
+        facts = self.core.parts.facts
+        default = facts.default_sampling
+        if self.core.config.canvas_window is None or "max_new_tokens" in facts.generation:
+            return default
+        return replace(default, max_new_tokens=facts.max_tokens)  # a canvas that grows costs what is written
 
     # Generation
 

@@ -55,7 +55,7 @@ def make_batch(
     if len(prompts) * n > config.max_batch:
         words = f"{len(prompts)} prompts with n = {n} are {len(prompts) * n} answers"
         raise bad_request("n", f"{words}; this server gives at most {config.max_batch} in one request")
-    defaults = Defaults.of(config, state.service.info).values
+    defaults = Defaults.of(config, state.service.info, len(prompts) * n).values
     if default_max_new_tokens is not None:
         defaults["max_new_tokens"] = default_max_new_tokens
     params = [sampling_params(v, config, defaults, f.length) for v, f in zip(values, names, strict=True)]

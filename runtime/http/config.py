@@ -46,7 +46,8 @@ class ServerConfig:
         max_new_tokens_limit: largest max_new_tokens. None: what the model's length allows.
         default_max_new_tokens: canvas length of requests that give none on /generate and the chat route
             (/v1/completions takes 16, as OpenAI does); less where no more fits, and never over max_new_tokens_limit.
-            None: what the model's generation_config.json says, else 1024.
+            None: what the model's generation_config.json says, else 1024, or with --canvas-window as long as the model
+            allows.
         default_steps: forward passes for the canvas of requests that give neither steps, threshold nor factor.
         default_threshold: confidence threshold of such requests. None for all three: what generation_config.json says,
             else a threshold of 0.9.

@@ -16,6 +16,11 @@ def is_within_model(config: ServerConfig, info: ServiceInfo, answers: int) -> bo
     return answers * info.max_tokens <= config.max_request_tokens
 
 
+def bounded(config: ServerConfig, positions: int) -> bool:
+    """Whether so many positions, with a forward for each, keep one request within both bounds."""
+    return positions <= min(config.max_request_tokens, config.max_request_forwards)
+
+
 def check_work(
     config: ServerConfig, info: ServiceInfo, prompts: Sequence[Prompt], params: Sequence[SamplingParams], n: int,
     field: str, length: str = "max_new_tokens",

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidRequestError
-from ..request.sampling_params import RULES, SamplingParams
+from ..request.sampling_params import OF_THRESHOLD, RULES, SamplingParams
 from .api_error import ApiError, bad_request
 from .config import ServerConfig
 from .wording import in_client_words, shown
 
 KNOBS = (
     "steps", "block_length", "threshold", "factor", "strategy", "schedule", "eps", "alg_temp", "ranking", "eos_penalty",
-    "logits_eos_inf", "confidence_eos_eot_inf",
+    "logits_eos_inf", "confidence_eos_eot_inf", "canvas_window", "refresh_schedule", "full_refresh_every",
+    "refresh_entropy", "entropy_bound", "threshold_decay", "kl_threshold", "kl_history",
 )  # fmt: skip
 """Sampling parameters that only a diffusion model has."""
 SAMPLING = (
@@ -28,7 +29,8 @@ _KNOWN = (
 _NUMBERS = (
     "max_new_tokens", "temperature", "steps", "block_length", "threshold", "factor", "seed", "sampling_seed", "top_k",
     "top_p", "min_p", "min_tokens", "min_new_tokens", "eps", "alg_temp", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "eos_penalty",
+    "frequency_penalty", "eos_penalty", "canvas_window", "full_refresh_every", "refresh_entropy", "entropy_bound",
+    "threshold_decay", "kl_threshold", "kl_history",
 )  # fmt: skip
 _LARGEST = 1 << 63
 _GREEDY_BELOW = 1e-5
@@ -54,9 +56,11 @@ def sampling_params(
         if isinstance(value, int) and abs(value) > _LARGEST:  # may be too large for a float
             raise bad_request(name, f"{name} is {shown(value)}; it must be at most {_LARGEST}")
     chosen = dict(defaults)
-    if any(name in values for name in RULES):
+    named = any(name in values for name in RULES)
+    if named or any(values.get(name) for name in OF_THRESHOLD):
         for name in RULES:
-            chosen.pop(name, None)
+            if named or name != "threshold":
+                chosen.pop(name, None)
     if config.max_new_tokens_limit is not None:
         chosen["max_new_tokens"] = min(chosen["max_new_tokens"], config.max_new_tokens_limit)
     chosen.update((name, values[name]) for name in _KNOWN if name in values)

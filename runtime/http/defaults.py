@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..config import EngineConfig
 from ..request.sampling_params import DEFAULT_MAX_NEW_TOKENS, DEFAULT_THRESHOLD, RULES, SamplingParams
 from ..service.info import ServiceInfo
 from .config import ServerConfig
+from .cost import bounded
 
 _FILE = "generation_config.json"
+_ENGINES = ("canvas_window", "refresh_schedule", "full_refresh_every", "refresh_entropy")
+"""Sampling parameters whose defaults are the engine's options of the same names."""
+_ENGINE_DEFAULTS = EngineConfig()
 _NOT_DEFAULTS = ("seed", "stop", "stop_token_ids", "ignore_eos", "split_special_tokens")
 
 
@@ -26,10 +31,15 @@ class Defaults:
     sources: dict[str, str]
 
     @classmethod
-    def of(cls, config: ServerConfig, info: ServiceInfo) -> Defaults:
-        """Those of a server."""
+    def of(cls, config: ServerConfig, info: ServiceInfo, answers: int = 1) -> Defaults:
+        """Those of a server, for a request of so many answers.
+
+        A canvas that grows (`canvas_window`) costs nothing before it is written, so it may become as long as the model
+        allows, if the bounds on one request's cost leave that to each of the answers.
+        """
         flags = config.decoding_defaults()
-        built_in = {"max_new_tokens": DEFAULT_MAX_NEW_TOKENS}
+        grows = info.engine.get("canvas_window") is not None and bounded(config, answers * info.max_tokens)
+        built_in = {"max_new_tokens": info.max_tokens if grows else DEFAULT_MAX_NEW_TOKENS}
         values, sources = dict(built_in), dict.fromkeys(built_in, "built-in")
         layers = [
             (info.generation, dict.fromkeys(info.generation, _FILE)),
@@ -49,6 +59,10 @@ class Defaults:
         shown = {name: {"value": self.values[name], "source": self.sources[name]} for name in self.values}
         source = info.block_length_source if info.engine.get("block_length") is None else "--block-length"
         shown["block_length"] = {"value": info.block_length, "source": source}
+        for name in _ENGINES:
+            value = info.engine.get(name)
+            given = value != getattr(_ENGINE_DEFAULTS, name)
+            shown[name] = {"value": value, "source": f"--{name.replace('_', '-')}" if given else "built-in"}
         if not any(name in shown for name in RULES):
             shown["threshold"] = {"value": DEFAULT_THRESHOLD, "source": "built-in"}
         for field in fields(SamplingParams):

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import WireError
 from ..request.facts import Facts
-from ..request.forward import AddRequest, Forward, MarkedResult, Release, StepResult
+from ..request.forward import AddRequest, Forward, Grow, MarkedResult, Release, StepResult
 from ..request.input import Conversation, GenerateInput
 from ..request.output import FinishReason
 from ..request.snapshot import CanvasChange
@@ -138,6 +138,12 @@ class Add(_Message):
     request: AddRequest
 
 
+class Lengthen(_Message):
+    """To the worker: lengthen a page table."""
+
+    grow: Grow
+
+
 class Drop(_Message):
     """To the worker: forget canvases."""
 
@@ -252,7 +258,7 @@ class Failed(_Message):
 
 ToTokenizer = Begin | Generate | Abort | AbortAll | Tokenize | Detokenize | Ask | Lookup | StartTrace | StopTrace
 ToScheduler = Begin | Accepted | Abort | AbortAll | Ask | LookupSpec | StartTrace | StopTrace
-ToWorker = Add | Drop | Run | StartTrace | StopTrace
+ToWorker = Add | Lengthen | Drop | Run | StartTrace | StopTrace
 FromWorker = Results | MarkedResults
 ToDetokenizer = Begin | Denoised | Outputs | Ask
 ToClient = Denoised | Outputs | Refused | Reply | Ready | Failed

@@ -15,7 +15,7 @@ import zmq
 
 from ..errors import EngineError, ShoalError
 from ..request.facts import Facts
-from ..request.forward import AddRequest, Forward, Release, StepResult
+from ..request.forward import AddRequest, Forward, Grow, Release, StepResult
 from ..request.request import Request
 from ..scheduler.build import build_scheduler
 from ..scheduler.scheduler import Scheduler
@@ -36,6 +36,7 @@ from .messages import (
     Drop,
     FromWorker,
     HolePiece,
+    Lengthen,
     LookupSpec,
     Output,
     Outputs,
@@ -62,6 +63,10 @@ class WorkerSocket:
     def add(self, message: AddRequest) -> None:
         """Create a canvas."""
         self._outbox.send(Add(message))
+
+    def grow(self, message: Grow) -> None:
+        """Lengthen a request's page table."""
+        self._outbox.send(Lengthen(message))
 
     def release(self, message: Release) -> None:
         """Drop canvases."""

@@ -12,7 +12,7 @@ from ..scheduler.worker_link import WorkerLink
 from ..worker.trace import WorkerTrace
 from .child import Child
 from .inbox import Inbox, Outbox
-from .messages import Add, Drop, FromWorker, MarkedResults, Results, Run, StartTrace, StopTrace, ToWorker
+from .messages import Add, Drop, FromWorker, Lengthen, MarkedResults, Results, Run, StartTrace, StopTrace, ToWorker
 
 logger = logging.getLogger(__name__)
 _REST_AFTER_S = 2.0
@@ -49,6 +49,8 @@ class WorkerProcess:
         match message:
             case Add():
                 worker.add(message.request)
+            case Lengthen():
+                worker.grow(message.grow)
             case Drop():
                 worker.release(message.release)
             case Run():

@@ -28,7 +28,9 @@ class Canvas:
     """
 
     __slots__ = (
+        "_length",
         "_template",
+        "_window",
         "block",
         "blocks",
         "committed",
@@ -43,6 +45,7 @@ class Canvas:
     def __init__(self, spec: RequestSpec):
         self.blocks = spec.blocks
         self.block = 0
+        self._length, self._window = spec.canvas_length, spec.sampling.canvas_window
         self.tokens: list[int] = [0] * spec.sampling.max_new_tokens
         self.committed = bytearray(spec.sampling.max_new_tokens)
         self.frontier = 0
@@ -72,6 +75,13 @@ class Canvas:
     def span(self) -> tuple[int, int]:
         """(start, stop) of the current block; empty when there are no blocks."""
         return self.blocks[self.block] if self.blocks else (0, 0)
+
+    @property
+    def extent(self) -> int:
+        """Leading positions that exist: the window's behind the current block, or all without a window."""
+        if self._window is None or not self.blocks:
+            return self._length
+        return min(self._length, self.blocks[min(self.block, len(self.blocks) - 1)][1] + self._window)
 
     def skip_full_blocks(self) -> bool:
         """Advance to the next block that has a mask; returns whether the current one was full."""

@@ -20,7 +20,8 @@ NO_TOKENS: npt.NDArray[np.int64] = np.empty(0, np.int64)
 class AddRequest:
     """Create the canvas of a request: its prompt, then `canvas_length` masks.
 
-    `page_table` is int32 [bands, ceil((prompt + canvas) / page_size)]; the worker keeps it until `Release`.
+    `page_table` is int32 [bands, pages], for the positions that exist; the worker keeps it until `Release`, and `Grow`
+    lengthens it.
     `block_length` says which block is which: `steps_of_block` gives each its forwards. `committed` are the tokens of
     the first canvas positions when these are no masks any more (a preempted request that starts again).
     `canvas` is a template, int64 [canvas_length]: a token where it is fixed, -1 for a mask. Fixed tokens are never
@@ -46,6 +47,15 @@ class AddRequest:
         """Quota of forwards for the block that begins at `start` of the whole sequence; None: there is none."""
         index, blocks = (start - len(self.prompt)) // self.block_length, -(-self.canvas_length // self.block_length)
         return self.sampling.steps_of_block(index, blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class Grow:
+    """Lengthen a request's page table: `pages`, int32 [bands, n], come behind its first `held` columns."""
+
+    rid: str
+    held: int
+    pages: Pages
 
 
 @dataclass(slots=True)
@@ -142,6 +152,7 @@ class StepResult:
     `nfe` counts its forward passes, `token_layers` the token-layers they computed. `scores`: natural log-probabilities
     (fp32 softmax over the vocabulary without the mask token) of the item's targets, in their order. `error`: the
     worker's failure in words; no other field is valid then. `audit`: the audit's report, if the item asked for one.
+    `entropy`: the largest entropy, in nats, of a committed token, if the request has `refresh_entropy`.
     """
 
     rid: str
@@ -152,6 +163,7 @@ class StepResult:
     scores: list[float] = field(default_factory=list)
     error: str | None = None
     audit: AuditReport | None = None
+    entropy: float = 0.0
 
 
 @dataclass(slots=True)

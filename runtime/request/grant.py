@@ -19,8 +19,9 @@ class Grant:
 
     Attributes:
         match: the cached prefix that it reuses, locked; None in modes that share nothing.
-        page_table: int32 [bands, pages], shared pages and own ones.
+        page_table: int32 [bands, pages], shared pages and own ones; `ReusePlanner.grow` lengthens it.
         own_kv, own_boundary: pages that it owns a reference of.
+        tokens: prompt and canvas tokens at admission: the denominator of its prefix ratios.
         cut, depth: another request's tokens [0, cut) are reused in the layers below `depth`.
         capture_tokens, capture_depth: what its first forward captures; 0 tokens: nothing.
         boundary_table: pages for the boundary states at each depth captured.
@@ -29,6 +30,8 @@ class Grant:
         refresh_interval: NFE between prefix refreshes; None: its first forward is the only one.
         join, join_depth: what the request reuses of its own from its first forward on: tokens [0, join) stay as they
             are in the layers below `join_depth`.
+        settled: positions [join, settled) keep their KVs at a block start of the schedule `settled`.
+        settled_starts: block starts since the latest one that computed everything behind the join.
         resume: boundary pages of [0, join) at `join_depth`, for a prefix refresh; None: there is none.
     """
 
@@ -36,6 +39,7 @@ class Grant:
     page_table: Pages
     capture_table: Pages | None = None
     own_kv: Pages
+    tokens: int
     own_boundary: Pages = field(default_factory=lambda: NO_PAGES)
     cut: int = 0
     depth: int = 0
@@ -45,4 +49,6 @@ class Grant:
     refresh_interval: int | None = None
     join: int = 0
     join_depth: int = 0
+    settled: int = 0
+    settled_starts: int = 0
     resume: Pages | None = None

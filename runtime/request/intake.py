@@ -21,6 +21,7 @@ from .facts import Facts
 from .field_names import FieldNames
 from .input import Conversation, GenerateInput, Message
 from .length_limit import check_length
+from .refresh_schedule import with_schedule
 from .resolve import resolved
 from .sampling_params import SamplingParams
 from .snapshot import STREAM_MODES
@@ -175,6 +176,7 @@ class Intake:
         if not names.length_given and template is None:  # a default is as long as fits
             room = max(1, self._facts.max_tokens - len(tokens))
             params = replace(params, max_new_tokens=min(params.max_new_tokens, room))
+        params = with_schedule(params, self._config, mode, grows=template is None and targets is None)
         # Before anything of the canvas's size is made.
         check_length(
             len(tokens), params.max_new_tokens, model=self._facts.model.max_position_embeddings,

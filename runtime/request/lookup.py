@@ -10,7 +10,7 @@ class CacheLookup:
     """A dry run of admission.
 
     Attributes:
-        prompt_tokens: length of the prompt; `total_tokens` with the canvas.
+        prompt_tokens: length of the prompt; `total_tokens` with the canvas, as far as it exists at the start.
         cached_tokens: leading prompt tokens that are in the tree, whole pages.
         cut, depth: tokens and layers that the request would reuse; 0 and 0: nothing.
         num_layers: of the model.

@@ -70,8 +70,13 @@ class Request:
 
     @property
     def total_tokens(self) -> int:
-        """Prompt and canvas tokens."""
+        """Prompt tokens and the positions of the whole canvas."""
         return self.spec.total_tokens
+
+    @property
+    def extent(self) -> int:
+        """Prompt tokens and the canvas positions that exist now."""
+        return len(self.spec.prompt) + self.canvas.extent
 
     def block_span(self) -> tuple[int, int]:
         """(start, stop) of the current block in positions of the whole sequence; empty without new tokens."""

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from ...kernels.sampling.strategies import STRATEGIES as KERNEL_STRATEGIES
 from ..checks import PARAMETER
+from ..config import REFRESH_SCHEDULES
 from ..errors import InvalidRequestError, shorten
 from ..nearest_name import did_you_mean
 
@@ -17,13 +18,17 @@ ALIASES = {"maskgit_plus": "low_confidence", "topk_margin": "margin"}
 SCHEDULES = ("even", "linear")
 RANKINGS = ("model", "sampled")
 MAX_LOGIT_BIAS = 1024
+MAX_KL_HISTORY = 1024
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 1024
 DEFAULT_THRESHOLD = 0.9
 DEFAULT_MAX_NEW_TOKENS = 1024
 """Canvas of a request that names none, where generation_config.json says nothing; or what fits, if that is less."""
-RULES = ("steps", "threshold", "factor")
+DEFAULT_KL_HISTORY = 2
+RULES = ("steps", "threshold", "factor", "entropy_bound")
 """What decides how many masks a forward commits: one of them."""
+OF_THRESHOLD = ("threshold_decay", "kl_threshold")
+"""What changes the rule `threshold`."""
 MAX_TIMED_STEPS = 1 << 14
 """Most steps of a schedule that has a time for each: `linear`, or the strategy `origin`."""
 MAX_TEMPERATURE = 1e30
@@ -41,10 +46,28 @@ class SamplingParams:
         steps: fixed quota: forward passes for the whole canvas, spread evenly over its blocks, early ones first; each
             commits its share of the block's masks. A block takes at least one, and at most one a mask. With schedule
             `linear` or strategy `origin` at most 16,384.
+        canvas_window: masks that exist behind the current block; the canvas grows by a block at a time. At least
+            max_new_tokens: the whole canvas exists from the start. None: the engine's default.
+        refresh_schedule: what a block start computes, but for the prompt, as far as that is reused: `full`, the whole
+            canvas; `settled`, the blocks that were filled since the latest refresh, the current block and what exists
+            behind it. Mode `none` has no schedule. None: the engine's default.
+        full_refresh_every: with the schedule `settled`, every so many block starts are `full`. None: the engine's
+            default.
+        refresh_entropy: bound, in nats. A block start is `full`, and in mode `bicache` a prefix refresh, when the
+            entropy of any token committed since the latest refresh was above it (the idea of EntropyCache, arXiv
+            2603.18489); it takes the place of refresh_interval, unless that is 1. None: the engine's default.
         threshold: commit every mask whose confidence is at least this, at least one a pass (Fast-dLLM).
         factor: commit the n most confident masks as long as the n-th has confidence >= 1 - factor / (n + 1)
             (Fast-dLLM), at least one a pass. Where one mask of the block would be left, it is committed too.
-            At most one of steps, threshold and factor; without any, threshold = 0.9.
+        entropy_bound: sort masks by entropy (in nats) and commit the longest prefix whose sum less its maximum is at
+            most this (EB-sampler, arXiv 2505.24857), at least one a pass. It goes with no `strategy` but `entropy`.
+            At most one of steps, threshold, factor and entropy_bound; without any, threshold = 0.9.
+        threshold_decay: alpha, 0 to 1: the threshold is threshold * (1 - alpha * (1 - r)), r being the share of the
+            block's masks that is left (Streaming-dLLM, arXiv 2601.17917).
+        kl_threshold: beside the threshold, a mask is committed only if its distribution p has settled:
+            KL(p_t || p_{t-1}) of consecutive passes was below this in the last kl_history passes (KLASS, arXiv
+            2511.05664); where none is, the most confident mask.
+        kl_history: of kl_threshold, passes of the block.
         strategy: what confidence is: `low_confidence` (probability of the chosen token; Dream calls it maskgit_plus),
             `margin` (probability of the best token less that of the second; topk_margin), `entropy`
             (1 - entropy / log vocabulary) or `random`. `origin` needs steps: each mask is committed with the
@@ -81,9 +104,17 @@ class SamplingParams:
 
     max_new_tokens: int = 128
     block_length: int | None = None
+    canvas_window: int | None = None
+    refresh_schedule: str | None = None
+    full_refresh_every: int | None = None
+    refresh_entropy: float | None = None
     steps: int | None = None
     threshold: float | None = None
     factor: float | None = None
+    entropy_bound: float | None = None
+    threshold_decay: float = 0.0
+    kl_threshold: float | None = None
+    kl_history: int = DEFAULT_KL_HISTORY
     strategy: str = "low_confidence"
     schedule: str | None = None
     eps: float = 1e-3
@@ -131,21 +162,28 @@ class SamplingParams:
                 raise InvalidRequestError(message, field=name, value=len(value), limit=most)
             object.__setattr__(self, name, tuple(value))
         PARAMETER.integer("max_new_tokens", self.max_new_tokens, 0)
-        for name in ("block_length", "steps"):
+        for name in ("block_length", "steps", "full_refresh_every"):
             if getattr(self, name) is not None:
                 PARAMETER.integer(name, getattr(self, name), 1)
+        if self.canvas_window is not None:
+            PARAMETER.integer("canvas_window", self.canvas_window, 0)
+        if self.refresh_schedule is not None:
+            PARAMETER.one_of("refresh_schedule", self.refresh_schedule, REFRESH_SCHEDULES)
+        if self.refresh_entropy is not None:
+            PARAMETER.number("refresh_entropy", self.refresh_entropy, 0.0)
         chosen = [name for name in RULES if getattr(self, name) is not None]
         if len(chosen) > 1:
-            field, value, limit = chosen[1], getattr(self, chosen[1]), "at most one of steps, threshold, factor"
+            field, value, limit = chosen[1], getattr(self, chosen[1]), f"at most one of {', '.join(RULES)}"
             message = f"{field} is {shorten(value)}, but {chosen[0]} is given too; a request takes {limit}"
             raise InvalidRequestError(message, field=field, value=value, limit=limit)
         if self.threshold is not None:
             PARAMETER.number("threshold", self.threshold, 0.0, 1.0, above=True)
         if self.factor is not None:
             PARAMETER.number("factor", self.factor, 0.0, above=True)
-        self._check_distribution()
         if isinstance(self.strategy, str):
             object.__setattr__(self, "strategy", ALIASES.get(self.strategy, self.strategy))
+        self._check_rule()
+        self._check_distribution()
         if self.strategy not in STRATEGIES:
             PARAMETER.refuse("strategy", self.strategy, f"one of {', '.join((*STRATEGIES, *ALIASES))}")
         if self.schedule not in (None, *SCHEDULES):
@@ -170,6 +208,25 @@ class SamplingParams:
                 PARAMETER.refuse(name, getattr(self, name), "true or false")
         if self.split_special_tokens is not None and not isinstance(self.split_special_tokens, bool):
             PARAMETER.refuse("split_special_tokens", self.split_special_tokens, "true or false")
+
+    def _check_rule(self) -> None:
+        """The fields of rules beside `steps`, `threshold` and `factor`."""
+        if self.entropy_bound is not None:
+            PARAMETER.number("entropy_bound", self.entropy_bound, 0.0)
+            if self.strategy not in ("low_confidence", "entropy"):
+                message = (
+                    f"strategy is {shorten(self.strategy)}, but entropy_bound sorts masks by entropy: leave it out"
+                )
+                raise InvalidRequestError(message, field="strategy", value=self.strategy, limit="entropy")
+        PARAMETER.number("threshold_decay", self.threshold_decay, 0.0, 1.0)
+        if self.kl_threshold is not None:
+            PARAMETER.number("kl_threshold", self.kl_threshold, 0.0, above=True)
+        PARAMETER.integer("kl_history", self.kl_history, 1, MAX_KL_HISTORY)
+        others = [name for name in RULES if name != "threshold" and getattr(self, name) is not None]
+        for name in OF_THRESHOLD:
+            if getattr(self, name) and others:
+                message = f"{name} is {shorten(getattr(self, name))}, which goes with a threshold, not with {others[0]}"
+                raise InvalidRequestError(message, field=name, value=getattr(self, name), limit="threshold")
 
     def _check_distribution(self) -> None:
         """The fields that change which tokens are drawn."""
@@ -198,6 +255,11 @@ class SamplingParams:
     def biases(self) -> tuple[tuple[int, float], ...]:
         """(token, bias) pairs of `logit_bias`."""
         return cast(tuple[tuple[int, float], ...], self.logit_bias)
+
+    @property
+    def wants_entropy(self) -> bool:
+        """Whether the entropy of masks decides anything, apart from `strategy`."""
+        return self.entropy_bound is not None or self.refresh_entropy is not None
 
     @property
     def draws(self) -> bool:

@@ -14,6 +14,7 @@ class Tally:
 
     Attributes:
         nfe_at_refresh: `nfe` at its latest prefix refresh.
+        entropy: largest entropy, in nats, of a token committed since its latest refresh; 0 where no worker reports it.
         stepped_at: the forward of its latest block step, where not all block steps fit one forward.
         ticket: its place in the order of arrival.
         age: later requests that overtook it, weighted; see Admission.
@@ -24,6 +25,7 @@ class Tally:
 
     nfe: int = 0
     nfe_at_refresh: int = 0
+    entropy: float = 0.0
     stepped_at: int = 0
     computed_token_layers: int = 0
     prefix_refreshes: int = 0

@@ -13,7 +13,7 @@ from ..errors import QueueFullError
 from ..request.request import Request
 from .memory import Memory
 from .modes import MODES
-from .policy import admission_order, preemptible
+from .policy import admission_order, preemptible, strength
 from .reuse import ReusePlanner
 
 POLICY_SHARE = 8
@@ -112,12 +112,13 @@ class Admission:
         weaker = preemptible((r for r in running if r.tally.age < self._old), request.priority)
         kv, config = self.memory.kv, self.memory.config
         shared = self.planner.cached_tokens(request) // config.page_size
-        needed = (self.memory.pages_for(request.total_tokens) - shared) * config.num_bands
+        needed = (self.memory.pages_for(request.extent) - shared) * config.num_bands
+        needed += self._spare(request, running)
         gained = sum(_pages_of(other) for other in weaker)
         if needed > kv.num_free + kv.num_reclaimable + gained:
             return
         for number, other in enumerate(weaker):
-            if len(running) - number < self._max_running and self._grant(request):
+            if len(running) - number < self._max_running and self._grant(request, running):
                 self.put_off(request)  # it is admitted in its turn
                 return
             yield other
@@ -137,9 +138,9 @@ class Admission:
             request = order.popleft()
             if request.tally.age < self._old and self._follows(request, leading):
                 continue
-            admitted = self._grant(request)
+            admitted = self._grant(request, running.values())
             if not admitted and not running:
-                admitted = self._grant(request, capture=False)
+                admitted = self._grant(request, running.values(), capture=False)
                 if not admitted:
                     yield request, False
                     continue
@@ -153,8 +154,17 @@ class Admission:
                 order.remove(aged)
                 order.appendleft(aged)
 
-    def _grant(self, request: Request, capture: bool = True) -> bool:
-        request.grant = self.planner.admit(request, capture)
+    def strongest_first(self, running: Iterable[Request]) -> list[Request]:
+        """Running requests in the order in which they keep their pages when these are short."""
+        return sorted(running, key=lambda request: strength(request, self._old), reverse=True)
+
+    def _spare(self, request: Request, running: Iterable[Request]) -> int:
+        """KV pages that a request must leave for the strongest running one to reach its end, if that is stronger."""
+        strongest = next(iter(self.strongest_first((request, *running))))
+        return 0 if strongest is request else self.planner.remaining_pages(strongest)
+
+    def _grant(self, request: Request, running: Iterable[Request], capture: bool = True) -> bool:
+        request.grant = self.planner.admit(request, capture, self._spare(request, running))
         return request.grant is not None
 
     def _order(self) -> list[Request]:

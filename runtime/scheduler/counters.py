@@ -117,7 +117,7 @@ class BatchLog:
         logger.info(
             "Decode batch, #running-req: %d, #token: %d, token usage: %.2f, gen throughput (token/s): %.2f, "
             "#queue-req: %d",
-            len(running), sum(request.total_tokens for request in running.values()), self.usage(),
+            len(running), sum(request.extent for request in running.values()), self.usage(),
             self.gen_throughput, waiting,
         )  # fmt: skip
 

@@ -60,13 +60,14 @@ class Memory:
                 field="prompt", value=prompt_tokens + canvas_tokens, limit=tokens,
             )  # fmt: skip
 
-    def reserve(self, kv_pages: int, boundary_pages: int) -> tuple[Pages, Pages] | None:
+    def reserve(self, kv_pages: int, boundary_pages: int, spare: int = 0) -> tuple[Pages, Pages] | None:
         """Allocate pages of both pools, evicting cached prefixes as needed.
 
-        Returns None, and evicts nothing, if that would not suffice.
+        Returns None, and evicts nothing, if that would not suffice, or would leave fewer than `spare` KV pages free or
+        evictable.
         """
         short = (kv_pages - self.kv.num_free, boundary_pages - self.boundary.num_free)
-        if short[0] > self.kv.num_reclaimable or short[1] > self.boundary.num_reclaimable:
+        if short[0] + spare > self.kv.num_reclaimable or short[1] > self.boundary.num_reclaimable:
             return None
         for tree in (self.lm_tree, self.tree):
             if max(short) <= 0:

@@ -1,11 +1,14 @@
-"""Cache modes as rows of a table: what each reuses, captures and recomputes. A new mode is a new row."""
+"""Cache modes and refresh schedules as rows of tables: what each reuses, captures and recomputes.
+
+A new mode or schedule is a new row.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from ..config import CacheMode
+from ..config import CacheMode, RefreshSchedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,4 +39,22 @@ MODES: dict[CacheMode, Mode] = {
     "dual": Mode(),
     "lm": Mode(captures="finished", keeps_join=True),
     "bicache": Mode(captures="prompt", keeps_join=True, refreshes_prefix=True),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """What a block start computes, in modes that refresh.
+
+    Attributes:
+        keeps_settled: a refresh starts at the first block that was not full at the latest refresh: the blocks before it
+            are settled and keep their KVs. Otherwise it computes everything behind the join.
+    """
+
+    keeps_settled: bool = False
+
+
+SCHEDULES: dict[RefreshSchedule, Schedule] = {
+    "full": Schedule(),
+    "settled": Schedule(keeps_settled=True),
 }

@@ -39,3 +39,11 @@ def preemptible(running: Iterable[Request], priority: int) -> list[Request]:
     """Running requests that one of `priority` may preempt: the lowest priority first, then the youngest."""
     lower = [request for request in running if request.priority < priority]
     return sorted(lower, key=lambda r: (r.priority, -(r.tally.admitted_at or 0.0)))
+
+
+def strength(request: Request, old: int) -> tuple[bool, int, int]:
+    """Who keeps its pages when they are short: of two running requests the one with the larger key.
+
+    Aged requests first (`tally.age` of at least `old`), then the higher priority, then the one that came earlier.
+    """
+    return request.tally.age >= old, request.priority, -request.tally.ticket

@@ -10,7 +10,7 @@ is exactly mode `dual`. Each block start writes the request's pages again, so th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -18,12 +18,13 @@ from ...radix_cache.depth_profile import DepthProfile
 from ...radix_cache.match import Match
 from ...radix_cache.node import Namespace
 from ...radix_cache.tree import RadixTree
-from ..request.forward import ForwardItem
+from ..config import RefreshSchedule
+from ..request.forward import ForwardItem, Grow
 from ..request.grant import NO_PAGES, Grant, Pages
 from ..request.lookup import CacheLookup
 from ..request.request import Request
 from .memory import Memory
-from .modes import MODES
+from .modes import MODES, SCHEDULES
 
 
 class CapturePlan(NamedTuple):
@@ -37,6 +38,8 @@ class CapturePlan(NamedTuple):
 
 
 NO_CAPTURE = CapturePlan(0, 0, (), None)
+_BY_ENTROPY = 1 << 62
+"""The refresh interval of a request whose prefix refreshes are due by entropy."""
 
 
 def held(request: Request) -> Grant:
@@ -95,7 +98,7 @@ class ReusePlanner:
         trees = self.memory.tree_for(request.spec.cache_mode)
         match = None if trees is None else self._match(request, *trees)
         return CacheLookup(
-            prompt_tokens=len(request.prompt), total_tokens=request.total_tokens,
+            prompt_tokens=len(request.prompt), total_tokens=request.extent,
             cached_tokens=self.cached_tokens(request), cut=0 if match is None else match.cut,
             depth=0 if match is None else match.depth, num_layers=self.memory.config.num_layers,
         )  # fmt: skip
@@ -108,17 +111,19 @@ class ReusePlanner:
             self.reusable(request, self.cached_tokens(request)),
         )
         return tree.match(
-            request.prompt, self.namespace(request), total_tokens=request.total_tokens, profile=profile,
+            request.prompt, self.namespace(request), total_tokens=request.extent, profile=profile,
             max_tokens=most, touch=False,
         )  # fmt: skip
 
-    def admit(self, request: Request, capture: bool = True) -> Grant | None:
-        """Match, lock and allocate everything that the request needs to its end; None when memory is short.
+    def admit(self, request: Request, capture: bool = True, spare: int = 0) -> Grant | None:
+        """Match, lock and allocate everything that the request needs now; None when memory is short.
 
         With `capture` off the request shares nothing: for pools too small for the request and a capture together.
+        `spare` KV pages stay free or evictable.
         """
         memory, config = self.memory, self.memory.config
-        page_size, pages = config.page_size, memory.pages_for(request.total_tokens)
+        tokens = request.extent
+        page_size, pages = config.page_size, memory.pages_for(tokens)
         bands = config.num_bands
         trees = memory.tree_for(request.spec.cache_mode) if capture else None
         whole = (len(request.prompt) - self.shift) // page_size * page_size
@@ -133,7 +138,7 @@ class ReusePlanner:
         shared_bands, shared_pages = config.bands(depth), cut // page_size
         own = bands * pages - shared_bands * shared_pages
         copied = self._pages_to_copy(plan, shared_bands * shared_pages)
-        reserved = memory.reserve(own + copied, sum(counts.values()))
+        reserved = memory.reserve(own + copied, sum(counts.values()), spare)
         if reserved is None:
             memory.unlock(request.spec.cache_mode, match)
             return None
@@ -152,10 +157,35 @@ class ReusePlanner:
         ends = np.cumsum(list(counts.values()), dtype=np.int64).tolist()
         states = {level: own_boundary[end - counts[level] : end] for level, end in zip(counts, ends, strict=True)}
         return Grant(
-            match=match, page_table=table, capture_table=capture_table, own_kv=own_kv, own_boundary=own_boundary,
-            cut=cut, depth=depth, capture_tokens=plan.tokens, capture_depth=plan.depth, boundary_table=states,
+            match=match, page_table=table, capture_table=capture_table, own_kv=own_kv, tokens=tokens,
+            own_boundary=own_boundary, cut=cut, depth=depth,
+            capture_tokens=plan.tokens, capture_depth=plan.depth, boundary_table=states,
             refresh_interval=plan.refresh_interval, join=cut, join_depth=depth,
         )  # fmt: skip
+
+    def missing_pages(self, request: Request) -> int:
+        """Pages of each band that an admitted request needs for positions that have come into being."""
+        if request.spec.sampling.canvas_window is None:
+            return 0
+        columns: int = held(request).page_table.shape[1]
+        return self.memory.pages_for(request.extent) - columns
+
+    def remaining_pages(self, request: Request) -> int:
+        """KV pages that a request may still take, once it has those of the positions that exist now."""
+        return (
+            self.memory.pages_for(request.total_tokens) - self.memory.pages_for(request.extent)
+        ) * self.memory.config.num_bands
+
+    def grow(self, request: Request) -> Grow | None:
+        """Take the pages that a request misses, for the caller to tell the worker; None when memory is short."""
+        grant, bands = held(request), self.memory.config.num_bands
+        reserved = self.memory.reserve(self.missing_pages(request) * bands, 0)
+        if reserved is None:
+            return None
+        pages, columns = reserved[0].reshape(bands, -1), grant.page_table.shape[1]
+        grant.page_table = np.concatenate((grant.page_table, pages), axis=1)
+        grant.own_kv = np.concatenate((grant.own_kv, reserved[0]))
+        return Grow(request.rid, columns, pages)
 
     def starts(self, request: Request) -> None:
         """An admitted request starts: count its cache hit as a use."""
@@ -180,9 +210,10 @@ class ReusePlanner:
 
     def _interval(self, request: Request, whole: int) -> int | None:
         """NFE between a request's prefix refreshes; None: its first forward is the only one."""
+        interval = self.refresh_interval or None
         if self.refresh_interval is None:
-            return self.memory.profile.interval(whole / request.total_tokens)
-        return self.refresh_interval or None
+            interval = self.memory.profile.interval(whole / request.extent)
+        return interval if request.spec.sampling.refresh_entropy is None or interval == 1 else _BY_ENTROPY
 
     def _plan_capture(self, request: Request, whole: int) -> CapturePlan:
         """The capture of the first forward, for a prompt of `whole` tokens in whole pages."""
@@ -191,7 +222,7 @@ class ReusePlanner:
         again = request.tally.preemptions and request.canvas.block
         if MODES[spec.cache_mode].captures != "prompt" or not whole or again or spec.targets is not None:
             return NO_CAPTURE
-        own = profile.depth(whole / request.total_tokens)
+        own = profile.depth(whole / request.extent)
         if not own:
             return NO_CAPTURE
         interval = self._interval(request, whole)
@@ -218,9 +249,9 @@ class ReusePlanner:
         if targets is not None:
             targets = targets + np.array((len(request.prompt), 0))
         elif block_start == block_stop:  # no logits are read: one shows whether they are finite
-            targets = np.array([(request.total_tokens - 1, 0)])
+            targets = np.array([(request.extent - 1, 0)])
         return ForwardItem(
-            request.rid, cut, request.total_tokens, request.total_tokens, block_start, block_stop,
+            request.rid, cut, request.extent, request.extent, block_start, block_stop,
             join=0 if resumes else cut,
             depth=depth if resumes else 0,
             resume=grant.match.boundary_pages if resumes and grant.match is not None else None,
@@ -240,7 +271,7 @@ class ReusePlanner:
                 grant.resume = grant.match.boundary_pages
             return
         whole, depth = grant.capture_tokens, grant.capture_depth
-        pages, ratio = whole // config.page_size, whole / request.total_tokens
+        pages, ratio = whole // config.page_size, whole / grant.tokens
         boundaries = {level: self._boundary_row(grant, level, pages) for level in grant.boundary_table}
         offered = grant.page_table[: config.bands(depth), :pages]
         if self.stores:
@@ -284,24 +315,48 @@ class ReusePlanner:
     def refresh(self, request: Request) -> ForwardItem:
         """The forward that starts a later block: a canvas refresh, or a prefix refresh when one is due."""
         block_start, block_stop = request.block_span()
-        total, mode, grant, tally = request.total_tokens, MODES[request.spec.cache_mode], held(request), request.tally
+        extent, mode, grant = request.extent, MODES[request.spec.cache_mode], held(request)
         start = grant.join if mode.keeps_join else 0
-        interval = grant.refresh_interval
-        due = interval is not None and tally.nfe - tally.nfe_at_refresh >= interval
+        due = self._is_due(request)
         if mode.refreshes_prefix and start and due and grant.resume is not None:
             return ForwardItem(
-                request.rid, start, total, total, block_start, block_stop, join=0, depth=grant.join_depth,
+                request.rid, start, extent, extent, block_start, block_stop, join=0, depth=grant.join_depth,
                 resume=grant.resume,
             )  # fmt: skip
-        return ForwardItem(request.rid, start, total, total, block_start, block_stop, join=start)
+        if not due and self._keeps_settled(request):
+            start = max(start, min(grant.settled, block_start - self.shift))
+        return ForwardItem(request.rid, start, extent, extent, block_start, block_stop, join=start)
+
+    def _is_due(self, request: Request) -> bool:
+        """Whether the next block start refreshes everything that it may, by entropy or by the interval."""
+        tally, sampling = request.tally, request.spec.sampling
+        if sampling.refresh_entropy is not None and tally.entropy > sampling.refresh_entropy:
+            return True
+        interval = held(request).refresh_interval
+        return interval is not None and tally.nfe - tally.nfe_at_refresh >= interval
+
+    def _keeps_settled(self, request: Request) -> bool:
+        """Whether the next block start leaves settled blocks as they are."""
+        sampling = request.spec.sampling
+        if not SCHEDULES[cast(RefreshSchedule, sampling.refresh_schedule)].keeps_settled:
+            return False
+        every = sampling.full_refresh_every
+        return every is None or held(request).settled_starts + 1 < every
+
+    def refreshed(self, request: Request, item: ForwardItem) -> None:
+        """After a first forward or a refresh: the blocks before the current one are settled."""
+        grant = held(request)
+        first = grant.join if MODES[request.spec.cache_mode].keeps_join else 0
+        grant.settled_starts = grant.settled_starts + 1 if request.started and item.start > first else 0
+        grant.settled, request.tally.entropy = request.block_span()[0], 0.0
 
     def block_step(self, request: Request) -> ForwardItem:
         """A step inside a block: over the block alone, the block and all behind it, or everything, by cache mode."""
         block_start, block_stop = request.block_span()
-        total, stop_at = request.total_tokens, MODES[request.spec.cache_mode].step_stop
+        extent, stop_at = request.extent, MODES[request.spec.cache_mode].step_stop
         start = 0 if stop_at == "all" else block_start - self.shift
-        stop = block_stop if stop_at == "block" else total
-        return ForwardItem(request.rid, start, stop, total, block_start, block_stop, join=start)
+        stop = block_stop if stop_at == "block" else extent
+        return ForwardItem(request.rid, start, stop, extent, block_start, block_stop, join=start)
 
     def final_forward(self, request: Request) -> ForwardItem | None:
         """The pass over a finished sequence that mode `lm` captures; None if there is nothing new to capture."""

@@ -18,6 +18,7 @@ from .admission import Admission
 from .auditor import Auditor
 from .counters import BatchLog, Counters
 from .deadlines import Deadlines
+from .growth import Growth
 from .memory import Memory
 from .modes import MODES
 from .planned import Planned
@@ -58,6 +59,7 @@ class Scheduler:
         self.planner = planner
         self._worker = worker
         self._admission = Admission(memory, planner, policy, max_running_requests, max_queued_requests, max_overtakes)
+        self._growth = Growth(planner, self._admission)
         self._max_refresh_tokens = max_refresh_tokens
         self._max_steps = max_steps_per_message
         self._check = check_invariants
@@ -168,6 +170,7 @@ class Scheduler:
         self._expire()
         if self._ending:
             return self._fly(Forward(self._next_finals()), finals=True)
+        self._grow()
         steps = self._next_block_steps() if self._refreshes_in_row >= _REFRESHES_IN_ROW else ()
         refreshes = [] if steps else self._next_refreshes()
         self._refreshes_in_row = self._refreshes_in_row + 1 if refreshes else 0
@@ -215,6 +218,13 @@ class Scheduler:
     def _expire(self) -> None:
         for request in self._deadlines.passed(self._requests.values(), self._running):
             self._finish(request)
+
+    def _grow(self) -> None:
+        for each in self._growth.due(self._running):
+            if isinstance(each, Request):
+                self._preempt(each)
+            else:
+                self._worker.grow(each)
 
     def _next_refreshes(self) -> list[ForwardItem]:
         for request in self._admission.preempted(self._running.values()):
@@ -316,6 +326,7 @@ class Scheduler:
 
     def _refreshed(self, request: Request, item: ForwardItem) -> None:
         request.needs_refresh = False
+        self.planner.refreshed(request, item)
         if item.join == 0 or not request.started:
             request.tally.prefix_refreshes += 1
             request.tally.nfe_at_refresh = request.tally.nfe
@@ -332,6 +343,7 @@ class Scheduler:
         refreshes = MODES[request.spec.cache_mode].refreshes
         tally.nfe += result.nfe
         tally.computed_token_layers += result.token_layers
+        tally.entropy = max(tally.entropy, result.entropy)
         request.scores += tuple(result.scores) if request.spec.targets is not None else ()
         request.apply(result.positions, result.tokens)
         if request.denoising is not None and isinstance(result, MarkedResult):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ..request.forward import AddRequest, Forward, Release, StepResult
+from ..request.forward import AddRequest, Forward, Grow, Release, StepResult
 
 
 class WorkerLink(Protocol):
@@ -12,6 +12,10 @@ class WorkerLink(Protocol):
 
     def add(self, message: AddRequest) -> None:
         """Create a canvas."""
+        ...
+
+    def grow(self, message: Grow) -> None:
+        """Lengthen a request's page table."""
         ...
 
     def release(self, message: Release) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..model.decoder import Decoder
-from ..request.forward import AddRequest, ForwardItem
+from ..request.forward import AddRequest, ForwardItem, Grow
 from .canvas import Canvas, Tokens
 from .pools import BoundaryPool, KVPool
 
@@ -26,6 +26,7 @@ class Ran:
         block: int64 [block length], its block as it is now, -1 for masks; None when nothing could be committed.
         scores: log-probabilities of its targets.
         confidences: of the tokens that it committed, by position, for a canvas with marks; empty: unknown.
+        entropy: the largest entropy, in nats, of a token that it committed, where the request has `refresh_entropy`.
         finite: False if logits at its masks gave no probabilities; it then never commits anything again.
     """
 
@@ -34,6 +35,7 @@ class Ran:
     scores: list[float] = field(default_factory=list)
     confidences: Sequence[float] = ()
     finite: bool = True
+    entropy: float = 0.0
 
 
 class Executor(Protocol):
@@ -50,6 +52,10 @@ class Executor(Protocol):
 
     def open(self, canvas: Canvas, message: AddRequest) -> None:
         """Store a new canvas: its tokens, prompt and page table. Raises EngineError if there is no room."""
+        ...
+
+    def grow(self, canvas: Canvas, message: Grow) -> None:
+        """Lengthen a canvas's page table."""
         ...
 
     def close(self, canvas: Canvas) -> None:

@@ -12,7 +12,7 @@ from ..model.hub import resolve_model_folder
 from ..model.registry import load_config
 from ..model.settings import default_block_length, load_profile
 from ..request.facts import Facts
-from ..request.forward import AddRequest, Forward, ForwardItem, MarkedResult, Marks, Release, StepResult
+from ..request.forward import AddRequest, Forward, ForwardItem, Grow, MarkedResult, Marks, Release, StepResult
 from .facts import make_facts
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,9 @@ class NullWorker:
         if message.canvas is not None:
             masks = (np.flatnonzero(message.canvas < 0) + len(message.prompt)).tolist()
             self._templates[message.rid] = masks
+
+    def grow(self, message: Grow) -> None:
+        """It has no page tables."""
 
     def release(self, message: Release) -> None:
         """Forget requests."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import EngineError
-from ..request.forward import AddRequest, Forward, ForwardItem, MarkedResult, Marks, Release, StepResult
+from ..request.forward import AddRequest, Forward, ForwardItem, Grow, MarkedResult, Marks, Release, StepResult
 from .audit import AuditPass
 from .canvas import Canvas
 from .device import on_device
@@ -52,6 +52,12 @@ class Worker:
         with on_device(self.executor.decoder.device):
             self.executor.open(canvas, message)
         self._canvases[message.rid] = canvas
+
+    @torch.inference_mode()
+    def grow(self, message: Grow) -> None:
+        """Lengthen a request's page table."""
+        with on_device(self.executor.decoder.device):
+            self.executor.grow(self._canvases[message.rid], message)
 
     def release(self, message: Release) -> None:
         """Forget canvases; unknown requests are ignored (an abort may come twice)."""
@@ -123,6 +129,7 @@ class Worker:
 
     def _note(self, item: ForwardItem, canvas: Canvas, ran: Ran, result: StepResult) -> None:
         result.nfe += ran.nfe
+        result.entropy = max(result.entropy, ran.entropy)
         result.token_layers += ran.nfe * item.token_layers(self.executor.decoder.num_layers)
         if ran.block is not None:
             positions, tokens = canvas.take(ran.block, ran.nfe)

@@ -217,15 +217,21 @@ class Answer:
 def answer(
     model: Dense, prompt: Sequence[int], max_new_tokens: int, block_length: int, mode: str, cache: Cache | None = None,
     *, strategy: str = "low_confidence", threshold: float | None = None, factor: float | None = None,
-    steps: int | None = None, ignore_eos: bool = True,
+    steps: int | None = None, ignore_eos: bool = True, window: int | None = None, settled: bool = False,
+    every: int | None = None,
 ) -> Answer:  # fmt: skip
-    """Decode one request."""
+    """Decode one request.
+
+    `window`: masks that exist behind the block; None: all. `settled`: a block start leaves blocks that were full at the
+    start before it as they are, but every so many (`every`) block starts.
+    """
     prompt = list(prompt)
     length = len(prompt)
-    total = length + (max_new_tokens or block_length)
+    whole_canvas = total = length + (max_new_tokens or block_length)
     tokens = prompt + [model.mask] * (total - length)
     open_at = set(range(length, length + max_new_tokens))
     session = Session(model, total)
+    kept = starts = 0
     blocks = [(at, min(at + block_length, length + max_new_tokens))
               for at in range(length, length + max_new_tokens, block_length)] or [(length, length)]  # fmt: skip
     nfe, last_refresh, refreshes, gap = 0, 0, 0, math.inf
@@ -233,6 +239,8 @@ def answer(
     resume: Tensor | None = None
     own_resume: Tensor | None = None
     whole = 0
+    if window is not None:
+        total = min(whole_canvas, blocks[0][1] + window)
     if mode in ("bicache", "lm"):
         assert cache is not None
         whole = (length - model.shift) // cache.page_size * cache.page_size
@@ -242,6 +250,8 @@ def answer(
     frontier, stopped = length, False
     for number, (start, stop) in enumerate(blocks):
         step = 0
+        if window is not None:
+            total = min(whole_canvas, stop + window)
         while True:
             if nfe == 0:
                 hidden = session.forward(tokens, cut, total, total, depth, resume)
@@ -270,15 +280,24 @@ def answer(
                     hidden = session.forward(tokens, frozen, total, total, own, own_resume)
                     refreshes, last_refresh = refreshes + 1, nfe
                 else:
-                    hidden = session.forward(tokens, frozen, total, total)
-                    if not frozen:
+                    starts += 1
+                    low = frozen
+                    if settled and not due and starts != every:
+                        low = max(frozen, min(kept, start - model.shift))
+                    starts = 0 if low == frozen else starts
+                    hidden = session.forward(tokens, low, total, total)
+                    if not low:
                         refreshes, last_refresh = refreshes + 1, nfe
+                if mode == "bicache" and due:
+                    starts = 0
             elif mode == "none":
                 hidden = session.forward(tokens, 0, total, total)
             elif mode == "prefix":
                 hidden = session.forward(tokens, start - model.shift, total, total)
             else:
                 hidden = session.forward(tokens, start - model.shift, stop, total)
+            if step == 0:
+                kept = start
             nfe += 1
             masks = sorted(position for position in open_at if start <= position < stop)
             if masks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,24 +11,26 @@ from torch import Tensor
 
 from ...errors import EngineError
 from ...model.decoder import Decoder
-from ...request.forward import AddRequest, ForwardItem
+from ...request.forward import AddRequest, ForwardItem, Grow
 from ..canvas import Canvas, Tokens
 from ..executor import Ran
 from ..pools import BoundaryPool, KVPool
+from .commit_rules import Stability, by_entropy_bound, by_stability, decayed_threshold
 from .logit_rules import LogitRules
 from .runner import Entry, ModelRunner
-from .sampler import choose_commits, choose_tokens
+from .sampler import choose_commits, choose_tokens, entropies
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Open:
-    """A canvas's tokens (int64 [prompt + canvas]) and page table (int64 [bands, pages]), what it draws from, and what
-    changes its logits."""
+    """A canvas's tokens (int64 [prompt + canvas]) and page table (int64 [bands, pages]), what it draws from, what
+    changes its logits, and how its distributions moved."""
 
     rules: LogitRules
     tokens: Tensor
     page_table: Tensor
     generator: torch.Generator
+    stability: Stability = field(default_factory=Stability)
 
 
 class CpuExecutor:
@@ -49,6 +51,13 @@ class CpuExecutor:
             torch.from_numpy(message.page_table.astype(np.int64)).to(device),
             torch.Generator().manual_seed(message.seed),
         )
+
+    def grow(self, canvas: Canvas, message: Grow) -> None:
+        """Lengthen a canvas's page table."""
+        held = self._held[canvas.serial]
+        assert held.page_table.shape[1] == message.held
+        pages = torch.from_numpy(message.pages.astype(np.int64)).to(held.page_table.device)
+        held.page_table = torch.cat((held.page_table, pages), 1)
 
     def close(self, canvas: Canvas) -> None:
         """Drop a canvas and the copies of its keys and values."""
@@ -108,11 +117,29 @@ def _commit(canvas: Canvas, held: _Open, positions: Tokens, logits: Tensor) -> R
         token, confidence = choose_tokens(logits, canvas.sampling, held.generator)
     except EngineError:
         return Ran(finite=False)
-    step = canvas.block_step
     confidence = held.rules.last(token, confidence)
-    chosen = choose_commits(confidence, canvas.sampling, canvas.due(step), held.generator, canvas.share(step))
+    entropy = entropies(logits) if canvas.sampling.wants_entropy else None
+    chosen = _chosen(canvas, held, positions, logits, confidence, entropy)
     tokens, committed = token[chosen], positions[chosen.cpu().numpy()]
     held.tokens[torch.from_numpy(committed).to(held.tokens.device)] = tokens
     block = canvas.block_tokens().copy()
     block[committed - canvas.block[0]] = tokens.cpu().numpy()
-    return Ran(block=block, confidences=confidence[chosen].tolist() if canvas.marks else ())
+    return Ran(
+        block=block,
+        confidences=confidence[chosen].tolist() if canvas.marks else (),
+        entropy=0.0 if entropy is None or not len(chosen) else float(entropy[chosen].max()),
+    )
+
+
+def _chosen(
+    canvas: Canvas, held: _Open, positions: Tokens, logits: Tensor, confidence: Tensor, entropy: Tensor | None
+) -> Tensor:
+    """Indices of the masks to commit, by the request's rule."""
+    params, step = canvas.sampling, canvas.block_step
+    if params.entropy_bound is not None and entropy is not None:
+        return by_entropy_bound(entropy, params.entropy_bound)
+    threshold = decayed_threshold(params, len(positions), canvas.block_masks)
+    if params.kl_threshold is not None:
+        passes = held.stability.passes(canvas.block, positions, logits, params.kl_threshold)
+        return by_stability(confidence, passes >= params.kl_history, threshold)
+    return choose_commits(confidence, params, canvas.due(step), held.generator, canvas.share(step), threshold)

@@ -48,6 +48,11 @@ def choose_tokens(logits: Tensor, params: SamplingParams, generator: torch.Gener
     return token, torch.rand(token.shape, generator=generator).to(logits.device)
 
 
+def entropies(logits: Tensor) -> Tensor:
+    """Entropy in nats, fp32 [rows], of the softmax of logits [rows, vocab]."""
+    return confidence.reference(logits).entropy
+
+
 def tempered(logits: Tensor, temperature: float) -> Tensor:
     """fp32 logits / temperature, shifted so that the largest of a row is 0; undivided at temperature 0."""
     logits = logits.float()
@@ -101,14 +106,15 @@ def gumbel(uniform: Tensor) -> Tensor:
 
 def choose_commits(
     confidence: Tensor, params: SamplingParams, count: int | None, generator: torch.Generator | None = None,
-    share: float | None = None,
+    share: float | None = None, threshold: float | None = None,
 ) -> Tensor:  # fmt: skip
     """Indices (int64, in order of position) of the masks to commit; confidence [masks], at least one mask.
 
-    `count` is the quota when the request has one (`steps`); it commits at least one. Else the threshold or factor
-    decides; with a factor a mask that would be left alone is committed with the others, as Fast-dLLM does. Ties go to
-    the earlier position. With `alg_temp` the quota is drawn without replacement from softmax(confidence / alg_temp), as
-    in Dream; with `share` (strategy `origin`) each mask is committed with that probability, perhaps none.
+    `count` is the quota when the request has one (`steps`); it commits at least one. Else the threshold (`threshold`
+    takes the place of the request's own) or factor decides; with a factor a mask that would be left alone is committed
+    with the others, as Fast-dLLM does. Ties go to the earlier position. With `alg_temp` the quota is drawn without
+    replacement from softmax(confidence / alg_temp), as in Dream; with `share` (strategy `origin`) each mask is
+    committed with that probability, perhaps none.
     """
     if share is not None:
         return torch.nonzero(torch.rand(confidence.shape, generator=generator) < share)[:, 0].to(confidence.device)
@@ -126,6 +132,7 @@ def choose_commits(
         chosen = max(1, int(passes.long().cumprod(0).sum()))
         chosen += chosen == len(ranked) - 1
     else:
-        threshold = DEFAULT_THRESHOLD if params.threshold is None else params.threshold
+        if threshold is None:
+            threshold = DEFAULT_THRESHOLD if params.threshold is None else params.threshold
         chosen = max(1, int((confidence >= threshold).sum()))
     return order[:chosen].sort().values

@@ -77,9 +77,12 @@ def max_block_length(model: ModelConfig, default: int) -> int:
 
 
 def _check_kernels_fit(config: EngineConfig, decoder: Decoder) -> None:
-    """Raise ConfigError for shapes that the kernels do not take, on this GPU or on any."""
+    """Raise ConfigError for shapes, and an option, that the kernels do not take, on this GPU or on any."""
     assert config.page_size is not None
     model, device = decoder.config, decoder.device
+    if config.refresh_entropy is not None:
+        message = f"refresh_entropy is {config.refresh_entropy:g}, which shoal does not serve on a GPU: leave it out"
+        raise ConfigError(message, field="refresh_entropy", value=config.refresh_entropy)
     for name, value, low in (("page_size", config.page_size, 1), ("head_dim", model.head_dim, 16)):
         if value < low or value & (value - 1):
             limit = f"a power of two of at least {low}"

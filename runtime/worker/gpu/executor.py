@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import EngineError
-from ...request.forward import AddRequest, ForwardItem
+from ...request.forward import AddRequest, ForwardItem, Grow
 from ..canvas import Canvas
 from ..executor import Ran
 from .graphs import ForwardGraphs
@@ -90,6 +90,10 @@ class CudaExecutor:
             torch.cuda.empty_cache()
             canvas.slot = self.runner.slots.take(request)
 
+    def grow(self, canvas: Canvas, message: Grow) -> None:
+        """Lengthen a slot's page table."""
+        self.runner.slots.grow(canvas.slot, message.held, message.pages)
+
     def close(self, canvas: Canvas) -> None:
         """Free a canvas's slot."""
         self.runner.slots.give_back(canvas.slot)
@@ -109,6 +113,7 @@ class CudaExecutor:
         """Run items together: as many block steps as are sure to be needed, or one other forward."""
         scores: Scores = {}
         blocks: Blocks
+        self.runner.slots.upload_tables()
         try:
             if self.graphs.takes(items):
                 count = min(at_most, *(canvas.sure_steps() for canvas in canvases))

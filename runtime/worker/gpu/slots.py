@@ -12,10 +12,11 @@ from torch import Tensor
 from ....kernels.sampling.canvas_state import CanvasState, acceptance_bounds
 from ....kernels.sampling.strategies import STRATEGIES
 from ...errors import EngineError
+from ...request.forward import Pages
 from ...request.sampling_params import DEFAULT_THRESHOLD
 from .slot_request import SlotRequest, last_ids, rules_of_request, shaping_of_request
 
-UNSERVED: tuple[str, ...] = ()
+UNSERVED = ("entropy_bound", "threshold_decay", "kl_threshold", "refresh_entropy")
 """Sampling parameters that the kernels do not have: see `Facts.unserved`."""
 MAX_STOP_IDS = 32
 """Tokens that can end a text on a GPU, the model's own included."""
@@ -66,6 +67,7 @@ class CanvasSlots:
         self.host_page_tables = np.zeros(shape, np.int32)
         self._device, self._eos = device, eos
         self._free = list(range(num_slots - 1, -1, -1))
+        self._grown: set[int] = set()
 
     @property
     def num_free(self) -> int:
@@ -124,6 +126,19 @@ class CanvasSlots:
         found = torch.tensor(sorted(ids), dtype=torch.int32)
         padded[: len(found)] = found
         return padded.to(self._device)
+
+    def grow(self, slot: int, held: int, pages: Pages) -> None:
+        """Put pages int32 [bands, n] behind the first `held` columns of a slot's page table, for `upload_tables`."""
+        self.host_page_tables[slot, :, held : held + pages.shape[1]] = pages
+        self._grown.add(slot)
+
+    def upload_tables(self) -> None:
+        """Copy the page tables that have grown to the device, all at once, in stream order."""
+        if self._grown:
+            slots = sorted(self._grown)
+            at = torch.tensor(slots, device=self._device)
+            self.page_tables[at] = torch.from_numpy(self.host_page_tables[slots]).to(self._device)
+            self._grown.clear()
 
     def give_back(self, slot: int) -> None:
         """Free a slot. Its contents stay, unread, until the next request overwrites them."""

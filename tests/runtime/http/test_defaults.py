@@ -91,6 +91,32 @@ def test_a_rule_takes_the_place_of_another(shop: ServiceInfo) -> None:
     assert sampling_params({}, limited, defaults.values).max_new_tokens == 100
 
 
+def test_what_changes_the_threshold_takes_the_place_of_other_rules(shop: ServiceInfo) -> None:
+    for flags, expected in (({"default_steps": 8}, None), ({"default_threshold": 0.7}, 0.7)):
+        config = ServerConfig(**flags)
+        params = sampling_params({"threshold_decay": 0.3}, config, Defaults.of(config, shop).values)
+        assert (params.steps, params.threshold, params.threshold_decay) == (None, expected, 0.3)
+
+
+def test_a_canvas_that_grows_may_be_as_long_as_the_model_allows() -> None:
+    """Unless a flag or the file names a length, or so many answers would pass the bounds on one request."""
+    config = EngineConfig(kv_cache_tokens=4096, canvas_window=8, refresh_schedule="settled")
+    info = info_of(build_null_worker(config, 4)[1], config)
+    assert Defaults.of(ServerConfig(), info).values["max_new_tokens"] == 32  # the file's
+    object.__setattr__(info, "generation", {})
+    server = ServerConfig(max_request_tokens=5 * 640)
+    assert Defaults.of(server, info).values["max_new_tokens"] == 640
+    assert Defaults.of(server, info, 5).values["max_new_tokens"] == 640
+    assert Defaults.of(server, info, 6).values["max_new_tokens"] == 1024
+    assert Defaults.of(ServerConfig(default_max_new_tokens=50), info).values["max_new_tokens"] == 50
+    limited = ServerConfig(max_new_tokens_limit=100)
+    assert sampling_params({}, limited, Defaults.of(limited, info).values).max_new_tokens == 100
+    shown = Defaults.of(ServerConfig(), info).shown(info)
+    assert shown["canvas_window"] == {"value": 8, "source": "--canvas-window"}
+    assert shown["refresh_schedule"] == {"value": "settled", "source": "--refresh-schedule"}
+    assert shown["full_refresh_every"] == {"value": None, "source": "built-in"}
+
+
 def test_the_server_says_where_they_come_from(client: Any) -> None:
     shown = client.get("/server_info").json()["default_sampling_params"]
     assert shown["max_new_tokens"] == {"value": 32, "source": "generation_config.json"}

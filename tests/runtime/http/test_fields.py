@@ -58,7 +58,9 @@ SAMPLES: dict[str, Any] = {
     "stop_sequences": ["."], "suffix": "blue", "tool_choice": "auto", "parallel_tool_calls": False,
     "chat_template": "{{ messages[0].content }}",
     "add_generation_prompt": True, "continue_final_message": True, "name": "a", "reasoning_content": "b",
-    "tool_call_id": "c", "store": False, "user": "d", "metadata": {"e": "f"},
+    "tool_call_id": "c", "store": False, "user": "d", "metadata": {"e": "f"}, "entropy_bound": 0.1,
+    "threshold_decay": 0.3, "kl_threshold": 0.01, "kl_history": 2, "canvas_window": 4, "refresh_schedule": "settled",
+    "full_refresh_every": 2, "refresh_entropy": 0.5,
 }  # fmt: skip
 """A value that is right, for every field that something honours (start_profile's have tests of their own)."""
 OTHERS: dict[tuple[str, str], Any] = {

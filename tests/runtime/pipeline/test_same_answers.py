@@ -34,6 +34,7 @@ RULES: list[dict[str, Any]] = [
     {"threshold": 0.5, "max_new_tokens": 40, "stop_token_ids": [9, 10]},
     {"steps": 4, "max_new_tokens": 16, "strategy": "random", "seed": 5},
     {"threshold": 0.5, "max_new_tokens": 0},
+    {"entropy_bound": 0.5, "max_new_tokens": 48, "canvas_window": 8, "refresh_entropy": 1.0, "ignore_eos": True},
 ]
 
 
@@ -70,7 +71,7 @@ def text(seed: int, length: int = 20) -> str:
 
 
 def cases() -> list[tuple[Any, SamplingParams]]:
-    prompts: list[Any] = [tokens(9 + 5 * n, n) if n % 2 else text(n, 9 + 5 * n) for n in range(7)]
+    prompts: list[Any] = [tokens(9 + 5 * n, n) if n % 2 else text(n, 9 + 5 * n) for n in range(len(RULES))]
     prompts[3] = [{"role": "user", "content": text(3)}]
     return [(prompt, SamplingParams(**rule)) for prompt, rule in zip(prompts, RULES, strict=True)]
 

@@ -25,6 +25,7 @@ from shoal.runtime.request.forward import (
     AuditReport,
     Forward,
     ForwardItem,
+    Grow,
     MarkedResult,
     Marks,
     Release,
@@ -60,6 +61,7 @@ GENERATE = wire.Generate(ASKED, 12.5)
 IDS = wire.Generate(GenerateInput(rid="r", prompt=[1, 2], stream=False), 1.0)
 CHAT = wire.Generate(GenerateInput(rid="r", prompt=[{"role": "user", "content": "é"}]), 1.0)
 DENOISED = wire.Denoised({"r": CanvasChange(8, 1, 3, [2], [9], [None], [3], True, [4, 8], [" red"])})
+GROW = Grow("r", 3, np.arange(4, dtype=np.int32).reshape(2, 2))
 TRACE = wire.StartTrace(7, TraceOptions(output_dir="/traces", num_steps=3, activities=("CPU",)))
 
 SOCKETS: dict[str, tuple[Any, list[Any]]] = {
@@ -72,8 +74,8 @@ SOCKETS: dict[str, tuple[Any, list[Any]]] = {
         wire.Accepted(SPEC), wire.LookupSpec(4, SPEC),
     ]),
     "worker": (wire.ToWorker, [
-        wire.Add(ADD), wire.Drop(Release(("r", "s"))), wire.Run(Forward((ITEM, ITEM), 3, (ITEM,))), TRACE,
-        wire.StopTrace(8),
+        wire.Add(ADD), wire.Lengthen(GROW), wire.Drop(Release(("r", "s"))), TRACE, wire.StopTrace(8),
+        wire.Run(Forward((ITEM, ITEM), 3, (ITEM,))),
     ]),
     "results": (wire.FromWorker, [
         wire.Results([StepResult("r", [6, 7], [1, 2], 1, 50), StepResult("s", error="broken")]),

@@ -8,6 +8,7 @@ other tokens gives itself away.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from shoal.radix_cache.tree import RadixTree
 from shoal.runtime.config import CacheMode
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import CacheInUseError, InvalidRequestError, QueueFullError
-from shoal.runtime.request.forward import Forward
+from shoal.runtime.request.forward import Forward, Grow
 from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.request import Request
 from shoal.runtime.request.sampling_params import SamplingParams
@@ -73,6 +74,8 @@ class Stress:
             eviction_policy=chooser.choice(list(EVICTION_POLICIES)), seed=seed,
             audit_rate=chooser.choice([0.0, 1.0]), audit_tolerance=chooser.choice([0.02, 0.1]), **self.options,
         )  # fmt: skip
+        self.grows = seed % 2 == 1
+        self.growths = 0
         self.reference = first_layer(self.engine)
         self.scheduler = by_hand(self.engine)
         self.memory = self.scheduler.memory
@@ -108,6 +111,13 @@ class Stress:
             return run_message(message)
 
         worker.forward = within_budget
+        lengthen = worker.grow
+
+        def grow(message: Grow) -> None:
+            self.growths += 1
+            lengthen(message)
+
+        worker.grow = grow
 
     def _finals(self) -> bool:
         """Whether passes over finished sequences are in flight."""
@@ -154,6 +164,12 @@ class Stress:
             stop=chooser.choice([(), (), ("e", "qx")]), threshold=chooser.choice([0.2, 0.6, 1.0]),
         )  # fmt: skip
         mode, salt = chooser.choice(MODES), chooser.choice(["", "", "a"])
+        if self.grows and chooser.random() < 0.8:
+            sampling = replace(
+                sampling, max_new_tokens=chooser.choice([16, 24, 40]), canvas_window=chooser.choice([0, 3, 8, 16]),
+                refresh_schedule="settled" if mode != "none" and chooser.random() < 0.7 else None,
+                full_refresh_every=chooser.choice([None, 2]), refresh_entropy=chooser.choice([None, None, 1.5]),
+            )  # fmt: skip
         canvas = targets = None
         kind = chooser.random()
         if kind < 0.2:
@@ -239,9 +255,9 @@ class Stress:
             self._reads(path, ids[0], len(path) // size - ids.shape[1])
         for request, grant in zip(running, grants, strict=True):
             assert grant.cut % size == 0
-            assert grant.depth <= memory.profile.depth(grant.cut / request.total_tokens) or (
-                request.spec.cache_mode == "lm"
-            )
+            assert grant.depth <= memory.profile.depth(grant.cut / grant.tokens) or (request.spec.cache_mode == "lm")
+            held = grant.page_table.shape[1]
+            assert 0 <= memory.pages_for(request.extent) - held <= memory.pages_for(request.spec.block_length)
             if request.started:
                 self._reads(request.prompt.tolist()[: len(request.prompt) // size * size], grant.page_table[0], 0)
 

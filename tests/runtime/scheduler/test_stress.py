@@ -29,12 +29,14 @@ def run(seed: int, folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.
         assert_nothing_lost(engine)
         counters = stress.scheduler.counters
         assert counters.requests == len(stress.ends)
+        assert not stress.grows or stress.growths
         assert counters.preemptions == sum(output.preemptions for _, output in stress.ends)
     compared = 0
     with make_engine(folder, **stress.options) as engine:
         for request, output in stress.ends:
             drawn = request.spec.sampling.temperature > 0 or request.spec.sampling.strategy == "random"
-            if output.finish_reason not in ("stop", "length") or (output.preemptions and drawn):
+            settled = request.spec.sampling.refresh_schedule == "settled"  # a restart computes settled blocks again
+            if output.finish_reason not in ("stop", "length") or (output.preemptions and (drawn or settled)):
                 continue
             cold = request.spec.cache_mode == "bicache" and not output.cached_tokens and request.tally.captured_tokens
             if request.spec.cache_mode not in EXACT and (not cold or output.preemptions):
