@@ -2,6 +2,7 @@
 
     python benchmarks/throughput.py --out benchmarks/results/throughput.csv
     python benchmarks/throughput.py --canvas 512 --quick --out canvas_512.csv
+    python benchmarks/throughput.py --schedules --out benchmarks/results/throughput_schedules.csv
     python benchmarks/throughput.py --device cpu --shapes tiny --out tiny.csv      # to see that it works
 
 Every request is a shared prefix, 100 question tokens of its own and a canvas (of 256) in blocks of 32; each block takes
@@ -13,12 +14,17 @@ The ablation runs modes that users cannot choose: `interval` (the prefix stays a
 recompute all its layers), `shallow` (every block start computes the prefix above the depth), `interval+shallow` and
 `once` (both; a refresh every 16 NFE, and one per request: that is `bicache`).
 
+`--schedules` runs `bicache` (a refresh per request) with the whole canvas and with a window of 32 masks, each with the
+schedules `full` and `settled`; and the first block of an answer alone (`first block`), with a limit of 64 and of 2,048
+new tokens, with the whole canvas and with the window.
+
 The most important cases come first, and every row is written at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import sys
@@ -35,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.device_rates import measure_rates
 from benchmarks.model_shapes import DEPTHS, SHAPES, write_shape
 from benchmarks.table import Table
-from shoal import Engine, SamplingParams
+from shoal import Engine, RequestOutput, SamplingParams
 from shoal.provenance import commit, hardware
 from shoal.runtime.config import CacheMode
 from shoal.runtime.request.forward import ForwardItem
@@ -51,7 +57,7 @@ TRACE: list[dict[str, object]] = []
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One line of the table. interval: NFE between prefix refreshes, 0 for one per request."""
+    """One line of the table. interval: NFE between prefix refreshes, 0 for one per request; window: None, all masks."""
 
     shape: str
     variant: str
@@ -61,6 +67,8 @@ class Case:
     interval: int = 0
     depth: int = 16
     canvas: int = 256
+    window: int | None = None
+    schedule: str = "full"
 
     @property
     def mode(self) -> CacheMode:
@@ -117,6 +125,20 @@ def cases(shape: str, quick: bool) -> Iterator[Case]:
         yield from pair(2000, 8, nfe)
     yield Case(shape, "prefix", 2000, 8, 8)
     yield Case(shape, "lm", 2000, 32, 8)
+
+
+def schedule_cases(shape: str) -> Iterator[Case]:
+    """The cases of `--schedules`."""
+    prefix, nfe = (128, 4) if shape == "tiny" else (2000, 8)
+    sizes = (2, 1) if shape == "tiny" else (32, 1)
+    for batch in sizes:
+        plain = Case(shape, "bicache", prefix, batch, nfe, 0, DEPTHS[shape])
+        for window, schedule in ((None, "full"), (BLOCK, "settled"), (None, "settled"), (BLOCK, "full")):
+            yield replace(plain, window=window, schedule=schedule)
+    for batch in sizes:
+        for canvas in (64, 2048) if shape != "tiny" else (64, 256):
+            for window in (None, BLOCK):
+                yield Case(shape, "first block", prefix, batch, nfe, 0, DEPTHS[shape], canvas, window)
 
 
 def prompts(case: Case, vocabulary: int) -> list[list[int]]:
@@ -199,11 +221,16 @@ def measured(engine: Engine, case: Case) -> Iterator[dict[str, object]]:
     """The rows of `run`, with the case's planner in its place."""
     scale = case.nfe_per_block if case.variant == "none" else 1
     steps = case.canvas // BLOCK * case.nfe_per_block // scale
-    params = SamplingParams(max_new_tokens=case.canvas, block_length=BLOCK, steps=steps, ignore_eos=True)
+    params = SamplingParams(
+        max_new_tokens=case.canvas, block_length=BLOCK, steps=steps, ignore_eos=True, canvas_window=case.window,
+        refresh_schedule=None if case.mode == "none" else case.schedule,
+    )  # fmt: skip
     first, *rest = prompts(case, engine.model_config.vocab_size)
     brief = SamplingParams(max_new_tokens=2 * BLOCK, block_length=BLOCK, steps=2, ignore_eos=True)
     engine.flush_cache()
     engine.generate(rest[:1], brief, cache_mode=case.mode)  # what has to be compiled is compiled
+    if case.window is not None or case.schedule != "full":  # other shapes of refreshes
+        engine.generate(rest, replace(params, max_new_tokens=min(case.canvas, 5 * BLOCK)), cache_mode=case.mode)
     engine.flush_cache()
     for name, batch in (("cold", [first]), ("hits" if case.mode == "bicache" else "batch", rest)):
         if name == "cold" and case.mode != "bicache":
@@ -212,14 +239,18 @@ def measured(engine: Engine, case: Case) -> Iterator[dict[str, object]]:
             torch.cuda.synchronize()
         started = time.perf_counter()
         with Phases(engine) as phases:
-            outputs = engine.generate(batch, params, cache_mode=case.mode)
+            if case.variant == "first block":
+                outputs = first_blocks(engine, batch, params)
+            else:
+                outputs = engine.generate(batch, params, cache_mode=case.mode)
         seconds = time.perf_counter() - started
         in_refreshes, in_steps = phases.seconds("refresh", "prefix refresh"), phases.seconds("step")
+        tokens = len(batch) * (BLOCK if case.variant == "first block" else case.canvas)
         if name != "cold":
             TRACE.append({**asdict(case), "forwards": phases.forwards})
         yield {
             **asdict(case), "block": BLOCK, "requests": name, "seconds": f"{seconds * scale:.4f}",
-            "tokens_per_s": f"{len(batch) * case.canvas / (seconds * scale):.1f}",
+            "tokens_per_s": f"{tokens / (seconds * scale):.1f}",
             "measured_nfe": f"{np.mean([o.nfe for o in outputs]):.1f}", "scaled_by": scale,
             "cached_tokens": f"{np.mean([o.cached_tokens for o in outputs]):.0f}",
             "computed_token_layers": f"{np.mean([o.computed_token_layers for o in outputs]) * scale:.0f}",
@@ -227,6 +258,21 @@ def measured(engine: Engine, case: Case) -> Iterator[dict[str, object]]:
             "elsewhere_s": f"{(seconds - in_refreshes - in_steps) * scale:.4f}",
             "prefix_refreshes": f"{np.mean([o.prefix_refreshes for o in outputs]):.1f}",
         }  # fmt: skip
+
+
+def first_blocks(engine: Engine, batch: Sequence[Sequence[int]], params: SamplingParams) -> list[RequestOutput]:
+    """Outputs of requests that are aborted once their first block is full, as if their texts ended in it."""
+
+    async def first(prompt: Sequence[int]) -> RequestOutput:
+        async for output in engine.async_stream(list(prompt), params):
+            if output.completion_tokens >= BLOCK:
+                return output
+        raise AssertionError("an answer without a first block")
+
+    async def together() -> list[RequestOutput]:
+        return await asyncio.gather(*map(first, batch))
+
+    return asyncio.run(together())
 
 
 def main() -> None:
@@ -237,6 +283,7 @@ def main() -> None:
     parser.add_argument("--page-size", type=int, default=64)
     parser.add_argument("--canvas", type=int, default=256, help="tokens of each answer, whole blocks of 32")
     parser.add_argument("--quick", action="store_true", help="prefix 2,000 at batch 32 and 1 alone")
+    parser.add_argument("--schedules", action="store_true", help="windows and refresh schedules, in place of modes")
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds after which no case is begun")
     parser.add_argument("--trace", type=Path, help="a JSON file for the time of every forward")
     parser.add_argument("--fold-norms", action=argparse.BooleanOptionalAction, default=True, help="the engine's option")
@@ -272,13 +319,15 @@ def main() -> None:
                 print(f"{shape}: engine after {time.monotonic() - loaded:.1f} s", flush=True)
                 warm_up(engine, next(cases(shape, args.quick)))
                 print(f"warm after {time.monotonic() - loaded:.1f} s", flush=True)
-                for case in (replace(case, canvas=args.canvas) for case in cases(shape, args.quick)):
+                chosen = (replace(case, canvas=args.canvas) for case in cases(shape, args.quick))
+                for case in schedule_cases(shape) if args.schedules else chosen:
                     if time.monotonic() - began > args.time_limit:
                         print("time is up", flush=True)
                         break
                     for row in run(engine, case):
                         table.add(row)
-                        shown = ("shape", "variant", "interval", "prefix", "batch", "nfe_per_block", "requests",
+                        shown = ("shape", "variant", "interval", "prefix", "batch", "window", "schedule", "canvas",
+                                 "nfe_per_block", "requests",
                                  "seconds", "tokens_per_s", "in_refreshes_s", "in_block_steps_s", "elsewhere_s",
                                  "cached_tokens", "computed_token_layers")  # fmt: skip
                         print(*(row[name] for name in shown), flush=True)
