@@ -108,7 +108,8 @@ def main() -> None:
     parser.add_argument("--workers", default="shop,null", help="the bundled model, the null worker, or both")
     parser.add_argument("--modes", default=",".join(MODES), help="one alone, to measure a commit without the other")
     arguments = parser.parse_args()
-    command = f"python benchmarks/denoising.py --repeats {arguments.repeats} --requests {arguments.requests}"
+    sizes = f"--repeats {arguments.repeats} --requests {arguments.requests}"
+    command = f"python benchmarks/denoising.py --workers {arguments.workers} {sizes}"
     table = Table(arguments.out, {"command": command, "commit": commit(), "hardware": hardware()})
     modes = arguments.modes.split(",")
     if "shop" in arguments.workers:

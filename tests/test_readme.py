@@ -173,6 +173,8 @@ def test_other_numbers_are_those_of_the_tables():
     assert value("radix.csv") == f"{min(gains):.1f} to {max(gains):.1f} times as fast"
     (batch,) = rows("frontend.csv", part="batch", figure="throughput_over_best_calls")
     assert f"({float(batch['value']):.2f} of their throughput)" in RESULTS_PAGE
+    (watched,) = rows("denoising.csv", worker="null", mode="ratio")
+    assert f"{float(watched['tokens_per_s']):.2f} of the throughput of plain ones" in RESULTS_PAGE
 
 
 def test_every_result_is_on_the_page_of_results():
