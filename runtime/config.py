@@ -16,6 +16,7 @@ CACHE_MODES: tuple[CacheMode, ...] = get_args(CacheMode)
 RefreshSchedule = Literal["full", "settled"]
 REFRESH_SCHEDULES: tuple[RefreshSchedule, ...] = get_args(RefreshSchedule)
 POLICIES = ("lpm", "fcfs", "dfs-weight")
+MAX_TP_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,8 @@ class EngineConfig:
     Attributes:
         model_path: `shop` (the bundled model), a folder, or a hub id.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        tp_size: ranks that the model is split over (tensor parallelism), each a process: on GPUs from `device` on, or
+            on the CPU. It must divide the model's heads, key/value heads, MLP width and hidden width.
         dtype: `auto` (float32 on a CPU, bfloat16 on a GPU), `float32` or `bfloat16`.
         load_format: `auto`, or `dummy` for random weights of the model's shapes.
         quantization: `fp8`: products of the layers in fp8 (e4m3), a scale for each output of the weights and for each
@@ -84,6 +87,7 @@ class EngineConfig:
 
     model_path: str = "shop"
     device: str = "auto"
+    tp_size: int = 1
     dtype: str = "auto"
     load_format: Literal["auto", "dummy"] = "auto"
     quantization: Literal["fp8"] | None = None
@@ -131,6 +135,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check = OPTION
+        check.integer("tp_size", self.tp_size, 1, MAX_TP_SIZE)
         for name in ("max_running_requests", "max_overtakes", "log_interval"):
             check.integer(name, getattr(self, name), 1)
         for name in ("page_size", "layers_per_band", "kv_cache_tokens", "kv_cache_bytes", "max_refresh_tokens",
@@ -158,6 +163,8 @@ class EngineConfig:
         check.one_of("load_format", self.load_format, ("auto", "dummy"))
         if self.quantization is not None:
             check.one_of("quantization", self.quantization, ("fp8",))
+            if self.tp_size > 1:
+                check.refuse("tp_size", self.tp_size, f"1 with quantization {self.quantization}")
         check.one_of("schedule_policy", self.schedule_policy, POLICIES)
         check.one_of("eviction_policy", self.eviction_policy, EVICTION_POLICIES)
 

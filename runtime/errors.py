@@ -64,6 +64,10 @@ class EngineError(ShoalError):
     """The worker failed while running this request; other requests go on."""
 
 
+class RankLostError(EngineError):
+    """Another rank of the model is gone or can't go on; that one's end is the reason."""
+
+
 def time_out(limit: float, waited: float, state: str) -> RequestTimeoutError:
     """The error of a request that was to end within `limit` seconds, after `waited`; `state` says where it was."""
     message = f"not done within timeout_s = {limit:.15g} seconds ({state})"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from ...kernels.layers.rope import apply_rope, rope_table
 from .config import ModelConfig
 from .linear import Linear
 from .mlp import Mlp
+
+if TYPE_CHECKING:
+    from .ranks import Ranks
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer index, q [n, num_heads, head_dim], k and v [T, num_kv_heads, head_dim]) -> [n, num_heads, head_dim];
@@ -52,13 +56,16 @@ class Decoder:
         layers: config.num_layers of them.
         final_norm: [hidden].
         head: maps hidden to vocab_size logits.
+        ranks: of a model that is split over processes: `config` and `layers` are those of this rank then. Hidden states
+            and logits are whole, and the same on every rank.
 
     All tensors share one dtype and one device. Hidden states have that dtype too.
     """
 
     def __init__(
-        self, config: ModelConfig, embedding: Tensor, layers: list[LayerWeights], final_norm: Tensor, head: Linear
-    ):
+        self, config: ModelConfig, embedding: Tensor, layers: list[LayerWeights], final_norm: Tensor, head: Linear,
+        ranks: Ranks | None = None,
+    ):  # fmt: skip
         self.config = config
         self.dtype = embedding.dtype
         self.device = embedding.device
@@ -66,6 +73,7 @@ class Decoder:
         self.layers = layers
         self.final_norm = final_norm
         self.head = head
+        self.ranks = ranks
         self._rope: Rotary | None = None
         self.norms_folded = False
 

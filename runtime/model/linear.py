@@ -18,10 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+if TYPE_CHECKING:
+    from .ranks import Ranks
 
 _LONGEST_SUM = 704
 _TILE_ROWS = 24
@@ -87,6 +91,26 @@ class Linear:
         y = self.product(x)
         if self.bias is not None:
             y += self.bias
+        if residual is not None:
+            y += residual
+        return y
+
+
+class SummedLinear(Linear):
+    """A Linear without bias whose inputs are split over the ranks of a model: each has a slice [in / ranks, out].
+
+    `product` is this rank's part; a call adds every rank's parts up.
+    """
+
+    __slots__ = ("ranks",)
+
+    def __init__(self, part: Linear, ranks: Ranks):
+        super().__init__(part.weight_t, batch_invariant=part.batch_invariant)
+        self.ranks = ranks
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x [T, in / ranks] -> a new [T, out]; `residual` [T, out] is added once and not changed."""
+        y = self.ranks.add_up(self.product(x))
         if residual is not None:
             y += residual
         return y

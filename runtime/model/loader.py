@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -15,19 +15,23 @@ from ..errors import ModelLoadError
 from .config import ModelConfig
 from .decoder import Decoder, LayerWeights
 from .hub import resolve_model_folder
-from .linear import Linear
+from .linear import Linear, SummedLinear
 from .lora import LoraAdapter
 from .mlp import DenseMlp, ExpertMlp
 from .registry import family_named, load_config
 from .safetensors_folder import SafetensorsFolder
+from .slices import Slice, config_of_rank, slice_of
 from .weight_names import is_ignorable, tensor_shapes
+
+if TYPE_CHECKING:
+    from .ranks import Ranks
 
 LoadFormat = Literal["auto", "dummy"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _DUMMY_STD = 0.02
 
-ReadTensor = Callable[[str, tuple[int, ...]], Tensor]
-"""(name, expected shape) -> that tensor, on any device, in any float dtype."""
+ReadTensor = Callable[[str, tuple[int, ...], Slice | None], Tensor]
+"""(name, expected shape, slice) -> that slice of the tensor (None: all), on any device, in any float dtype."""
 
 
 def load_model(
@@ -41,6 +45,7 @@ def load_model(
     mask_token_id: int | None = None,
     lora: str | Path | None = None,
     finish_layer: Callable[[LayerWeights], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> Decoder:
     """Load a model onto `device` as `dtype`.
 
@@ -55,11 +60,13 @@ def load_model(
         mask_token_id: replaces what the folder says.
         finish_layer: called with each layer as soon as its weights are there; may replace them.
         lora: folder of an adapter to merge into the weights (`lora.py`); not with load_format `dummy`.
+        ranks: load this rank's slices alone (`slices.py`).
 
     Memory: the weights on the device, and one tensor at a time on the host. On the CPU it makes the process keep freed
     memory (`keep_freed_memory`).
 
-    Raises: ModelLoadError naming the field, file or tensor at fault.
+    Raises: ModelLoadError naming the field, file or tensor at fault, ConfigError for a model that can't be split over
+    these ranks.
     """
     device = _check_target(dtype, device)
     if load_format not in ("auto", "dummy"):
@@ -99,7 +106,7 @@ def load_model(
     if batch_invariant is None:
         batch_invariant = device.type == "cpu" and dtype == torch.float32
     try:
-        return _Builder(config, read, dtype, device, batch_invariant).build(finish_layer)
+        return _Builder(config, read, dtype, device, batch_invariant, ranks).build(finish_layer)
     except torch.OutOfMemoryError as error:
         need = config.num_parameters * dtype.itemsize / 2**30
         raise ModelLoadError(
@@ -149,13 +156,16 @@ class _Builder:
     """Copies tensors, one at a time, into the fused matrices of a Decoder."""
 
     def __init__(
-        self, config: ModelConfig, read: ReadTensor, dtype: torch.dtype, device: torch.device, batch_invariant: bool
-    ):
+        self, config: ModelConfig, read: ReadTensor, dtype: torch.dtype, device: torch.device, batch_invariant: bool,
+        ranks: Ranks | None,
+    ):  # fmt: skip
         self._config = config
         self._read = read
         self._dtype = dtype
         self._device = device
         self._batch_invariant = batch_invariant
+        self._ranks = ranks
+        self._config_of_rank = config_of_rank(config, 1 if ranks is None else ranks.size)
         self._names = family_named(config.architecture).weight_names
         self._shapes = tensor_shapes(config, self._names)
 
@@ -169,7 +179,7 @@ class _Builder:
                 finish_layer(layers[-1])
         final_norm = self._plain(self._names.final_norm)
         head = self._head(embedding)
-        return Decoder(self._config, embedding, layers, final_norm, head)
+        return Decoder(self._config_of_rank, embedding, layers, final_norm, head, self._ranks)
 
     def _layer(self, index: int) -> LayerWeights:
         of_layer = self._names.of_layer
@@ -182,38 +192,47 @@ class _Builder:
         )
         return LayerWeights(
             attention_norm=self._plain(of_layer(index, "attention_norm")),
-            qkv=self._linear([of_layer(index, part) for part in qkv], bias_names),
-            attention_out=self._linear([of_layer(index, "attention_out")]),
+            qkv=self._linear([of_layer(index, part) for part in qkv], bias_names, parts=qkv),
+            attention_out=self._summed(self._linear([of_layer(index, "attention_out")], parts=["attention_out"])),
             mlp_norm=self._plain(of_layer(index, "mlp_norm")),
-            mlp=self._experts(index) if self._config.num_experts else self._mlp(partial(of_layer, index)),
+            mlp=self._experts(index) if self._config.num_experts else self._dense(index),
             q_norm=q_norm,
             k_norm=k_norm,
         )
 
+    def _dense(self, index: int) -> DenseMlp:
+        mlp = self._mlp(partial(self._names.of_layer, index))
+        return DenseMlp(mlp.gate_up, self._summed(mlp.down))
+
     def _mlp(self, name: Callable[[str], str]) -> DenseMlp:
-        return DenseMlp(self._linear([name("gate"), name("up")]), self._linear([name("down")]))
+        gate_up = self._linear([name("gate"), name("up")], parts=["gate", "up"])
+        return DenseMlp(gate_up, self._linear([name("down")], parts=["down"]))
+
+    def _summed(self, linear: Linear) -> Linear:
+        return linear if self._ranks is None else SummedLinear(linear, self._ranks)
 
     def _experts(self, index: int) -> ExpertMlp:
         config, names = self._config, self._names
         router_name = names.of_layer(index, "router")
         router = self._empty(config.hidden_size, config.num_experts, dtype=torch.float32)
-        router.weight_t.t().copy_(self._read(router_name, self._shapes[router_name]))
+        router.weight_t.t().copy_(self._read(router_name, self._shapes[router_name], None))
         named = [partial(names.of_expert, index, expert) for expert in range(config.num_experts)]
+        top_k, ranks = config.experts_per_token, self._ranks
         if self._device.type == "cpu":
-            return ExpertMlp(router, [self._mlp(name) for name in named], config.experts_per_token)
-        width, hidden = config.intermediate_size, config.hidden_size
+            return ExpertMlp(router, [self._mlp(name) for name in named], top_k, ranks=ranks)
+        width, hidden = self._config_of_rank.intermediate_size, config.hidden_size
         gate_up, down = (
             torch.empty((config.num_experts, *shape), dtype=self._dtype, device=self._device)
             for shape in ((2 * width, hidden), (hidden, width))
         )
         experts = [
             DenseMlp(
-                self._linear([name("gate"), name("up")], into=gate_up[expert]),
-                self._linear([name("down")], into=down[expert]),
+                self._linear([name("gate"), name("up")], into=gate_up[expert], parts=["gate", "up"]),
+                self._linear([name("down")], into=down[expert], parts=["down"]),
             )
             for expert, name in enumerate(named)
         ]
-        return ExpertMlp(router, experts, config.experts_per_token, (gate_up, down))
+        return ExpertMlp(router, experts, top_k, (gate_up, down), ranks)
 
     def _head(self, embedding: Tensor) -> Linear:
         config = self._config
@@ -224,20 +243,32 @@ class _Builder:
         return head
 
     def _linear(
-        self, names: Sequence[str], bias_names: Sequence[str] = (), rows: int | None = None, into: Tensor | None = None
-    ) -> Linear:
+        self, names: Sequence[str], bias_names: Sequence[str] = (), rows: int | None = None,
+        into: Tensor | None = None, parts: Sequence[str] | None = None,
+    ) -> Linear:  # fmt: skip
         """Stack the named [out, in] weights (the first `rows` rows of each) and biases along their outputs, in new
-        memory or `into` [out, in]."""
-        shapes = [self._shapes[name] for name in names]
+        memory or `into` [out, in].
+
+        `parts` are their fields of `WeightNames`, which say what of them this rank holds; None: all.
+        """
+        slices = [None if parts is None else self._slice(*pair) for pair in zip(parts or names, names, strict=True)]
+        shapes = [self._shape(name, part) for name, part in zip(names, slices, strict=True)]
         sizes = [shape[0] if rows is None else rows for shape in shapes]
         linear = self._empty(shapes[0][1], sum(sizes), bias=bool(bias_names)) if into is None else Linear(into.t())
         pieces = linear.weight_t.t().split(sizes)
-        for name, shape, piece in zip(names, shapes, pieces, strict=True):
-            piece.copy_(self._read(name, shape)[: piece.shape[0]])
+        for name, part, piece in zip(names, slices, pieces, strict=True):
+            piece.copy_(self._read(name, self._shapes[name], part)[: piece.shape[0]])
         if linear.bias is not None:
-            for name, piece in zip(bias_names, linear.bias.split(sizes), strict=True):
-                piece.copy_(self._read(name, self._shapes[name]))
+            for name, part, piece in zip(bias_names, slices, linear.bias.split(sizes), strict=True):
+                piece.copy_(self._read(name, self._shapes[name], part))
         return linear
+
+    def _slice(self, part: str, name: str) -> Slice | None:
+        ranks = self._ranks
+        return None if ranks is None else slice_of(part, self._shapes[name], ranks.rank, ranks.size)
+
+    def _shape(self, name: str, part: Slice | None) -> tuple[int, ...]:
+        return self._shapes[name] if part is None else part.of(self._shapes[name])
 
     def _empty(self, inputs: int, outputs: int, bias: bool = False, dtype: torch.dtype | None = None) -> Linear:
         return Linear.empty(
@@ -251,15 +282,15 @@ class _Builder:
 
     def _plain(self, name: str) -> Tensor:
         out = torch.empty(self._shapes[name], dtype=self._dtype, device=self._device)
-        return out.copy_(self._read(name, self._shapes[name]))
+        return out.copy_(self._read(name, self._shapes[name], None))
 
 
 def _merging_reader(config: ModelConfig, weights: SafetensorsFolder, lora: str | Path) -> ReadTensor:
     adapter = LoraAdapter(lora, tensor_shapes(config, family_named(config.architecture).weight_names))
 
-    def read(name: str, shape: tuple[int, ...]) -> Tensor:
-        weight = weights.read(name, shape)
-        return adapter.merge(name, weight) if name in adapter else weight
+    def read(name: str, shape: tuple[int, ...], part: Slice | None) -> Tensor:
+        weight = weights.read(name, shape, part)
+        return adapter.merge(name, weight, part) if name in adapter else weight
 
     return read
 
@@ -267,10 +298,12 @@ def _merging_reader(config: ModelConfig, weights: SafetensorsFolder, lora: str |
 def _dummy_reader(dtype: torch.dtype, device: torch.device, seed: int) -> ReadTensor:
     generator = torch.Generator(device).manual_seed(seed)
 
-    def read(name: str, shape: tuple[int, ...]) -> Tensor:
+    def read(name: str, shape: tuple[int, ...], part: Slice | None) -> Tensor:
         if len(shape) == 1 and name.endswith(".weight"):
             return torch.ones(shape, dtype=dtype, device=device)
-        return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, _DUMMY_STD, generator=generator)
+        # Drawn whole, so that every rank has slices of the same model.
+        drawn = torch.empty(shape, dtype=dtype, device=device).normal_(0.0, _DUMMY_STD, generator=generator)
+        return drawn if part is None else drawn.narrow(part.dim, part.start, part.stop - part.start)
 
     return read
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import ModelLoadError, shorten
 from .config_fields import Fields
 from .safetensors_folder import SafetensorsFolder
+from .slices import Slice
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -60,10 +61,14 @@ class LoraAdapter:
         """Whether it changes that tensor."""
         return name in self._pairs
 
-    def merge(self, name: str, weight: Tensor) -> Tensor:
-        """W + s B A of one of its tensors, [out, in]: a new tensor in fp32 on the CPU."""
+    def merge(self, name: str, weight: Tensor, part: Slice | None = None) -> Tensor:
+        """W + s B A of one of its tensors, [out, in], or of a slice `weight` of it: a new tensor in fp32 on the CPU."""
         pair = self._pairs[name]
         a, b = (self.weights.read(pair[side], self.weights.entries[pair[side]].shape).float() for side in "AB")
+        if part is not None and part.dim == 0:
+            b = b[part.start : part.stop]
+        elif part is not None:
+            a = a[:, part.start : part.stop]
         return torch.addmm(weight.float(), b, a, alpha=self._scale(name, a.shape[0]))
 
     def _scale(self, name: str, rank: int) -> float:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...kernels.layers.swiglu import swiglu
 from .linear import Linear
+
+if TYPE_CHECKING:
+    from .ranks import Ranks
 
 
 @dataclass(slots=True)
@@ -35,12 +39,14 @@ class ExpertMlp:
     The probabilities of the chosen experts do not add up to one: they are used as they are. `router` is in fp32.
     `stacked` holds the weights that the experts' products are views of, for kernels that take all of them: gate_up
     [experts, 2 * width, hidden] and down [experts, hidden, width]. None on a CPU.
+    With `ranks`, the experts are this rank's slices, whose outputs are added up over the ranks.
     """
 
     router: Linear
     experts: list[DenseMlp]
     top_k: int
     stacked: tuple[Tensor, Tensor] | None = None
+    ranks: Ranks | None = None
 
     @property
     def inputs(self) -> list[Linear]:
@@ -66,6 +72,8 @@ class ExpertMlp:
                 y = expert.down(swiglu(expert.gate_up(x.index_select(0, own))))
                 total.index_add_(0, own, y.float() * weights[start : start + count])
                 start += count
+        if self.ranks is not None:
+            total = self.ranks.add_up(total)
         return residual + total.to(residual.dtype)
 
 

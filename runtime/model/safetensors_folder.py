@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelLoadError, shorten
+from .slices import Slice
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -60,18 +61,29 @@ class SafetensorsFolder:
         else:
             self._refuse_folder()
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor `name`, known to have this shape, on the CPU in its stored dtype; the memory is the caller's."""
+    def read(self, name: str, shape: tuple[int, ...], part: Slice | None = None) -> Tensor:
+        """The tensor `name`, known to have this shape, or a slice of it, on the CPU in its stored dtype.
+
+        Reads no more of the file than the slice. The memory is the caller's.
+        """
         entry = self.entries[name]
         self.check_dtype(entry)
-        buffer = torch.empty(entry.size, dtype=torch.uint8)
-        if entry.size:
-            with _opened(entry.file) as file:
-                file.seek(entry.offset)
-                count = file.readinto(buffer.numpy().data)
-            if count != entry.size:
-                _corrupt(entry.file, f"ends inside tensor {name!r}")
-        return buffer.view(_FLOAT_DTYPES[entry.dtype]).reshape(shape)
+        dtype = _FLOAT_DTYPES[entry.dtype]
+        if part is None:
+            part = Slice(0, 0, shape[0])
+        out = torch.empty(part.of(shape), dtype=dtype)
+        if not out.numel():
+            return out
+        # Runs of bytes that lie together: one of a slice of rows, one in each row of a slice of columns.
+        runs = out.view(torch.uint8).view(math.prod(shape[: part.dim]), -1).numpy()
+        stride = math.prod(shape[part.dim :]) * dtype.itemsize
+        start = entry.offset + part.start * math.prod(shape[part.dim + 1 :]) * dtype.itemsize
+        with _opened(entry.file) as file:
+            for number, run in enumerate(runs):
+                file.seek(start + number * stride)
+                if file.readinto(run.data) != run.size:
+                    _corrupt(entry.file, f"ends inside tensor {name!r}")
+        return out
 
     @staticmethod
     def check_dtype(entry: TensorEntry) -> None:

@@ -49,7 +49,7 @@ def main() -> None:
         if _is_unwanted():
             _end(spec)
         if not isinstance(error, ShoalError):
-            logger.exception("the %s process failed", spec.role)
+            logger.exception("the %s process failed", spec.name)
         child.failed(error)
         # Not sys.exit: threads of libraries may delay the interpreter's end.
         sys.stderr.flush()

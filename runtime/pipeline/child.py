@@ -16,7 +16,7 @@ from ..request.facts import Facts
 from .config import PipelineConfig
 from .errors import pack_error
 from .inbox import Inbox, Outbox
-from .messages import Failed, Ready, Reply, Role, ToClient
+from .messages import Failed, Ready, Reply, Role, ToClient, process_name
 from .sockets import Endpoints
 
 SPARED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -33,7 +33,7 @@ class Spec:
     """A child's start options.
 
     Attributes:
-        role: which one it is.
+        role: which one it is; rank: which one of the worker's ranks.
         directory: of the sockets.
         parent: process id of its parent.
         engine, pipeline: options.
@@ -47,6 +47,12 @@ class Spec:
     pipeline: PipelineConfig
     log_level: str
     log_json: bool
+    rank: int = 0
+
+    @property
+    def name(self) -> str:
+        """See `process_name`."""
+        return process_name(self.role, self.rank)
 
 
 class Child:
@@ -62,6 +68,11 @@ class Child:
     def decoder_path(self) -> Any:
         """File in which the tokenizer process saves the decoder for the other processes."""
         return self.endpoints.directory / "decoder.json"
+
+    @property
+    def rendezvous(self) -> Any:
+        """File over which the worker's ranks find each other."""
+        return self.endpoints.directory / "ranks"
 
     def inbox(self, name: str, messages: Any) -> Inbox[Any]:
         """The endpoint `name`, as its receiver."""
@@ -80,7 +91,7 @@ class Child:
         chat_markers: dict[str, Any] | None = None, end_ids: Sequence[int] = (),
     ) -> None:  # fmt: skip
         """Say that this process is ready."""
-        self.tell(Ready(self.spec.role, facts, has_tokenizer, has_chat_template, chat_markers, list(end_ids)))
+        self.tell(Ready(self.spec.name, facts, has_tokenizer, has_chat_template, chat_markers, list(end_ids)))
 
     def reply(self, number: int, answer: Callable[[], Any]) -> None:
         """Answer question `number` with the result of `answer`, or with the shoal error that it raises."""

@@ -98,7 +98,7 @@ class PipelineClient:
         self._by_rid: dict[str, str] = {}
         self._aborts = AbortLane(lambda number: self._outbox.send_nowait(Abort(number)))
         self._questions = Questions()
-        self._roll = RollCall()
+        self._roll = RollCall(config.tp_size)
         self._failure: ShoalError | None = None
         self._failed = asyncio.Event()
         self._up = asyncio.Event()
@@ -165,8 +165,8 @@ class PipelineClient:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids by role; empty before the start."""
-        return {} if self._pipeline is None else {str(role): pid for role, pid in self._pipeline.pids.items()}
+        """Process ids by name; empty before the start."""
+        return {} if self._pipeline is None else self._pipeline.pids
 
     async def closed(self) -> ServiceStatus:
         """Wait until the service is dead, by failure or by shutdown; its last status."""
@@ -200,8 +200,8 @@ class PipelineClient:
             await asyncio.wait((ended, failed), return_when=asyncio.FIRST_COMPLETED)
             reason = "a process can't go on"
             if ended.done():
-                role, code = ended.result()
-                reason = f"the {role} process ended {how_it_ended(code)}"
+                name, code = ended.result()
+                reason = f"the {name} process ended {how_it_ended(code)}"
                 if code == FAILED:  # its last message may still be in flight
                     await asyncio.wait((failed,), timeout=_LAST_WORDS_SECONDS)
             self._read()  # what has come meanwhile
@@ -392,7 +392,7 @@ class PipelineClient:
         facts = self._roll.facts
         if facts is None:
             return
-        if message.role in ("worker", "tokenizer"):
+        if message.name in ("worker", "tokenizer"):
             self._send(Begin(facts))
         if not self._roll.missing and self._status.state == "starting":
             self._info = self._roll.info(self.config, facts)

@@ -28,6 +28,16 @@ Role = Literal["tokenizer", "scheduler", "worker", "detokenizer"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
+def process_name(role: Role, rank: int = 0) -> str:
+    """`worker` for rank 0, `worker-1` for the next; other roles have one process."""
+    return f"{role}-{rank}" if rank else role
+
+
+def process_names(tp_size: int) -> list[str]:
+    """Names of a pipeline's processes."""
+    return [*ROLES, *(process_name("worker", rank) for rank in range(1, tp_size))]
+
+
 class _Message(msgspec.Struct, tag=True, array_like=True, forbid_unknown_fields=True):
     """Base of all messages: arrays that begin with the name of their kind."""
 
@@ -157,7 +167,7 @@ class Run(_Message):
 
 
 class Results(_Message):
-    """From the worker."""
+    """From the worker, rank 0."""
 
     results: list[StepResult]
 
@@ -166,6 +176,13 @@ class MarkedResults(_Message):
     """As Results, when the denoising of some of the requests is watched: those have marks."""
 
     results: list[MarkedResult]
+
+
+class Committed(_Message):
+    """From each other rank of the worker, in place of `Results`: their digest (see `rank_check.py`)."""
+
+    rank: int
+    digest: int
 
 
 class HolePiece(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -239,9 +256,11 @@ class Reply(_Message):
 
 
 class Ready(_Message):
-    """A process is ready. The worker's has `facts`, the tokenizer's all else; `end_ids`: see `Tokenizer.end_ids`."""
+    """A process is ready. The worker's (rank 0) has `facts`, the tokenizer's all else; `end_ids`: see
+    `Tokenizer.end_ids`. `name`: see `process_name`.
+    """
 
-    role: Role
+    name: str
     facts: Facts | None = None
     has_tokenizer: bool = False
     has_chat_template: bool = False
@@ -259,7 +278,7 @@ class Failed(_Message):
 ToTokenizer = Begin | Generate | Abort | AbortAll | Tokenize | Detokenize | Ask | Lookup | StartTrace | StopTrace
 ToScheduler = Begin | Accepted | Abort | AbortAll | Ask | LookupSpec | StartTrace | StopTrace
 ToWorker = Add | Lengthen | Drop | Run | StartTrace | StopTrace
-FromWorker = Results | MarkedResults
+FromWorker = Results | MarkedResults | Committed
 ToDetokenizer = Begin | Denoised | Outputs | Ask
 ToClient = Denoised | Outputs | Refused | Reply | Ready | Failed
 

@@ -32,7 +32,7 @@ _made: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
 
 class Pipeline:
-    """Four child processes that talk over sockets in `endpoints`.
+    """Child processes that talk over sockets in `endpoints`: one of each role, and the worker's other ranks.
 
     Start and stop it from the same thread, one that lives as long as it does: on Linux the children are killed when
     the thread that started them ends. A forked child can neither stop the processes nor keep them alive.
@@ -44,7 +44,7 @@ class Pipeline:
 
     def __init__(self, config: EngineConfig, options: PipelineConfig, log_level: str = "info", log_json: bool = False):
         self.endpoints = Endpoints.create()
-        self._processes: dict[Role, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._birthplace = Birthplace("pipeline")
         self._config = config
         self._options = options
@@ -52,29 +52,31 @@ class Pipeline:
         _made.add(self)
 
     @property
-    def pids(self) -> dict[Role, int]:
-        """Process ids by role."""
-        return {role: process.pid for role, process in self._processes.items()}
+    def pids(self) -> dict[str, int]:
+        """Process ids by name (see `process_name`)."""
+        return {name: process.pid for name, process in self._processes.items()}
 
     def start(self) -> None:
         """Start all processes and return at once; `ended` reports one that fails to start."""
         command = [sys.executable, "-P", "-m", "shoal.runtime.pipeline"]
-        for role in ROLES:
-            spec = Spec(role, str(self.endpoints.directory), os.getpid(), self._config, self._options, *self._log)
+        ranks: list[tuple[Role, int]] = [("worker", rank) for rank in range(1, self._config.tp_size)]
+        for role, rank in [*((role, 0) for role in ROLES), *ranks]:
+            spec = Spec(role, str(self.endpoints.directory), os.getpid(), self._config, self._options, *self._log, rank)
+            environment = _environment(self._config.tp_size)
             with _signals_held():
-                process = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, env=_environment())
-            self._processes[role] = process
+                process = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, env=environment)
+            self._processes[spec.name] = process
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(msgspec.json.encode(spec) + b"\n")
 
-    async def ended(self) -> tuple[Role, int]:
-        """Wait until a process ends unexpectedly; returns its role and exit code."""
+    async def ended(self) -> tuple[str, int]:
+        """Wait until a process ends unexpectedly; returns its name and exit code."""
         while True:
-            for role, process in self._processes.items():
+            for name, process in self._processes.items():
                 code = process.poll()
                 if code is not None:
-                    return role, code
+                    return name, code
             await asyncio.sleep(_POLL_SECONDS)
 
     async def stop(self) -> None:
@@ -127,12 +129,14 @@ def child_config(config: EngineConfig, folder: Path) -> EngineConfig:
     return dataclasses.replace(config, model_path=str(folder))
 
 
-def _environment() -> dict[str, str]:
-    """This process's, with this very package first on the path and a limit on spinning."""
+def _environment(tp_size: int) -> dict[str, str]:
+    """This process's, with this very package first on the path and limits on spinning and, per rank, on threads."""
     package = str(Path(__file__).absolute().parents[3])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     limit_spinning(environment)
+    if tp_size > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // tp_size)))
     return environment
 
 

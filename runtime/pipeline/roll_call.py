@@ -6,23 +6,24 @@ from ..config import EngineConfig
 from ..request.facts import Facts
 from ..service.info import ServiceInfo
 from ..text.chat_markers import PLAIN
-from .messages import ROLES, Ready, Role
+from .messages import Ready, process_names
 
 
 class RollCall:
-    """Collects one Ready of each process."""
+    """Collects one Ready of each process of a pipeline; `tp_size` of them are ranks of the worker."""
 
-    def __init__(self) -> None:
-        self._ready: dict[Role, Ready] = {}
+    def __init__(self, tp_size: int) -> None:
+        self._names = process_names(tp_size)
+        self._ready: dict[str, Ready] = {}
 
     def answer(self, message: Ready) -> None:
         """A process is ready."""
-        self._ready[message.role] = message
+        self._ready[message.name] = message
 
     @property
-    def missing(self) -> list[Role]:
-        """Roles whose processes are not ready yet, sorted by name."""
-        return sorted(set(ROLES) - self._ready.keys())
+    def missing(self) -> list[str]:
+        """Names of the processes that are not ready yet, sorted."""
+        return sorted(set(self._names) - self._ready.keys())
 
     @property
     def facts(self) -> Facts | None:

@@ -32,22 +32,27 @@ from .messages import (
     Add,
     Ask,
     Begin,
+    Committed,
     Denoised,
     Drop,
     FromWorker,
     HolePiece,
     Lengthen,
     LookupSpec,
+    MarkedResults,
     Output,
     Outputs,
     Refused,
+    Results,
     Run,
     StartTrace,
     StopTrace,
     ToDetokenizer,
     ToScheduler,
     ToWorker,
+    process_name,
 )
+from .rank_check import RankCheck
 
 logger = logging.getLogger(__name__)
 _IDLE_MS = 1000
@@ -55,34 +60,39 @@ _RETRY_MS = 20
 
 
 class WorkerSocket:
-    """The scheduler's link to a worker in another process: sends messages in order and never waits."""
+    """The scheduler's link to a worker in another process: sends messages in order, to every rank, and never waits."""
 
     def __init__(self, child: Child):
-        self._outbox: Outbox[ToWorker] = child.outbox("worker", ToWorker)
+        names = [process_name("worker", rank) for rank in range(child.spec.engine.tp_size)]
+        self._ranks: list[Outbox[ToWorker]] = [child.outbox(name, ToWorker) for name in names]
 
     def add(self, message: AddRequest) -> None:
         """Create a canvas."""
-        self._outbox.send(Add(message))
+        self._send(Add(message))
 
     def grow(self, message: Grow) -> None:
         """Lengthen a request's page table."""
-        self._outbox.send(Lengthen(message))
+        self._send(Lengthen(message))
 
     def release(self, message: Release) -> None:
         """Drop canvases."""
-        self._outbox.send(Drop(message))
+        self._send(Drop(message))
 
     def run(self, message: Forward) -> None:
         """Send forwards; the results arrive at the socket `results`."""
-        self._outbox.send(Run(message))
+        self._send(Run(message))
 
     def trace(self, message: StartTrace | StopTrace) -> None:
-        """Begin or end a trace; the worker answers the caller."""
-        self._outbox.send(message)
+        """Begin or end a trace of rank 0; it answers the caller."""
+        self._ranks[0].send(message)
 
     def forward(self, message: Forward) -> list[StepResult]:
         """Not supported: between processes no step waits for its results."""
         raise NotImplementedError("use run, and take the results from the socket")
+
+    def _send(self, message: ToWorker) -> None:
+        for rank in self._ranks:
+            rank.send(message)
 
 
 class SchedulerProcess:
@@ -95,6 +105,8 @@ class SchedulerProcess:
         self._results: Inbox[FromWorker] = child.inbox("results", FromWorker)
         self._detokenizer: Outbox[ToDetokenizer] = child.outbox("detokenizer", ToDetokenizer)
         self._worker = WorkerSocket(child)
+        self._rank_check = RankCheck(child.spec.engine.tp_size)
+        self._arrived: deque[Results | MarkedResults] = deque()
         self._deferred: deque[Accepted | Abort | AbortAll | Ask | LookupSpec] = deque()
         self._sent: dict[str, int] = {}
         self._decoder: Decodes | None = None
@@ -116,6 +128,7 @@ class SchedulerProcess:
                 scheduler.check_if_due()
                 if not self._deferred and dict(poller.poll(_RETRY_MS if scheduler.has_work else _IDLE_MS)):
                     self._inbox.drain(self._receive)
+                    self._results.drain(self._take)
                 continue
             self._worker.run(planned.forward)
             self._deliver(scheduler.take())
@@ -134,15 +147,22 @@ class SchedulerProcess:
             if self._inbox.socket in ready:
                 self._inbox.drain(self._receive)
             if self._results.socket in ready:
-                arrived: list[FromWorker] = []
-                self._results.drain(arrived.append)
-                if arrived:
-                    return list(arrived[0].results)
+                self._results.drain(self._take)
+            if self._arrived:
+                return list(self._arrived.popleft().results)
             if time.monotonic() > deadline:
                 message = f"the worker did not answer for {self._watchdog_s:g} seconds (watchdog_timeout_s)"
                 raise EngineError(message, field="watchdog_timeout_s", limit=self._watchdog_s)
 
     # What comes in
+
+    def _take(self, message: FromWorker) -> None:
+        match message:
+            case Results() | MarkedResults():
+                self._rank_check.expect(message.results)
+                self._arrived.append(message)
+            case Committed():
+                self._rank_check.compare(message)
 
     def _receive(self, message: ToScheduler) -> None:
         match message:

@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from .messages import MAX_FRAME_BYTES
 
 NAMES = ("tokenizer", "scheduler", "results", "worker", "detokenizer", "client")
+_RANK = "-00"  # the sockets of ranks are called worker-1 and so on
 _LONGEST_PATH = 100  # a Unix socket's address has room for 107 bytes
 _HIGH_WATER = 10_000
 _RECONNECT_MS = 20
@@ -34,7 +35,7 @@ class Endpoints:
         except OSError as error:
             message = f"no directory for sockets can be made: {error}; TMPDIR can name another place"
             raise ConfigError(message, field="TMPDIR", value=os.environ.get("TMPDIR")) from error
-        longest = max(len(os.fsencode(f"{directory}/{name}")) for name in NAMES)
+        longest = max(len(os.fsencode(f"{directory}/{name}")) for name in NAMES) + len(_RANK)
         if longest > _LONGEST_PATH:
             os.rmdir(directory)
             message = f"TMPDIR is {tempfile.gettempdir()!r}: too long for Unix sockets, choose a shorter one"
@@ -65,7 +66,7 @@ class Endpoints:
         return socket
 
     def _address(self, name: str) -> str:
-        assert name in NAMES
+        assert name.partition("-")[0] in NAMES
         return f"ipc://{self.directory}/{name}"
 
 

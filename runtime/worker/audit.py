@@ -21,7 +21,7 @@ class AuditPass:
     """The audits of one forward: `begin` before it runs, `end` with its results.
 
     It costs the request only time, and only reads its pages. An audit that fails (memory) is logged and dropped; the
-    request goes on.
+    request goes on. Not so with ranks: the others wait for this one, so the error is raised.
     """
 
     def __init__(self, decoder: Decoder, kv: KVPool):
@@ -37,6 +37,8 @@ class AuditPass:
         try:
             self._begun[item.rid] = self._run(item, tokens, page_table, masks)
         except Exception as error:
+            if self._decoder.ranks is not None:
+                raise
             logger.warning("the audit of request %s failed: %s: %s", item.rid, type(error).__name__, error)
 
     def end(self, result: StepResult, greedy: bool) -> None:
@@ -66,6 +68,8 @@ class AuditPass:
             if layer >= item.audit:
                 return
             cached_k, cached_v = cached_layer(pool, page_table, layer, cut)
+            if (ranks := decoder.ranks) is not None:
+                cached_k, cached_v, k, v = (ranks.gather(heads, 1) for heads in (cached_k, cached_v, k[:cut], v[:cut]))
             worst = torch.maximum(
                 relative_error(cached_k, k[:cut], page_size), relative_error(cached_v, v[:cut], page_size)
             )

@@ -9,6 +9,21 @@ import torch
 from ..errors import ConfigError
 
 
+def device_of_rank(name: str, rank: int, size: int) -> str:
+    """The torch device of a model's rank: the GPUs from the configured one on, or the CPU for all.
+
+    Raises ConfigError, naming `tp_size`, when there are fewer GPUs.
+    """
+    device = torch.device(choose_device(name))
+    if size == 1 or device.type == "cpu":
+        return str(device)
+    first, count = device.index or 0, torch.cuda.device_count()
+    if first + size > count:
+        message = f"tp_size is {size}; from cuda:{first} on there are {count - first} GPUs"
+        raise ConfigError(message, field="tp_size", value=size, limit=count - first)
+    return f"cuda:{first + rank}"
+
+
 def choose_device(name: str) -> str:
     """The torch device for a configured name; `auto` prefers CUDA. Raises ConfigError for one that is not there."""
     if name == "auto":

@@ -10,6 +10,7 @@ from ..config import EngineConfig
 from ..model.config import ModelConfig
 from ..model.generation_config import FILE, eos_ids, read_generation_config
 from ..model.settings import boundary_depths, check_pool, layers_of_band, pool_sizes
+from ..model.slices import config_of_rank
 from ..request.facts import Facts
 from ..request.generation_defaults import sampling_defaults
 
@@ -34,10 +35,11 @@ def make_facts(
     assert config.page_size is not None
     band = layers_of_band(config.layers_per_band, model.num_layers)
     profile = profile.floor_to(band)
+    of_rank = config_of_rank(model, config.tp_size)
     tree = TreeConfig(
         config.page_size, model.num_layers, band, boundary_depths(config, profile, band), config.eviction_policy,
-        kv_page_bytes=band * 2 * config.page_size * model.kv_size * itemsize,
-        boundary_page_bytes=config.page_size * model.hidden_size * itemsize,
+        kv_page_bytes=band * 2 * config.page_size * of_rank.kv_size * itemsize,
+        boundary_page_bytes=config.page_size * model.hidden_size // config.tp_size * itemsize,
     )  # fmt: skip
     kv_pages, boundary_pages = pool_sizes(config, tree, profile)
     check_pool(config, kv_pages, tree.num_bands, block_length)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..model.config import ModelConfig
+from ..model.ranks import Ranks
 
 _COPIED_AT_ONCE = 32
 """Pages per copy; bounds a copy's memory: 128 MiB for pages of 4 MiB."""
@@ -43,16 +44,33 @@ class KVPool:
 
 
 class BoundaryPool:
-    """Boundary pages, `data` [pages, page_size, hidden]: hidden states of prompt tokens as they enter a band."""
+    """Boundary pages, `data` [pages, page_size, hidden]: hidden states of prompt tokens as they enter a band.
 
-    def __init__(self, config: ModelConfig, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device):
-        self.data = torch.empty((num_pages, page_size, config.hidden_size), dtype=dtype, device=device)
+    With `ranks`, each of them holds its share of every state, [pages, page_size, hidden / ranks].
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device,
+        ranks: Ranks | None = None,
+    ):  # fmt: skip
+        width = config.hidden_size // (1 if ranks is None else ranks.size)
+        self.data = torch.empty((num_pages, page_size, width), dtype=dtype, device=device)
         self.page_size = page_size
+        self._ranks = ranks
 
     def read(self, pages: Tensor, tokens: int) -> Tensor:
         """Hidden states [tokens, hidden] of the first `tokens` positions held by `pages` (int64)."""
-        return self.data.index_select(0, pages).flatten(0, 1)[:tokens]
+        return self._whole(self.data.index_select(0, pages).flatten(0, 1)[:tokens])
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """Hidden states [n, hidden] of `rows` (int64 [n]): page * page_size + offset."""
+        return self._whole(self.data.flatten(0, 1).index_select(0, rows))
 
     def write(self, pages: Tensor, states: Tensor) -> None:
         """Fill `pages` (int64, [n]) with states [n * page_size, hidden]."""
-        self.data[pages] = states.view(-1, self.page_size, states.shape[-1])
+        if self._ranks is not None:
+            states = states.chunk(self._ranks.size, dim=1)[self._ranks.rank]
+        self.data[pages] = states.reshape(-1, self.page_size, states.shape[-1])
+
+    def _whole(self, states: Tensor) -> Tensor:
+        return states if self._ranks is None else self._ranks.gather(states, 1)

@@ -69,7 +69,11 @@ class Worker:
 
     @torch.inference_mode()
     def forward(self, message: Forward) -> list[StepResult]:
-        """Run a forward, one result an item, in order. A failure is reported in the results, never raised."""
+        """Run a forward, one result an item, in order.
+
+        A failure is reported in the results, never raised; except with ranks, which can't go on together after one has
+        failed: then it raises.
+        """
         results = {item.rid: self._result(item.rid) for item in message.items}
         audited = [item for item in message.items if item.audit]
         try:
@@ -84,6 +88,8 @@ class Worker:
             for item in audited:
                 self._audit.end(results[item.rid], not self._canvases[item.rid].draws)
         except Exception as error:  # whatever failed, this batch's requests fail and the others go on
+            if self.executor.decoder.ranks is not None:
+                raise
             logger.exception("a forward of %d requests failed", len(message.items))
             words = error.message if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
             for result in results.values():

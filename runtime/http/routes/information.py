@@ -69,7 +69,6 @@ async def server_info(state: Ready) -> Response:
             "tokenizer_path": info.model_folder,
             "max_total_num_tokens": stats.capacity_tokens,
             "max_req_input_len": info.max_tokens,
-            "tp_size": 1,
             "dp_size": 1,
             "startup_time": state.started,
             "processes": state.processes,

@@ -22,7 +22,7 @@ from ....kernels.layers.rope import rope_table
 from ....kernels.layers.row_norm import RowNorm
 from ....kernels.layers.swiglu import swiglu
 from ...model.decoder import Decoder
-from ...model.linear import Linear
+from ...model.linear import Linear, SummedLinear
 from ...model.mlp import ExpertMlp
 from ..pools import KVPool
 from .layout import Layout
@@ -136,7 +136,12 @@ class FusedLayers:
         """hidden + the experts on x [rows, hidden], in place."""
         if mlp.stacked is None:
             return mlp(x, hidden)
-        return expert_mlp(hidden, x, mlp.router.weight_t.t(), *mlp.stacked, mlp.top_k)
+        router, ranks = mlp.router.weight_t.t(), mlp.ranks
+        if ranks is None:
+            return expert_mlp(hidden, x, router, *mlp.stacked, mlp.top_k)
+        if ranks.rank:  # one rank adds what was there before
+            hidden.zero_()
+        return ranks.add_up(expert_mlp(hidden, x, router, *mlp.stacked, mlp.top_k))
 
 
 def _linear(x: Tensor, linear: Linear) -> Tensor:
@@ -155,7 +160,13 @@ def _product(x: Tensor, linear: Linear) -> Tensor:
 
 
 def _add_linear(hidden: Tensor, x: Tensor, linear: Linear) -> Tensor:
-    """hidden + x W^T, in place."""
+    """hidden + x W^T, in place; a split product is added up over the ranks."""
+    if isinstance(linear, SummedLinear) and not linear.batch_invariant:
+        if linear.ranks.rank == 0:  # one rank adds what was there before
+            torch.addmm(hidden, x, linear.weight_t, out=hidden)
+        else:
+            torch.mm(x, linear.weight_t, out=hidden)
+        return linear.ranks.add_up(hidden)
     if linear.batch_invariant or linear.bias is not None:
         return linear(x, hidden)
     return torch.addmm(hidden, x, linear.weight_t, out=hidden)

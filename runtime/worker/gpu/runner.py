@@ -40,7 +40,13 @@ class CudaRunner:
     def embed(self, at: Layout) -> Tensor:
         """Embeddings [rows, hidden] of the tokens that stand in the rows' positions now."""
         tokens = self.slots.state.tokens
-        return embed(self.decoder.embedding, tokens, at.batch.slots, at.requests, at.positions)
+        return self._in_room(embed(self.decoder.embedding, tokens, at.batch.slots, at.requests, at.positions))
+
+    def _in_room(self, hidden: Tensor) -> Tensor:
+        """hidden where ranks add it up fastest, if there are any."""
+        ranks = self.decoder.ranks
+        room = None if ranks is None else ranks.room(hidden.shape[0])
+        return hidden if room is None else room.copy_(hidden)
 
     @torch.inference_mode()
     def refresh(self, plan: RefreshPlan) -> Tensor:
@@ -56,12 +62,11 @@ class CudaRunner:
                 join = plan.joins[index]
                 joined = torch.empty((join.num_rows, hidden.shape[1]), dtype=hidden.dtype, device=hidden.device)
                 joined.index_copy_(0, join.kept, hidden)
-                joined.index_copy_(0, join.joined, self.boundary.data.flatten(0, 1).index_select(0, join.states))
-                hidden, at = joined, plan.layouts[index]
+                joined.index_copy_(0, join.joined, self.boundary.rows(join.states))
+                hidden, at = self._in_room(joined), plan.layouts[index]
             if index in plan.captures:
                 capture = plan.captures[index]
-                states = hidden.index_select(0, capture.rows)
-                self.boundary.data[capture.pages] = states.view(-1, self.boundary.page_size, hidden.shape[1])
+                self.boundary.write(capture.pages, hidden.index_select(0, capture.rows))
             if index < final:
                 hidden = self.layers.run(index, hidden, at, num_splits=self.splits(at.batch.num_requests, at.num_rows))
         hidden = self.layers.run_last(final, hidden, at, plan.needed, plan.last)

@@ -79,7 +79,7 @@ SOCKETS: dict[str, tuple[Any, list[Any]]] = {
     ]),
     "results": (wire.FromWorker, [
         wire.Results([StepResult("r", [6, 7], [1, 2], 1, 50), StepResult("s", error="broken")]),
-        wire.Results([StepResult("r", audit=AUDIT)]),
+        wire.Results([StepResult("r", audit=AUDIT)]), wire.Committed(1, 2**32 - 1),
         wire.MarkedResults([MarkedResult("r", [6], [1], 1, 50, marks=Marks([0.5], [1])), MarkedResult("s")]),
     ]),
     "detokenizer": (wire.ToDetokenizer, [
