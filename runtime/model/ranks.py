@@ -56,8 +56,9 @@ class Ranks:
         on_gpu = device.type == "cuda"
         if on_gpu:
             torch.cuda.set_device(device)
+        store = dist.FileStore(str(rendezvous), size)  # type: ignore[attr-defined]
         dist.init_process_group(
-            "nccl" if on_gpu else "gloo", store=dist.FileStore(str(rendezvous), size), rank=rank, world_size=size,
+            "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size,
             timeout=timedelta(seconds=timeout_s),
         )  # fmt: skip
         ranks = cls(rank, size, device)

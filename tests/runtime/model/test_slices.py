@@ -61,10 +61,10 @@ def mlps(whole: Any, *parts: Any) -> list[tuple[DenseMlp, ...]]:
 def same_columns(whole: Linear, parts: list[Linear], sizes: list[int]) -> None:
     """Matrices of `sizes` outputs side by side, each split over the ranks."""
     halves = [size // 2 for size in sizes]
-    for tensor, *of_rank in [(whole.weight_t, *(p.weight_t for p in parts)), (whole.bias, *(p.bias for p in parts))]:
-        if tensor is None:
-            assert of_rank == [None, None]
-            continue
+    tensors = [(whole.weight_t, [part.weight_t for part in parts])]
+    if whole.bias is not None:
+        tensors.append((whole.bias, [part.bias for part in parts if part.bias is not None]))
+    for tensor, of_rank in tensors:
         pieces = zip(tensor.split(sizes, -1), *(one.split(halves, -1) for one in of_rank), strict=True)
         for matrix, first, second in pieces:
             assert torch.equal(matrix, torch.cat([first, second], -1))
@@ -96,14 +96,15 @@ def test_a_rank_reads_its_slices_alone(tmp_path, monkeypatch):
 
 def test_an_adapter_is_merged_into_slices(tmp_path):
     base = write_folder(tmp_path / "base", LLADA, random_state_dict(LLADA, seed=1))
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for module, outputs, inputs in (("q_proj", 48, 48), ("ff_out", 48, 80)):
         name = f"base_model.model.model.transformer.blocks.1.{module}"
         weights |= {f"{name}.lora_A.weight": torch.randn(4, inputs), f"{name}.lora_B.weight": torch.randn(outputs, 4)}
     adapter = write_adapter(tmp_path / "adapter", weights, r=4)
     whole, *parts = (load_model(base, lora=adapter, ranks=ranks) for ranks in (None, rank(0), rank(1)))
     same_columns(whole.layers[1].qkv, [part.layers[1].qkv for part in parts], [48] * 3)
-    same_rows(whole.layers[1].mlp.down, [part.layers[1].mlp.down for part in parts])
+    [(mlp, *slices)] = mlps(whole.layers[1].mlp, *(part.layers[1].mlp for part in parts))
+    same_rows(mlp.down, [one.down for one in slices])
 
 
 @pytest.mark.parametrize(
