@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .idle_flags import Options, check_idle_flags
+from .replicas import ReplicaConfig, Replicas, check_router, count_gpus
 from .runtime.config import EngineConfig
 from .runtime.errors import ConfigError, ShoalError
 from .runtime.flags import add_flags, given
@@ -27,7 +28,7 @@ EXIT_USAGE = 2
 
 
 def make_parser(program: str | None = None) -> argparse.ArgumentParser:
-    """The command line: every field of EngineConfig, PipelineConfig and ServerConfig."""
+    """The command line: every field of EngineConfig, PipelineConfig, ServerConfig and ReplicaConfig."""
     parser = argparse.ArgumentParser(
         prog=program or "python -m shoal.launch_server",
         description="Serve a diffusion language model over HTTP: SGLang's native routes and OpenAI's.",
@@ -36,7 +37,7 @@ def make_parser(program: str | None = None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="The same as --model-path.")
-    for config in (EngineConfig, PipelineConfig, ServerConfig):
+    for config in (EngineConfig, PipelineConfig, ServerConfig, ReplicaConfig):
         add_flags(parser, config)
     return parser
 
@@ -69,6 +70,11 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         from .runtime.logs import configure_logging
 
         configure_logging(server.log_level, server.log_json, server.log_requests)
+        replicas = ReplicaConfig(**given(namespace, ReplicaConfig))
+        if replicas.dp_size > 1:
+            check_router()
+            gpus = 0 if engine.device == "cpu" else count_gpus()
+            return Replicas(replicas, engine, pipeline, server, gpus).run()
         service: StartableService
         if server.in_process:
             from .runtime.cpu_tuning import limit_spinning

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("runtime", "radix_cache", "kernels", "frontend")
 COMMANDS = tuple(
-    f"shoal.{name}" for name in ("shop", "text", "demo", "profile", "chat", "bench", "cli", "launch_server")
+    f"shoal.{name}" for name in ("shop", "text", "demo", "profile", "chat", "bench", "replicas", "cli", "launch_server")
 )
 MAX_TREE_BYTES, MAX_FILE_BYTES, MAX_LINES = 40_000_000, 16_000_000, 400
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shoal.replicas import ReplicaConfig
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.flags import markdown_table
 from shoal.runtime.http.config import ServerConfig
@@ -14,7 +15,10 @@ from shoal.runtime.pipeline.config import PipelineConfig
 
 PAGE = Path(__file__).parents[3] / "docs" / "serving.md"
 BEGIN, END = "<!-- flags: begin -->\n", "<!-- flags: end -->\n"
-TITLES = (("The HTTP server", ServerConfig), ("Its processes", PipelineConfig), ("The engine", EngineConfig))
+TITLES = (
+    ("The HTTP server", ServerConfig), ("Its processes", PipelineConfig), ("The engine", EngineConfig),
+    ("Several servers behind a router", ReplicaConfig),
+)  # fmt: skip
 
 
 def tables() -> str:
