@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.load.client import Decoding, closed_loop, quantile
 from benchmarks.load.traffic import Traffic, plan
@@ -32,7 +34,7 @@ from benchmarks.server_process import ServerProcess
 from benchmarks.table import Table
 from shoal.provenance import commit, hardware
 
-RANK = Path(__file__).with_name("tensor_parallel_rank.py")
+ROOT = Path(__file__).resolve().parents[1]
 STREAMS = {"cuda": (2, 16, 64), "cpu": (2,)}
 
 
@@ -40,11 +42,11 @@ def run_ranks(args: argparse.Namespace, size: int, seconds: float) -> bool:
     """Run `size` ranks to their end; False when they failed or were not done in time."""
     environment = os.environ | {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(RANK), "--out", str(args.out), "--rendezvous", f"{folder}/ranks",
-                   "--size", str(size), "--device", args.device, "--shape", args.shape, "--prompt", str(args.prompt),
-                   "--canvas", str(args.canvas), "--commit", args.commit,
-                   "--batches", *map(str, args.batches)]  # fmt: skip
-        ranks = [subprocess.Popen([*command, "--rank", str(rank)], env=environment) for rank in range(size)]
+        command = [sys.executable, "-m", "benchmarks.load.rank", "--out", str(args.out),
+                   "--rendezvous", f"{folder}/ranks", "--size", str(size), "--device", args.device,
+                   "--shape", args.shape, "--prompt", str(args.prompt), "--canvas", str(args.canvas),
+                   "--commit", args.commit, "--batches", *map(str, args.batches)]  # fmt: skip
+        ranks = [subprocess.Popen([*command, "--rank", str(rank)], env=environment, cwd=ROOT) for rank in range(size)]
         deadline = time.monotonic() + seconds
         try:
             while any(rank.poll() is None for rank in ranks):
@@ -135,7 +137,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--commit", default=None)
     args = parser.parse_args()
-    args.commit = args.commit or commit()
+    if args.device == "cuda" and torch.cuda.device_count() < 2:
+        print("tensor_parallel needs two CUDA GPUs")
+        return
+    args.commit, args.out = args.commit or commit(), args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * args.minutes
     states = {}

@@ -1,0 +1,79 @@
+"""The files in deploy/: valid by their schemas, and in agreement with the server's options and routes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from compose_spec import PyCompose
+
+from shoal.launch_server import make_parser, parse
+from shoal.runtime.config import EngineConfig
+from shoal.runtime.flags import given
+from shoal.runtime.http.config import ServerConfig
+from shoal.runtime.http.keys import OPEN_PATHS
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOY = ROOT / "deploy"
+KUBERNETES = [one for one in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()) if one]
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+
+
+def check_command(arguments: list[str]) -> None:
+    """The server takes these arguments."""
+    namespace = parse([str(argument) for argument in arguments])
+    EngineConfig(**given(namespace, EngineConfig))
+    ServerConfig(**given(namespace, ServerConfig))
+
+
+@pytest.mark.parametrize("resource", KUBERNETES, ids=lambda one: one["kind"])
+def test_kubernetes_resources_are_valid(resource):
+    kubernetes_validate.validate(resource, "1.37", strict=True)
+    broken = resource | {"spec": resource["spec"] | {"noSuchField": 1}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, "1.37", strict=True)
+
+
+def test_the_deployment_agrees_with_the_server_and_the_image():
+    pod = KUBERNETES[0]["spec"]["template"]["spec"]
+    (server,) = pod["containers"]
+    check_command(server["args"])
+    uid = re.search(r"useradd .*--uid (\d+)", DOCKERFILE)
+    assert uid is not None
+    assert pod["securityContext"]["runAsUser"] == int(uid[1]) > 0
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert server[probe]["httpGet"]["path"] in OPEN_PATHS  # probes have no key
+    drain = server["args"][server["args"].index("--drain-timeout") + 1]
+    assert pod["terminationGracePeriodSeconds"] > int(drain)
+
+
+def test_the_compose_file_is_valid():
+    plain = {name: value for name, value in COMPOSE.items() if not name.startswith("x-")}  # merged where it is used
+    PyCompose.from_json(json.dumps(plain)).validate()
+    broken = plain | {"services": {"first": plain["services"]["first"] | {"no_such_key": 1}}}
+    with pytest.raises(ValueError, match="no_such_key"):
+        PyCompose.from_json(json.dumps(broken)).validate()
+    for name in ("first", "second"):
+        check_command(COMPOSE["services"][name]["command"])
+    router = COMPOSE["services"]["router"]
+    assert router["command"][-2:] == ["http://first:30000", "http://second:30000"]
+
+
+def test_the_dockerfile_has_both_targets_and_does_not_run_as_root():
+    stages = re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.MULTILINE)
+    names = [name for _, name in stages]
+    assert {"cpu", "cuda"} <= set(names)
+    assert all(parent in names[:number] or ":" in parent for number, (parent, _) in enumerate(stages))
+    assert re.search(r"^USER shoal$", DOCKERFILE, re.MULTILINE)
+    assert re.search(r"^HEALTHCHECK ", DOCKERFILE, re.MULTILINE)
+    for source in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE):
+        assert all((ROOT / name).exists() for name in source.split())
+    (command,) = re.findall(r"^CMD \[(.+)\]$", DOCKERFILE, re.MULTILINE)
+    check_command([argument.strip(' "') for argument in command.split(",")])
+    assert make_parser() is not None
