@@ -50,8 +50,8 @@ class EngineConfig:
         page_size: token positions of a page; None: 16 on a CPU, 64 on a GPU.
         layers_per_band: layers that are paged together; None: 4, or all of a model that has fewer.
         kv_cache_tokens: token positions that the KV pool holds; None: as many as fit `kv_cache_bytes`.
-        kv_cache_bytes: memory for KV pages and boundary pages together; None: 1 GiB on a CPU, on a GPU what
-            `mem_fraction_static` leaves.
+        kv_cache_bytes: memory for KV pages and boundary pages together, of each rank; None: 1 GiB on a CPU, on a GPU
+            what `mem_fraction_static` leaves.
         mem_fraction_static: share of a GPU's memory for weights and pools together; the rest is for forwards.
         max_running_requests: requests with a canvas at a time.
         max_queued_requests: requests that may wait beyond the free places among the running ones; more are refused.

@@ -17,6 +17,7 @@ from .runtime.flags import add_flags, given
 from .runtime.http.config import ServerConfig
 from .runtime.model.hub import local_model_folder
 from .runtime.model.registry import load_config
+from .runtime.model.slices import check_tp_size
 from .runtime.pipeline.config import PipelineConfig
 from .runtime.text.tokenizer import check_tokenizer_files
 from .runtime.worker.trace import why_not_writable
@@ -96,10 +97,10 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
 
 
 def _check_folder(config: EngineConfig) -> None:
-    """Raise ModelLoadError for a model that can't be served, as far as its folder's configuration shows."""
+    """Raise ModelLoadError or ConfigError for a model that can't be served, as far as its configuration shows."""
     folder = local_model_folder(config.model_path)
     if folder is not None:
-        load_config(folder, config.mask_token_id)
+        check_tp_size(load_config(folder, config.mask_token_id), config.tp_size)
         if config.load_format == "auto":
             check_tokenizer_files(folder)
 

@@ -60,6 +60,11 @@ def test_without_the_router_it_says_what_to_install(monkeypatch, capsys):
     assert "dp_size is 0" in capsys.readouterr().err
 
 
+def test_a_model_that_can_not_be_split_is_refused_at_once(capsys):
+    assert main(["shop", "--tp-size", "3"]) == 2
+    assert "tp_size is 3; it must divide the model's num_kv_heads = 4" in capsys.readouterr().err
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
