@@ -15,7 +15,7 @@ from shoal.runtime.model.mlp import DenseMlp, ExpertMlp
 from shoal.runtime.model.ranks import Ranks
 from shoal.runtime.model.registry import load_config
 from shoal.runtime.model.slices import check_tp_size
-from shoal.runtime.worker.gpu.layers import _add_linear
+from shoal.runtime.worker.gpu.layers import FusedLayers, _add_linear
 
 from .checkpoints import write_folder
 from .oracle import DREAM_TINY, LLADA_MOE_TINY, LLADA_TINY, random_state_dict
@@ -130,3 +130,21 @@ def test_on_a_gpu_one_rank_adds_the_residual_and_all_their_products(monkeypatch)
         own = slice(4 * number, 4 * number + 4)
         parts.append(_add_linear(hidden.clone(), x[:, own], SummedLinear(Linear(weight[own]), rank(number))))
     torch.testing.assert_close(parts[0] + parts[1], hidden + x @ weight)
+
+
+def test_on_a_gpu_one_rank_adds_the_residual_and_all_their_experts(monkeypatch):
+    """Slices of each expert's width, stacked as a GPU has them."""
+    experts, width, hidden = 4, 6, 8
+    router = Linear(torch.randn(hidden, experts))
+    gate, up = torch.randn(2, experts, width, hidden)
+    down, residual, x = torch.randn(experts, hidden, width), torch.randn(5, hidden), torch.randn(5, hidden)
+    layers: Any = FusedLayers.__new__(FusedLayers)
+
+    def run(own: slice, ranks: Ranks | None) -> torch.Tensor:
+        stacked = (torch.cat([gate[:, own], up[:, own]], 1).contiguous(), down[:, :, own].contiguous())
+        return layers._experts(ExpertMlp(router, [], 2, stacked, ranks), residual.clone(), x)
+
+    whole = run(slice(0, width), None)
+    monkeypatch.setattr(Ranks, "add_up", lambda self, part: part)
+    parts = [run(slice(0, 3), rank(0)), run(slice(3, 6), rank(1))]
+    torch.testing.assert_close(parts[0] + parts[1], whole)
