@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,14 @@ from .running import PROMPT, Traces, last, make_client, request, until_running, 
 LONG = {"size": 512, "steps": 512, "block_length": 8}
 
 
+def listening(pid: int) -> set[str]:
+    """Addresses (hexadecimal) of TCP sockets that a process listens on."""
+    links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.exists() or entry.is_symlink()]
+    inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and line[9] in inodes}
+
+
 async def test_two_ranks_answer_abort_and_die_as_one():
     """One pair of processes for all of it: their start is what takes time."""
     client = make_client(null=False, tp_size=2)
@@ -26,6 +35,8 @@ async def test_two_ranks_answer_abort_and_die_as_one():
     traces = Traces(client)
     assert set(client.pids) == {"tokenizer", "scheduler", "worker", "worker-1", "detokenizer"}
     assert client.info.engine["tp_size"] == 2
+    for name in ("worker", "worker-1"):  # gloo's connections, on ports that the system chose
+        assert listening(client.pids[name]) == {"0100007F"}
 
     found = await asyncio.gather(*(last(client, request(mode, cache_mode=mode)) for mode in ("none", "bicache")))
     with Engine("shop", device="cpu", kv_cache_tokens=16384) as engine:
