@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
+from .replicas import ReplicaConfig
 from .runtime.config import EngineConfig
 from .runtime.errors import ConfigError
 from .runtime.http.config import ServerConfig
@@ -18,6 +19,7 @@ class Options:
     engine: EngineConfig
     pipeline: PipelineConfig
     server: ServerConfig
+    replicas: ReplicaConfig = field(default_factory=ReplicaConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ IDLE_FLAGS = (
     ),
     IdleFlag("profile_dir", lambda o: o.server.in_process, "--in-process", "profiles are recorded in the worker's "
              "process"),
+    IdleFlag("router_policy", lambda o: o.replicas.dp_size == 1, "a --dp-size of 1", "there is no router"),
     IdleFlag("depth_profile", lambda o: o.engine.depth is not None, "--depth", "the depth is constant"),
     IdleFlag("kv_cache_bytes", lambda o: o.engine.kv_cache_tokens is not None, "--kv-cache-tokens",
              "that sizes the pools"),

@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         engine = EngineConfig(**given(namespace, EngineConfig))
         server = ServerConfig(**{**_keys_from_environment(), **given(namespace, ServerConfig)})
         pipeline = PipelineConfig(**given(namespace, PipelineConfig))
-        check_idle_flags(vars(namespace).keys(), Options(engine, pipeline, server))
+        replicas = ReplicaConfig(**given(namespace, ReplicaConfig))
+        check_idle_flags(vars(namespace).keys(), Options(engine, pipeline, server, replicas))
         _check_folder(engine)
         _check_profile_dir(server)
         from .runtime.daemon_call import end_without_waiting
@@ -71,7 +72,6 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         from .runtime.logs import configure_logging
 
         configure_logging(server.log_level, server.log_json, server.log_requests)
-        replicas = ReplicaConfig(**given(namespace, ReplicaConfig))
         if replicas.dp_size > 1:
             check_router()
             gpus = 0 if engine.device == "cpu" else count_gpus()

@@ -6,6 +6,7 @@ import pytest
 
 from shoal.idle_flags import IDLE_FLAGS, Options, check_idle_flags
 from shoal.launch_server import main
+from shoal.replicas import ReplicaConfig
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.flags import HIDDEN
 from shoal.runtime.http.config import ServerConfig
@@ -18,6 +19,7 @@ PAIRS = [
     ("--null-tokens 3", "--in-process"),
     ("--null-delay-s 1", "--in-process"),
     ("--profile-dir .", "--in-process"),
+    ("--router-policy random", "--dp-size 1"),
     ("--depth-profile x.json", "--depth 4"),
     ("--kv-cache-bytes 1000000", "--kv-cache-tokens 1024"),
     ("--mem-fraction-static 0.5", "--kv-cache-tokens 1024"),
@@ -43,7 +45,7 @@ def test_a_flag_without_effect_is_refused_by_name(idle, beside, capsys):
 
 def test_where_they_have_an_effect_they_are_taken():
     given = {flag.field for flag in IDLE_FLAGS} - HIDDEN - {"mem_fraction_static", "kv_cache_bytes"}
-    options = Options(EngineConfig(audit_rate=0.1), PipelineConfig(), ServerConfig())
+    options = Options(EngineConfig(audit_rate=0.1), PipelineConfig(), ServerConfig(), ReplicaConfig(dp_size=2))
     check_idle_flags(given, options)
     check_idle_flags({"seed"}, Options(EngineConfig(load_format="dummy"), PipelineConfig(), ServerConfig()))
     for own in ({"mem_fraction_static": 0.5}, {"kv_cache_bytes": 10**6}, {"kv_cache_tokens": 1024}):
