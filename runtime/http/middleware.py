@@ -193,7 +193,7 @@ class AccessLog:
             logger.exception("%s %s failed", scope["method"], _shown(scope["path"]))
             if status == _CLIENT_CLOSED_REQUEST:  # nothing was sent yet
                 error = ApiError(500, "internal error; the server's log has the details")
-                await JSONReply(error.body(), 500)(scope, receive, watch)
+                await JSONReply(error.body_at(scope["path"]), 500)(scope, receive, watch)
         finally:
             self._metrics.active.dec()
             path = scope["path"]

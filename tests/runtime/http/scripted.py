@@ -38,6 +38,7 @@ class Scripted:
         self.asked: list[GenerateInput] = []
         self.info: Any = types.SimpleNamespace(
             max_tokens=4096, block_length=32, block_length_source="", generation={}, model_path="scripted",
+            mask_token_id=7,
             engine={"max_running_requests": 4, "cache_mode": "bicache", "block_length": None},
         )  # fmt: skip
 
