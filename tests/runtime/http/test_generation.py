@@ -83,6 +83,20 @@ async def test_what_the_server_s_end_cuts_short_ends_with_its_error_alone(monkey
     assert generations.num_active == 0
 
 
+async def test_an_answer_that_nobody_has_looked_at_before_the_server_s_end_is_its_error_too(monkeypatch):
+    monkeypatch.setattr("shoal.runtime.http.generation._log", lambda item, output: None)
+    service: Any = Answers()
+    metrics: Any = types.SimpleNamespace(watch=lambda: types.SimpleNamespace(saw=lambda output: None))
+    generations = Generations(service, metrics)
+    async with generations.open("a", [GenerateInput(rid="a", prompt="a")]) as generation:
+        await asyncio.sleep(0.01)
+        generations.end(EngineClosedError("shutting down"))
+        service.told.set()
+        await asyncio.sleep(0.01)
+        with pytest.raises(EngineClosedError, match="shutting down"):
+            await generation.collect()
+
+
 class Turns(Service):
     """Answers with an abort when told to. Has room for `room` requests."""
 
