@@ -9,6 +9,8 @@ from ..errors import InvalidRequestError, shorten
 from .facts import Facts
 from .sampling_params import MAX_TIMED_STEPS, SamplingParams
 
+MAX_KL_ENTRIES = 1 << 26
+"""Most probabilities of one request that are kept from a pass to the next for kl_threshold (256 MiB)."""
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(SamplingParams)}
 
 
@@ -16,7 +18,7 @@ def resolved(params: SamplingParams, facts: Facts) -> SamplingParams:
     """`params` with `schedule` and `ranking` chosen, and without what changes nothing beside the rest of them.
 
     Raises InvalidRequestError for a bias of a token that the model does not have, too many steps of a schedule with
-    times, and an option that the worker does not serve.
+    times, too long blocks for kl_threshold, and an option that the worker does not serve.
     """
     vocabulary = facts.model.vocab_size
     for token, _ in params.biases:
@@ -38,6 +40,12 @@ def resolved(params: SamplingParams, facts: Facts) -> SamplingParams:
         what = "strategy origin" if params.strategy == "origin" else "schedule linear"
         message = f"steps is {params.steps}; with {what} it may be at most {MAX_TIMED_STEPS}"
         raise InvalidRequestError(message, field="steps", value=params.steps, limit=MAX_TIMED_STEPS)
+    if params.kl_threshold is not None:
+        block = min(params.block_length or facts.block_length, params.max_new_tokens)
+        most = MAX_KL_ENTRIES // vocabulary
+        if block > most:
+            message = f"block_length is {block}; with kl_threshold it may be at most {most}"
+            raise InvalidRequestError(message, field="block_length", value=block, limit=most)
     for entry in facts.unserved:
         name, _, value = entry.partition("=")
         given = getattr(params, name)

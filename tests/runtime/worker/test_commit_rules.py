@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -175,3 +176,17 @@ def test_entropy_above_the_bound_refreshes_everything(llada):
             seen[name] = items
     assert seen["always"] == [(0, 0), (0, 24), (0, 24), (0, 24)]
     assert seen["never"] == [(0, 0), (24, 24), (32, 32), (40, 40)]
+
+
+def test_what_kl_threshold_keeps_from_pass_to_pass_is_bounded(llada):
+    """A large vocabulary times a long block, for every running request."""
+    with make_engine(llada) as engine:
+        facts = engine.core.parts.facts
+    large = dataclasses.replace(
+        facts, model=dataclasses.replace(facts.model, vocab_size=1 << 17, embedding_size=1 << 17)
+    )
+    fits = SamplingParams(kl_threshold=0.1, block_length=512, max_new_tokens=600)
+    assert resolved(fits, large).block_length == 512
+    with pytest.raises(InvalidRequestError, match="block_length is 513; with kl_threshold it may be at most 512"):
+        resolved(dataclasses.replace(fits, block_length=513), large)
+    assert resolved(dataclasses.replace(fits, block_length=10**9, max_new_tokens=512), large).kl_threshold == 0.1
