@@ -9,6 +9,8 @@ RUN := $(VENV)/set-up-run
 STAMP := $(VENV)/set-up
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 ARGS ?=
+# Tests run in JOBS processes, a file in one of them; each process starts its own servers.
+JOBS ?= 2
 
 .PHONY: help demo serve chat bench test test-all test-browser lint format clean
 .DEFAULT_GOAL := help
@@ -34,10 +36,10 @@ bench: $(STAMP) ## every benchmark that runs on this machine; tables to out/benc
 	done
 
 test: $(STAMP) ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
 
-test-all: $(STAMP) ## the tests, with the slow ones
-	$(BIN)/python -m pytest $(ARGS)
+test-all: test ## the tests, then the slow ones, which measure and run alone
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-browser: $(STAMP) ## the playground in Chromium (apt-get install chromium, or playwright install chromium)
 	$(BIN)/python -m pytest -rs tests/runtime/http/test_browser.py $(ARGS)

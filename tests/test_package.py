@@ -246,6 +246,7 @@ OURS = {"shoal", "tests", "benchmarks", "common"}
 NEVER_IMPORTED = {
     "pybase64": "sglang 0.5.2 needs it and does not say so",
     "pytest-timeout": "a plugin",
+    "pytest-xdist": "a plugin",
     "setuptools": "builds the wheel and the sdist below, in processes of their own",
     "lm-eval": "run as a program",
     "sglang-router": "run as a program",

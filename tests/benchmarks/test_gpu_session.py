@@ -15,6 +15,8 @@ from benchmarks.gpu_session import session
 from benchmarks.gpu_session.parts import PARTS, Part
 from benchmarks.gpu_session.session import Session
 
+from .program import printed_by
+
 ROOT = Path(__file__).parents[2]
 WRITES = "open('{out}/rows.csv', 'a').write('row\\n')"
 GOOD = Part("good", ("-c", WRITES), 60)
@@ -111,10 +113,7 @@ def test_every_part_names_a_script_that_is_there_and_takes_its_options():
     known: dict[str, str] = {}
     for part in PARTS:
         script, *words = part.command(Path("out"), "abc", part.seconds)
-        helped = known[script] = known.get(script) or subprocess.run(
-            [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        ).stdout  # fmt: skip
+        helped = known[script] = known.get(script) or printed_by(script, "--help")
         for word in words:
             if word.startswith("-"):
                 assert word in helped, (part.name, word)

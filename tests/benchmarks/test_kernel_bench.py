@@ -1,16 +1,12 @@
 """What the kernels' benchmarks share: batches, errors, and that nothing is measured without a GPU."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from benchmarks.kernel_bench import pool, variant
 from shoal.kernels.attention.reference import attention
 
-ROOT = Path(__file__).parents[2]
+from .program import printed_by
 
 
 @pytest.fixture(autouse=True)
@@ -54,12 +50,5 @@ def test_a_shared_prefix_counts_once():
 @pytest.mark.parametrize("name", ["kernels", "gpu_phases", "throughput", "step_variants"])
 def test_nothing_is_written_without_a_gpu(name, tmp_path):
     out = tmp_path / "rows.csv"
-    done = subprocess.run(
-        [sys.executable, f"benchmarks/{name}.py", "--out", str(out)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "needs a CUDA GPU" in done.stdout
+    assert "needs a CUDA GPU" in printed_by(f"benchmarks/{name}.py", "--out", str(out))
     assert not out.exists()

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from .oracle import Dense
 from .tiny import CONFIGS, state_of, write_model
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors here are too small for more, and threads that spin make the tests slow on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread: None) -> None:
+    """All tests of this folder."""
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """An empty folder whose name leaves room for the names of Unix sockets: `tmp_path` may be too long."""
+    with tempfile.TemporaryDirectory(prefix="test-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

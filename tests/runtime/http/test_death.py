@@ -21,14 +21,12 @@ ROLES = ("tokenizer", "scheduler", "worker", "detokenizer")
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_killed_process_under_load(tmp_path, role):
-    sockets = tmp_path / "sockets"
-    sockets.mkdir()
+def test_a_killed_process_under_load(tmp_path, short_folder, role):
     flags = ("--kv-cache-tokens", "16384", "--max-running-requests", "4")
-    server = ServerProcess(tmp_path / "log", *flags, environment={"TMPDIR": str(sockets)})
+    server = ServerProcess(tmp_path / "log", *flags, environment={"TMPDIR": str(short_folder)})
     try:
         server.wait_ready()
-        kill_and_look(server, role, sockets)
+        kill_and_look(server, role, short_folder)
     finally:
         server.process.kill()
 

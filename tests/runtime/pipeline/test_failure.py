@@ -102,15 +102,17 @@ async def test_a_hanging_worker_is_noticed():
         ({"depth_profile": "no-such-file.json"}, ConfigError, "depth_profile"),
     ],
 )
-async def test_a_start_that_fails_raises_a_typed_error_and_leaves_nothing(options, error, field, tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+async def test_a_start_that_fails_raises_a_typed_error_and_leaves_nothing(
+    options, error, field, short_folder, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(short_folder))
     monkeypatch.setattr("tempfile.tempdir", None)
     client = make_client(**options)
     with pytest.raises(error) as caught:
         await client.start()
     assert caught.value.field == field
     assert client.status.state == "dead"
-    assert list(tmp_path.glob("shoal-*")) == []
+    assert list(short_folder.glob("shoal-*")) == []
     assert not any(map(alive, client.pids.values()))
     await asyncio.wait_for(client.closed(), 30)
     await client.shutdown()
