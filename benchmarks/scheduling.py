@@ -17,7 +17,7 @@ from shoal.runtime.scheduler.build import build_scheduler
 from shoal.runtime.text.stream import TextStream
 from shoal.runtime.worker.null import build_null_worker
 
-BLOCK = 32
+TOKENS = 512
 
 
 def scheduling(repeats: int) -> list[Row]:
@@ -35,10 +35,10 @@ def scheduling(repeats: int) -> list[Row]:
         for _ in range(steps):
             while scheduler.num_running + scheduler.num_waiting < IN_FLIGHT:
                 made += 1
-                sampling = SamplingParams(max_new_tokens=512, block_length=512, ignore_eos=True)
+                sampling = SamplingParams(max_new_tokens=TOKENS, block_length=TOKENS, ignore_eos=True)
                 spec = RequestSpec(
                     rid=str(made), prompt=prompt, sampling=sampling, cache_mode="bicache", cache_salt="",
-                    block_length=BLOCK, seed=1, stop_ids=frozenset(),
+                    block_length=TOKENS, seed=1, stop_ids=frozenset(),
                 )  # fmt: skip
                 scheduler.add(Request(spec, TextStream(None)))
             begin = time.perf_counter()

@@ -105,13 +105,15 @@ class Canvas:
 
     # Commits
 
-    def commit(self, positions: Sequence[int], tokens: Sequence[int]) -> bool:
-        """Commit tokens at canvas positions, in order.
+    def commit(self, positions: Sequence[int], tokens: Sequence[int], first: int = 0) -> bool:
+        """Commit tokens, in order, at positions that count from `first` before the canvas.
 
         Stops, sets `diverged` and returns False at the first token that differs from the shown one.
         """
-        for at, token in zip(positions, tokens, strict=True):
-            if at < len(self.shown) and token != self.shown[at]:
+        num_shown = len(self.shown)
+        for position, token in zip(positions, tokens, strict=True):
+            at = position - first
+            if at < num_shown and token != self.shown[at]:
                 self.diverged = True
                 return False
             self.tokens[at] = token

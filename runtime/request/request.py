@@ -81,7 +81,8 @@ class Request:
     def block_span(self) -> tuple[int, int]:
         """(start, stop) of the current block in positions of the whole sequence; empty without new tokens."""
         start, stop = self.canvas.span()
-        return len(self.prompt) + start, len(self.prompt) + stop
+        before = len(self.spec.prompt)
+        return before + start, before + stop
 
     def apply(self, positions: Sequence[int], tokens: Sequence[int]) -> None:
         """Apply commits (positions of the whole sequence), and check whether the request is at its end.
@@ -92,7 +93,7 @@ class Request:
         if spec.targets is not None:
             self.end, self.finish_reason = 0, "length"
             return
-        if not canvas.commit([position - len(spec.prompt) for position in positions], tokens):
+        if not canvas.commit(positions, tokens, len(spec.prompt)):
             return
         before, stop = canvas.frontier, canvas.first_mask()
         if self.end is None and stop > before and spec.template is None:

@@ -154,7 +154,7 @@ class SamplingParams:
                 value = ()
             elif isinstance(value, str):
                 value = (value,)
-            elif not isinstance(value, Sequence | Set):
+            elif not isinstance(value, tuple | Sequence | Set):  # the first is quickly seen
                 PARAMETER.refuse(name, value, "a list")
             most = {"stop": MAX_STOP_STRINGS, "stop_token_ids": MAX_STOP_TOKEN_IDS}[name]
             if len(value) > most:
@@ -239,6 +239,8 @@ class SamplingParams:
             PARAMETER.number(name, getattr(self, name), -100.0, 100.0)
         PARAMETER.integer("min_tokens", self.min_tokens, 0)
         bias: Any = self.logit_bias
+        if isinstance(bias, tuple) and not bias:
+            return
         pairs = tuple(bias.items()) if isinstance(bias, Mapping) else bias
         wrong = not isinstance(pairs, Sequence) or isinstance(pairs, str)
         if wrong or any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
