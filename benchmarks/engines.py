@@ -39,7 +39,7 @@ def price_chats() -> list[list[dict[str, str]]]:
 def measure(count: int, rounds: int, rests: bool) -> None:
     """Print a line for each engine and round: the round, the engine, tokens a second."""
     if not rests:
-        core_module._REST_AFTER_S = None
+        core_module.REST_AFTER_S = None
     chats = price_chats()
     engines = [Engine("shop", device="cpu") for _ in range(count)]
     for turn in range(rounds + 1):

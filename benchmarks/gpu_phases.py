@@ -133,8 +133,7 @@ def replay_of(batch: Batch, items: list[ForwardItem]) -> Callable[[], object]:
     worker, graphs = batch.worker, batch.executor.graphs
     canvases = worker.enter(items)
     graphs.run(items, canvases, 1)
-    plan = graphs._plan(items, canvases)
-    body = graphs._bodies[graphs._bucket(items, plan is not None and bool(plan.groups))]
+    _, body = graphs.load(items, canvases)
     head = list(body.heads.values())[-1]
 
     def run() -> None:

@@ -33,7 +33,7 @@ from shoal.kernels.attention import triton as attention_triton
 from shoal.kernels.attention.tiling import AttentionTiling, choose_tiling
 from shoal.provenance import commit, hardware
 from shoal.runtime.worker.gpu import graphs as forward_graphs
-from shoal.runtime.worker.gpu.graphs import _products_by as products_by
+from shoal.runtime.worker.gpu.graphs import products_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def timed(engine: Engine, batch: Batch, phase: str, variant: Variant) -> Callabl
     runner, graphs = batch.executor.runner, batch.executor.graphs
 
     def choose() -> None:
-        runner.layers._few = variant.fold
+        runner.layers.few_rows = variant.fold
         if variant.splits:
             runner.splits = lambda requests, rows: variant.splits  # type: ignore[method-assign]
         elif "splits" in runner.__dict__:
@@ -83,7 +83,7 @@ def timed(engine: Engine, batch: Batch, phase: str, variant: Variant) -> Callabl
         attention_triton.choose_tiling = (  # type: ignore[attr-defined]
             lambda *args: staged(choose_tiling(*args), variant.stages)
         )
-        forward_graphs._products_by = lambda library: products_by(variant.blas)
+        forward_graphs.products_by = lambda library: products_by(variant.blas)
 
     choose()
     start = 0 if phase == "refresh" else batch.prompt - batch.prompt % 64
@@ -97,11 +97,8 @@ def timed(engine: Engine, batch: Batch, phase: str, variant: Variant) -> Callabl
                 eager()
 
         return launch
-    graphs._bodies.clear()
-    graphs._pool, graphs._late_captures = None, 0
-    bucket = graphs._bucket(items, False)
-    body = graphs._body(bucket)
-    body.arrays.load(graphs._contents(items, batch.worker.enter(items), bucket))
+    graphs.forget()
+    _, body = graphs.load(items, batch.worker.enter(items))
     head = list(body.heads.values())[-1]
 
     def replay() -> None:

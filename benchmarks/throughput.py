@@ -158,7 +158,7 @@ class Phases:
 
     def __init__(self, engine: Engine):
         self.forwards: list[tuple[str, int, int, float]] = []
-        worker = engine.core.parts.scheduler._worker
+        worker = engine.core.parts.worker
         assert isinstance(worker, Worker)
         self._executor, self._run = worker.executor, worker.executor.run
 

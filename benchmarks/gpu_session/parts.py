@@ -76,7 +76,8 @@ PARTS = (
     Part(
         "kernel-checks",
         tests("kernel-checks-gpu.json", "check_hopper.py", "check_attention.py", "check_block_step.py", "check_rows.py",
-              "check_shared_attention.py", "check_confidence.py"),
+              "check_shared_attention.py", "check_confidence.py", "check_shaping.py", "check_experts.py",
+              "check_fp8.py"),
         180, ("pytest",),
     ),
     Part(

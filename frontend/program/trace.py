@@ -72,7 +72,7 @@ class TraceState(Messages):
 
     def __init__(self, trace: Trace):
         self._trace = trace
-        self._open = True
+        self.is_open = True
         self._names: set[str] = set()
 
     def __iadd__(self, other: Any) -> TraceState:
@@ -83,7 +83,7 @@ class TraceState(Messages):
         """Note an expression."""
         for expression in flat(other):
             self._names.update(names_of(expression))
-            if self._open:
+            if self.is_open:
                 self._note(expression)
 
     def _note(self, expression: Expression) -> None:
@@ -91,15 +91,15 @@ class TraceState(Messages):
             before, _, rest = expression.text.partition(_OPEN)
             self._trace.argument = rest.partition(_CLOSE)[0]
             expression = Text(before)
-            self._open = False
+            self.is_open = False
         if isinstance(expression, Gen | Select | Fill):
-            self._open = False
+            self.is_open = False
         else:
             self._trace.prefix.append(expression)
 
     def fill(self, *parts: Any, **values: Any) -> None:
         """See ProgramState."""
-        self._open = False
+        self.is_open = False
         for part in parts:
             self.append(part)
 
@@ -136,10 +136,10 @@ def trace(function: Any, arguments: dict[str, Any], open_names: set[str]) -> Tra
         function(state, **values)
         found.straight = True
     except TraceStop as stop:
-        if state._open:
+        if state.is_open:
             found.argument = stop.argument
     except Exception:
-        state._open = False
+        state.is_open = False
     finally:
         tracing.reset(outer)
     return found

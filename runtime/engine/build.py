@@ -32,16 +32,15 @@ class Parts:
 def build_parts(
     config: EngineConfig,
     *,
-    profile: DepthProfile | None = None,
     planner: type[ReusePlanner] = ReusePlanner,
     worker: tuple[Worker, Facts] | None = None,
 ) -> Parts:
     """Load the model and set up everything around it. Raises ModelLoadError or ConfigError.
 
-    `profile`, `planner` and `worker` (as `build_worker` returns it) replace the configuration's choice, for
-    measurements and tests.
+    `planner` and `worker` (as `build_worker` returns it) replace the configuration's choice, for measurements and
+    tests.
     """
-    made, facts = worker or build_worker(config, profile)
+    made, facts = worker or build_worker(config)
     with limits_of_memory(config, facts.device):
         scheduler = build_scheduler(config, facts, made, planner)
     tokenizer = load_tokenizer(config, facts.folder)

@@ -19,7 +19,7 @@ from ..worker.device import choose_device
 from .build import Parts, build_parts
 from .loop import EngineLoop
 
-_REST_AFTER_S: float | None = 1.0
+REST_AFTER_S: float | None = 1.0
 """Seconds without work after which an engine's thread ends on a CPU, until there is some again."""
 
 
@@ -28,6 +28,7 @@ class EngineCore:
 
     Args:
         config: its options.
+        parts: of `build_parts` for these options, for measurements and tests; None: it builds them.
 
     Attributes:
         parts: model, worker and scheduler; nobody but the loop's thread may touch the last two.
@@ -35,12 +36,12 @@ class EngineCore:
         loop: the thread that drives the scheduler.
     """
 
-    def __init__(self, config: EngineConfig):
+    def __init__(self, config: EngineConfig, parts: Parts | None = None):
         self.config = config
-        self.parts = _build(config)
+        self.parts = parts or _build(config)
         self.intake = Intake(config, self.parts.facts, self.parts.tokenizer)
         on_cpu = self.parts.decoder.device.type == "cpu"
-        self.loop = EngineLoop(self.parts.scheduler, idle_s=_REST_AFTER_S if on_cpu else None)
+        self.loop = EngineLoop(self.parts.scheduler, idle_s=REST_AFTER_S if on_cpu else None)
 
     def take(self, inputs: Iterable[GenerateInput]) -> list[Request]:
         """Requests for the scheduler, checked. Raises InvalidRequestError or PoolTooSmallError."""

@@ -22,6 +22,7 @@ from ..request.sampling_params import SamplingParams
 from ..request.scoring import ScoreMethod, ScoreOutput
 from ..text.chat_markers import ChatMarkers
 from ..text.parts import TextPart
+from .build import Parts
 from .core import EngineCore
 from .inputs import RequestOptions, ScoreOptions, inputs_of, is_single
 from .loop import Listener
@@ -44,10 +45,14 @@ class Engine:
 
     Args:
         model: `shop` (the bundled model), a model folder, or a hub id; or give an EngineConfig as `config`.
+        parts: of `build_parts(config)`, in place of those that it would build; for measurements and tests.
         options: any other field of EngineConfig.
     """
 
-    def __init__(self, model: str | None = None, *, config: EngineConfig | None = None, **options: Any):
+    def __init__(
+        self, model: str | None = None, *, config: EngineConfig | None = None, parts: Parts | None = None,
+        **options: Any,
+    ):  # fmt: skip
         if config is not None and (model is not None or options):
             raise ConfigError("give either config or options, not both", field="config", value=sorted(options))
         if config is not None and not isinstance(config, EngineConfig):
@@ -55,7 +60,7 @@ class Engine:
         if model is not None:
             options["model_path"] = str(model)
         self.config = config or EngineConfig.build(**options)
-        self.core = EngineCore(self.config)
+        self.core = EngineCore(self.config, parts)
         self._loop = self.core.loop
 
     @property

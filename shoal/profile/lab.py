@@ -29,6 +29,7 @@ from ..runtime.request.sampling_params import SamplingParams
 from ..runtime.request.spec import RequestSpec
 from ..runtime.scheduler.reuse import ReusePlanner
 from ..runtime.text.stream import TextStream
+from ..runtime.worker.build import BuildExecutor, build_worker
 from ..runtime.worker.drift import cached_layer, cosine, relative_error, uncached_pass
 
 Tokens = Sequence[int]
@@ -70,12 +71,14 @@ class Lab:
     Args:
         config: of the engine; its profile and cache mode are ignored.
         depths: depths that prefixes can be resumed at (whole bands; the model's number of layers may be among them).
+        build_executor: see `build_worker`.
     """
 
-    def __init__(self, config: EngineConfig, depths: Sequence[int]):
+    def __init__(self, config: EngineConfig, depths: Sequence[int], build_executor: BuildExecutor | None = None):
         layers = depths[-1]
         rows = tuple((index / 1000, depth) for index, depth in enumerate(sorted({*depths, layers})))
-        self.parts: Parts = build_parts(config, profile=DepthProfile(layers, rows), planner=MeasuringPlanner)
+        worker = build_worker(config, DepthProfile(layers, rows), build_executor)
+        self.parts: Parts = build_parts(config, planner=MeasuringPlanner, worker=worker)
         self.scheduler = self.parts.scheduler
         self.memory = self.scheduler.memory
         self._worker = self.parts.worker

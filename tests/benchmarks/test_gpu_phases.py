@@ -1,13 +1,12 @@
 """What the floors of phases count, and what the steps commit that are timed."""
 
-from types import SimpleNamespace
-from typing import Any
+from functools import partial
 
 from benchmarks.device_rates import Rates
 from benchmarks.gpu_phases import BLOCK, Batch, floor
 
-from ..runtime.tiny import make_engine, write_model
-from ..runtime.worker.test_cuda_worker import on_cuda_path
+from ..runtime.tiny import make_engine, worker_of, write_model
+from ..runtime.worker.cuda_path import cuda_executor
 
 
 def test_the_last_layer_counts_what_it_computes(tmp_path):
@@ -40,11 +39,9 @@ def test_pages_that_requests_share_are_read_once(tmp_path):
 
 def test_every_step_that_is_timed_has_masks_left(tmp_path):
     """On the path of a GPU: as many steps as `measure` makes commit a token each."""
-    with make_engine(write_model(tmp_path, "llada"), kv_cache_tokens=4096, page_size=16) as engine:
-        worker = on_cuda_path(engine, max_tokens=1024)
-        parts = SimpleNamespace(worker=worker, scheduler=engine.core.parts.scheduler)
-        stand_in: Any = SimpleNamespace(core=SimpleNamespace(parts=parts))
-        batch = Batch(stand_in, 2, 40)
+    executor = partial(cuda_executor, max_tokens=1024)
+    with make_engine(write_model(tmp_path, "llada"), executor=executor, kv_cache_tokens=4096, page_size=16) as engine:
+        batch, worker = Batch(engine, 2, 40), worker_of(engine)
         items = batch.block()
         for steps in (1, 25):
             blocks = worker.executor.graphs.run(items, worker.enter(items), steps)

@@ -13,7 +13,7 @@ from benchmarks.table import Table
 from benchmarks.throughput import Case, Phases, run
 
 from ..runtime.tiny import make_engine, worker_of, write_model
-from ..runtime.worker.test_cuda_worker import on_cuda_path
+from ..runtime.worker.cuda_path import cuda_executor
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,9 +60,8 @@ def test_a_refresh_and_the_steps_behind_it_are_told_apart(tmp_path, monkeypatch,
     monkeypatch.setattr(throughput, "BLOCK", 8)
     monkeypatch.setattr(throughput, "QUESTION", 5)
     folder = write_model(tmp_path, "llada")
-    with make_engine(folder, kv_cache_tokens=4096, max_steps_per_message=8) as engine:
-        if cuda:
-            on_cuda_path(engine)
+    executor = cuda_executor if cuda else None
+    with make_engine(folder, executor=executor, kv_cache_tokens=4096, max_steps_per_message=8) as engine:
         worker = worker_of(engine)
         before = worker.executor.run
         throughput.TRACE.clear()

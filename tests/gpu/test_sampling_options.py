@@ -1,7 +1,5 @@
 """Sampling options and long blocks on a GPU: the CPU's answers where nothing is drawn, the seed's where it is."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -9,7 +7,7 @@ from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..runtime import tiny
 from ..runtime.tiny import make_engine, tokens, write_model
-from ..runtime.worker.test_cuda_worker import SHAPED
+from ..runtime.worker.test_cuda_worker import SHAPED, check_that_draws_depend_on_the_seed_alone
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -38,20 +36,8 @@ def test_options_that_draw_nothing_give_the_answers_of_the_cpu(folder, graphs):
 
 
 def test_draws_of_every_option_depend_on_the_seed_alone(folder):
-    options: list[dict[str, Any]] = [
-        {"strategy": "origin", "steps": 9, "temperature": 0.8, "top_p": 0.9},
-        {"alg_temp": 0.3, "steps": 8, "min_p": 0.02, "temperature": 1.2, "ranking": "sampled"},
-        {"alg_temp": 0.3, "steps": 8, "strategy": "entropy", "schedule": "linear", "logit_bias": {9: 1.0}},
-        {"temperature": 1.5, "top_k": 7, "threshold": 0.5, "frequency_penalty": 0.5},
-        {"temperature": 1.0, "steps": 8},
-    ]
-    prompts = [tokens(9 + 2 * i, seed=i) for i in range(len(options))]
-    params = [SamplingParams(max_new_tokens=24, seed=i, ignore_eos=True, **each) for i, each in enumerate(options)]
     with make_engine(folder, device="cuda", dtype="float32", max_running_requests=8) as engine:
-        together = engine.generate(prompts, params, cache_mode="dual")
-        alone = [engine.generate(p, s, cache_mode="dual") for p, s in zip(prompts, params, strict=True)]
-    assert [(out.token_ids, out.nfe) for out in together] == [(out.token_ids, out.nfe) for out in alone]
-    assert all(len(out.token_ids) == 24 for out in together)
+        check_that_draws_depend_on_the_seed_alone(engine)
 
 
 def test_long_blocks_beside_the_engines_own(folder):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -16,7 +14,7 @@ from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.worker.drift import cached_layer, uncached_pass
 
 from ..runtime.tiny import make_engine, tokens
-from ..runtime.worker.test_cuda_worker import on_cuda_path
+from ..runtime.worker.cuda_path import cuda_executor
 
 SAMPLING = SamplingParams(max_new_tokens=16, ignore_eos=True)
 HEAD, ONE, TWO = tokens(32, seed=1), tokens(8, seed=2), tokens(8, seed=3)
@@ -123,10 +121,8 @@ def test_the_worker_of_a_gpu_measures_the_same(folder):
         block_length=8,
     )  # fmt: skip
     records = []
-    for cuda in (False, True):
-        lab = Lab(config, (2, 4, layers))
-        if cuda:
-            lab._worker = on_cuda_path(SimpleNamespace(core=SimpleNamespace(parts=lab.parts)))
+    for executor in (None, cuda_executor):
+        lab = Lab(config, (2, 4, layers), executor)
         measurer = Measurer(
             lab, SAMPLING, captures=("first", "alone", "final"), depths=(2, 4, layers), intervals=(0, 8)
         )

@@ -13,11 +13,14 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from shoal.radix_cache.depth_profile import DepthProfile
+from shoal.runtime.config import EngineConfig
+from shoal.runtime.engine.build import build_parts
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.engine.inputs import RequestOptions, inputs_of
 from shoal.runtime.engine.service import LocalService
 from shoal.runtime.request.request import Request
 from shoal.runtime.scheduler.scheduler import Scheduler
+from shoal.runtime.worker.build import BuildExecutor, build_worker
 
 from .model.checkpoints import write_folder
 from .model.oracle import DREAM_TINY, LLADA_TINY, random_state_dict
@@ -92,19 +95,26 @@ def write_profile(path: Path, num_layers: int, table: list[list[float]], refresh
 
 
 def make_engine(folder: Path, **options: Any) -> Engine:
-    """An engine that checks its pages after every step."""
+    """An engine that checks its pages after every step; `executor` builds another one than the CPU's."""
     defaults: dict[str, Any] = {
         "page_size": 4, "reuse_margin": 0, "layers_per_band": 2, "kv_cache_tokens": 1024, "block_length": 8, "depth": 4,
         "check_invariants": True, "device": "cpu",
     }  # fmt: skip
     if "depth_profile" in options:
         defaults.pop("depth")
-    return Engine(str(folder), **{**defaults, **options})
+    executor: BuildExecutor | None = options.pop("executor", None)
+    config = EngineConfig.build(model_path=str(folder), **{**defaults, **options})
+    return Engine(config=config) if executor is None else engine_with(config, executor)
+
+
+def engine_with(config: EngineConfig, executor: BuildExecutor) -> Engine:
+    """An engine with another executor than its device's."""
+    return Engine(config=config, parts=build_parts(config, worker=build_worker(config, build_executor=executor)))
 
 
 def worker_of(engine: Engine | LocalService) -> Any:
     """The worker that the engine's scheduler has: for tests that replace its methods, or ask what its device has."""
-    return engine.core.parts.scheduler._worker
+    return engine.core.parts.worker
 
 
 def by_hand(engine: Engine) -> Scheduler:

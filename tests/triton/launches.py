@@ -127,11 +127,7 @@ def make_worker(heads: int, kv_heads: int, head_dim: int, most: int, block: int,
         max_running_requests=most, page_size=page_size, max_refresh_tokens=MOST_TOKENS,
         quantization="fp8" if quantization else None,
     )  # fmt: skip
-    executor = build_cuda_executor(config.for_device("cuda"), decoder, kv, boundary, facts)
-    executor.graphs._capture = True
-    executor.graphs.warm_up(block + int(model.shift_logits), block, True)
-    executor.warm_up(block, MOST_TOKENS)
-    return Worker(executor)
+    return Worker(build_cuda_executor(config.for_device("cuda"), decoder, kv, boundary, facts, capture=True))
 
 
 def items_of(kind: str, rng: random.Random, count: int, block: int, page_size: int, shift: int) -> list[ForwardItem]:

@@ -76,7 +76,7 @@ def max_block_length(model: ModelConfig, default: int) -> int:
     return min(model.max_position_embeddings, max(MAX_BLOCK_LENGTH, default))
 
 
-def _check_kernels_fit(config: EngineConfig, decoder: Decoder) -> None:
+def check_kernels_fit(config: EngineConfig, decoder: Decoder) -> None:
     """Raise ConfigError for shapes, and an option, that the kernels do not take, on this GPU or on any."""
     assert config.page_size is not None
     model, device = decoder.config, decoder.device
@@ -99,10 +99,14 @@ def _check_kernels_fit(config: EngineConfig, decoder: Decoder) -> None:
 
 
 def build_cuda_executor(
-    config: EngineConfig, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, facts: Facts
-) -> CudaExecutor:
-    """An executor with a canvas slot for every running request, and its block steps captured."""
-    _check_kernels_fit(config, decoder)
+    config: EngineConfig, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, facts: Facts,
+    capture: bool | None = None,
+) -> CudaExecutor:  # fmt: skip
+    """An executor with a canvas slot for every running request, and its block steps captured.
+
+    `capture` None: on a GPU, unless the options disable it.
+    """
+    check_kernels_fit(config, decoder)
     block_length = facts.block_length
     slots = CanvasSlots(
         config.max_running_requests,
@@ -119,7 +123,8 @@ def build_cuda_executor(
     runner = CudaRunner(decoder, kv, boundary, slots)
     sampler = BlockSampler(runner.layers, slots)
     sizes = [size for size in _BATCH_SIZES if size < config.max_running_requests] + [config.max_running_requests]
-    capture = decoder.device.type == "cuda" and not config.disable_cuda_graph
+    if capture is None:
+        capture = decoder.device.type == "cuda" and not config.disable_cuda_graph
     graphs = ForwardGraphs(runner, sampler, sizes, capture)
     assert config.max_refresh_tokens is not None
     executor = CudaExecutor(runner, sampler, graphs, config.max_refresh_tokens)

@@ -56,7 +56,7 @@ class Bucket(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Body:
+class Body:
     """A captured (or, without graphs, plain) bucket."""
 
     arrays: DeviceArrays
@@ -79,6 +79,10 @@ class ForwardGraphs:
         runner, sampler: what runs inside.
         batch_sizes: buckets of requests, ascending.
         capture: False runs the same operations without graphs (a CPU, or `disable_cuda_graph`).
+
+    Attributes:
+        bodies: the captured buckets.
+        uncaptured: the latest buckets that run without a graph.
     """
 
     def __init__(self, runner: CudaRunner, sampler: BlockSampler, batch_sizes: Sequence[int], capture: bool):
@@ -86,8 +90,8 @@ class ForwardGraphs:
         self._sampler = sampler
         self._batch_sizes = tuple(batch_sizes)
         self._capture = capture
-        self._bodies: dict[Bucket, _Body] = {}
-        self._plain: dict[Bucket, _Body] = {}  # those without graphs, the latest
+        self.bodies: dict[Bucket, Body] = {}
+        self.uncaptured: dict[Bucket, Body] = {}
         self._late_captures = 0
         self._pool: Any = None
         self._planned: tuple[object, SharedPlan] | None = None
@@ -97,7 +101,7 @@ class ForwardGraphs:
         for requests in reversed(self._batch_sizes):
             for share in (False, True)[: 1 + (shared and requests >= MIN_SHARING_BATCH)]:
                 bucket = Bucket(requests, rows, block, share)
-                self._bodies[bucket] = self._build(bucket, self._capture)
+                self.bodies[bucket] = self._build(bucket, self._capture)
 
     def takes(self, items: Sequence[ForwardItem]) -> bool:
         """Whether these items run here: block steps, and refreshes that take longer to launch than to run."""
@@ -112,24 +116,14 @@ class ForwardGraphs:
             return True
         bucket = self._bucket(items, False)
         few = bucket.requests * bucket.width <= _MOST_REFRESH_ROWS
-        return few and (bucket in self._bodies or self._may_capture)
+        return few and (bucket in self.bodies or self._may_capture)
 
     def run(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas], steps: int) -> npt.NDArray[np.int64]:
         """Run `steps` equal forwards; what `CanvasSlots.read` tells of the blocks afterwards.
 
         All requests take part in each step; those whose block is full, or whose text has ended, commit nothing more.
         """
-        plan = self._plan(items, canvases)
-        bucket = self._bucket(items, plan is not None and bool(plan.groups))
-        body = self._body(bucket)
-        pairs = zip(items, canvases, strict=True)
-        key = tuple((canvas.serial, item.start, item.stop, item.keys) for item, canvas in pairs)
-        if body.held != key:
-            body.arrays.load(self._contents(items, canvases, bucket))
-            body.held = key
-        if body.groups is not None and plan is not None and body.plan is not plan:
-            body.groups.load(plan)
-            body.plan = plan
+        bucket, body = self.load(items, canvases)
         draw, shapes = (any(canvas.draws for canvas in canvases), any(canvas.shapes for canvas in canvases))
         for step in range(steps):
             if body.graph is not None:
@@ -141,6 +135,26 @@ class ForwardGraphs:
                 self._replay_head(body, bucket, masks, draw, shapes)
         read = self._runner.slots.read(body.at.batch.slots, bucket.block)[: len(items)]
         return read.cpu().numpy()
+
+    def load(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas]) -> tuple[Bucket, Body]:
+        """The bucket of these items and its body, made if need be, whose arrays hold them: ready for a replay."""
+        plan = self._plan(items, canvases)
+        bucket = self._bucket(items, plan is not None and bool(plan.groups))
+        body = self._body(bucket)
+        pairs = zip(items, canvases, strict=True)
+        key = tuple((canvas.serial, item.start, item.stop, item.keys) for item, canvas in pairs)
+        if body.held != key:
+            body.arrays.load(self._contents(items, canvases, bucket))
+            body.held = key
+        if body.groups is not None and plan is not None and body.plan is not plan:
+            body.groups.load(plan)
+            body.plan = plan
+        return bucket, body
+
+    def forget(self) -> None:
+        """Drop everything captured, for measurements that change what a capture records."""
+        self.bodies.clear()
+        self._pool, self._late_captures = None, 0
 
     def _bucket(self, items: Sequence[ForwardItem], shared: bool) -> Bucket:
         requests = next(size for size in self._batch_sizes if size >= len(items))
@@ -200,20 +214,20 @@ class ForwardGraphs:
     def _may_capture(self) -> bool:
         return self._capture and self._late_captures < MOST_LATE_CAPTURES
 
-    def _body(self, bucket: Bucket) -> _Body:
-        body = self._bodies.get(bucket) or self._plain.get(bucket)
+    def _body(self, bucket: Bucket) -> Body:
+        body = self.bodies.get(bucket) or self.uncaptured.get(bucket)
         if body is None and self._may_capture and bucket.requests * bucket.width <= _MOST_LATE_ROWS:
-            body = self._bodies[bucket] = self._build(bucket, True)
+            body = self.bodies[bucket] = self._build(bucket, True)
             self._late_captures += 1
             if not self._may_capture:
                 logger.warning("%d graphs were captured while serving; new shapes run without one", MOST_LATE_CAPTURES)
         elif body is None:
-            if len(self._plain) == _MOST_PLAIN:
-                del self._plain[next(iter(self._plain))]
-            body = self._plain[bucket] = self._build(bucket, False)
+            if len(self.uncaptured) == _MOST_PLAIN:
+                del self.uncaptured[next(iter(self.uncaptured))]
+            body = self.uncaptured[bucket] = self._build(bucket, False)
         return body
 
-    def _build(self, bucket: Bucket, capture: bool) -> _Body:
+    def _build(self, bucket: Bucket, capture: bool) -> Body:
         slots, config = self._runner.slots, self._runner.decoder.config
         arrays = DeviceArrays(self._nothing(bucket), self._runner.decoder.device)
         at = layout(arrays.views, "at", slots.page_tables, arrays.views["slots"])
@@ -223,7 +237,7 @@ class ForwardGraphs:
                 slots.page_tables.shape[1], bucket.requests, at.num_rows, config.num_heads, config.num_kv_heads,
                 self._runner.decoder.device,
             )  # fmt: skip
-        body = _Body(arrays, at, groups)
+        body = Body(arrays, at, groups)
         if capture:
             started = time.perf_counter()
             body.graph, body.hidden = self._captured(partial(self._layers, body, bucket))
@@ -235,7 +249,7 @@ class ForwardGraphs:
             logger.info("captured %s in %.1f s", bucket, time.perf_counter() - started)
         return body
 
-    def _layers(self, body: _Body, bucket: Bucket) -> Tensor:
+    def _layers(self, body: Body, bucket: Bucket) -> Tensor:
         return self._runner.step(body.at, self._runner.splits(bucket.requests, body.at.num_rows), body.groups)
 
     def _head_sizes(self, bucket: Bucket) -> list[int]:
@@ -243,14 +257,14 @@ class ForwardGraphs:
         rows = bucket.requests * bucket.block
         return sorted({min(rows, -(-rows * quarter // 4 // 32) * 32) for quarter in (1, 2, 3, 4)})
 
-    def _replay_head(self, body: _Body, bucket: Bucket, masks: int, draw: bool, shapes: bool) -> None:
+    def _replay_head(self, body: Body, bucket: Bucket, masks: int, draw: bool, shapes: bool) -> None:
         size = next(size for size in self._head_sizes(bucket) if size >= masks)
         if size in body.heads and not (draw or shapes):
             body.heads[size].replay()
         else:
             self._sample(body, bucket, size, draw, shapes)
 
-    def _sample(self, body: _Body, bucket: Bucket, size: int, draw: bool, shapes: bool = False) -> None:
+    def _sample(self, body: Body, bucket: Bucket, size: int, draw: bool, shapes: bool = False) -> None:
         assert body.hidden is not None
         first = body.arrays.views["first"]
         self._sampler.sample(body.hidden, body.at.batch, first, size, bucket.block, draw, shapes)
@@ -265,7 +279,7 @@ class ForwardGraphs:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
-        with _products_by("cublaslt"):
+        with products_by("cublaslt"):
             with torch.cuda.stream(stream):
                 run()
                 run()
@@ -278,7 +292,7 @@ class ForwardGraphs:
 
 
 @contextmanager
-def _products_by(library: str) -> Iterator[None]:
+def products_by(library: str) -> Iterator[None]:
     """Run matrix products by `cublas` or `cublaslt` inside the context; the choice holds for the whole process."""
     choose = torch.backends.cuda.preferred_blas_library
     before = choose()

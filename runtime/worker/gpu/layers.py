@@ -42,7 +42,7 @@ class FusedLayers:
 
     def __init__(self, decoder: Decoder, kv: KVPool, max_positions: int):
         self.decoder = decoder
-        self._few = _FEW_ROWS if decoder.norms_folded else 0
+        self.few_rows = _FEW_ROWS if decoder.norms_folded else 0
         self.kv = kv
         config = decoder.config
         self._cos, self._sin = rope_table(max_positions, config.head_dim, config.rope_theta, decoder.device)
@@ -79,7 +79,7 @@ class FusedLayers:
         """Rotated queries [rows, heads, head_dim], keys (rotated if at.whole) and values, which go to their pages."""
         config, weights = self.decoder.config, self.decoder.layers[index]
         norm, bias = None, None
-        if hidden.shape[0] <= self._few and not at.whole:  # values that are read where they are must be final
+        if hidden.shape[0] <= self.few_rows and not at.whole:  # values that are read where they are must be final
             norm, bias = RowNorm(hidden, config.rms_norm_eps), weights.qkv.bias
             x = _product(hidden, weights.qkv)
         else:
@@ -125,7 +125,7 @@ class FusedLayers:
         mlp = weights.mlp
         if isinstance(mlp, ExpertMlp):
             return self._experts(mlp, hidden, rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps))
-        if hidden.shape[0] <= self._few:
+        if hidden.shape[0] <= self.few_rows:
             x = swiglu(_product(hidden, mlp.gate_up), RowNorm(hidden, config.rms_norm_eps))
         else:
             x = rms_norm(hidden, weights.mlp_norm, config.rms_norm_eps)

@@ -13,27 +13,14 @@ from shoal import SamplingParams
 from shoal.runtime.config import CacheMode
 from shoal.runtime.errors import ModelLoadError
 from shoal.runtime.model.registry import FAMILIES
+from shoal.runtime.worker.cpu.executor import CpuExecutor
 
 from ..model.checkpoints import write_folder
-from ..model.oracle import (
-    A2D_QWEN2_TINY,
-    A2D_QWEN3_TINY,
-    A2D_TINY,
-    DREAM_TINY,
-    ILLADA_TINY,
-    LLADA_MOE_TINY,
-    LLADA_TINY,
-    oracle_logits,
-    random_state_dict,
-)
-from ..tiny import EOS, MASK, VOCABULARY, assert_nothing_lost, make_engine, tokens, worker_of, write_tokenizer
-from ..worker.test_cuda_worker import on_cuda_path
+from ..model.oracle import TINY, oracle_logits, random_state_dict
+from ..tiny import EOS, MASK, VOCABULARY, assert_nothing_lost, make_engine, tokens, write_tokenizer
+from ..worker.cuda_path import cuda_executor
 
 MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache")
-TINY: dict[str, dict[str, Any]] = {
-    "llada": LLADA_TINY, "llada-moe": LLADA_MOE_TINY, "illada": ILLADA_TINY, "dream": DREAM_TINY,
-    "a2d-llama": A2D_TINY, "a2d-qwen2": A2D_QWEN2_TINY, "a2d-qwen3": A2D_QWEN3_TINY,
-}  # fmt: skip
 
 
 def config_of(family: str) -> dict[str, Any]:
@@ -97,6 +84,10 @@ def test_every_mode_and_batch(model):
         assert_nothing_lost(engine)
 
 
+def cpu_executor(_, decoder, kv, boundary, __):
+    return CpuExecutor(decoder, kv, boundary)
+
+
 @pytest.mark.parametrize("fold", [False, True])
 def test_the_path_of_a_gpu_gives_the_same_answers(model, fold):
     """Its layers and reference kernels, on the CPU; folded norms are put off into the kernel that norms heads."""
@@ -104,12 +95,14 @@ def test_the_path_of_a_gpu_gives_the_same_answers(model, fold):
     params = SamplingParams(max_new_tokens=16, steps=8, ignore_eos=True)
     prompts = [tokens(20, seed=1), tokens(13, seed=2)]
     answers = []
-    for cuda in (False, True):
-        with make_engine(folder, depth=2) as engine:
+    for build in (cpu_executor, cuda_executor):
+
+        def executor(config, decoder, *rest, build=build):
             if fold:
-                worker_of(engine).executor.decoder.fold_norms()
-            if cuda:
-                on_cuda_path(engine)
+                decoder.fold_norms()
+            return build(config, decoder, *rest)
+
+        with make_engine(folder, executor=executor, depth=2) as engine:
             for mode in ("none", "bicache"):
                 answers.append([output.token_ids for output in engine.generate(prompts, params, cache_mode=mode)])
     assert answers[:2] == answers[2:]

@@ -221,7 +221,7 @@ def test_the_context_manager_closes_on_an_error_too(llada):
 
 
 def test_a_forgotten_engine_is_collected_with_its_pools_and_its_thread(llada, monkeypatch):
-    monkeypatch.setattr(core_module, "_REST_AFTER_S", 60.0)  # its thread would not end by itself
+    monkeypatch.setattr(core_module, "REST_AFTER_S", 60.0)  # its thread would not end by itself
     engine = make_engine(llada)
     engine.generate(tokens(9), SHORT)
     engine.check()
@@ -255,7 +255,7 @@ def test_an_engine_on_a_cpu_is_built_in_a_thread_that_ends(llada, monkeypatch):
 
 
 def test_the_thread_of_an_engine_at_rest_ends_and_comes_back(llada, monkeypatch):
-    monkeypatch.setattr(core_module, "_REST_AFTER_S", 0.01)
+    monkeypatch.setattr(core_module, "REST_AFTER_S", 0.01)
     with make_engine(llada) as engine:
         assert engine.core.loop._thread is None  # nothing asked for yet
         answers: list[Any] = []
@@ -276,7 +276,7 @@ def test_the_thread_of_an_engine_at_rest_ends_and_comes_back(llada, monkeypatch)
 
 def test_work_that_comes_while_the_thread_is_about_to_end_is_done(llada, monkeypatch):
     """Short calls of two threads, now and then a moment apart, against a thread that ends whenever it can."""
-    monkeypatch.setattr(core_module, "_REST_AFTER_S", 0.0002)
+    monkeypatch.setattr(core_module, "REST_AFTER_S", 0.0002)
     starts = []
     run = EngineLoop._run
 

@@ -155,6 +155,12 @@ LLADA_MOE_TINY: dict[str, Any] = {
     "vocab_size": 93,
 }
 
+TINY: dict[str, dict[str, Any]] = {
+    "llada": LLADA_TINY, "llada-moe": LLADA_MOE_TINY, "illada": ILLADA_TINY, "dream": DREAM_TINY,
+    "a2d-llama": A2D_TINY, "a2d-qwen2": A2D_QWEN2_TINY, "a2d-qwen3": A2D_QWEN3_TINY,
+}  # fmt: skip
+"""A configuration of every family."""
+
 _LLADA_LAYER = {
     "attn_norm": "norm1",
     "q_proj": "q",

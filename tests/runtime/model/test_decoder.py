@@ -18,28 +18,12 @@ from shoal.runtime.model.loader import load_model
 from shoal.runtime.model.registry import read_config
 
 from .checkpoints import write_folder
-from .oracle import (
-    A2D_QWEN2_TINY,
-    A2D_QWEN3_TINY,
-    A2D_TINY,
-    DREAM_TINY,
-    ILLADA_TINY,
-    LLADA_MOE_TINY,
-    LLADA_TINY,
-    oracle_logits,
-    random_state_dict,
-)
+from .oracle import DREAM_TINY, LLADA_TINY, TINY, oracle_logits, random_state_dict
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "llada": LLADA_TINY,
+    **TINY,
     "llada-gqa-tied-biased": {**LLADA_TINY, "n_kv_heads": 1, "weight_tying": True, "include_qkv_bias": True},
     "llada-long-sums": {**LLADA_TINY, "mlp_hidden_size": 1500, "n_layers": 1},
-    "dream": DREAM_TINY,
-    "a2d-llama": A2D_TINY,
-    "a2d-qwen2": A2D_QWEN2_TINY,
-    "a2d-qwen3": A2D_QWEN3_TINY,
-    "illada": ILLADA_TINY,
-    "llada-moe": LLADA_MOE_TINY,
     "dream-tied": {**DREAM_TINY, "tie_word_embeddings": True},
 }
 

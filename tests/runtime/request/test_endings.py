@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 
 from shoal import SamplingParams
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import InvalidRequestError, ModelLoadError
+from shoal.runtime.request.endings import Endings
 from shoal.runtime.request.forward import AddRequest, Forward, ForwardItem
 from shoal.runtime.worker.null import NullWorker
 
 from ..tiny import EOS, make_engine, tokens, write_model
-from ..worker.test_cuda_worker import on_cuda_path
+from ..worker.cuda_path import cuda_executor
 
 PROMPT = tokens(12, seed=3)
 GREEDY = SamplingParams(max_new_tokens=32, threshold=0.01)
@@ -65,9 +68,7 @@ def test_every_end_of_the_files_ends_a_text(folder: Path, name: str, device: str
     answer = whole_answer(folder)
     at = next(i for i in range(4, 32) if answer[i] not in answer[:i])
     source(folder, name, answer[at])
-    with make_engine(folder) as engine:
-        if device != "cpu":
-            on_cuda_path(engine)
+    with make_engine(folder, executor=None if device == "cpu" else cuda_executor) as engine:
         output = engine.generate(PROMPT, GREEDY)
         assert (output.finish_reason, output.matched_stop) == ("stop", answer[at])
         assert output.token_ids == answer[:at]
@@ -82,14 +83,18 @@ def test_ends_of_the_tokenizer(folder: Path, name: str) -> None:
     with make_engine(folder) as engine:
         assert engine.tokenizer is not None
         assert special in engine.tokenizer.end_ids()
-        params, ids = engine.core.intake._endings.of(GREEDY)
+        params, ids = endings_of(engine).of(GREEDY)
         assert params is GREEDY
         assert ids == {EOS, special}
 
 
+def endings_of(engine: Engine) -> Endings:
+    return Endings(engine.core.parts.facts, engine.core.parts.tokenizer)
+
+
 def test_a_stop_string_that_is_a_special_token_is_that_token(folder: Path) -> None:
     with make_engine(folder) as engine:
-        endings = engine.core.intake._endings
+        endings = endings_of(engine)
         asked = SamplingParams(max_new_tokens=8, stop=("<bos>", "ab", " <bos>", "<bos>a", "<bo"))
         params, ids = endings.of(asked)
         assert ids == {EOS, 2}
@@ -123,11 +128,11 @@ def test_ends_that_are_no_tokens_are_refused(folder: Path, value: Any) -> None:
 
 def test_more_ends_than_the_device_takes(folder: Path) -> None:
     with make_engine(folder) as engine:
-        endings = engine.core.intake._endings
-        endings._most = 4
-        endings.of(SamplingParams(max_new_tokens=8, stop_token_ids=[7, 8, 9]))
-        with pytest.raises(InvalidRequestError, match="on this device it may have at most 3"):
-            endings.of(SamplingParams(max_new_tokens=8, stop_token_ids=[7, 8, 9, 10]))
+        facts, tokenizer = replace(engine.core.parts.facts, max_stop_ids=4), engine.core.parts.tokenizer
+    endings = Endings(facts, tokenizer)
+    endings.of(SamplingParams(max_new_tokens=8, stop_token_ids=[7, 8, 9]))
+    with pytest.raises(InvalidRequestError, match="on this device it may have at most 3"):
+        endings.of(SamplingParams(max_new_tokens=8, stop_token_ids=[7, 8, 9, 10]))
 
 
 def test_the_null_worker_commits_none_of_them(folder: Path) -> None:

@@ -16,7 +16,7 @@ from shoal.runtime.request.length_limit import check_length
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..tiny import make_engine, tokens
-from ..worker.test_cuda_worker import on_cuda_path
+from ..worker.cuda_path import cuda_executor
 
 SIZES = st.integers(1, 80)
 
@@ -107,9 +107,7 @@ def test_steps_are_spread_over_the_blocks(steps: int, length: int, block: int) -
 @pytest.mark.parametrize("path", ["cpu", "cuda worker"])
 def test_any_length_with_any_blocks_and_steps(llada, length: int, block: int, steps: int, path: str) -> None:
     params = SamplingParams(max_new_tokens=length, block_length=block, steps=steps, ignore_eos=True)
-    with make_engine(llada) as engine:
-        if path != "cpu":
-            on_cuda_path(engine)
+    with make_engine(llada, executor=None if path == "cpu" else cuda_executor) as engine:
         output = engine.generate(tokens(9), params)
     assert (output.completion_tokens, output.finish_reason) == (length, "length")
     sizes = [min(block, length - at) for at in range(0, length, block)]

@@ -28,7 +28,7 @@ from shoal.runtime.worker.drift import cosine, relative_error
 from shoal.shop.task import KINDS, chat, make_list, make_question
 
 from ..tiny import assert_nothing_lost, make_engine, tokens, worker_of
-from ..worker.test_cuda_worker import on_cuda_path
+from ..worker.cuda_path import cuda_executor
 
 PARAMS = SamplingParams(max_new_tokens=16, ignore_eos=True)
 DRAWN = SamplingParams(max_new_tokens=16, ignore_eos=True, temperature=1.0, seed=1)  # tokens are not compared
@@ -88,10 +88,8 @@ def test_another_continuation_drifts_more_in_higher_bands(folder):
 
 def test_the_worker_of_a_gpu_reports_the_same(folder):
     reports = []
-    for cuda in (False, True):
-        with make_engine(folder, **ALWAYS) as engine:
-            if cuda:
-                on_cuda_path(engine)
+    for executor in (None, cuda_executor):
+        with make_engine(folder, executor=executor, **ALWAYS) as engine:
             donor_and_hits(engine)
             reports.append(engine.core.parts.scheduler.auditor.numbers())
     plain, fused = reports
@@ -265,10 +263,8 @@ def test_an_audit_without_tokens_reports_the_same_drift(folder, monkeypatch):
     wants = Auditor.wants
     for tokens_too in (True, False):
         monkeypatch.setattr(Auditor, "wants", lambda watch, request, too=tokens_too: (wants(watch, request)[0], too))
-        for path in (None, on_cuda_path):
-            with make_engine(folder, **ALWAYS) as engine:
-                if path is not None:
-                    path(engine)
+        for executor in (None, cuda_executor):
+            with make_engine(folder, executor=executor, **ALWAYS) as engine:
                 donor_and_hits(engine)
                 reports.append(engine.core.parts.scheduler.auditor.numbers())
     assert [report["audit_tokens"] > 0 for report in reports] == [True, True, False, False]
@@ -358,7 +354,7 @@ def share_right(engine: Engine, asked) -> float:
 def run_wrong_profile(tmp_path, depth: int, rate: float, warm: int, measured: int) -> None:
     path = wrong_profile(tmp_path, depth)
     first, second = questions(warm, 1, 6), questions(measured, 2, 6)
-    with Engine("shop", device="cpu", depth_profile=path, cache_mode="none") as engine:
+    with Engine("shop", device="cpu", depth_profile=path, cache_mode="dual") as engine:
         reference = share_right(engine, second)
     with Engine("shop", device="cpu", depth_profile=path) as engine:
         share_right(engine, first)

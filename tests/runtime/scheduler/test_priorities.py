@@ -16,7 +16,7 @@ from shoal.runtime.request.request import Request
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..tiny import assert_nothing_lost, by_hand, make_engine, open_requests, tokens
-from ..worker.test_cuda_worker import on_cuda_path
+from ..worker.cuda_path import cuda_executor
 
 MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache")
 EXACT: tuple[CacheMode, ...] = ("none", "prefix", "dual")  # nothing reused across requests
@@ -114,7 +114,7 @@ def test_the_worker_of_the_gpu_starts_again_in_the_same_way(folder, mode):
     with make_engine(folder, max_running_requests=1) as engine:
         params = SamplingParams(max_new_tokens=32, ignore_eos=True, steps=16)
         expected = engine.generate(tokens(24, 1), params, cache_mode=mode)
-        on_cuda_path(engine)
+    with make_engine(folder, executor=cuda_executor, max_running_requests=1) as engine:
         for after in (2, 6, 11):
             driver = Driver(engine)
             low = make(engine, 1, mode=mode, threshold=None, steps=16)

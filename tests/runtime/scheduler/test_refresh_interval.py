@@ -11,7 +11,7 @@ from shoal.runtime.engine.engine import Engine
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..tiny import CONFIGS, assert_nothing_lost, make_engine, tokens, worker_of
-from ..worker.test_cuda_worker import on_cuda_path
+from ..worker.cuda_path import cuda_executor
 
 PARAMS = SamplingParams(max_new_tokens=24, block_length=8, threshold=0.5, ignore_eos=True)
 LAYERS = {"llada": CONFIGS["llada"]["n_layers"], "dream": CONFIGS["dream"]["num_hidden_layers"]}
@@ -32,9 +32,7 @@ def test_on_a_miss_all_answers_are_those_of_dual(folder, name, cuda, depth):
     """Twenty of twenty, for the same work; with a refresh once per request some differ."""
     prompts = [tokens(21 + seed % 5, seed) for seed in range(20)]
     options = {"depth": LAYERS[name] if depth == "all" else depth, "check_invariants": False}
-    with make_engine(folder, refresh_interval=1, **options) as engine:
-        if cuda:
-            on_cuda_path(engine)
+    with make_engine(folder, executor=cuda_executor if cuda else None, refresh_interval=1, **options) as engine:
         dual = [engine.generate(prompt, PARAMS, cache_mode="dual") for prompt in prompts]
         for output, expected in zip(cold(engine, prompts), dual, strict=True):
             assert output.token_ids == expected.token_ids

@@ -27,7 +27,7 @@ def test_norms_are_folded_into_weights_of_16_bits_alone(tmp_path, dtype, wanted,
         plain.decoder.dtype = getattr(torch, dtype)
         executor = build_cuda_executor(config, plain.decoder, plain.kv, plain.boundary, parts.facts)
         assert plain.decoder.norms_folded is folded
-        assert (executor.runner.layers._few > 0) is folded
+        assert (executor.runner.layers.few_rows > 0) is folded
 
 
 @pytest.mark.parametrize(("head_dim", "kib", "refused"), [
@@ -44,8 +44,8 @@ def test_a_gpu_whose_memory_tiles_of_attention_do_not_fit_is_refused(monkeypatch
     monkeypatch.setattr(build_cuda, "shared_memory", shared_memory.__wrapped__)  # what it says here is not to be kept
     config = EngineConfig(page_size=64)
     if not refused:
-        build_cuda._check_kernels_fit(config, decoder)
+        build_cuda.check_kernels_fit(config, decoder)
         return
     with pytest.raises(ConfigError, match=f"head_dim is {head_dim}: attention takes .* KiB") as caught:
-        build_cuda._check_kernels_fit(config, decoder)
+        build_cuda.check_kernels_fit(config, decoder)
     assert (caught.value.field, caught.value.value) == ("head_dim", head_dim)

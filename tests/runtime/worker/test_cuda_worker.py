@@ -23,32 +23,11 @@ from shoal.runtime.worker.device import on_device
 from shoal.runtime.worker.gpu import layers as fused_layers
 from shoal.runtime.worker.gpu import sampler as sampler_module
 from shoal.runtime.worker.gpu import slots as canvas_slots
-from shoal.runtime.worker.gpu.executor import CudaExecutor
-from shoal.runtime.worker.gpu.graphs import ForwardGraphs
 from shoal.runtime.worker.gpu.runner import CudaRunner
-from shoal.runtime.worker.gpu.sampler import BlockSampler
-from shoal.runtime.worker.gpu.slots import CanvasSlots
 from shoal.runtime.worker.gpu.warm_up import warm_up_sizes
-from shoal.runtime.worker.worker import Worker
 
 from ..tiny import EOS, make_engine, tokens, worker_of, write_profile
-
-
-def on_cuda_path(engine, batch_sizes=(1, 2, 4, 8), max_tokens=160, max_block=32, most_rows=8192):
-    """Put the GPU's worker in the place of the engine's."""
-    parts = engine.core.parts
-    plain = parts.worker.executor
-    slots = CanvasSlots(
-        32, max_tokens, max_block, parts.scheduler.memory.config.num_bands, plain.kv.page_size, torch.device("cpu"),
-        plain.decoder.config.vocab_size, plain.decoder.config.eos_token_id,
-    )  # fmt: skip
-    fused = CudaRunner(plain.decoder, plain.kv, plain.boundary, slots)
-    sampler = BlockSampler(fused.layers, slots)
-    graphs = ForwardGraphs(fused, sampler, batch_sizes, capture=False)
-    worker = Worker(CudaExecutor(fused, sampler, graphs, most_rows))
-    parts.scheduler._worker = worker
-    return worker
-
+from .cuda_path import cuda_executor
 
 PARAMS = [
     {"steps": 9},
@@ -79,14 +58,15 @@ def requests(mode):
     return prompts, params
 
 
-@pytest.mark.parametrize("interval", [None, 1, 5])
-@pytest.mark.parametrize("mode", ["none", "prefix", "dual", "lm", "bicache"])
+@pytest.mark.parametrize(("mode", "interval"), [
+    ("none", None), ("prefix", None), ("dual", None), ("lm", None), *(("bicache", n) for n in (None, 1, 5)),
+])  # fmt: skip
 def test_same_answers_as_the_plain_worker(folder, tmp_path, mode, interval):
     profile = write_profile(tmp_path / "p.json", 6 if "llada" in str(folder) else 7, [[0.3, 2], [0.6, 4]], interval)
     outputs = []
     for cuda in (False, True):
-        with make_engine(folder, depth_profile=profile) as engine:
-            worker = on_cuda_path(engine) if cuda else worker_of(engine)
+        with make_engine(folder, executor=cuda_executor if cuda else None, depth_profile=profile) as engine:
+            worker = worker_of(engine)
             got = []
             for turn in range(3):
                 prompts, params = requests(turn)
@@ -108,9 +88,8 @@ def test_options_of_sampling_give_the_answers_of_the_plain_worker(folder, monkey
     params = [SamplingParams(max_new_tokens=24, **options) for options in (*SHAPED, {"steps": 9}, {})]
     outputs = []
     for cuda in (False, True):
-        with make_engine(folder, max_steps_per_message=4 if cuda else 1) as engine:
-            if cuda:
-                on_cuda_path(engine, batch_sizes=(1, 4, 16))
+        executor = partial(cuda_executor, batch_sizes=(1, 4, 16)) if cuda else None
+        with make_engine(folder, executor=executor, max_steps_per_message=4 if cuda else 1) as engine:
             outputs.append(engine.generate(prompts, params, cache_mode=mode))
             again = engine.generate(prompts[1], params[1], cache_mode=mode)  # its slot's counts begin anew
             assert again.token_ids == outputs[-1][1].token_ids
@@ -118,24 +97,29 @@ def test_options_of_sampling_give_the_answers_of_the_plain_worker(folder, monkey
         assert (fused.token_ids, fused.nfe) == (plain.token_ids, plain.nfe)
 
 
-def test_draws_of_every_option_depend_on_the_seed_alone(folder):
-    options: list[dict[str, Any]] = [
-        {"strategy": "origin", "steps": 9, "temperature": 0.8, "top_p": 0.9},
-        {"alg_temp": 0.3, "steps": 8, "min_p": 0.02, "temperature": 1.2, "ranking": "sampled"},
-        {"alg_temp": 0.3, "steps": 8, "strategy": "entropy", "schedule": "linear", "logit_bias": {9: 1.0}},
-        {"temperature": 1.5, "top_k": 7, "threshold": 0.5, "frequency_penalty": 0.5},
-        {"temperature": 1.0, "steps": 8},
-    ]
-    prompts = [tokens(9 + 2 * i, seed=i) for i in range(len(options))]
-    params = [SamplingParams(max_new_tokens=24, seed=i, ignore_eos=True, **each) for i, each in enumerate(options)]
-    with make_engine(folder, max_steps_per_message=4) as engine:
-        on_cuda_path(engine)
-        together = engine.generate(prompts, params, cache_mode="dual")
-        alone = [engine.generate(p, s, cache_mode="dual") for p, s in zip(prompts, params, strict=True)]
-        other = engine.generate(prompts[0], replace(params[0], seed=77), cache_mode="dual")
+DRAWN: list[dict[str, Any]] = [
+    {"strategy": "origin", "steps": 9, "temperature": 0.8, "top_p": 0.9},
+    {"alg_temp": 0.3, "steps": 8, "min_p": 0.02, "temperature": 1.2, "ranking": "sampled"},
+    {"alg_temp": 0.3, "steps": 8, "strategy": "entropy", "schedule": "linear", "logit_bias": {9: 1.0}},
+    {"temperature": 1.5, "top_k": 7, "threshold": 0.5, "frequency_penalty": 0.5},
+    {"temperature": 1.0, "steps": 8},
+]
+
+
+def check_that_draws_depend_on_the_seed_alone(engine):
+    prompts = [tokens(9 + 2 * i, seed=i) for i in range(len(DRAWN))]
+    params = [SamplingParams(max_new_tokens=24, seed=i, ignore_eos=True, **each) for i, each in enumerate(DRAWN)]
+    together = engine.generate(prompts, params, cache_mode="dual")
+    alone = [engine.generate(p, s, cache_mode="dual") for p, s in zip(prompts, params, strict=True)]
+    other = engine.generate(prompts[0], replace(params[0], seed=77), cache_mode="dual")
     assert [(out.token_ids, out.nfe) for out in together] == [(out.token_ids, out.nfe) for out in alone]
     assert other.token_ids != alone[0].token_ids
     assert all(len(out.token_ids) == 24 for out in together)
+
+
+def test_draws_of_every_option_depend_on_the_seed_alone(folder):
+    with make_engine(folder, executor=cuda_executor, max_steps_per_message=4) as engine:
+        check_that_draws_depend_on_the_seed_alone(engine)
 
 
 @pytest.mark.parametrize("length", [100, 144])
@@ -148,9 +132,9 @@ def test_blocks_as_long_as_published_ones(folder, length):
     ]
     outputs = []
     for cuda in (False, True):
-        with make_engine(folder) as engine:
-            if cuda:
-                on_cuda_path(engine, max_block=150, most_rows=300)  # in two parts where all three are together
+        # In two parts where all three are together.
+        executor = partial(cuda_executor, max_block=150, most_rows=300) if cuda else None
+        with make_engine(folder, executor=executor) as engine:
             outputs.append(engine.generate([tokens(9 + i, seed=i) for i in range(3)], params, cache_mode="dual"))
     assert [(out.token_ids, out.nfe) for out in outputs[1]] == [(out.token_ids, out.nfe) for out in outputs[0]]
 
@@ -166,8 +150,8 @@ def test_folded_norms_change_hidden_states_by_rounding_only(folder, monkeypatch,
         return swiglu(gate_up, norm)
 
     for folded in (False, True):
-        with make_engine(folder) as engine:
-            decoder = worker_of(engine).executor.decoder
+
+        def build(config, decoder, *rest, folded=folded):
             with torch.inference_mode():
                 scales = torch.rand(decoder.config.hidden_size, generator=torch.Generator().manual_seed(0)) + 0.5
                 for weights in decoder.layers:
@@ -176,7 +160,10 @@ def test_folded_norms_change_hidden_states_by_rounding_only(folder, monkeypatch,
             if folded:
                 decoder.fold_norms()
                 monkeypatch.setattr(fused_layers, "swiglu", note)
-            layers = on_cuda_path(engine).executor.runner.layers
+            return cuda_executor(config, decoder, *rest)
+
+        with make_engine(folder, executor=build) as engine:
+            decoder, layers = worker_of(engine).executor.decoder, worker_of(engine).executor.runner.layers
             out: list[torch.Tensor] = []
 
             def keep(*arguments, run, out=out, **options):
@@ -199,8 +186,9 @@ def test_many_steps_a_message_and_steps_behind_a_refresh_change_nothing(folder, 
     profile = write_profile(tmp_path / "p.json", 6 if "llada" in str(folder) else 7, [[0.3, 2], [0.6, 4]], 5)
     outputs, messages = [], []
     for steps in (1, 4):
-        with make_engine(folder, depth_profile=profile, max_steps_per_message=steps) as engine:
-            worker = on_cuda_path(engine) if steps > 1 else worker_of(engine)
+        executor = cuda_executor if steps > 1 else None
+        with make_engine(folder, executor=executor, depth_profile=profile, max_steps_per_message=steps) as engine:
+            worker = worker_of(engine)
             forward = worker.forward
 
             def record(message, forward=forward):
@@ -233,8 +221,9 @@ def test_a_warm_up_runs_every_form_of_attention_and_changes_no_answer(folder, mo
 
     outputs = []
     for warm in (False, True):
-        with make_engine(folder, kv_cache_tokens=4096) as engine:
-            worker = on_cuda_path(engine, max_tokens=1024)
+        executor = partial(cuda_executor, max_tokens=1024)
+        with make_engine(folder, executor=executor, kv_cache_tokens=4096) as engine:
+            worker = worker_of(engine)
             monkeypatch.setattr(
                 worker.executor.runner, "splits", lambda _, rows: next((n for n in (8, 4, 2) if n * rows <= 1024), 1)
             )
@@ -297,8 +286,8 @@ def test_everything_that_touches_the_device_runs_there(folder, monkeypatch):
 
         return checked
 
-    with make_engine(folder, max_steps_per_message=4) as engine:
-        worker = on_cuda_path(engine)
+    with make_engine(folder, executor=cuda_executor, max_steps_per_message=4) as engine:
+        worker = worker_of(engine)
         monkeypatch.setattr(worker_module, "on_device", enter)
         for name in ("refresh", "step", "embed"):
             monkeypatch.setattr(worker.executor.runner, name, inside(name, getattr(worker.executor.runner, name)))
@@ -325,8 +314,8 @@ def test_a_gpu_that_is_not_the_first_becomes_the_threads_own(monkeypatch):
 
 
 def test_a_canvas_that_finds_no_memory_is_tried_again_once_and_loses_no_slot(folder, monkeypatch):
-    with make_engine(folder) as engine:
-        slots = on_cuda_path(engine).executor.runner.slots
+    with make_engine(folder, executor=cuda_executor) as engine:
+        slots = worker_of(engine).executor.runner.slots
         free, emptied = slots.num_free, []
         failures = [torch.OutOfMemoryError("full")]
 
@@ -356,8 +345,7 @@ def test_what_attention_held_is_free_when_the_mlp_runs(folder, monkeypatch):
 
     monkeypatch.setattr(fused_layers, "rope_write_kv", note)
     monkeypatch.setattr(fused_layers, "swiglu", look)
-    with make_engine(folder) as engine:
-        on_cuda_path(engine)
+    with make_engine(folder, executor=cuda_executor) as engine:
         engine.generate(tokens(21), SamplingParams(max_new_tokens=8, steps=2))
     assert dead
     assert all(dead)
@@ -368,9 +356,7 @@ def test_templates_and_scores(folder):
     template = [-1 if i % 3 else token for i, token in enumerate(fixed)]
     outputs = []
     for cuda in (False, True):
-        with make_engine(folder) as engine:
-            if cuda:
-                on_cuda_path(engine)
+        with make_engine(folder, executor=cuda_executor if cuda else None) as engine:
             params = SamplingParams(max_new_tokens=24, steps=12)
             filled = engine.generate(tokens(21), params, canvas=template)
             scores = engine.score(tokens(21), [tokens(3, seed=1), tokens(5, seed=2)])

@@ -1,6 +1,7 @@
 """Forwards as graphs, with stand-ins for captures: the same answers, and how many there may be."""
 
 from dataclasses import fields
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.worker.gpu import graphs as forward_graphs
 from shoal.runtime.worker.gpu.graphs import ForwardGraphs
 
-from ..tiny import make_engine, write_profile
-from .test_cuda_worker import on_cuda_path, requests
+from ..tiny import make_engine, worker_of, write_profile
+from .cuda_path import cuda_executor
+from .test_cuda_worker import requests
 
 
 class Graph:
@@ -44,10 +46,10 @@ def test_graphs_of_steps_and_small_refreshes_give_the_same_answers(folder, tmp_p
     monkeypatch.setattr(ForwardGraphs, "_captured", captured)
     outputs = []
     for cuda in (False, True):
-        with make_engine(folder, depth_profile=profile, max_steps_per_message=4) as engine:
+        executor = partial(cuda_executor, capture=True) if cuda else None
+        with make_engine(folder, executor=executor, depth_profile=profile, max_steps_per_message=4) as engine:
             if cuda:
-                graphs = on_cuda_path(engine).executor.graphs
-                graphs._capture = True
+                graphs = worker_of(engine).executor.graphs
             got = []
             for turn in range(3):
                 prompts, params = requests(turn)
@@ -56,8 +58,8 @@ def test_graphs_of_steps_and_small_refreshes_give_the_same_answers(folder, tmp_p
     assert [(out.token_ids, out.nfe) for out in outputs[0]] == [(out.token_ids, out.nfe) for out in outputs[1]]
     assert all(held)
     assert Graph.replays > len(held)
-    refreshes = [bucket for bucket in graphs._bodies if bucket.width > bucket.block + 1]
-    assert refreshes, graphs._bodies.keys()
+    refreshes = [bucket for bucket in graphs.bodies if bucket.width > bucket.block + 1]
+    assert refreshes, graphs.bodies.keys()
     assert all(bucket.width % 32 == 0 for bucket in refreshes)
 
 
@@ -74,16 +76,15 @@ def test_what_is_captured_while_serving_has_a_limit_and_the_rest_runs_without_gr
     outputs = []
     for most in (3, 1000):
         monkeypatch.setattr(forward_graphs, "MOST_LATE_CAPTURES", most)
-        with make_engine(folder) as engine:
-            graphs = on_cuda_path(engine).executor.graphs
-            graphs._capture = True
+        with make_engine(folder, executor=partial(cuda_executor, capture=True)) as engine:
+            graphs = worker_of(engine).executor.graphs
             graphs.warm_up(9, 8, False)
-            before = len(graphs._bodies)
+            before = len(graphs.bodies)
             outputs.append([engine.generate([1] * 40, each).token_ids for each in params for _ in range(2)])
-            assert (len(graphs._bodies) - before == most) is (most == 3)
-            assert bool(graphs._plain) is (most == 3)
-            assert len(graphs._plain) <= 2
-            assert all(body.graph is None for body in graphs._plain.values())
+            assert (len(graphs.bodies) - before == most) is (most == 3)
+            assert bool(graphs.uncaptured) is (most == 3)
+            assert len(graphs.uncaptured) <= 2
+            assert all(body.graph is None for body in graphs.uncaptured.values())
     assert outputs[0] == outputs[1]
     assert len([record for record in caplog.records if "3 graphs were captured" in record.message]) == 1
 
@@ -96,10 +97,10 @@ def test_the_library_of_products_is_put_back(monkeypatch):
         return chosen[-1]
 
     monkeypatch.setattr(torch.backends.cuda, "preferred_blas_library", choose)
-    with forward_graphs._products_by("cublaslt"):
+    with forward_graphs.products_by("cublaslt"):
         assert chosen[-1] == "cublaslt"
     assert chosen[-1] == "before"
-    capture = forward_graphs._products_by("cublaslt")(pytest.fail)
+    capture = forward_graphs.products_by("cublaslt")(pytest.fail)
     with pytest.raises(pytest.fail.Exception, match="of a capture"):
         capture("of a capture")
     assert chosen[-1] == "before"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,24 +14,29 @@ import torch
 from shoal import Engine
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.errors import ConfigError
+from shoal.runtime.model.decoder import Decoder
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.worker.gpu import build as build_cuda
 from shoal.runtime.worker.gpu import fp8_linear
+from shoal.runtime.worker.gpu.executor import CudaExecutor
 from shoal.runtime.worker.gpu.fp8_layers import Fp8Layers
 from shoal.runtime.worker.gpu.fp8_linear import quantize_layer
 from shoal.shop.task import KINDS, chat, make_list, make_question
 
-from ..tiny import make_engine, tokens, worker_of
-from .test_cuda_worker import on_cuda_path
+from ..tiny import engine_with, make_engine, tokens, worker_of
+from .cuda_path import cuda_executor
+
+
+def fp8_executor(config: EngineConfig, decoder: Decoder, *rest: Any, **options: Any) -> CudaExecutor:
+    """A GPU's, of quantised weights."""
+    for weights in decoder.layers:
+        quantize_layer(weights)
+    return cuda_executor(config, decoder, *rest, **options)
 
 
 def logits_of(engine: Engine, prompt: Any, quantised: bool) -> torch.Tensor:
-    """Of a refresh of prompt and masks, by the layers of a GPU."""
-    if quantised:
-        for weights in worker_of(engine).executor.decoder.layers:
-            quantize_layer(weights)
-    worker = on_cuda_path(engine, max_tokens=512)
-    runner, found = worker.executor.runner, []
+    """Of a refresh of prompt and masks."""
+    runner, found = worker_of(engine).executor.runner, []
     assert isinstance(runner.layers, Fp8Layers) == quantised
     head = runner.layers.logits
 
@@ -51,8 +57,10 @@ def test_logits_of_the_bundled_model(most: int, monkeypatch: pytest.MonkeyPatch)
     prices = make_list(rng, 40, held_out=True)
     question = chat(prices, [], make_question(rng, prices, KINDS[0]).text)
     found = []
+    config = EngineConfig(model_path="shop", device="cpu", kv_cache_tokens=2048)
     for quantised in (False, True):
-        with Engine("shop", device="cpu", kv_cache_tokens=2048) as engine:
+        executor = partial(fp8_executor if quantised else cuda_executor, max_tokens=512)
+        with engine_with(config, executor) as engine:
             found.append(logits_of(engine, question, quantised))
     plain, fp8 = found
     error = float((fp8 - plain).norm() / plain.norm())
@@ -67,10 +75,8 @@ def test_answers_of_the_bundled_model() -> None:
     prices = [make_list(rng, size, held_out=True) for size in (12, 40)]
     questions = [make_question(rng, prices[i % 2], KINDS[i % len(KINDS)]) for i in range(24)]
     chats = [chat(prices[i % 2], [], question.text) for i, question in enumerate(questions)]
-    with Engine("shop", device="cpu", kv_cache_tokens=1 << 14, max_running_requests=16) as engine:
-        for weights in worker_of(engine).executor.decoder.layers:
-            quantize_layer(weights)
-        on_cuda_path(engine, batch_sizes=(1, 4, 16), max_tokens=512)
+    config = EngineConfig(model_path="shop", device="cpu", kv_cache_tokens=1 << 14, max_running_requests=16)
+    with engine_with(config, partial(fp8_executor, batch_sizes=(1, 4, 16), max_tokens=512)) as engine:
         for mode in ("none", "bicache"):
             outputs = engine.generate(chats, SamplingParams(max_new_tokens=32), cache_mode=mode)
             right = sum(out.text.strip() == q.answer for out, q in zip(outputs, questions, strict=True))
@@ -81,10 +87,8 @@ def test_steps_behind_joins_and_captures_are_those_of_refreshes(folder: Any) -> 
     """The rows that a layer leaves for the next one are used by that layer on those hidden states alone."""
     answers = []
     for ahead in (True, False):
-        with make_engine(folder) as engine:
-            for weights in worker_of(engine).executor.decoder.layers:
-                quantize_layer(weights)
-            layers = on_cuda_path(engine).executor.runner.layers
+        with make_engine(folder, executor=fp8_executor) as engine:
+            layers = worker_of(engine).executor.runner.layers
             project = layers._project
 
             def alone(*arguments: Any, layers: Any = layers, project: Any = project) -> Any:

@@ -21,7 +21,7 @@ from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..tiny import assert_nothing_lost, make_engine, tokens, worker_of
-from .test_cuda_worker import on_cuda_path
+from .cuda_path import cuda_executor
 
 GOOD = [tokens(20, 1), tokens(13, 2), tokens(20, 1)[:18] + tokens(5, 4)]
 
@@ -55,16 +55,12 @@ def run(engine: Engine, prompts: list[list[int]], params: SamplingParams, mode: 
     SamplingParams(max_new_tokens=16, factor=0.8, strategy="random", seed=3, ignore_eos=True),
 ])  # fmt: skip
 @pytest.mark.parametrize("mode", ["none", "bicache"])
-@pytest.mark.parametrize("cuda", [False, True])
-def test_a_request_with_nan_ends_with_an_error_and_its_batch_mates_do_not_notice(folder, cuda, mode, params):
-    with make_engine(folder, depth=0) as engine:
-        if cuda:
-            on_cuda_path(engine)
+@pytest.mark.parametrize("executor", [None, cuda_executor])
+def test_a_request_with_nan_ends_with_an_error_and_its_batch_mates_do_not_notice(folder, executor, mode, params):
+    with make_engine(folder, depth=0, executor=executor) as engine:
         expected = [output.token_ids for output in run(engine, GOOD, params, mode)]
     token = next(token for token in range(4, 60) if not any(token in ids for ids in (*GOOD, *expected)))
-    with make_engine(folder, depth=0, max_steps_per_message=8) as engine:
-        if cuda:
-            on_cuda_path(engine)
+    with make_engine(folder, depth=0, max_steps_per_message=8, executor=executor) as engine:
         poison(engine, token)
         first, failed, *others = run(engine, [GOOD[0], bad_prompt(token), *GOOD[1:]], params, mode)
         assert [output.token_ids for output in (first, *others)] == expected
@@ -78,13 +74,11 @@ def test_a_request_with_nan_ends_with_an_error_and_its_batch_mates_do_not_notice
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("cuda", [False, True])
-def test_activations_that_overflow_between_two_steps_of_a_message(folder, cuda, value):
+@pytest.mark.parametrize("executor", [None, cuda_executor])
+def test_activations_that_overflow_between_two_steps_of_a_message(folder, executor, value):
     """The token that the first step commits is what the second one can't bear."""
     params = SamplingParams(max_new_tokens=8, steps=8, ignore_eos=True)
-    with make_engine(folder, max_steps_per_message=8) as engine:
-        if cuda:
-            on_cuda_path(engine)
+    with make_engine(folder, max_steps_per_message=8, executor=executor) as engine:
         first = next(iter(engine.generate(tokens(12, 5), SamplingParams(max_new_tokens=8, steps=1)).token_ids))
         engine.flush_cache()
         poison(engine, first, value)
@@ -94,11 +88,9 @@ def test_activations_that_overflow_between_two_steps_of_a_message(folder, cuda, 
         assert_nothing_lost(engine)
 
 
-@pytest.mark.parametrize("cuda", [False, True])
-def test_what_failed_is_not_captured_and_scores_fail_alike(folder, cuda):
-    with make_engine(folder) as engine:
-        if cuda:
-            on_cuda_path(engine)
+@pytest.mark.parametrize("executor", [None, cuda_executor])
+def test_what_failed_is_not_captured_and_scores_fail_alike(folder, executor):
+    with make_engine(folder, executor=executor) as engine:
         bad = bad_prompt(62)
         plain = worker_of(engine).executor.decoder.embedding
         poison(engine, 62)
@@ -130,14 +122,12 @@ def forbid(engine: Engine | LocalService, token: int) -> None:
     head.logits = logits
 
 
-@pytest.mark.parametrize("cuda", [False, True])
+@pytest.mark.parametrize("executor", [None, cuda_executor])
 @pytest.mark.parametrize("strategy", ["low_confidence", "margin", "entropy", "random"])
-def test_a_logit_of_minus_infinity_makes_its_token_impossible(folder, cuda, strategy):
+def test_a_logit_of_minus_infinity_makes_its_token_impossible(folder, executor, strategy):
     """No error, whatever the request adds to it."""
     params = SamplingParams(max_new_tokens=16, steps=8, strategy=strategy, temperature=0.5, seed=1, ignore_eos=True)
-    with make_engine(folder) as engine:
-        if cuda:
-            on_cuda_path(engine)
+    with make_engine(folder, executor=executor) as engine:
         before = engine.generate(GOOD[0], params)
         token = before.token_ids[0]
         engine.flush_cache()
