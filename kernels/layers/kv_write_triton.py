@@ -21,6 +21,9 @@ from .head_norm import HeadNorm
 from .row_norm import RowNorm
 from .row_norm_triton import norm_arguments, row_factor
 
+MANY_TOKENS = 512
+"""A launch for more tokens than this takes larger tiles."""
+
 
 @triton.jit
 def _project(left, right, scale, scales_ptr, factor, bias_ptr, heads, dims, mask, HALF: tl.constexpr):
@@ -182,7 +185,7 @@ def rope_write_kv_triton(
         head_norm.check(head_dim)
         q_norm, k_norm, head_eps = head_norm.q_weight, head_norm.k_weight, head_norm.eps
     if tokens:
-        usual = (1, 8) if norm is not None else (4, 8) if tokens > 512 else (4, 2)
+        usual = (1, 8) if norm is not None else (4, 8) if tokens > MANY_TOKENS else (4, 2)
         block_tokens, block_heads = block or usual
         chunks = triton.cdiv(heads, block_heads) + 2 * triton.cdiv(kv_heads, block_heads)
         k_to = k if k_out is None else k_out

@@ -146,7 +146,7 @@ def test_the_tilings_chosen_by_default():
 @pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(21, 3, 16), (5, 5, 32), (7, 1, 256)])
 def test_uncommon_heads_and_a_page_table_that_is_full(heads, kv_heads, head_dim, fresh, dtype):
-    world = World([9, 40], [70, 128], heads, kv_heads, head_dim, 64, dtype=dtype)
+    world = World([3, 10], [70, 128], heads, kv_heads, head_dim, 64, dtype=dtype)
     world.batch = replace(world.batch, page_tables=world.batch.page_tables[..., :2].contiguous())
     kv = world.fresh_kv(poison=True) if fresh else None
     for tiling, splits in ((None, 1), (AttentionTiling(32, 32, bulk=True), 2)):

@@ -164,19 +164,19 @@ def test_a_factor_leaves_no_mask_alone(probabilities, by_factor, by_bounds):
 @pytest.mark.parametrize("bad", ["nan", "inf", "all impossible"])
 def test_logits_that_are_not_finite_commit_nothing_and_are_reported(bad, strategy):
     """One logit of one mask is enough; the other requests of the batch commit what they would have."""
-    state, batch, first = world(7, 8, 8)
+    state, batch, first = world(6, 4, 4)
     state.strategies[:] = STRATEGIES.index(strategy)
     state.temperatures[:] = 0.7
     victim, other = int(batch.slots[4]), int(batch.slots[5])
     for slot in (victim, other):
         state.masked[slot, int(state.block_starts[slot])] = 1
-    masked = masked_rows_triton(state, batch, first, 56)
-    logits = fresh(56, 300)
+    masked = masked_rows_triton(state, batch, first, 24)
+    logits = fresh(24, 300)
     row = torch.nonzero(masked.slots == victim)[-1, 0]
     columns = slice(None) if bad == "all impossible" else 123
     logits[row, columns] = {"nan": torch.nan, "inf": torch.inf}.get(bad, -torch.inf)
     clean = state.clone()
-    commit.reference(clean, batch, masked, block_confidence.reference(fresh(56, 300), state, masked), 300)
+    commit.reference(clean, batch, masked, block_confidence.reference(fresh(24, 300), state, masked), 300)
     for draw in (False, True):
         there, expected = state.clone(), state.clone()
         commit_triton(there, batch, masked, block_confidence_triton(logits, state, masked, draw=draw), 300)
@@ -188,7 +188,7 @@ def test_logits_that_are_not_finite_commit_nothing_and_are_reported(bad, strateg
         assert torch.equal(there.tokens[victim], state.tokens[victim])
         assert int(there.nfe[other]) == int(clean.nfe[other]) == int(state.nfe[other]) + 1
         assert (there.stopped != NOT_FINITE).sum() == len(there.stopped) - 1
-        left = masked_rows_triton(there, batch, first, 56)
+        left = masked_rows_triton(there, batch, first, 24)
         assert victim not in left.slots.tolist()
 
 
