@@ -85,7 +85,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
         runs = run_modes(workload, options.modes, advance)
         tallies = {}
         if sweep is not None:
-            tallies = run_depths(sweep, DEPTHS, lambda depth, count: advance(f"depth {depth}", count))
+            tallies = run_depths(sweep, DEPTHS, lambda depth, *results: advance(f"depth {depth}", *results))
     report: dict[str, Any] = {
         "command": options.command,
         "commit": provenance.commit(),

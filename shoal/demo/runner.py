@@ -76,19 +76,25 @@ def _run(workload: Workload, options: Mapping[str, dict[str, Any]], advance: Adv
     """
     with ExitStack() as stack:
         engines: dict[str, Engine] = {}
-        for name, chosen in options.items():
-            engines[name] = stack.enter_context(Engine(MODEL, **chosen))
-            _warm_up(engines[name])
-        tallies = {name: Tally(engine.model_config.num_layers) for name, engine in engines.items()}
+        tallies: dict[str, Tally] = {}
         for part in workload.lists:
-            for name, engine in engines.items():
+            for name, chosen in reversed(list(options.items())):  # the fast ones stand last: first results come soon
+                if name not in engines:
+                    engines[name] = stack.enter_context(Engine(MODEL, **chosen))
+                    _warm_up(engines[name])
+                    tallies[name] = Tally(engines[name].model_config.num_layers)
                 for batch in part.rounds:
-                    _ask(tallies[name], engine, batch)
-                    advance(name, len(batch))
+                    _ask(tallies[name], engines[name], batch)
+                    advance(name, len(batch), tallies[name])
         for engine in engines.values():
             engine.check()
-        profiled = engines.get("bicache", list(engines.values())[-1])
-        return Runs(tallies, profiled.cache_snapshot(), profiled.depth_profile.source, _decoder(profiled))
+        profiled = engines["bicache" if "bicache" in engines else list(options)[-1]]
+        return Runs(
+            {name: tallies[name] for name in options},
+            profiled.cache_snapshot(),
+            profiled.depth_profile.source,
+            _decoder(profiled),
+        )
 
 
 def _ask(tally: Tally, engine: Engine, batch: Sequence[Asked]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -32,7 +33,9 @@ def demo(tmp_path_factory):
         check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert run.stderr.startswith("loading\n")
+    loading, first, *_ = run.stderr.splitlines()
+    assert loading == "loading"
+    assert re.match(r"bicache: (\d) of \1 right, \d+ tokens/s \(\1 of \d+ questions, \d+ s\)$", first), first
     assert sorted(path.name for path in folder.iterdir()) == ["figures.json", "plot.png"]
     return folder, run.stdout, json.loads((folder / "figures.json").read_text())
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from shoal.demo.main import DemoOptions
 from shoal.demo.plot import plot_depths
-from shoal.demo.progress import plain_lines
+from shoal.demo.progress import lines
 from shoal.demo.report import depth_figures, mode_figures, print_report, print_tree
 from shoal.demo.tally import Answer, Tally
 from shoal.demo.workload import make_workload
@@ -45,15 +45,20 @@ def printed(print_to) -> str:
     return console.export_text()
 
 
-def test_where_there_is_no_terminal_a_line_now_and_then_says_how_far_it_is():
+def test_a_line_shows_the_first_results_and_then_one_now_and_then(modes):
     times = iter([0.0, 1.0, 4.9, 5.0, 6.0, 13.0])
 
     def answer(console: Console) -> None:
-        advance = plain_lines(console, 60, clock=lambda: next(times))
+        advance = lines(console, 60, clock=lambda: next(times))
         for mode in ("none", "none", "dual", "dual", "lm"):
-            advance(mode, 8)
+            advance(mode, 8, modes[mode])
 
-    assert printed(answer).splitlines() == ["loading", "dual: 24 of 60 questions, 5 s", "lm: 40 of 60 questions, 13 s"]
+    assert printed(answer).splitlines() == [
+        "loading",
+        "none: 8 of 8 right, 5 tokens/s (8 of 60 questions, 1 s)",
+        "dual: 8 of 8 right, 10 tokens/s (32 of 60 questions, 6 s)",
+        "lm: 5 of 8 right, 20 tokens/s (40 of 60 questions, 13 s)",
+    ]
 
 
 def test_nothing_is_written_that_was_not_asked_for():
