@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +44,25 @@ def in_child(call: Callable[[], Any], *, ends: bool = False) -> str:
         return os.read(reader, 1 << 16).decode()
     finally:
         os.close(reader)
+
+
+def in_own_loop(call: Callable[[], Any]) -> str:
+    """`str` of what an async function returns, or the error's type and message, in a thread and event loop of its own.
+
+    For a child whose main thread is inside its parent's loop.
+    """
+    done: list[str] = []
+
+    def work() -> None:
+        try:
+            done.append(str(asyncio.run(call())))
+        except Exception as error:
+            done.append(f"{type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return done[0]
 
 
 def _finished(child: int, reader: int) -> bool:

@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.request.sampling_params import SamplingParams
@@ -17,12 +16,7 @@ FOLDER = Path(__file__).parents[2] / "out" / "shop-dream" / "model"
 PARAMS = SamplingParams(max_new_tokens=32)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.skipif(not FOLDER.exists(), reason="shop-dream has not been trained here: see docs/shop-dream.md")

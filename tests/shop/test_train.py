@@ -15,14 +15,7 @@ from shoal.shop.train import Trainer, batches, parse_arguments
 
 from .tiny import TINY, TINY_DREAM, arguments
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The order of sums, and so the last bit, must not depend on how busy the machine is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trainer(out, **changed) -> Trainer:

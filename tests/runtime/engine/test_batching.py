@@ -10,6 +10,7 @@ import pytest
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.radix_cache.node import Namespace
 from shoal.runtime.config import CacheMode
+from shoal.runtime.engine.engine import Engine
 from shoal.runtime.request.forward import Forward
 from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
@@ -142,17 +143,23 @@ def test_of_requests_with_one_uncached_prefix_one_computes_it_and_the_others_hit
         assert_nothing_lost(engine)
 
 
+def batch_sizes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Items of each forward from now on."""
+    worker, sizes = worker_of(engine), []
+    plain = worker.forward
+
+    def record(message: Forward):
+        sizes.append(len(message.items))
+        return plain(message)
+
+    monkeypatch.setattr(worker, "forward", record)
+    return sizes
+
+
 def test_followers_wait_for_their_leader_only(llada, monkeypatch):
     """The leader and the stranger are in the first forward, the followers in the second."""
     with make_engine(llada) as engine:
-        worker, batches = worker_of(engine), []
-        plain = worker.forward
-
-        def record(message: Forward):
-            batches.append(len(message.items))
-            return plain(message)
-
-        monkeypatch.setattr(worker, "forward", record)
+        batches = batch_sizes(engine, monkeypatch)
         prompts = [tokens(24, 1) + tokens(5, 100 + i) for i in range(4)] + [tokens(24, 2)]
         engine.generate(prompts, SamplingParams(max_new_tokens=8, steps=1, ignore_eos=True))
     assert batches == [2, 3]
@@ -160,14 +167,7 @@ def test_followers_wait_for_their_leader_only(llada, monkeypatch):
 
 def test_modes_that_share_nothing_wait_for_nobody(llada, monkeypatch):
     with make_engine(llada) as engine:
-        worker, batches = worker_of(engine), []
-        plain = worker.forward
-
-        def record(message: Forward):
-            batches.append(len(message.items))
-            return plain(message)
-
-        monkeypatch.setattr(worker, "forward", record)
+        batches = batch_sizes(engine, monkeypatch)
         params = SamplingParams(max_new_tokens=8, steps=1, ignore_eos=True)
         scheduler = by_hand(engine)
         requests = open_requests(engine, [tokens(24, 1)], params, "bicache", "")

@@ -14,7 +14,7 @@ from shoal.runtime.request.forward import Forward, MarkedResult, StepResult
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..tiny import assert_nothing_lost, make_engine, tokens
-from ..worker.test_cuda_worker import on_cuda_path
+from ..worker.cuda_path import cuda_executor
 
 LONG = SamplingParams(max_new_tokens=24, block_length=8, threshold=0.6, ignore_eos=True)
 
@@ -57,7 +57,7 @@ async def test_an_asynchronous_stream_and_a_plain_one(engine):
 
 
 def test_marks_cost_nothing_where_nobody_asked(engine, monkeypatch):
-    worker = engine.core.parts.scheduler._worker
+    worker = engine.core.parts.worker
     forward = worker.forward
     seen: list[list[StepResult]] = []
 
@@ -105,9 +105,9 @@ def test_generate_and_unknown_modes_are_refused(engine):
 def test_on_a_gpu_passes_come_in_groups_and_confidences_are_unknown(folders):
     """With the GPU's worker on the CPU: several steps of a message are read back at once."""
     params = SamplingParams(max_new_tokens=24, block_length=8, steps=12, ignore_eos=True)
-    with make_engine(folders["llada"], max_steps_per_message=3) as made:
+    with make_engine(folders["llada"]) as made:
         plain = made.generate(tokens(9, 1), params, cache_mode="dual")
-        on_cuda_path(made)
+    with make_engine(folders["llada"], executor=cuda_executor, max_steps_per_message=3) as made:
         outputs = list(made.stream(tokens(9, 1), params, cache_mode="dual", stream_mode="denoise"))
     shown = outputs[-1].snapshot
     assert shown is not None

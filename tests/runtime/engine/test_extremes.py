@@ -14,7 +14,7 @@ from shoal.runtime.errors import InvalidRequestError
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..tiny import EOS, VOCABULARY, assert_nothing_lost, make_engine, tokens
-from ..worker.test_cuda_worker import on_cuda_path
+from ..worker.cuda_path import cuda_executor
 
 HUGE = (10**9, 2**63 - 1, 2**63, 10**400, 10**5000)
 TINY = (5e-324, 1e-60, 1e-40, 1e-9)
@@ -65,8 +65,7 @@ def engine(folders) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def cuda_engine(folders) -> Iterator[Engine]:
-    with make_engine(folders["llada"], kv_cache_tokens=2048) as engine:
-        on_cuda_path(engine)
+    with make_engine(folders["llada"], executor=cuda_executor, kv_cache_tokens=2048) as engine:
         yield engine
         assert_nothing_lost(engine)
 

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import multiprocessing
 import os
-import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.text.parts import TextPart
 
 from ...frontend.gate import Gate
-from ..forking import in_child
+from ..forking import in_child, in_own_loop
 from ..tiny import assert_nothing_lost, make_engine, tokens
 
 SHORT = SamplingParams(max_new_tokens=8, steps=2, ignore_eos=True)
@@ -252,30 +251,15 @@ async def _last(service: Any, rid: str) -> Any:
 async def test_a_service_in_this_process_is_dead_in_a_child(service):
     assert (await _last(service, "a")).finish_reason == "length"
 
-    def run(call: Callable[[], Any]) -> str:
-        """In a thread of the child: its main thread is inside this event loop."""
-        done: list[str] = []
-
-        def work() -> None:
-            try:
-                done.append(str(asyncio.run(call())))
-            except Exception as error:
-                done.append(f"{type(error).__name__}: {error}")
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        return done[0]
-
     for call in (
         lambda: _last(service, "b"), service.abort, service.flush_cache, service.cache_snapshot, service.stats,
         lambda: service.tokenize("abc"), service.start,
     ):  # fmt: skip
-        words = in_child(lambda call=call: run(call))  # type: ignore[misc]
+        words = in_child(lambda call=call: in_own_loop(call))  # type: ignore[misc]
         assert words.startswith("EngineClosedError: the service "), words
         assert REFUSED in words
     assert "dead" in in_child(lambda: service.status)
-    assert "dead" in in_child(lambda: run(service.closed))
-    assert in_child(lambda: run(service.shutdown)) == "None"
+    assert "dead" in in_child(lambda: in_own_loop(service.closed))
+    assert in_child(lambda: in_own_loop(service.shutdown)) == "None"
     assert service.status.state == "up"
     assert (await _last(service, "c")).finish_reason == "length"

@@ -11,7 +11,7 @@ from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..oracle import Cache
 from ..tiny import assert_nothing_lost, free_pages, make_engine, tokens, worker_of, write_profile
-from ..worker.test_cuda_worker import on_cuda_path
+from ..worker.cuda_path import cuda_executor
 from .test_oracle import GAP, clear_cases, compare
 from .test_oracle import answer as oracle_answer
 
@@ -136,9 +136,8 @@ def test_a_schedule_in_a_mode_without_refreshes_is_refused(folder):
 def test_the_gpu_path_grows_too(folder, tmp_path, mode):
     outputs = []
     for cuda in (False, True):
-        with make_engine(folder, max_steps_per_message=4 if cuda else 1, canvas_window=5) as engine:
-            if cuda:
-                on_cuda_path(engine)
+        options = {"executor": cuda_executor, "max_steps_per_message": 4} if cuda else {"max_steps_per_message": 1}
+        with make_engine(folder, canvas_window=5, **options) as engine:
             schedule = None if mode == "none" else "settled"
             params = [SamplingParams(max_new_tokens=n, threshold=0.5, refresh_schedule=schedule) for n in (8, 40, 61)]
             outputs.append(engine.generate([tokens(21, s) for s in range(3)], params, cache_mode=mode))

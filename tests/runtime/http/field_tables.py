@@ -8,9 +8,7 @@ from __future__ import annotations
 from shoal.runtime.http.field_table import FIELDS, GENERATING, PLACES, Field
 from shoal.runtime.http.wording import shown
 
-from .flag_tables import PAGE
-
-BEGIN, END = "<!-- fields: begin -->\n", "<!-- fields: end -->\n"
+from .generated_tables import write
 
 
 def tables() -> str:
@@ -47,18 +45,5 @@ def _values(field: Field) -> str:
     return ", ".join(f"`{shown(value)}`" for value in field.neutral) or "null"
 
 
-def split(page: str) -> tuple[str, str, str]:
-    """The page before, between and after the marks."""
-    before, _, rest = page.partition(BEGIN)
-    between, _, after = rest.partition(END)
-    return before, between, after
-
-
-def main() -> None:
-    """Write the tables anew."""
-    before, _, after = split(PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(f"{before}{BEGIN}{tables()}{END}{after}", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write("fields", tables())

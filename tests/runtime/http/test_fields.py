@@ -36,7 +36,7 @@ from shoal.runtime.http.field_table import (
 from shoal.runtime.http.fields import SERVED, accepts, check_fields, is_misplaced
 
 from . import field_tables
-from .flag_tables import PAGE
+from .generated_tables import split
 
 NOTHING: tuple[Any, ...] = (None, [], {}, "")
 OBJECTS = ("sampling_params", "custom_params", "chat_template_kwargs", "stream_options", "metadata")
@@ -207,7 +207,7 @@ def test_every_field_of_sglang_s_schemas_is_a_row():
 
 
 def test_the_tables_in_the_docs_are_the_code_s():
-    between = field_tables.split(PAGE.read_text(encoding="utf-8"))[1]
+    between = split("fields")[1]
     assert between == field_tables.tables(), "python -m tests.runtime.http.field_tables writes them anew"
 
 

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from shoal.runtime.request.trace_options import TraceOptions
 
-from ..forking import in_child
+from ..forking import in_child, in_own_loop
 from .running import PROMPT, last, request, running
-
-
-def _run(call: Callable[[], Any]) -> str:
-    """In a thread and event loop of the child's own: its main thread is inside the parent's loop."""
-    done: list[str] = []
-
-    def work() -> None:
-        try:
-            done.append(str(asyncio.run(call())))
-        except Exception as error:
-            done.append(f"{type(error).__name__}: {error}")
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    return done[0]
 
 
 async def test_a_child_is_refused_and_its_end_stops_nothing():
@@ -40,14 +22,14 @@ async def test_a_child_is_refused_and_its_end_stops_nothing():
             lambda: client.tokenize("abc"), lambda: client.detokenize(PROMPT), client.stop_profile,
             lambda: client.start_profile(TraceOptions(output_dir="/tmp")), client.start,
         ]  # fmt: skip
-        words = in_child(lambda: "\n".join(_run(call) for call in calls)).splitlines()
+        words = in_child(lambda: "\n".join(in_own_loop(call) for call in calls)).splitlines()
         assert len(words) == len(calls)
         for word in words:
             assert word.startswith("EngineClosedError: the pipeline was made in another process"), word
 
         def end() -> str:
             assert client.status.state == "dead"
-            states = [_run(call) for call in (client.closed, client.shutdown, pipeline.stop)]
+            states = [in_own_loop(call) for call in (client.closed, client.shutdown, pipeline.stop)]
             pipeline.kill()
             return " ".join(states)
 
