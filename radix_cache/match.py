@@ -152,9 +152,9 @@ def gather(path: list[Node], level: int, cut_pages: int, config: TreeConfig) -> 
 
 
 def as_token_bytes(tokens: npt.ArrayLike) -> TokenBytes:
-    """Token ids as int32 bytes. Raises InvalidArgumentError (field "tokens") for what is no list of int32 values.
+    """Token ids as int32 bytes. Raises InvalidArgumentError (field "tokens") for anything but a list of int32 values.
 
-    A view of the caller's int32 array is good for the length of one call; what outlives it has to be copied.
+    Of an int32 array it returns a view: copy it to keep it longer than one call.
     """
     array = tokens if isinstance(tokens, np.ndarray) else np.asarray(tokens)
     if array.ndim != 1:

@@ -35,10 +35,10 @@ class PageOwner(Protocol):
     """A tree that writes references and marks of its pages later than it takes them."""
 
     def deferred_references(self, pool: "PageAllocator") -> Iterable[Pages]:
-        """Page ids, int32, that have one reference more than written, for each time that they are named."""
+        """Page ids, int32; each occurrence is one reference that is not written yet."""
 
     def settle_marks(self) -> None:
-        """Offer and withdraw what the tree has not yet."""
+        """Write the offers and withdrawals of pages that the tree has put off."""
 
 
 class PageAllocator:

@@ -98,9 +98,9 @@ class Storage:
             node.hits[level] += 1
 
     def adopt(self, kv: Pages | None, boundary: Pages | None, at: tuple[Where, Where], *, offered: bool) -> None:
-        """Take the tree's references on pages that are about to be stored (`at`: where they are found); all or nothing.
+        """Take the tree's references on all of these pages, or on none.
 
-        `offered`: mark them so; the node that gets them is marked alike.
+        `at` is what `intern` of each allocator returned for them. `offered` marks them as offered, like their node.
         """
         if self.kv is not None and kv is not None:
             self.kv.adopt(kv, at[0], offered=offered)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from ...runtime.errors import shorten
 from ..errors import ExpressionError
@@ -96,29 +96,29 @@ class Select(Expression):
 
 
 @dataclass(frozen=True, slots=True)
-class RoleBegin(Expression):
+class _RoleMark(Expression):
+    role: str
+    edge: ClassVar[str]
+
+    def describe(self) -> str:
+        """See Expression."""
+        return f"{self.role}_{self.edge}()"
+
+    __str__ = Expression.__str__
+
+
+class RoleBegin(_RoleMark):
     """The header of a role."""
 
-    role: str
-
-    def describe(self) -> str:
-        """See Expression."""
-        return f"{self.role}_begin()"
-
-    __str__ = Expression.__str__
+    __slots__ = ()
+    edge = "begin"
 
 
-@dataclass(frozen=True, slots=True)
-class RoleEnd(Expression):
+class RoleEnd(_RoleMark):
     """What ends a role."""
 
-    role: str
-
-    def describe(self) -> str:
-        """See Expression."""
-        return f"{self.role}_end()"
-
-    __str__ = Expression.__str__
+    __slots__ = ()
+    edge = "end"
 
 
 @dataclass(frozen=True, slots=True)
