@@ -149,6 +149,7 @@ def test_every_field_of_the_schemas_is_a_row():
 def test_every_field_of_openai_s_client_is_a_row():
     pytest.importorskip("openai")
     from openai.types import completion_create_params
+    from openai.types.chat import ChatCompletionMessageParam
     from openai.types.chat import completion_create_params as chat_create_params
     from openai.types.responses import response_create_params
 
@@ -159,7 +160,7 @@ def test_every_field_of_openai_s_client_is_a_row():
         names = get_type_hints(kind)
         assert len(names) > 15
         assert set(names) - set(FIELDS) == set(), kind
-    for kind in get_args(chat_create_params.ChatCompletionMessageParam):
+    for kind in get_args(ChatCompletionMessageParam):
         assert set(get_type_hints(kind)) - set(FIELDS) == set(), kind
 
 
