@@ -25,7 +25,7 @@ class Denoising:
         self._marks: dict[int, tuple[float | None, int]] = {}
         self._new: dict[int, None] = {}
         self._reported = -1
-        self._blocks: tuple[tuple[int, int], ...] = ()
+        self._blocks: list[int] = []
 
     def commit(self, positions: Sequence[int], marks: Marks | None, before: int) -> None:
         """Record commits at canvas positions; `before`: the request's forward passes before those of `marks`."""
@@ -42,10 +42,12 @@ class Denoising:
         at: Sequence[int] = list(self._new)
         if whole:
             at = [position for position, full in enumerate(canvas.committed) if full]
-        blocks = [stop for _, stop in canvas.blocks] if whole or self._blocks is not canvas.blocks else []
-        self._new, self._reported, self._blocks = {}, canvas.reopenings, canvas.blocks
+        length = min(len(canvas.tokens), canvas.extent)
+        stops = [min(stop, length) for start, stop in canvas.blocks if start < length]
+        blocks = [] if stops == self._blocks else stops
+        self._new, self._reported, self._blocks = {}, canvas.reopenings, stops
         marks = [self._marks.get(position, (None, 0)) for position in at]
         return CanvasChange(
-            len(canvas.tokens), canvas.block, step, list(at), [canvas.tokens[position] for position in at],
+            length, canvas.block, step, list(at), [canvas.tokens[position] for position in at],
             [confidence for confidence, _ in marks], [number for _, number in marks], whole, blocks, [],
         )  # fmt: skip

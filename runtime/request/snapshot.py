@@ -13,7 +13,9 @@ MASK = -1
 
 @dataclass(frozen=True, slots=True)
 class CanvasSnapshot:
-    """The whole canvas at one moment. The first four fields have an entry for each of its positions.
+    """The whole canvas at one moment, as far as it exists then (`canvas_window`).
+
+    The first four fields have an entry for each of its positions.
 
     Attributes:
         tokens: its token ids, -1 where a mask is.

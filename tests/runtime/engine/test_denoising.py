@@ -116,3 +116,13 @@ def test_on_a_gpu_passes_come_in_groups_and_confidences_are_unknown(folders):
     assert min(shown.steps) > 0
     assert max(shown.steps) == shown.step == plain.nfe
     assert len(set(shown.steps)) < plain.nfe
+
+
+def test_a_canvas_that_grows_is_shown_as_far_as_it_exists(engine):
+    params = SamplingParams(max_new_tokens=24, block_length=8, steps=6, ignore_eos=True, canvas_window=4)
+    outputs = list(engine.stream(tokens(9, 6), params, cache_mode="dual", stream_mode="denoise"))
+    shown = [output.snapshot for output in outputs]
+    assert [(len(s.tokens), s.blocks) for s in shown if s.block == 0] == [(12, (8, 12))]
+    assert {(len(s.tokens), s.blocks) for s in shown if s.block == 1} == {(20, (8, 16, 20))}
+    assert (len(shown[-1].tokens), shown[-1].blocks) == (24, (8, 16, 24))
+    assert shown[-1].tokens == outputs[-1].token_ids
