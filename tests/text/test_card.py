@@ -58,17 +58,45 @@ def test_the_noise_of_bf16_is_that_of_the_results():
     assert {row["rows"] for row in found.values()} == {"32"}
 
 
-def test_the_table_of_modes_counts_right_answers():
-    with (RESULTS / "text_modes.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert {row["questions"] for row in rows} == {"12"}
-    right = {(row["mode"], row["depth"]): round(12 * float(row["accuracy"])) for row in rows}
-    assert f"| `none` | {right['none', '']} |" in CARD
-    assert f"| `dual` | {right['dual', '']} |" in CARD
-    shallow = "; ".join(str(right["bicache", depth]) for depth in ("4", "8", "12"))
-    assert f"| `bicache`, depth 4; 8; 12 of 30 | {shallow} |" in CARD
-    assert f"| `bicache`, all 30 layers | {right['bicache', '30']} |" in CARD
-    assert f"| `lm` | {right['lm', '']} |" in CARD
+def read(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def table(heading: str) -> list[list[str]]:
+    """Cells of the lines below a table's heading."""
+    lines = CARD.partition(f"| {heading} |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_table_of_modes_holds_accuracies_and_intervals_at_ratio_0_7():
+    found = {(r["task"], r["dtype"], r["mode"], r["depth"]): r for r in read("text_modes.csv") if r["ratio"] == "0.7"}
+    names = {"`none`, fp32": "none", "`dual`": "dual", "all 30": "bicache"}
+    lines = table("mode")
+    assert len(lines) == 6
+    for name, *cells in lines:
+        depth = "".join(re.findall(r"depth (\d+)|all (\d+)", name)[0]) if "0" in name or "depth" in name else ""
+        key = ("float32" if "fp32" in name else "bfloat16", names.get(name, "bicache"), depth)
+        rows = [found[task, *key] for task in ("look-up", "quotation", "missing word", "few-shot topic")]
+        assert {row["questions"] for row in rows} == {"256"}
+        for row, share in zip(rows, cells[::2], strict=True):
+            assert float(share) == pytest.approx(float(row["accuracy"]), abs=6e-4), (name, row["task"])
+        for row, drop in zip(rows, cells[1::2], strict=False):
+            if drop:
+                ends = [100 * float(row[f"drop_{side}_95"]) for side in ("low", "high")]
+                assert [float(end) for end in drop.split(" to ")] == pytest.approx(ends, abs=0.55), (name, row["task"])
+
+
+def test_the_table_of_audits_counts_right_answers():
+    rows = read("text_audit.csv")
+    lines = table("`--audit-rate`")
+    assert [float(line[0]) for line in lines] == [0, 0.05, 0.2]
+    for rate, right, _, depth, last in lines:
+        windows = [row for row in rows if float(row["rate"]) == float(rate)]
+        assert windows[-1]["questions"] == "256"
+        assert int(right) == sum(int(row["right"]) for row in windows)
+        assert int(last) == sum(int(row["right"]) for row in windows[-4:])
+        assert float(depth) == float(windows[-1]["mean_depth"])
 
 
 def test_what_it_is_worth_is_what_was_measured():
