@@ -1,15 +1,17 @@
 """Windows, refresh schedules and decoding rules on `shop`: accuracy, agreement with `none`, NFE; what a limit costs.
 
-    python benchmarks/schedules.py fidelity --out benchmarks/results/schedules.csv
+    python benchmarks/schedules.py schedules --device cuda --out benchmarks/results/schedules.csv
+    python benchmarks/schedules.py rules --ratios 0.3 --out benchmarks/results/commit_rules.csv
     python benchmarks/schedules.py cost --out benchmarks/results/canvas_growth.csv
 
-`fidelity` asks the questions of `accuracy.py` (lists, ratios, kinds) in every variant, on one engine. Each row stands
-beside mode `none` with the whole canvas and a threshold of 0.9, on the same questions: `drop` is its accuracy less the
-row's, with a 95 % interval for paired shares; `tokens_per_forward` counts canvas tokens, those behind the end included.
+`schedules` and `rules` ask the questions of `accuracy.py` (lists, ratios, kinds) in every variant, on one engine. Each
+row stands beside mode `none` with the whole canvas and a threshold of 0.9, on the same questions: `drop` is its
+accuracy less the row's, with a 95 % interval for paired shares; `tokens_per_forward` counts canvas tokens, those behind
+the end included. A GPU leaves out what it does not serve.
 
 `cost` takes answers of about 20 tokens with a limit of 64 and of 2,048 new tokens, whole canvas and window: seconds for
-each answer and token-layers, alternating; and the KV pages that 32 running requests hold after their first forwards.
-It runs `shop` with its longest text raised to 4,096 tokens, which a grown canvas never reaches.
+each answer and token-layers, alternating; and the KV tokens that 32 running requests hold. It runs `shop` with its
+longest text raised to 4,096 tokens, which a grown canvas never reaches.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from shoal.runtime.request.intake import Intake
 from shoal.runtime.request.request import Request
 from shoal.runtime.scheduler.build import build_scheduler
 from shoal.runtime.text.stream import TextStream
+from shoal.runtime.worker.gpu.slots import UNSERVED
 from shoal.runtime.worker.null import build_null_worker
 from shoal.shop import vocabulary
 from shoal.shop.evaluate import render
@@ -86,14 +88,15 @@ RULES: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 
 
-def variants() -> list[Variant]:
-    """The reference first."""
+def variants(part: str) -> list[Variant]:
+    """Of `schedules` or `rules`, the reference first."""
+    if part == "rules":
+        return [Variant("none"), Variant("bicache"), *(Variant("bicache", rule=rule) for rule in RULES)]
     found = [Variant("none"), *(Variant("none", window) for window in (0, 8, 16, 32))]
     for mode in ("dual", "bicache"):
         for window in (None, 8, 16, 32):
             found += [Variant(mode, window), Variant(mode, window, "settled")]
-    found += [Variant("bicache", 16, "settled", every=2), Variant("bicache", 16, "settled", entropy=0.3)]
-    return found + [Variant(mode, rule=rule) for mode in ("none", "bicache") for rule in RULES]
+    return [*found, Variant("bicache", 16, "settled", every=2), Variant("bicache", 16, "settled", entropy=0.3)]
 
 
 def fidelity(options: argparse.Namespace, constant: dict[str, object]) -> None:
@@ -101,7 +104,7 @@ def fidelity(options: argparse.Namespace, constant: dict[str, object]) -> None:
 
     The rows of what is done so far are written after every second list.
     """
-    chosen = [v for v in variants() if options.only is None or options.only in str(v.columns()) or v == Variant("none")]
+    chosen = [variant for variant in variants(options.part) if options.device == "cpu" or is_served(variant)]
     work = [
         make_asked(random.Random(f"schedules-{options.seed}-{ratio}-{index}"), ratio, options.questions)
         for index in range(options.lists)
@@ -109,6 +112,7 @@ def fidelity(options: argparse.Namespace, constant: dict[str, object]) -> None:
     ]
     answers: list[list[list[RequestOutput]]] = [[] for _ in chosen]
     with Engine("shop", device=options.device, kv_cache_tokens=1 << 16, max_running_requests=16) as engine:
+        began = time.monotonic()
         for number, asked in enumerate(tqdm(work, unit="list"), 1):
             for variant, outputs in zip(chosen, answers, strict=True):
                 params = variant.params(asked.canvas)
@@ -120,6 +124,13 @@ def fidelity(options: argparse.Namespace, constant: dict[str, object]) -> None:
                     {**variant.columns(), **_figures(work[:number], outputs, answers[0]), **constant}
                     for variant, outputs in zip(chosen, answers, strict=True)
                 ])  # fmt: skip
+                if time.monotonic() - began > options.time_limit:
+                    return
+
+
+def is_served(variant: Variant) -> bool:
+    """Whether a GPU has it."""
+    return variant.entropy is None and not any(name in UNSERVED for name in variant.rule)
 
 
 def _figures(work: list[Asked], mine: list[list[RequestOutput]], exact: list[list[RequestOutput]]) -> dict[str, object]:
@@ -229,30 +240,27 @@ def _running(folder: Path, variant: Variant) -> dict[str, object]:
     return {"running": 32, "held_tokens_at_8": held[0], "held_tokens_at_24": held[1]}
 
 
-def parts() -> Iterator[tuple[str, Any]]:
-    """What can be measured."""
-    yield "fidelity", fidelity
-    yield "cost", cost
+PARTS = {"schedules": fidelity, "rules": fidelity, "cost": cost}
 
 
 def main() -> None:
     """Measure and write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=[name for name, _ in parts()])
+    parser.add_argument("part", choices=sorted(PARTS))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lists", type=int, default=24, help="lists for each ratio, or answers of `cost`")
     parser.add_argument("--questions", type=int, default=8, help="questions on each list, after the first")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.8])
-    parser.add_argument("--only", help="variants whose row has this text, beside the reference")
+    parser.add_argument("--time-limit", type=float, default=600.0, help="seconds after which `fidelity` ends")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--commit", default=None)
     options = parser.parse_args()
-    constant = {
+    constant: dict[str, object] = {
         "command": "python " + " ".join(sys.argv), "commit": options.commit or commit(), "hardware": hardware(),
         "torch": torch.__version__,
     }  # fmt: skip
-    dict(parts())[options.part](options, constant)
+    PARTS[options.part](options, constant)
 
 
 if __name__ == "__main__":
