@@ -338,7 +338,8 @@ class ReusePlanner:
     def _keeps_settled(self, request: Request) -> bool:
         """Whether the next block start leaves settled blocks as they are."""
         sampling = request.spec.sampling
-        if not SCHEDULES[cast(RefreshSchedule, sampling.refresh_schedule)].keeps_settled:
+        schedule = cast(RefreshSchedule, sampling.refresh_schedule or "full")  # the profiler asks without intake
+        if not SCHEDULES[schedule].keeps_settled:
             return False
         every = sampling.full_refresh_every
         return every is None or held(request).settled_starts + 1 < every
