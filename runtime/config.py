@@ -10,11 +10,10 @@ from ..radix_cache.eviction_policy import EVICTION_POLICIES
 from .checks import OPTION
 from .errors import ConfigError
 from .nearest_name import did_you_mean
+from .refresh_schedules import REFRESH_SCHEDULES, RefreshSchedule
 
 CacheMode = Literal["none", "prefix", "dual", "lm", "bicache"]
 CACHE_MODES: tuple[CacheMode, ...] = get_args(CacheMode)
-RefreshSchedule = Literal["full", "settled"]
-REFRESH_SCHEDULES: tuple[RefreshSchedule, ...] = get_args(RefreshSchedule)
 POLICIES = ("lpm", "fcfs", "dfs-weight")
 MAX_TP_SIZE = 64
 

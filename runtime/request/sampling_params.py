@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from ...kernels.sampling.strategies import STRATEGIES as KERNEL_STRATEGIES
 from ..checks import PARAMETER
-from ..config import REFRESH_SCHEDULES
 from ..errors import InvalidRequestError, shorten
 from ..nearest_name import did_you_mean
+from ..refresh_schedules import REFRESH_SCHEDULES
 
 STRATEGIES = (*KERNEL_STRATEGIES, "origin")
 ALIASES = {"maskgit_plus": "low_confidence", "topk_margin": "margin"}

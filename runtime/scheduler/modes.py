@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..config import CacheMode, RefreshSchedule
+from ..config import CacheMode
+from ..refresh_schedules import RefreshSchedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from ...radix_cache.depth_profile import DepthProfile
 from ...radix_cache.match import Match
 from ...radix_cache.node import Namespace
 from ...radix_cache.tree import RadixTree
-from ..config import RefreshSchedule
+from ..refresh_schedules import RefreshSchedule
 from ..request.forward import ForwardItem, Grow
 from ..request.grant import NO_PAGES, Grant, Pages
 from ..request.lookup import CacheLookup
