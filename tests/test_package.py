@@ -112,11 +112,12 @@ def test_layers(folder, forbidden):
 
 ARROWS = {
     "text": set(),
+    "grammar": {"text"},
     "model": {"text"},
-    "request": {"text", "model"},
+    "request": {"text", "grammar", "model"},
     "service": {"text", "request"},
     "scheduler": {"request"},
-    "worker": {"model", "request"},
+    "worker": {"grammar", "model", "request"},
     "engine": {"text", "model", "request", "service", "scheduler", "worker"},
     "pipeline": {"text", "model", "request", "service", "scheduler", "worker"},
     "http": {"text", "request", "service"},

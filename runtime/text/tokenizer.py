@@ -123,9 +123,14 @@ class Tokenizer:
         )
         return text
 
+    @property
+    def fast_backend(self) -> Any:
+        """The tokenizers.Tokenizer inside; None if this tokenizer has none."""
+        return getattr(self._backend, "backend_tokenizer", None)
+
     def save_decoder(self, path: str | Path) -> bool:
         """Write the file that `TokenDecoder` needs to decode without transformers; False if this tokenizer can't."""
-        backend = getattr(self._backend, "backend_tokenizer", None)
+        backend = self.fast_backend
         if backend is None:
             return False
         Path(path).write_text(backend.to_str(), encoding="utf-8")

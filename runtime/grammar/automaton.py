@@ -1,0 +1,243 @@
+"""Deterministic automata over bytes, from expressions: Thompson's construction, then subsets.
+
+Source: Hopcroft, Motwani, Ullman, Introduction to Automata Theory, chapters 2 and 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import GrammarError
+from .expression import Bytes, Choice, Expression, Listing, Repeat, Separated, Sequence
+
+MAX_STATES = 4096
+"""States of an automaton: a schema with more is refused."""
+_MAX_PARTS = 60_000
+_MAX_WORK = 3_000_000
+"""Members of the sets of parts that are made: a second or two."""
+_TOO_LARGE = "it is too large"
+FAR = (1 << 31) - 1
+"""The distance of a state from which no acceptance is reached."""
+DEAD, START = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Automaton:
+    """A deterministic automaton; from every state but DEAD a byte string leads to acceptance.
+
+    Attributes:
+        table: int16 [states, classes], the next state.
+        classes: uint8 [256], the class of each byte.
+        accepting: bool [states].
+    """
+
+    table: npt.NDArray[np.int16]
+    classes: npt.NDArray[np.uint8]
+    accepting: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, expression: Expression) -> Automaton:
+        """That of an expression. Raises GrammarError for one that is too large, or that no text matches."""
+        parts = _Parts()
+        start, end = parts.new(), parts.new()
+        parts.add(expression, start, end)
+        return _determinised(parts, start, end)
+
+    def next(self, state: int, data: bytes) -> int:
+        """The state behind `data`."""
+        for byte in data:
+            state = int(self.table[state, self.classes[byte]])
+        return state
+
+    def accepts(self, data: bytes) -> bool:
+        """Whether `data` matches as a whole."""
+        return bool(self.accepting[self.next(START, data)])
+
+
+class _Parts:
+    """A nondeterministic automaton: for each state, edges on nothing and edges on a set of bytes."""
+
+    def __init__(self) -> None:
+        self.free: list[list[int]] = []
+        self.on: list[list[tuple[int, int]]] = []  # (bytes as a mask, target)
+        self._tails: dict[tuple[tuple[Expression, ...], int], int] = {}
+
+    def new(self) -> int:
+        if len(self.free) >= _MAX_PARTS:
+            raise GrammarError(_TOO_LARGE)
+        self.free.append([])
+        self.on.append([])
+        return len(self.free) - 1
+
+    def add(self, node: Expression, start: int, end: int) -> None:
+        """Let `node` lead from `start` to `end`."""
+        match node:
+            case Bytes(mask):
+                self.on[start].append((mask, end))
+            case Sequence(parts) if parts and all(isinstance(part, Bytes) for part in parts):
+                self.on[start] += self.on[self._tail(parts, end)]
+            case Sequence(parts):
+                for part in parts:
+                    after = self.new()
+                    self.add(part, start, after)
+                    start = after
+                self.free[start].append(end)
+            case Choice(parts):
+                for part in parts:
+                    self.add(part, start, end)
+            case Repeat(part, low, high):
+                self._repeat(part, low, high, start, end)
+            case Separated(part, separator):
+                first, last = self.new(), self.new()
+                self.free[start].append(first)
+                self.add(part, first, last)
+                self.add(separator, last, first)
+                self.free[last].append(end)
+            case Listing(items, separator):
+                self._listing(items, separator, start, end)
+
+    def _tail(self, parts: tuple[Expression, ...], end: int) -> int:
+        """The state from which bytes lead to `end`, one for equal tails: those of UTF-8 would make twice the states."""
+        if not parts:
+            return end
+        first, *rest = parts
+        assert isinstance(first, Bytes)
+        if (parts, end) not in self._tails:
+            self._tails[parts, end] = state = self.new()
+            self.on[state].append((first.mask, self._tail(tuple(rest), end)))
+        return self._tails[parts, end]
+
+    def _repeat(self, part: Expression, low: int, high: int | None, start: int, end: int) -> None:
+        for _ in range(low):
+            after = self.new()
+            self.add(part, start, after)
+            start = after
+        if high is None:
+            loop = self.new()
+            self.free[start].append(loop)
+            self.add(part, loop, loop)
+            self.free[loop].append(end)
+            return
+        self.free[start].append(end)
+        for _ in range(high - low):
+            after = self.new()
+            self.add(part, start, after)
+            self.free[after].append(end)
+            start = after
+
+    def _listing(self, items: tuple[tuple[Expression, bool], ...], separator: Expression, start: int, end: int) -> None:
+        """`none`: no item so far; `some`: an item came before."""
+        none: int | None = self.new()
+        some: int | None = None
+        self.free[start].append(none if none is not None else start)
+        for item, needed in items:
+            before, after = self.new(), self.new()
+            if none is not None:
+                self.free[none].append(before)
+            if some is not None:
+                self.add(separator, some, before)
+            self.add(item, before, after)
+            if needed:
+                none = None
+            elif some is not None:
+                self.free[some].append(after)
+            some = after
+        for last in (none, some):
+            if last is not None:
+                self.free[last].append(end)
+
+
+def _byte_classes(parts: _Parts) -> tuple[npt.NDArray[np.uint8], dict[int, tuple[int, ...]]]:
+    """The class of each byte (bytes that no edge tells apart share one), and the classes of each mask."""
+    masks = list({mask for edges in parts.on for mask, _ in edges})
+    bits = np.array([[mask >> byte & 1 for mask in masks] for byte in range(256)], np.uint8).reshape(256, len(masks))
+    rows, classes = np.unique(bits, axis=0, return_inverse=True)
+    members = {mask: tuple(np.flatnonzero(rows[:, at]).tolist()) for at, mask in enumerate(masks)}
+    return classes.reshape(256).astype(np.uint8), members
+
+
+def _closures(parts: _Parts, end: int) -> list[frozenset[int]]:
+    """For each state those that nothing leads to, as far as they have edges on bytes or are the end."""
+    found: list[frozenset[int]] = []
+    work = 0
+    for state in range(len(parts.free)):
+        seen, left = {state}, [state]
+        while left:
+            for other in parts.free[left.pop()]:
+                if other not in seen:
+                    seen.add(other)
+                    left.append(other)
+        found.append(frozenset(one for one in seen if parts.on[one] or one == end))
+        work += len(seen)
+        if work > _MAX_WORK:
+            raise GrammarError(_TOO_LARGE)
+    return found
+
+
+def _determinised(parts: _Parts, start: int, end: int) -> Automaton:
+    classes, members = _byte_classes(parts)
+    closures = _closures(parts, end)
+    number = {frozenset[int](): DEAD, closures[start]: START}
+    sets, rows = [frozenset[int](), closures[start]], [dict[int, int]()]
+    work = 0
+    while len(rows) < len(sets):
+        reached: dict[int, set[int]] = {}
+        for state in sets[len(rows)]:
+            for mask, target in parts.on[state]:
+                for one in members[mask]:
+                    reached.setdefault(one, set()).update(closures[target])
+                work += len(members[mask]) * len(closures[target])
+            if work > _MAX_WORK:
+                raise GrammarError(_TOO_LARGE)
+        row = {}
+        for one, targets in reached.items():
+            key = frozenset(targets)
+            if key not in number:
+                if len(sets) >= MAX_STATES:
+                    raise GrammarError(f"{_TOO_LARGE}: its automaton has more than {MAX_STATES} states")
+                number[key] = len(sets)
+                sets.append(key)
+            row[one] = number[key]
+        rows.append(row)
+    table = np.zeros((len(sets), int(classes.max()) + 1), np.int16)
+    for state, row in enumerate(rows):
+        table[state, list(row)] = list(row.values())
+    accepting = np.array([end in states for states in sets])
+    return _pruned(table, classes, accepting)
+
+
+def _pruned(
+    table: npt.NDArray[np.int16], classes: npt.NDArray[np.uint8], accepting: npt.NDArray[np.bool_]
+) -> Automaton:
+    """Without states from which nothing is accepted."""
+    alive = distances(*edges_of(table), accepting) < FAR
+    if not alive[START]:
+        raise GrammarError("no text satisfies it")
+    kept = np.flatnonzero(alive)
+    new = np.zeros(len(table), np.int16)
+    new[kept] = np.arange(1, len(kept) + 1)
+    pruned = np.zeros((len(kept) + 1, table.shape[1]), np.int16)
+    pruned[1:] = new[table[kept]]
+    return Automaton(pruned, classes, np.concatenate(([False], accepting[kept])))
+
+
+def edges_of(table: npt.NDArray[np.int16]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(sources, targets) of all transitions, each pair once."""
+    pairs = np.unique(np.arange(len(table))[:, None] * len(table) + table)
+    return pairs // len(table), pairs % len(table)
+
+
+def distances(
+    sources: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], accepting: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int32]:
+    """int32 [states]: fewest edges from each state to an accepting one; FAR where there are none."""
+    found = np.where(accepting, 0, FAR).astype(np.int32)
+    for step in range(len(found)):
+        new = sources[(found[targets] == step) & (found[sources] == FAR)]
+        if not len(new):
+            break
+        found[new] = step + 1
+    return found
