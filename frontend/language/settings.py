@@ -16,21 +16,18 @@ OWN = (
     "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "eos_penalty",
     "logits_eos_inf", "confidence_eos_eot_inf", "entropy_bound", "threshold_decay", "kl_threshold", "kl_history",
     "canvas_window", "refresh_schedule", "full_refresh_every", "refresh_entropy",
+    "cfg_scale", "json_schema", "regex", "choice",
 )  # fmt: skip
 ALIASES = {"min_new_tokens": "min_tokens"}
 """SGLang's names of settings."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "stop_regex": ((), []), "return_logprob": (False,), "logprob_start_len": (-1, 0), "top_logprobs_num": (0,),
-    "return_text_in_logprobs": (False, True), "regex": (), "json_schema": (), "num_api_spec_tokens": (),
+    "return_text_in_logprobs": (False, True), "num_api_spec_tokens": (),
 }  # fmt: skip
 """Settings of SGLang that are accepted where they change nothing: None, or one of these values."""
 KNOWN = (*OWN, *ALIASES, *NEUTRAL)
 
 _NUMBERS = ("top_p", "top_k", "min_p")
-_INSTEAD = {
-    "regex": "use select for one of several texts, dtype for a number, fill for fixed text around holes",
-    "json_schema": "use json_skeleton for JSON whose keys are known",
-}
 
 Settings = Mapping[str, Any]
 
@@ -45,8 +42,7 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if name in NEUTRAL:
             if value is not None and not any(value == neutral for neutral in NEUTRAL[name]):
-                instead = _INSTEAD.get(name, "leave it out")
-                message = f"{name} is {shorten(value)}; shoal can't honour it for a diffusion model: {instead}"
+                message = f"{name} is {shorten(value)}; shoal can't honour it for a diffusion model: leave it out"
                 raise UnsupportedError(message, field=name, value=value, limit=NEUTRAL[name])
         elif name not in KNOWN:
             message = f"unknown setting {name!r}{did_you_mean(name, KNOWN)}; known: {', '.join(KNOWN)}"

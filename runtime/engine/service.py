@@ -92,6 +92,8 @@ class LocalService:
         core = self.core
         if request.rid in self._active:
             raise InvalidRequestError(f"rid {shorten(request.rid)} is in use", field="rid", value=request.rid)
+        if request.sampling.structure is not None:  # compiled before, outside of the loop
+            await asyncio.to_thread(core.intake.grammar, request.sampling, request.names)
         (inner,) = core.take([replace(request, rid="")])
         loop = asyncio.get_running_loop()
         mailbox = AsyncMailbox()

@@ -12,15 +12,16 @@ from starlette.requests import Request
 from ..config import CACHE_MODES
 from ..request.field_names import FieldNames
 from ..request.input import GenerateInput, Prompt
-from ..request.sampling_params import SamplingParams
+from ..request.sampling_params import STRUCTURES, SamplingParams
 from ..request.snapshot import STREAM_MODES, StreamMode
 from ..service.service import MAX_PRIORITY
 from .api_error import bad_request
 from .cost import check_work
-from .decoding import KNOBS, sampling_params
+from .decoding import MASKS, NESTED, sampling_params
 from .defaults import Defaults
 from .schemas import LookupBody, Routing, ScoreBody
 from .state import ServerState, is_admin
+from .structure import take_structure
 from .wording import shown
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -58,12 +59,23 @@ def make_batch(
     defaults = Defaults.of(config, state.service.info, len(prompts) * n).values
     if default_max_new_tokens is not None:
         defaults["max_new_tokens"] = default_max_new_tokens
-    params = [sampling_params(v, config, defaults, f.length) for v, f in zip(values, names, strict=True)]
+    taken = [take_structure(v) for v in values]
+    names = [replace(f, structure=name) for f, (_, name) in zip(names, taken, strict=True)]
+    names = [replace(f, length="gen_length", length_given=True) if v.get("gen_length") is not None else f
+             for f, (v, _) in zip(names, taken, strict=True)]  # fmt: skip
+    for v, _ in taken:
+        _check_masks(v, state.service.info.mask_token_id)
+    params = [
+        sampling_params(v, config, defaults, f.length, f.structure)
+        for (v, _), f in zip(taken, names, strict=True)
+    ]  # fmt: skip
     check_work(config, state.service.info, prompts, params, n, names[0].prompt_field, names[0].length)
     for prompt, name, chosen in zip(prompts, names, params, strict=True):
         _check_seeds(chosen, n)
         check_unicode(name.prompt, prompt)
         check_unicode("stop", chosen.stop)
+        for structure in STRUCTURES:
+            check_unicode(name.structure or structure, getattr(chosen, structure))
     check_unicode("cache_salt", body.cache_salt)
     check_unicode("extra_key", body.extra_key)
     rid, rids = _ids(state, request, body.rid, len(prompts))
@@ -112,7 +124,7 @@ def knobs_of(values: Any) -> dict[str, Any]:
     """The diffusion fields in a mapping that has other fields too (chat_template_kwargs, custom_params)."""
     if not isinstance(values, Mapping):
         return {}
-    return {name: values[name] for name in KNOBS if values.get(name) is not None}
+    return {name: values[name] for name in NESTED if values.get(name) is not None}
 
 
 def adopt_routing(body: Routing, values: Any) -> None:
@@ -142,6 +154,13 @@ def check_unicode(field: str, value: Any) -> None:
     elif isinstance(value, Sequence) and value and not isinstance(value[0], int):
         for index, part in enumerate(value):
             check_unicode(f"{field}[{index}]", part)
+
+
+def _check_masks(values: Mapping[str, Any], mask: int) -> None:
+    for name in MASKS:
+        value = values.get(name)
+        if value is not None and (value != mask or isinstance(value, bool)):
+            raise bad_request(name, f"{name} is {shown(value)}; this model's mask is {mask}, and no other token can be")
 
 
 def _count(n: Any, limit: int) -> int:

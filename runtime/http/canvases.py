@@ -40,6 +40,8 @@ def check_suffix(params: SamplingParams) -> None:
         if value:
             words = "the text before it ends at its own EOS or stop_token_ids"
             raise bad_request(name, f"{name} can't be used with suffix: {words}")
+    if params.structure is not None:
+        raise bad_request("suffix", f"suffix can't be used with {params.structure}, which speaks of the whole text")
 
 
 def with_suffix(item: GenerateInput, suffix: Sequence[int], info: ServiceInfo) -> GenerateInput:
@@ -71,5 +73,6 @@ def infilled(output: RequestOutput) -> RequestOutput:
         reason = "stop"
     text = hole.text if output.finished else hole.text.rstrip(UNFINISHED)
     return replace(
-        output, text=text, token_ids=hole.token_ids, completion_tokens=len(hole.token_ids), finish_reason=reason
-    )
+        output, text=text, token_ids=hole.token_ids, completion_tokens=len(hole.token_ids), finish_reason=reason,
+        logprobs=output.logprobs[: len(hole.token_ids)],
+    )  # fmt: skip

@@ -10,6 +10,9 @@ from ..service.info import ServiceInfo
 from .api_error import bad_request
 from .config import ServerConfig
 
+MAX_LOGPROB_ENTRIES = 1 << 17
+"""Log-probabilities in one reply: about 8 MB of JSON."""
+
 
 def is_within_model(config: ServerConfig, info: ServiceInfo, answers: int) -> bool:
     """Whether the model's maximum alone keeps `answers` answers within max_request_tokens."""
@@ -30,17 +33,20 @@ def check_work(
     Of prompts that are not tokens yet only the canvases count. Where the model's maximum is the stricter limit, each
     answer's own check refuses it. `field` and `length` are the client's names for prompts and canvases.
     """
-    prompt_tokens = canvas_tokens = forwards = 0
+    prompt_tokens = canvas_tokens = forwards = entries = 0
     drawn = False
     for prompt, sampling in zip(prompts, params, strict=True):
         prompt_tokens += _num_tokens(prompt)
         canvas_tokens += sampling.max_new_tokens
+        entries += 0 if sampling.logprobs is None else sampling.max_new_tokens * (1 + sampling.logprobs)
         blocks = -(-sampling.max_new_tokens // (sampling.block_length or info.block_length))
         steps = sampling.steps or sampling.max_new_tokens
         steps = max(steps, blocks)
         # `origin` commits by chance, perhaps nothing for many steps.
         drawn |= sampling.strategy == "origin"
-        forwards += max(1, steps if sampling.strategy == "origin" else min(steps, sampling.max_new_tokens))
+        passes = steps if sampling.strategy == "origin" else min(steps, sampling.max_new_tokens)
+        forwards += sampling.passes * max(1, passes)
+    _check_logprobs(n * entries, length)
     positions, limit = n * (prompt_tokens + canvas_tokens), config.max_request_tokens
     if positions > limit and not is_within_model(config, info, n * len(prompts)):
         if n * prompt_tokens <= limit:
@@ -58,6 +64,15 @@ def check_work(
             f"at most {most} are taken in one request (max_request_forwards)"
         )
         raise bad_request(field, message)
+
+
+def _check_logprobs(entries: int, length: str) -> None:
+    if entries > MAX_LOGPROB_ENTRIES:
+        message = (
+            f"{length}: with log-probabilities of the tokens and of the most probable ones the answers have up to "
+            f"{entries} of them; at most {MAX_LOGPROB_ENTRIES} are given in one request"
+        )
+        raise bad_request(length, message)
 
 
 def _num_tokens(prompt: Prompt) -> int:

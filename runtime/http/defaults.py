@@ -6,7 +6,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..config import EngineConfig
-from ..request.sampling_params import DEFAULT_MAX_NEW_TOKENS, DEFAULT_THRESHOLD, RULES, SamplingParams
+from ..request.sampling_params import (
+    DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_THRESHOLD,
+    RULES,
+    STRUCTURES,
+    SamplingParams,
+)
 from ..service.info import ServiceInfo
 from .config import ServerConfig
 from .cost import bounded
@@ -15,7 +21,7 @@ _FILE = "generation_config.json"
 _ENGINES = ("canvas_window", "refresh_schedule", "full_refresh_every", "refresh_entropy")
 """Sampling parameters whose defaults are the engine's options of the same names."""
 _ENGINE_DEFAULTS = EngineConfig()
-_NOT_DEFAULTS = ("seed", "stop", "stop_token_ids", "ignore_eos", "split_special_tokens")
+_NOT_DEFAULTS = ("seed", "stop", "stop_token_ids", "ignore_eos", "split_special_tokens", "logprobs", *STRUCTURES)
 
 
 @dataclass(frozen=True, slots=True)

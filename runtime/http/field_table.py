@@ -39,12 +39,9 @@ _COMPUTING = (*GENERATING, SCORE)
 _TENANT = (*_DIFFUSION, SCORE, LOOKUP)
 
 _NO_SUCH_THING = "diffusion decoding here has no such thing"
-_LOGPROBS = (
-    "a diffusion model fills its canvas in any order and has no log probabilities of the kind that an autoregressive "
-    "model gives"
-)
+_LOGPROBS = "a diffusion model has no log probabilities of a prompt; /score gives those of given answers"
 _NO_MEDIA = "the models here take text only"
-_NO_GRAMMAR = "constrained decoding is not part of this version"
+_NO_GRAMMAR = "text can be constrained by json_schema, regex or choice alone"
 _NO_SPLIT = "prefill and decoding are not split here"
 
 
@@ -158,8 +155,8 @@ _ROWS = (
         "model", "service_tier", "safety_identifier", "prompt_cache_key",
         "prompt_cache_options", "prompt_cache_retention", "prediction", "moderation", "log_metrics", "no_logs",
         "label", "custom_labels", "conversation_id", "request_id", "routing_key", "data_parallel_rank",
-        "routed_dp_rank", "received_time", "external_trace_header", "stream_interval", "logprob_start_len",
-        "return_text_in_logprobs", "return_cached_tokens_details", "return_meta_info", "spaces_between_special_tokens",
+        "routed_dp_rank", "received_time", "external_trace_header", "stream_interval",
+        "return_cached_tokens_details", "return_meta_info", "spaces_between_special_tokens",
         "separate_reasoning", "stream_reasoning", "include_reasoning", "include_obfuscation",
         "abort_message", "finished_reason", "max_tool_calls", "cache_control", "diagnostics", "inference_geo", "speed",
         "user_profile_id", "workspace_id",
@@ -190,10 +187,12 @@ _ROWS = (
     Field("no_stop_trim", neutral=(False,)),
     Field("include_stop_str_in_output", neutral=(False,)),
     Field("stop_regex"),
-    Field("return_logprob", neutral=(False,), why=_LOGPROBS),
-    Field("logprobs", neutral=(False,), why=_LOGPROBS),
-    Field("top_logprobs", neutral=(0,), why=_LOGPROBS),
-    Field("top_logprobs_num", neutral=(0,), why=_LOGPROBS),
+    Field("return_logprob", (GENERATE,), neutral=(False,), use=("logprobs",)),
+    Field("logprobs", _OPENAI, neutral=(False,), use=("return_logprob",)),
+    Field("top_logprobs", (CHAT,), neutral=(0,), use=("logprobs", "top_logprobs_num")),
+    Field("top_logprobs_num", (GENERATE,), neutral=(0,), use=("logprobs",)),
+    Field("logprob_start_len", (GENERATE,), any_value=True),
+    Field("return_text_in_logprobs", (GENERATE,), any_value=True),
     Field("prompt_logprobs", why=_LOGPROBS),
     Field("token_ids_logprob", why=_LOGPROBS),
     *(
@@ -202,10 +201,17 @@ _ROWS = (
                      "return_token_ids", "return_tokens_as_token_ids", "return_prompt_token_ids", "return_token_strs")
     ),
     # Constrained decoding and tools
-    Field("response_format", neutral=({"type": "text"},), why=_NO_GRAMMAR),
+    Field("response_format", _OPENAI, neutral=({"type": "text"},), use=("json_schema",)),
+    Field("json_schema", _SAMPLED),
+    Field("regex", _SAMPLED),
+    Field("choice", _SAMPLED),
+    Field("structured_outputs", _OPENAI, use=("json_schema",)),
+    Field("guided_json", _OPENAI, use=("json_schema",)),
+    Field("guided_regex", _OPENAI, use=("regex",)),
+    Field("guided_choice", _OPENAI, use=("choice",)),
     *_refused(
-        _NO_GRAMMAR, "regex", "json_schema", "ebnf", "structural_tag", "structured_outputs", "guided_json",
-        "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend", "guided_whitespace_pattern",
+        _NO_GRAMMAR, "ebnf", "structural_tag", "guided_grammar", "guided_decoding_backend",
+        "guided_whitespace_pattern",
     ),
     Field("tools", _TEMPLATED),
     Field("tool_choice", (CHAT, RESPONSES, MESSAGES, COUNT_TOKENS), neutral=("none", "auto")),
@@ -238,23 +244,23 @@ _ROWS = (
     Field("background", neutral=(False,)),
     Field("vllm_xargs"),
     # Decoding options of published diffusion models, and other servers' names
-    Field("alg", use=("strategy",)),
-    Field("remasking", use=("strategy",)),
-    Field("conf_alg", use=("strategy",)),
+    Field("alg", _DIFFUSION),
+    Field("remasking", _DIFFUSION),
+    Field("conf_alg", _DIFFUSION),
     Field("alg_temp", _DIFFUSION, neutral=(0,)),
     Field("eps", _DIFFUSION),
     Field("schedule", _DIFFUSION),
     Field("ranking", _DIFFUSION),
-    Field("cfg_scale", neutral=(0,), why="there is no classifier-free guidance in this version"),
-    Field("mask_id", why="the model's configuration has it"),
-    Field("mask_token_id", why="the model's configuration has it"),
+    Field("cfg_scale", _DIFFUSION, neutral=(0,)),
+    Field("mask_id", _DIFFUSION),
+    Field("mask_token_id", _DIFFUSION),
     Field("logits_eos_inf", _DIFFUSION, neutral=(False,)),
     Field("confidence_eos_eot_inf", _DIFFUSION, neutral=(False,)),
     Field("eos_penalty", _DIFFUSION, neutral=(0,)),
     Field("use_cache", use=("cache_mode",)),
     Field("dual_cache", use=("cache_mode",)),
     Field("output_history", neutral=(False,)),
-    Field("gen_length", use=("max_new_tokens", "max_tokens")),
+    Field("gen_length", _DIFFUSION),
     Field("max_length", use=("max_new_tokens", "max_tokens")),
     Field("num_predict", use=("max_new_tokens", "max_tokens")),
     Field("block_size", use=("block_length",)),

@@ -90,6 +90,12 @@ class GenerateBody(Asked):
         dict[str, Any] | Objects | None,
         Field(description="max_new_tokens, temperature, stop, stop_token_ids, ignore_eos, n and the diffusion knobs."),
     ] = None
+    return_logprob: Annotated[
+        bool | None, Field(description="Give each token's log-probability in the forward that committed it.")
+    ] = None
+    top_logprobs_num: Annotated[int | None, Field(description="And so many most probable tokens', 0 to 20.")] = None
+    logprob_start_len: Annotated[int | None, Field(description="-1: those of a prompt do not exist.")] = None
+    return_text_in_logprobs: Annotated[bool | None, Field(description="With the tokens' texts.")] = None
 
 
 class ScoreBody(Body):
@@ -141,6 +147,9 @@ class CompletionBody(Asked):
         Field(description="As for /generate; choices have `holes`."),
     ] = None
     echo: Annotated[bool | None, Field(description="Put the prompt before the text.")] = None
+    logprobs: Annotated[
+        int | None, Field(description="Log-probabilities of the tokens, and of so many most probable ones, 0 to 20.")
+    ] = None
     stream_options: StreamOptions | None = None
 
 
@@ -193,6 +202,8 @@ class ChatBody(Asked, ChatRendering, Choosing):
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_tokens: Annotated[int | None, Field(description="Canvas length.")] = None
     max_completion_tokens: Annotated[int | None, Field(description="Canvas length; goes before max_tokens.")] = None
+    logprobs: Annotated[bool | None, Field(description="Give log-probabilities of the tokens.")] = None
+    top_logprobs: Annotated[int | None, Field(description="And of so many most probable ones, 0 to 20.")] = None
     stream_options: StreamOptions | None = None
 
 

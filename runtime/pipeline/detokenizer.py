@@ -55,6 +55,10 @@ class Detokenizer:
         if output.holes and self._decoder is not None:
             holes = [msgspec.structs.replace(h, text=self._decoder.decode(h.tokens)) for h in output.holes]
             output = msgspec.structs.replace(output, holes=holes)
+        if output.logprobs and self._decoder is not None:
+            output = msgspec.structs.replace(
+                output, logprobs=[one and one.spelled(self._spell) for one in output.logprobs]
+            )
         if output.text is not None:
             return output
         finished = output.finish_reason is not None
@@ -69,6 +73,9 @@ class Detokenizer:
         now = text.stream.update(text.tokens, final=finished)
         start = len(before) if now.startswith(before) else 0
         return msgspec.structs.replace(output, text_start=start, text=now[start:])
+
+    def _spell(self, token: int) -> str:
+        return "" if self._decoder is None else self._decoder.decode([token], False)
 
 
 class DetokenizerProcess:

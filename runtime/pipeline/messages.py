@@ -16,7 +16,7 @@ from ..errors import WireError
 from ..request.facts import Facts
 from ..request.forward import AddRequest, Forward, Grow, MarkedResult, Release, StepResult
 from ..request.input import Conversation, GenerateInput
-from ..request.output import FinishReason
+from ..request.output import FinishReason, TokenLogprob
 from ..request.snapshot import CanvasChange
 from ..request.spec import RequestSpec
 from ..request.trace_options import TraceOptions
@@ -197,7 +197,8 @@ class HolePiece(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fie
 class Output(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Progress of one request: its tokens from `token_start` on and its text from `text_start` on are new.
 
-    `text` None: the detokenizer makes it from the tokens. The rest is as in RequestOutput.
+    `text` None: the detokenizer makes it from the tokens. `logprobs` are those of `tokens`; the detokenizer adds their
+    texts. The rest is as in RequestOutput.
     """
 
     rid: str
@@ -221,6 +222,7 @@ class Output(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     total_s: float
     holes: list[HolePiece] = []
     scores: list[float] = []
+    logprobs: list[TokenLogprob | None] = []
 
 
 def aborted(rid: str) -> Output:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..errors import ShoalError
-from ..request.output import Hole, RequestOutput, Timings
+from ..request.output import Hole, RequestOutput, Timings, TokenLogprob
 from ..request.snapshot import CanvasChange, CanvasView
 from .errors import unpack_error
 from .messages import Denoised, Output, Outputs
@@ -24,6 +24,7 @@ class OutputStream:
         self._rid = rid
         self._tokens: list[int] = []
         self._text = ""
+        self._logprobs: list[TokenLogprob | None] = []
         self._latest: Output | None = None
         self._new = asyncio.Event()
         self._error: ShoalError | None = None
@@ -36,6 +37,8 @@ class OutputStream:
             return
         del self._tokens[output.token_start :]
         self._tokens += output.tokens
+        del self._logprobs[output.token_start :]
+        self._logprobs += output.logprobs
         self._text = self._text[: output.text_start] + (output.text or "")
         self._latest = output
         self._new.set()
@@ -90,6 +93,7 @@ class OutputStream:
             holes=tuple(Hole(hole.start, hole.stop, tuple(hole.tokens), hole.text) for hole in output.holes),
             scores=tuple(output.scores),
             snapshot=None if self._view is None else self._view.snapshot(),
+            logprobs=tuple(self._logprobs),
         )
 
 

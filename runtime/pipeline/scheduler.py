@@ -268,4 +268,5 @@ class SchedulerProcess:
             len(request.prompt), tally.cached_tokens, tally.depth, request.canvas.num_committed, tally.nfe,
             tally.computed_token_layers, tally.prefix_refreshes, tally.preemptions, times.queue, times.first_text,
             times.total, [HolePiece(*hole) for hole in request.hole_tokens()], list(request.scores),
+            request.logprobs(start),
         )  # fmt: skip

@@ -175,9 +175,11 @@ class TokenizerProcess:
 
 
 def _takes_long(message: Generate | Tokenize) -> bool:
-    """Whether others should not wait for it: for a long text, or for a template of the client's own."""
+    """Whether others should not wait for it: for a long text, a template of the client's own, or a grammar."""
     prompt: Any
     if isinstance(message, Generate):
+        if message.request.sampling.structure is not None:
+            return True
         prompt = message.request.prompt
     else:
         prompt = message.chat or [message.text or "", *(text for text, _ in message.parts or ())]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .forward import Logprob
 from .spec import RequestSpec, Tokens
 
 
@@ -25,6 +26,7 @@ class Canvas:
         diverged: the worker committed a token that differs from the shown one.
         holes: (start, stop) of each run of masks between a template's fixed tokens.
         reopenings: how often committed positions have become masks.
+        logprobs: by position, of a request that asks for them.
     """
 
     __slots__ = (
@@ -37,6 +39,7 @@ class Canvas:
         "diverged",
         "frontier",
         "holes",
+        "logprobs",
         "reopenings",
         "shown",
         "tokens",
@@ -53,6 +56,7 @@ class Canvas:
         self.diverged = False
         self.reopenings = 0
         self.holes: tuple[tuple[int, int], ...] = ()
+        self.logprobs: dict[int, Logprob] = {}
         self._template = spec.template
         if spec.template is not None:
             fixed = spec.template >= 0
@@ -120,6 +124,12 @@ class Canvas:
             self.committed[at] = 1
         return True
 
+    def note(self, positions: Sequence[int], logprobs: Sequence[Logprob], before: int) -> None:
+        """Keep the log-probabilities of commits; `before` forwards ran before those that they count."""
+        for at, one in zip(positions, logprobs, strict=True):
+            if at >= len(self.shown):
+                self.logprobs[at] = one._replace(step=before + one.step)
+
     def first_mask(self) -> int:
         """The first mask at or behind the frontier; the canvas's length when there is none."""
         at = self.committed.find(0, self.frontier)
@@ -155,7 +165,7 @@ class Canvas:
     def visible(self, stop_ids: frozenset[int]) -> tuple[int, ...]:
         """Committed contiguous tokens (of a hole, those before its first stop token); never fewer than were shown."""
         if self._template is not None:
-            return self._visible(self.num_shown, stop_ids)
+            return tuple(self.tokens[at] for at in self.visible_positions(stop_ids))
         return self.shown if self.frontier < len(self.shown) else tuple(self.tokens[: self.frontier])
 
     def visible_from(self, start: int, stop_ids: frozenset[int]) -> tuple[int, Sequence[int]]:
@@ -170,14 +180,17 @@ class Canvas:
         """(start, stop, tokens) of each hole: its contiguous tokens before the first stop token."""
         return [(start, stop, self._in_hole(start, stop, stop_ids)) for start, stop in self.holes]
 
-    def _visible(self, length: int, stop_ids: frozenset[int]) -> tuple[int, ...]:
+    def visible_positions(self, stop_ids: frozenset[int]) -> Sequence[int]:
+        """Positions of the visible tokens."""
+        if self._template is None:
+            return range(len(self.shown) if self.frontier < len(self.shown) else self.frontier)
+        length, at = self.num_shown, 0
         shown: list[int] = []
-        at = 0
         for start, stop in self.holes:
-            shown += self.tokens[at : min(start, length)]
-            shown += self._in_hole(start, min(stop, length), stop_ids)
+            shown += range(at, min(start, length))
+            shown += range(start, start + len(self._in_hole(start, min(stop, length), stop_ids)))
             at = stop
-        return tuple(shown + self.tokens[at:length])
+        return [*shown, *range(at, length)]
 
     def _in_hole(self, start: int, stop: int, stop_ids: frozenset[int]) -> list[int]:
         tokens: list[int] = []

@@ -7,19 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FieldNames:
-    """Names of two fields (all other fields have one name everywhere), and what a suffix adds to the canvas.
+    """Names of three fields (all other fields have one name everywhere), and what a suffix adds to the canvas.
 
     Attributes:
         prompt: `text`, `messages`, `prompts[3]` ...
         length: the field that sets the canvas length: `max_new_tokens`, `max_tokens`, `canvas` or `choices`.
         length_given: whether the caller sent it; otherwise the value is a default.
         suffix: tokens of the canvas that come from the field `suffix`, not from `length`.
+        structure: the field that says what the text must be: `json_schema`, `response_format.json_schema.schema` ...;
+            empty: its own name.
     """
 
     prompt: str = "prompt"
     length: str = "max_new_tokens"
     length_given: bool = True
     suffix: int = 0
+    structure: str = ""
 
     @property
     def prompt_field(self) -> str:

@@ -6,10 +6,12 @@ Plain frozen dataclasses of numbers, tuples and NumPy arrays: passed as they are
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ..grammar.grammar import Grammar
 from .sampling_params import SamplingParams
 
 Pages = npt.NDArray[np.int32]
@@ -26,8 +28,8 @@ class AddRequest:
     the first canvas positions when these are no masks any more (a preempted request that starts again).
     `canvas` is a template, int64 [canvas_length]: a token where it is fixed, -1 for a mask. Fixed tokens are never
     masks; `committed` is empty then. `stop_ids` are the tokens behind which nothing need be decoded: none with a
-    template, whose canvas is decoded to its end. `end_ids` end the model's texts, whatever ends this one. With
-    `marks` its results are MarkedResults.
+    template, whose canvas is decoded to its end. `end_ids` end the model's texts, whatever ends this one. `grammar`:
+    what the text must satisfy. With `marks` its results are MarkedResults.
     """
 
     rid: str
@@ -42,6 +44,7 @@ class AddRequest:
     stop_ids: frozenset[int] = frozenset()
     end_ids: frozenset[int] = frozenset()
     marks: bool = False
+    grammar: Grammar | None = None
 
     def steps_of_block(self, start: int) -> int | None:
         """Quota of forwards for the block that begins at `start` of the whole sequence; None: there is none."""
@@ -145,6 +148,20 @@ class Release:
     rids: tuple[str, ...]
 
 
+class Logprob(NamedTuple):
+    """What the model gave a token in the forward that committed it; natural logarithms, the mask token impossible.
+
+    Attributes:
+        step: the forward, counted from 1.
+        logprob: of the token.
+        top: (token, log-probability) of the most probable tokens, best first, as many as were asked for.
+    """
+
+    step: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(slots=True)
 class StepResult:
     """Result of a `Forward` for one request: committed positions (of the whole sequence) and tokens, in order.
@@ -153,6 +170,7 @@ class StepResult:
     (fp32 softmax over the vocabulary without the mask token) of the item's targets, in their order. `error`: the
     worker's failure in words; no other field is valid then. `audit`: the audit's report, if the item asked for one.
     `entropy`: the largest entropy, in nats, of a committed token, if the request has `refresh_entropy`.
+    `logprobs`: of the tokens, in their order, if the request asked for them; their steps count the result's forwards.
     """
 
     rid: str
@@ -164,6 +182,7 @@ class StepResult:
     error: str | None = None
     audit: AuditReport | None = None
     entropy: float = 0.0
+    logprobs: list[Logprob] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ import numpy as np
 from ..checks import PARAMETER
 from ..config import CACHE_MODES, EngineConfig
 from ..errors import InvalidRequestError, ShoalError, shorten
+from ..grammar.grammar import Grammar
 from ..text.conversation import plain_messages
 from ..text.parts import TextPart
 from ..text.tokenizer import Tokenizer
@@ -26,6 +27,7 @@ from .resolve import resolved
 from .sampling_params import SamplingParams
 from .snapshot import STREAM_MODES
 from .spec import RequestSpec, Tokens
+from .structure import Structures
 
 
 def _is_integer(kind: type) -> bool:
@@ -69,6 +71,7 @@ class Intake:
             tokenizer.protect((facts.model.mask_token_id, *facts.stop_ids()))
             tokenizer.limit(facts.max_tokens)
         self._endings = Endings(facts, tokenizer)
+        self._structures = Structures(facts)
         self._ids = itertools.count()
 
     @property
@@ -159,12 +162,24 @@ class Intake:
         PARAMETER.one_of("stream_mode", given.stream_mode, STREAM_MODES)
         params, stop_ids = self._endings.of(resolved(params, self._facts))
         self._check_possible(params, stop_ids)
+        if params.cfg_scale and mode != "none":
+            message = (
+                f"cfg_scale is {shorten(params.cfg_scale)}, whose second forward shares no keys with the first: "
+                f"it can be had in cache_mode none alone, not in {mode}"
+            )
+            raise InvalidRequestError(message, field="cfg_scale", value=params.cfg_scale, limit="cache_mode none")
         template = None
         if given.canvas is not None:
             template = self._template(given.canvas, names)
             if params.stop:
                 message = "stop can't be used with a canvas: its holes end at their own EOS or stop_token_ids"
                 raise InvalidRequestError(message, field="stop", value=params.stop, limit=())
+            if params.cfg_scale:
+                message = "cfg_scale can't be used with a canvas: what would be masked beside the prompt is not defined"
+                raise InvalidRequestError(message, field="cfg_scale", value=params.cfg_scale, limit=0)
+            if params.structure is not None:
+                message = f"{params.structure} can't be used with a canvas"
+                raise InvalidRequestError(message, field=params.structure, limit="no canvas")
             if params.min_tokens:
                 message = "min_tokens can't be used with a canvas: its holes have their lengths"
                 raise InvalidRequestError(message, field="min_tokens", value=params.min_tokens, limit=0)
@@ -182,6 +197,9 @@ class Intake:
             len(tokens), params.max_new_tokens, model=self._facts.model.max_position_embeddings,
             pool=self._facts.pool_tokens, masks=block_length, names=names,
         )  # fmt: skip
+        grammar = self.grammar(params, names)
+        if grammar is not None:
+            self._structures.check_length(grammar, params, names)
         if params.stop and self._tokenizer is None:
             message = "without a tokenizer there is no text that a stop string could be found in"
             raise InvalidRequestError(message, field="stop", value=params.stop, limit=())
@@ -196,6 +214,7 @@ class Intake:
             stop_ids=stop_ids,
             end_ids=self._endings.ids,
             template=template,
+            grammar=grammar,
             targets=targets,
             shared_prefix=given.shared_prefix,
             priority=given.priority,
@@ -214,6 +233,16 @@ class Intake:
         if len(banned) >= model.embedding_size and banned.issuperset(range(model.embedding_size)):
             message = f"min_tokens is {params.min_tokens}, but every token of the model ends the text (stop_token_ids)"
             raise InvalidRequestError(message, field="min_tokens", value=params.min_tokens, limit=0)
+
+    def grammar(self, params: SamplingParams, names: FieldNames) -> Grammar | None:
+        """What the text must satisfy; None: it is free. The first call with a grammar compiles it, in any thread.
+
+        Raises InvalidRequestError.
+        """
+        if params.structure is not None and self._tokenizer is None:
+            message = f"without a tokenizer there is no text that {params.structure} could speak of"
+            raise InvalidRequestError(message, field=names.structure or params.structure)
+        return self._structures.of(params, names)
 
     def _check_device_limits(self, params: SamplingParams) -> None:
         """Raise InvalidRequestError for what this worker's device can't run."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import ShoalError
@@ -37,6 +38,29 @@ class Hole:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """What the model gave a committed token; see `SamplingParams.logprobs`.
+
+    Attributes:
+        token: its id; `text` is its text alone, special tokens as they are spelled.
+        logprob: natural log-probability.
+        step: the forward of the request that committed it, counted from 1 (as `nfe` counts).
+        top: (token, log-probability) of the most probable tokens of that forward, best first; `top_texts` their texts.
+    """
+
+    token: int
+    logprob: float
+    step: int
+    top: tuple[tuple[int, float], ...] = ()
+    text: str = ""
+    top_texts: tuple[str, ...] = ()
+
+    def spelled(self, spell: Callable[[int], str]) -> TokenLogprob:
+        """The same with texts; `spell` gives the text of a token."""
+        return replace(self, text=spell(self.token), top_texts=tuple(spell(token) for token, _ in self.top))
+
+
+@dataclass(frozen=True, slots=True)
 class RequestOutput:
     """State of a request: while streaming, what is committed so far; at the end, everything.
 
@@ -59,6 +83,7 @@ class RequestOutput:
         preemptions: how often requests of higher priority preempted it.
         holes: of a canvas template, in order.
         scores: of a scoring request: natural log-probabilities of its targets, in their order.
+        logprobs: of `token_ids`, in their order, if asked for; None for a fixed token of a canvas template.
         snapshot: with stream mode `denoise`: the whole canvas.
     """
 
@@ -81,6 +106,7 @@ class RequestOutput:
     preemptions: int = 0
     holes: tuple[Hole, ...] = ()
     scores: tuple[float, ...] = ()
+    logprobs: tuple[TokenLogprob | None, ...] = ()
     snapshot: CanvasSnapshot | None = None
 
     @property

@@ -10,8 +10,9 @@ from ..errors import ShoalError
 from ..text.stream import TextStream
 from .canvas import Canvas
 from .denoising import Denoising
+from .forward import StepResult
 from .grant import Grant
-from .output import FinishReason, Hole, RequestOutput, Timings
+from .output import FinishReason, Hole, RequestOutput, Timings, TokenLogprob
 from .snapshot import CanvasSnapshot
 from .spec import RequestSpec, Tokens
 from .tally import Tally
@@ -84,6 +85,11 @@ class Request:
         before = len(self.spec.prompt)
         return before + start, before + stop
 
+    def note(self, result: StepResult) -> None:
+        """Keep the log-probabilities of a result's commits. Call it before they are applied and counted."""
+        start = len(self.prompt)
+        self.canvas.note([position - start for position in result.positions], result.logprobs, self.tally.nfe)
+
     def apply(self, positions: Sequence[int], tokens: Sequence[int]) -> None:
         """Apply commits (positions of the whole sequence), and check whether the request is at its end.
 
@@ -143,6 +149,14 @@ class Request:
         """(kept, tokens): how many of the first `start` visible tokens remain, and the visible tokens behind them."""
         return self.canvas.visible_from(start, self.spec.stop_ids)
 
+    def logprobs(self, start: int = 0) -> list[TokenLogprob | None]:
+        """Of the visible tokens from number `start` on, without texts; none if the request did not ask for them."""
+        if self.spec.sampling.logprobs is None:
+            return []
+        canvas = self.canvas
+        found = [(at, canvas.logprobs.get(at)) for at in canvas.visible_positions(self.spec.stop_ids)[start:]]
+        return [one and TokenLogprob(canvas.tokens[at], one.logprob, one.step, one.top) for at, one in found]
+
     def hole_tokens(self) -> list[tuple[int, int, list[int]]]:
         """(start, stop, tokens) of each hole; none of a scoring request."""
         return [] if self.spec.targets is not None else self.canvas.hole_tokens(self.spec.stop_ids)
@@ -174,6 +188,7 @@ class Request:
             preemptions=tally.preemptions,
             holes=tuple(Hole(a, b, tuple(ids), self.stream.decode(ids)) for a, b, ids in self.hole_tokens()),
             scores=self.scores,
+            logprobs=tuple(one and one.spelled(self.stream.spell) for one in self.logprobs()),
             snapshot=self._snapshot(),
         )
 

@@ -25,11 +25,14 @@ def resolved(params: SamplingParams, facts: Facts) -> SamplingParams:
         if token >= vocabulary:
             message = f"logit_bias has token id {token}; ids must be at least 0 and below {vocabulary}"
             raise InvalidRequestError(message, field="logit_bias", value=token, limit=vocabulary)
-    changes: dict[str, Any] = {"schedule": "even" if params.steps is None else params.schedule or "even"}
-    ranking = params.ranking
+    dream = facts.model.architecture == "dream"
+    schedule, ranking = params.schedule, params.ranking
+    if schedule is None or params.steps is None:
+        linear = dream and params.steps is not None and "schedule=linear" not in facts.unserved
+        schedule = "linear" if linear else "even"
+    changes: dict[str, Any] = {"schedule": schedule}
     if ranking is None:
-        served = "ranking=sampled" not in facts.unserved
-        ranking = "sampled" if served and facts.model.architecture == "dream" else "model"
+        ranking = "sampled" if dream and "ranking=sampled" not in facts.unserved else "model"
     if params.temperature == 0 and not params.cuts:
         ranking = "model"
     if ranking == "model" and not params.draws:

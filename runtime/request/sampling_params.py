@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,8 +18,17 @@ ALIASES = {"maskgit_plus": "low_confidence", "topk_margin": "margin"}
 """Dream's names of strategies."""
 SCHEDULES = ("even", "linear")
 RANKINGS = ("model", "sampled")
+STRUCTURES = ("json_schema", "regex", "choice")
+"""What says what the text must be: one of them."""
+MAX_STRUCTURE = 1 << 16
+"""Characters of one of them."""
+_AGAINST_STRUCTURE = (
+    "stop", "stop_token_ids", "ignore_eos", "min_tokens", "logits_eos_inf", "confidence_eos_eot_inf", "alg_temp",
+    "threshold_decay", "kl_threshold",
+)  # fmt: skip
 MAX_LOGIT_BIAS = 1024
 MAX_KL_HISTORY = 1024
+MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 1024
 DEFAULT_THRESHOLD = 0.9
@@ -93,6 +103,15 @@ class SamplingParams:
         eos_penalty: subtracted from the logits of all tokens that end the model's texts.
         logits_eos_inf: EOS, as config.json has it, is impossible (LLaDA's evaluation).
         confidence_eos_eot_inf: masks for which a token that ends the model's texts is chosen are committed last.
+        cfg_scale: w of LLaDA's classifier-free guidance, in cache mode `none` alone: each step runs a second forward
+            with the prompt masked, and decodes by u + (w + 1) * (c - u) of that one's logits u and the usual ones c.
+        logprobs: give with each token its natural log-probability, by the model's distribution (guided, but undisturbed
+            by temperature, cuts, penalties and biases) in the forward that committed it, and those of so many (0 to
+            20) most probable tokens there. None: none.
+        json_schema: the text must be JSON that satisfies this schema, which is an object, or its text.
+        regex: the text must match this regular expression as a whole.
+        choice: the text must be one of these. At most one of json_schema, regex and choice; the text is then committed
+            from left to right, and always complete: see docs/serving.md.
         seed: of the draws; the same seed gives the same tokens whatever else runs. None draws one.
         stop: strings (or one string) that end the text; they are not part of it. One that spells a special token is
             that token. Kept as a tuple.
@@ -132,6 +151,11 @@ class SamplingParams:
     eos_penalty: float = 0.0
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
+    cfg_scale: float = 0.0
+    logprobs: int | None = None
+    json_schema: str | Mapping[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: Sequence[str] = ()
     seed: int | None = None
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
@@ -184,6 +208,7 @@ class SamplingParams:
             object.__setattr__(self, "strategy", ALIASES.get(self.strategy, self.strategy))
         self._check_rule()
         self._check_distribution()
+        self._check_structure()
         if self.strategy not in STRATEGIES:
             PARAMETER.refuse("strategy", self.strategy, f"one of {', '.join((*STRATEGIES, *ALIASES))}")
         if self.schedule not in (None, *SCHEDULES):
@@ -198,6 +223,8 @@ class SamplingParams:
             raise InvalidRequestError(message, field=name, value=getattr(self, name), limit="steps")
         if self.seed is not None:
             PARAMETER.integer("seed", self.seed, 0)
+        if self.logprobs is not None:
+            PARAMETER.integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 PARAMETER.refuse("stop", text, "strings of at least one character")
@@ -238,6 +265,7 @@ class SamplingParams:
         for name in ("presence_penalty", "frequency_penalty", "eos_penalty"):
             PARAMETER.number(name, getattr(self, name), -100.0, 100.0)
         PARAMETER.integer("min_tokens", self.min_tokens, 0)
+        PARAMETER.number("cfg_scale", self.cfg_scale, 0.0, 100.0)
         bias: Any = self.logit_bias
         if isinstance(bias, tuple) and not bias:
             return
@@ -253,6 +281,40 @@ class SamplingParams:
             PARAMETER.number("logit_bias", value, -100.0, 100.0)
         object.__setattr__(self, "logit_bias", tuple((token, float(value)) for token, value in pairs))
 
+    def _check_structure(self) -> None:
+        """The fields that say what the text must be, and those that can't be had beside them."""
+        if self.json_schema is not None:
+            object.__setattr__(self, "json_schema", _schema_text(self.json_schema))
+        if self.regex is not None and not isinstance(self.regex, str):
+            PARAMETER.refuse("regex", self.regex, "a string")
+        choices: Any = () if self.choice is None else self.choice
+        is_list = isinstance(choices, Sequence) and not isinstance(choices, str)
+        if not is_list or any(not isinstance(text, str) for text in choices):
+            PARAMETER.refuse("choice", choices, "a list of strings")
+        object.__setattr__(self, "choice", tuple(choices))
+        given = [name for name in STRUCTURES if getattr(self, name) not in (None, ())]
+        if not given:
+            return
+        name, value = given[-1], getattr(self, given[-1])
+        if len(given) > 1:
+            message = f"{name} is {shorten(value)}, but {given[0]} is given too; a request takes at most one"
+            raise InvalidRequestError(message, field=name, value=shorten(value), limit=", ".join(STRUCTURES))
+        size = sum(map(len, value))
+        if size > MAX_STRUCTURE:
+            message = f"{name} has {size} characters; it must have at most {MAX_STRUCTURE}"
+            raise InvalidRequestError(message, field=name, value=size, limit=MAX_STRUCTURE)
+        out = [other for other in _AGAINST_STRUCTURE if getattr(self, other)]
+        out += ["strategy"] if self.strategy == "origin" else []
+        out += ["entropy_bound"] if self.entropy_bound is not None else []
+        for other in out:
+            message = f"{other} is {shorten(getattr(self, other))}, which can't be used with {name}"
+            raise InvalidRequestError(message, field=other, value=getattr(self, other), limit=name)
+
+    @property
+    def structure(self) -> str | None:
+        """Which of STRUCTURES it has; None: the text is free."""
+        return next((name for name in STRUCTURES if getattr(self, name) not in (None, ())), None)
+
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
         """(token, bias) pairs of `logit_bias`."""
@@ -267,6 +329,11 @@ class SamplingParams:
     def draws(self) -> bool:
         """Whether tokens are drawn."""
         return self.temperature > 0 and self.top_k != 1
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a step."""
+        return 2 if self.cfg_scale else 1
 
     @property
     def cuts(self) -> bool:
@@ -306,3 +373,18 @@ class SamplingParams:
         if self.steps is None:
             return None
         return max(1, self.steps // blocks + (index < self.steps % blocks))
+
+
+def _schema_text(schema: Any) -> str:
+    """A schema as JSON, the same for equal ones. Raises InvalidRequestError for what is no JSON."""
+    value = schema
+    try:
+        if isinstance(schema, str):
+            value = json.loads(schema, parse_constant=_no_number)
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        PARAMETER.refuse("json_schema", schema, "a JSON schema: an object, or the text of one")
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(name)

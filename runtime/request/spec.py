@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import CacheMode
+from ..grammar.grammar import Grammar
 from .sampling_params import SamplingParams
 from .snapshot import StreamMode
 
@@ -30,6 +31,7 @@ class RequestSpec:
         stop_ids: tokens that end its text, or each hole of its template.
         end_ids: tokens that end the model's texts, whatever ends this one.
         template: int64 [max_new_tokens], a token where the canvas is fixed and -1 for a mask; None: all masks.
+        grammar: what its text must satisfy; None: it is free.
         targets: int64 [n, 2], pairs (position in the canvas, token); makes it a scoring request: one forward gives the
             log-probabilities of the targets, nothing is committed or captured.
         shared_prefix: leading prompt tokens that the caller has warmed on their own; the reuse margin does not apply
@@ -51,6 +53,7 @@ class RequestSpec:
     stop_ids: frozenset[int]
     end_ids: frozenset[int] = frozenset()
     template: Tokens | None = None
+    grammar: Grammar | None = None
     targets: Tokens | None = None
     shared_prefix: int = 0
     priority: int = 0

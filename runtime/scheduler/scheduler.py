@@ -288,6 +288,7 @@ class Scheduler:
                 held(request).page_table, canvas.leading(), canvas.template(),
                 frozenset() if spec.template is not None else spec.stop_ids, spec.end_ids,
                 marks=request.denoising is not None,
+                grammar=spec.grammar,
             )
         )  # fmt: skip
 
@@ -341,6 +342,8 @@ class Scheduler:
     def _advance(self, request: Request, result: StepResult) -> None:
         tally, canvas, counters = request.tally, request.canvas, self.counters
         refreshes = MODES[request.spec.cache_mode].refreshes
+        if result.logprobs:
+            request.note(result)
         tally.nfe += result.nfe
         tally.computed_token_layers += result.token_layers
         tally.entropy = max(tally.entropy, result.entropy)

@@ -70,6 +70,10 @@ class TextStream:
         """Each token's own text, special tokens included; "" without a tokenizer."""
         return pieces(self._tokenizer, token_ids)
 
+    def spell(self, token: int) -> str:
+        """Text of one token alone, special tokens as they are spelled; '' without a tokenizer."""
+        return "" if self._tokenizer is None else self._tokenizer.decode([token], skip_special_tokens=False)
+
     def _ends(self, full: str, searched: int, token_ids: Sequence[int]) -> bool:
         """Whether a stop string ends the text `full`; its first `searched` characters hold none."""
         begin = max(0, searched - self._longest + 1)

@@ -20,6 +20,7 @@ from ..model.registry import load_config
 from ..model.settings import default_block_length, load_profile
 from ..model.slices import check_tp_size
 from ..request.facts import Facts
+from ..request.structure import load_vocabulary
 from .cpu.executor import CpuExecutor
 from .device import choose_dtype, device_of_rank
 from .executor import Executor
@@ -85,9 +86,9 @@ def build_worker(
 
 
 def _build_cpu_executor(
-    _: EngineConfig, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, __: Facts
+    _: EngineConfig, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, facts: Facts
 ) -> CpuExecutor:
-    return CpuExecutor(decoder, kv, boundary)
+    return CpuExecutor(decoder, kv, boundary, lambda: load_vocabulary(facts))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..model.decoder import Decoder
-from ..request.forward import AddRequest, ForwardItem, Grow
+from ..request.forward import AddRequest, ForwardItem, Grow, Logprob
 from .canvas import Canvas, Tokens
 from .pools import BoundaryPool, KVPool
 
@@ -27,6 +27,8 @@ class Ran:
         scores: log-probabilities of its targets.
         confidences: of the tokens that it committed, by position, for a canvas with marks; empty: unknown.
         entropy: the largest entropy, in nats, of a token that it committed, where the request has `refresh_entropy`.
+        logprobs: (log-probability, top) of the newly committed tokens, in order of position, if asked for; their step
+            is 1.
         finite: False if logits at its masks gave no probabilities; it then never commits anything again.
     """
 
@@ -34,6 +36,7 @@ class Ran:
     block: Tokens | None = None
     scores: list[float] = field(default_factory=list)
     confidences: Sequence[float] = ()
+    logprobs: list[Logprob] = field(default_factory=list)
     finite: bool = True
     entropy: float = 0.0
 

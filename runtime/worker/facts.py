@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
 from ...radix_cache.config import TreeConfig
 from ...radix_cache.depth_profile import DepthProfile
 from ..config import EngineConfig
+from ..errors import shorten
 from ..model.config import ModelConfig
 from ..model.generation_config import FILE, eos_ids, read_generation_config
 from ..model.settings import boundary_depths, check_pool, layers_of_band, pool_sizes
 from ..model.slices import config_of_rank
 from ..request.facts import Facts
 from ..request.generation_defaults import sampling_defaults
+
+logger = logging.getLogger(__name__)
 
 
 def make_facts(
@@ -48,6 +53,14 @@ def make_facts(
         boundary_pages=boundary_pages, depth_profile=profile.to_json(), device=device, dtype=dtype,
         max_block_length=max_block_length, max_stop_ids=max_stop_ids, unserved=unserved,
         eos_ids=eos_ids(folder, model.embedding_size),
-        generation=sampling_defaults(folder),
+        generation=_served(sampling_defaults(folder), unserved),
         block_length_source=FILE if "block_length" in read_generation_config(folder) else "built-in",
     )  # fmt: skip
+
+
+def _served(defaults: dict[str, Any], unserved: tuple[str, ...]) -> dict[str, Any]:
+    """Defaults that the device serves: a request that says nothing must not be refused for the others."""
+    out = {name: value for name, value in defaults.items() if name in unserved or f"{name}={value}" in unserved}
+    for name, value in out.items():
+        logger.warning("%s of %s is left out: this device does not serve %s", name, FILE, shorten(value))
+    return {name: value for name, value in defaults.items() if name not in out}

@@ -134,9 +134,10 @@ class Worker:
         return count
 
     def _note(self, item: ForwardItem, canvas: Canvas, ran: Ran, result: StepResult) -> None:
-        result.nfe += ran.nfe
+        passes = ran.nfe * canvas.sampling.passes
+        result.nfe += passes
         result.entropy = max(result.entropy, ran.entropy)
-        result.token_layers += ran.nfe * item.token_layers(self.executor.decoder.num_layers)
+        result.token_layers += passes * item.token_layers(self.executor.decoder.num_layers)
         if ran.block is not None:
             positions, tokens = canvas.take(ran.block, ran.nfe)
             result.positions += positions
@@ -144,6 +145,7 @@ class Worker:
             if isinstance(result, MarkedResult) and result.marks is not None:
                 result.marks.confidences += ran.confidences or [None] * len(tokens)
                 result.marks.passes += [result.nfe] * len(tokens)
+            result.logprobs += [one._replace(step=result.nfe) for one in ran.logprobs]
         if ran.finite and not any(map(math.isnan, ran.scores)):
             result.scores += ran.scores
         else:  # this request's failure alone

@@ -305,8 +305,7 @@ def answer(
                 p = model.probabilities(hidden[rows])
                 quota = None
                 if steps is not None:
-                    base, extra = divmod(stop - start, steps // len(blocks))
-                    quota = max(1, base + (step < extra))
+                    quota = quotas(model, stop - start, steps // len(blocks))[step]
                 chosen, close = commits(p, strategy, threshold, factor, quota)
                 gap = min(gap, close)
                 for index in chosen:
@@ -328,6 +327,20 @@ def answer(
         cache.capture(tokens[:frontier], model.num_layers, 1.0, session, {})
     canvas = [None if at in open_at else tokens[at] for at in range(length, length + max_new_tokens)]
     return Answer(tokens[length:frontier], canvas, nfe, session.token_layers, cut, depth, refreshes, stopped, gap)
+
+
+def quotas(model: Dense, masks: int, steps: int) -> list[int]:
+    """Masks that each forward of a block commits: LLaDA's are spread evenly; Dream's follow its times from 1 to 1e-3,
+    and those that commit nothing are left out."""
+    if model.llada:
+        base, extra = divmod(masks, steps)
+        return [max(1, base + (step < extra)) for step in range(steps)]
+    times = torch.linspace(1, 1e-3, steps + 1)
+    counts: list[int] = []
+    for step in range(steps):
+        left = masks - sum(counts)
+        counts.append(int(left * (1 - times[step + 1] / times[step])) if step < steps - 1 else left)
+    return [count for count in counts if count]
 
 
 def commits(

@@ -15,6 +15,7 @@ from ..choices import check_body, end, events, frame, headers, openai_values
 from ..conversation import check_ordinary, conversation
 from ..field_table import CHAT
 from ..json_body import JSONBodyRoute
+from ..logprobs import of_chat, take_logprobs
 from ..preparation import prepared
 from ..replies import JSONReply, usage
 from ..schemas import ChatBody
@@ -37,7 +38,8 @@ async def chat_completions(
     nested = body.chat_template_kwargs
     adopt_routing(body, nested)
     limit, name = _length(body)
-    values = merged(knobs_of(nested), openai_values(body.fields(), limit, drop=("messages", "rid")))
+    own = take_logprobs(body, openai_values(body.fields(), limit, drop=("messages", "rid")))
+    values = merged(knobs_of(nested), own)
     values["stop"] = use.with_stop(values.get("stop"))
     names = names_of("messages", [prompt], True, name, [values])
     batch = make_batch(state, request, body, [prompt], [values], names)
@@ -72,7 +74,13 @@ def _choice(state: ServerState, batch: Batch, use: ToolUse, index: int, output: 
     if calls:
         message |= {"content": text or None, "tool_calls": [_call(call) for call in calls]}
     ended = end(state, batch, index, output)
-    return {"index": index, "message": message, "logprobs": None, **_with_calls(ended, bool(calls))}
+    logprobs = _logprobs(batch, index, output)
+    return {"index": index, "message": message, "logprobs": logprobs, **_with_calls(ended, bool(calls))}
+
+
+def _logprobs(batch: Batch, index: int, output: RequestOutput, start: int = 0) -> dict[str, Any] | None:
+    """Of the tokens from number `start` on; None if they were not asked for."""
+    return None if batch.inputs[index].sampling.logprobs is None else of_chat(output.logprobs[start:])
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
@@ -91,7 +99,7 @@ class _Deltas:
         self._state = state
         self._batch = batch
         self._use = use
-        self._shown = [(0, 0)] * len(batch.inputs)  # characters of text, calls
+        self._shown = [(0, 0, 0)] * len(batch.inputs)  # characters of text, calls, tokens with log-probabilities
 
     def choice(self, index: int, text: str, output: RequestOutput | None) -> dict[str, Any] | None:
         """The choice of the next chunk; None: there is nothing new to show."""
@@ -100,11 +108,13 @@ class _Deltas:
             said: dict[str, Any] = {"role": "assistant", "content": ""}
             return {"index": index, "delta": said, "logprobs": None, **ended}
         whole, calls = self._use.read(output)
-        length, count = self._shown[index]
+        length, count, told = self._shown[index]
         said = {"content": whole[length:]} if len(whole) > length or not self._use.names else {}
         if len(calls) > count:
             said["tool_calls"] = [{"index": i, **_call(call)} for i, call in enumerate(calls) if i >= count]
-        self._shown[index] = len(whole), len(calls)
-        if not said and not output.finished and output.snapshot is None:
+        silent = not said and not output.finished and output.snapshot is None
+        self._shown[index] = len(whole), len(calls), told if silent else len(output.logprobs)
+        if silent:
             return None
-        return {"index": index, "delta": said, "logprobs": None, **_with_calls(ended, bool(calls))}
+        logprobs = _logprobs(self._batch, index, output, told)
+        return {"index": index, "delta": said, "logprobs": logprobs, **_with_calls(ended, bool(calls))}

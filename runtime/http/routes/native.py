@@ -17,6 +17,7 @@ from ..canvases import holes, templates
 from ..field_table import CUSTOM, GENERATE, SAMPLING
 from ..fields import check_fields
 from ..json_body import JSONBodyRoute
+from ..logprobs import native, take_logprobs
 from ..preparation import prepared
 from ..replies import JSONReply, meta_info, snapshot
 from ..schemas import GenerateBody
@@ -38,7 +39,7 @@ async def generate(
     """
     check_fields(GENERATE, body.fields())
     prompts, single = _prompts(body)
-    values = _sampling_values(body, len(prompts))
+    values = [take_logprobs(body, each) for each in _sampling_values(body, len(prompts))]
     canvases = templates(body.canvas, len(prompts), single)
     names = names_of("input_ids" if body.text is None else "text", prompts, single, "max_new_tokens", values)
     for index, canvas in enumerate(canvases):
@@ -51,11 +52,11 @@ async def generate(
         for i, item in enumerate(batch.inputs)
     ))  # fmt: skip
     batch = await prepared(state, request, batch)
-    headers = {"x-request-id": batch.rid}
+    headers, texts = {"x-request-id": batch.rid}, bool(body.return_text_in_logprobs)
     if body.stream:
-        return await EventStream(_events(state, batch), headers).prepare(request)
+        return await EventStream(_events(state, batch, texts), headers).prepare(request)
     outputs = await state.generations.collect(request, batch.rid, batch.inputs, state.at_a_time)
-    replies = [_reply(state, o, item) for o, item in zip(outputs, batch.inputs, strict=True)]
+    replies = [_reply(state, o, item, texts) for o, item in zip(outputs, batch.inputs, strict=True)]
     return JSONReply(replies[0] if single and batch.n == 1 else replies, headers=headers)
 
 
@@ -92,21 +93,23 @@ def _sampling_values(body: GenerateBody, count: int) -> list[dict[str, Any]]:
     return [merged(own, knobs_of(values.get("custom_params")), values) for values in each]
 
 
-def _reply(state: ServerState, output: RequestOutput, item: GenerateInput) -> dict[str, Any]:
+def _reply(state: ServerState, output: RequestOutput, item: GenerateInput, texts: bool) -> dict[str, Any]:
     reply: dict[str, Any] = {
         "text": output.text,
         "output_ids": list(output.token_ids),
         "meta_info": meta_info(output, item, state.default_cache_mode),
     }
+    if item.sampling.logprobs is not None:
+        reply["meta_info"] |= native(output.logprobs, item.sampling.logprobs, texts)
     if item.canvas is not None:
         reply["holes"] = holes(output)
     return reply
 
 
-async def _events(state: ServerState, batch: Batch) -> AsyncGenerator[bytes, None]:
+async def _events(state: ServerState, batch: Batch, texts: bool) -> AsyncGenerator[bytes, None]:
     async with state.generations.open(batch.rid, batch.inputs, state.at_a_time) as generation:
         async for index, output in generation.outputs():
-            reply = {**_reply(state, output, batch.inputs[index]), **snapshot(output)}
+            reply = {**_reply(state, output, batch.inputs[index], texts), **snapshot(output)}
             if len(batch.inputs) > 1:
                 reply["index"] = index
             yield event(reply)

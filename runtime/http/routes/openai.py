@@ -18,6 +18,7 @@ from ..choices import check_body, end, events, frame, headers, openai_values
 from ..cost import check_work
 from ..field_table import COMPLETIONS
 from ..json_body import JSONBodyRoute
+from ..logprobs import of_completion, take_logprobs
 from ..preparation import encode_all, prepared
 from ..replies import JSONReply, usage
 from ..schemas import CompletionBody
@@ -35,7 +36,7 @@ async def completions(body: CompletionBody, request: Request, state: Ready) -> R
     """Text or token ids in, choices out; with a list of prompts, n choices for each in order."""
     check_body(COMPLETIONS, body)
     prompts = _completion_prompts(body.prompt)
-    values = openai_values(body.fields(), body.max_tokens, drop=("prompt", "rid"))
+    values = take_logprobs(body, openai_values(body.fields(), body.max_tokens, drop=("prompt", "rid")))
     echo = bool(values.pop("echo", False))
     single = prompts == [body.prompt]
     each = [dict(values) for _ in prompts]
@@ -61,9 +62,14 @@ async def completions(body: CompletionBody, request: Request, state: Ready) -> R
     batch = await prepared(state, request, batch)
     base = frame(state, f"cmpl-{batch.rid}", "text_completion")
 
+    told = [0] * len(batch.inputs)
+
     def choice(index: int, text: str, output: RequestOutput | None) -> dict[str, Any]:
         found = {} if body.canvas is None or output is None else {"holes": holes(output)}
-        return {"index": index, "text": text, "logprobs": None, **found, **end(state, batch, index, output)}
+        top = batch.inputs[index].sampling.logprobs
+        logprobs = None if top is None or output is None else of_completion(output.logprobs, told[index], top)
+        told[index] = 0 if output is None else len(output.logprobs)
+        return {"index": index, "text": text, "logprobs": logprobs, **found, **end(state, batch, index, output)}
 
     if body.stream:
         chunks = events(state, batch, base, heads, body.stream_options, choice, shape=shape)

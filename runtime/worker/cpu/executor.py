@@ -2,54 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...errors import EngineError
+from ...grammar.vocabulary import Vocabulary
 from ...model.decoder import Decoder
 from ...request.forward import AddRequest, ForwardItem, Grow
 from ..canvas import Canvas, Tokens
 from ..executor import Ran
+from ..grammars import Grammars
+from ..logprobs import logprobs_of
 from ..pools import BoundaryPool, KVPool
-from .commit_rules import Stability, by_entropy_bound, by_stability, decayed_threshold
-from .logit_rules import LogitRules
+from .choice import Chooser, guided
 from .runner import Entry, ModelRunner
-from .sampler import choose_commits, choose_tokens, entropies
 
 
 @dataclass(slots=True)
 class _Open:
-    """A canvas's tokens (int64 [prompt + canvas]) and page table (int64 [bands, pages]), what it draws from, what
-    changes its logits, and how its distributions moved."""
+    """A canvas's tokens (int64 [prompt + canvas]), its page table (int64 [bands, pages]), and its chooser."""
 
-    rules: LogitRules
     tokens: Tensor
     page_table: Tensor
-    generator: torch.Generator
-    stability: Stability = field(default_factory=Stability)
+    chooser: Chooser
 
 
 class CpuExecutor:
     """See `Executor`. In fp32 an item's answers do not depend on the other items of its batch."""
 
-    def __init__(self, decoder: Decoder, kv: KVPool, boundary: BoundaryPool):
+    def __init__(
+        self, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, vocabulary: Callable[[], Vocabulary] | None = None
+    ):
+        """`vocabulary` loads the model's tokens, for the first request with a grammar."""
         self.decoder, self.kv, self.boundary = decoder, kv, boundary
         self.runner = ModelRunner(decoder, kv, boundary)
         self._shift = int(decoder.config.shift_logits)
         self._held: dict[int, _Open] = {}
+        self._grammars = Grammars(vocabulary)
 
     def open(self, canvas: Canvas, message: AddRequest) -> None:
         """Hold a canvas's tokens and page table."""
         device = self.decoder.device
         self._held[canvas.serial] = _Open(
-            LogitRules(message.sampling, self.decoder.config.eos_token_id, message.end_ids, message.stop_ids),
             torch.from_numpy(canvas.sequence(message.prompt, self.decoder.config.mask_token_id)).to(device),
             torch.from_numpy(message.page_table.astype(np.int64)).to(device),
-            torch.Generator().manual_seed(message.seed),
+            Chooser.of(message, self.decoder.config.eos_token_id, self._grammars),
         )
 
     def grow(self, canvas: Canvas, message: Grow) -> None:
@@ -76,6 +77,7 @@ class CpuExecutor:
         """Run items together, once."""
         positions = [_positions(item, canvas) for item, canvas in zip(items, canvases, strict=True)]
         held = [self._held[canvas.serial] for canvas in canvases]
+        unguided = self._without_prompts(items, canvases, held, positions)
         hidden = self.runner.forward(
             [
                 Entry(item, own.tokens, own.page_table, wanted - self._shift)
@@ -89,10 +91,36 @@ class CpuExecutor:
             if item.targets is not None:
                 ran.append(Ran(scores=_scores(part, item.targets[:, 1])))
             elif len(wanted):
+                if canvas.serial in unguided:
+                    part = guided(part, unguided[canvas.serial], canvas.sampling.cfg_scale)
                 ran.append(_commit(canvas, own, wanted, part))
             else:
                 ran.append(Ran())
         return 1, ran
+
+    def _without_prompts(
+        self,
+        items: Sequence[ForwardItem],
+        canvases: Sequence[Canvas],
+        held: Sequence[_Open],
+        positions: Sequence[Tokens],
+    ) -> dict[int, Tensor]:
+        """Logits of the positions with prompts masked, for canvases (by serial) that are guided by them.
+
+        These forwards compute whole sequences, whose keys and values those of the usual ones then replace.
+        """
+        entries, serials = [], []
+        for item, canvas, own, wanted in zip(items, canvases, held, positions, strict=True):
+            if canvas.sampling.cfg_scale and len(wanted) and item.targets is None:
+                assert item.start == 0 == item.join
+                tokens = own.tokens.clone()
+                tokens[: canvas.prompt_length] = self.decoder.config.mask_token_id
+                entries.append(Entry(item, tokens, own.page_table, wanted - self._shift))
+                serials.append(canvas.serial)
+        if not entries:
+            return {}
+        parts = self.runner.logits(self.runner.forward(entries)).split([len(entry.wanted) for entry in entries])
+        return dict(zip(serials, parts, strict=True))
 
 
 def _positions(item: ForwardItem, canvas: Canvas) -> Tokens:
@@ -112,34 +140,15 @@ def _scores(logits: Tensor, tokens: Tokens) -> list[float]:
 def _commit(canvas: Canvas, held: _Open, positions: Tokens, logits: Tensor) -> Ran:
     """Commit masks at `positions` by their logits [masks, vocab]."""
     try:
-        start = canvas.prompt_length
-        logits = held.rules.apply(logits, positions - start, held.tokens[:start], canvas.tokens)
-        token, confidence = choose_tokens(logits, canvas.sampling, held.generator)
+        chosen = held.chooser.choose(canvas, positions, logits, held.tokens[: canvas.prompt_length])
     except EngineError:
         return Ran(finite=False)
-    confidence = held.rules.last(token, confidence)
-    entropy = entropies(logits) if canvas.sampling.wants_entropy else None
-    chosen = _chosen(canvas, held, positions, logits, confidence, entropy)
-    tokens, committed = token[chosen], positions[chosen.cpu().numpy()]
-    held.tokens[torch.from_numpy(committed).to(held.tokens.device)] = tokens
+    committed = positions[chosen.indices.cpu().numpy()]
+    held.tokens[torch.from_numpy(committed).to(held.tokens.device)] = chosen.tokens
     block = canvas.block_tokens().copy()
-    block[committed - canvas.block[0]] = tokens.cpu().numpy()
+    block[committed - canvas.block[0]] = chosen.tokens.cpu().numpy()
+    logprobs = logprobs_of(logits[chosen.indices], chosen.tokens, canvas.sampling.logprobs)
     return Ran(
-        block=block,
-        confidences=confidence[chosen].tolist() if canvas.marks else (),
-        entropy=0.0 if entropy is None or not len(chosen) else float(entropy[chosen].max()),
-    )
-
-
-def _chosen(
-    canvas: Canvas, held: _Open, positions: Tokens, logits: Tensor, confidence: Tensor, entropy: Tensor | None
-) -> Tensor:
-    """Indices of the masks to commit, by the request's rule."""
-    params, step = canvas.sampling, canvas.block_step
-    if params.entropy_bound is not None and entropy is not None:
-        return by_entropy_bound(entropy, params.entropy_bound)
-    threshold = decayed_threshold(params, len(positions), canvas.block_masks)
-    if params.kl_threshold is not None:
-        passes = held.stability.passes(canvas.block, positions, logits, params.kl_threshold)
-        return by_stability(confidence, passes >= params.kl_history, threshold)
-    return choose_commits(confidence, params, canvas.due(step), held.generator, canvas.share(step), threshold)
+        block=block, confidences=chosen.confidences.tolist() if canvas.marks else (), logprobs=logprobs,
+        entropy=chosen.entropy,
+    )  # fmt: skip

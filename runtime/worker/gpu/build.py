@@ -13,6 +13,7 @@ from ...errors import ConfigError
 from ...model.config import ModelConfig
 from ...model.decoder import Decoder
 from ...request.facts import Facts
+from ...request.structure import load_vocabulary
 from ..device import on_device
 from ..pools import BoundaryPool, KVPool
 from .executor import CudaExecutor
@@ -127,7 +128,7 @@ def build_cuda_executor(
         capture = decoder.device.type == "cuda" and not config.disable_cuda_graph
     graphs = ForwardGraphs(runner, sampler, sizes, capture)
     assert config.max_refresh_tokens is not None
-    executor = CudaExecutor(runner, sampler, graphs, config.max_refresh_tokens)
+    executor = CudaExecutor(runner, sampler, graphs, config.max_refresh_tokens, lambda: load_vocabulary(facts))
     if capture:
         with on_device(decoder.device):
             graphs.warm_up(block_length + int(decoder.config.shift_logits), block_length, config.cache_mode != "dual")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 
 from ...errors import EngineError
+from ...grammar.vocabulary import Vocabulary
 from ...request.forward import AddRequest, ForwardItem, Grow
-from ..canvas import Canvas
+from ..canvas import Canvas, Tokens
+from ..cpu.choice import guided
 from ..executor import Ran
+from ..grammars import Grammars
+from ..logprobs import logprobs_of
 from .graphs import ForwardGraphs
-from .refresh_plan import plan_refresh
+from .host_commits import HostCommits
+from .refresh_plan import RefreshPlan, plan_refresh
 from .runner import CudaRunner
 from .sampler import BlockSampler
 from .slot_request import SlotRequest
@@ -24,6 +29,7 @@ from .warm_up import warm_up_sizes
 Blocks = Sequence[npt.NDArray[np.int64]]
 """Rows by `CanvasSlots.read`."""
 Scores = dict[int, list[float]]
+Read = dict[int, Ran]
 """By item number."""
 
 
@@ -41,14 +47,19 @@ class CudaExecutor:
         sampler: commits after refreshes.
         graphs: runs block steps and small refreshes.
         most_rows: tokens of a forward that there is memory for.
+        vocabulary: loads the model's tokens, for the first request with a grammar.
     """
 
-    def __init__(self, runner: CudaRunner, sampler: BlockSampler, graphs: ForwardGraphs, most_rows: int):
+    def __init__(
+        self, runner: CudaRunner, sampler: BlockSampler, graphs: ForwardGraphs, most_rows: int,
+        vocabulary: Callable[[], Vocabulary] | None = None,
+    ):  # fmt: skip
         self.decoder, self.kv, self.boundary = runner.decoder, runner.kv, runner.boundary
         self.runner = runner
         self.graphs = graphs
         self._sampler, self._most_rows = sampler, most_rows
         self._shift = int(runner.decoder.config.shift_logits)
+        self._host = HostCommits(runner.slots, runner.decoder.config.eos_token_id, Grammars(vocabulary))
 
     @torch.inference_mode()
     def warm_up(self, block: int, most_tokens: int) -> None:
@@ -89,6 +100,7 @@ class CudaExecutor:
         except torch.OutOfMemoryError:  # copies need little memory, but forwards may have fragmented it
             torch.cuda.empty_cache()
             canvas.slot = self.runner.slots.take(request)
+        self._host.open(canvas, message)
 
     def grow(self, canvas: Canvas, message: Grow) -> None:
         """Lengthen a slot's page table."""
@@ -97,6 +109,7 @@ class CudaExecutor:
     def close(self, canvas: Canvas) -> None:
         """Free a canvas's slot."""
         self.runner.slots.give_back(canvas.slot)
+        self._host.close(canvas)
 
     def audit_inputs(self, canvas: Canvas) -> tuple[Tensor, Tensor]:
         """Copies of a slot's tokens and page table."""
@@ -112,28 +125,33 @@ class CudaExecutor:
     def run(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas], at_most: int) -> tuple[int, list[Ran]]:
         """Run items together: as many block steps as are sure to be needed, or one other forward."""
         scores: Scores = {}
+        read: Read = {}
         blocks: Blocks
         self.runner.slots.upload_tables()
         try:
-            if self.graphs.takes(items):
+            if self.graphs.takes(items) and not any(self._is_read(canvas) for canvas in canvases):
                 count = min(at_most, *(canvas.sure_steps() for canvas in canvases))
                 blocks = [
                     row for part in self._parts(items) for row in self.graphs.run(items[part], canvases[part], count)
                 ]
             else:
                 count = 1
-                blocks, scores = self._refresh(items, canvases)
+                blocks, scores, read = self._refresh(items, canvases)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             message = f"out of GPU memory in a forward of {len(items)} requests; see max_refresh_tokens"
             raise EngineError(message, field="max_refresh_tokens") from error
         ran = []
         for number, (item, canvas, block) in enumerate(zip(items, canvases, blocks, strict=True)):
-            if len(canvas.open_positions(item.block_start, item.block_stop)):
+            if number in read and self._host.has(canvas):
+                ran.append(read[number])
+            elif len(canvas.open_positions(item.block_start, item.block_stop)):
                 commits = int(block[-1])
                 finite = commits >= 0  # see CanvasState.nfe
                 forwards = (commits if finite else ~commits) - canvas.nfe
-                ran.append(Ran(forwards, block[: item.block_stop - item.block_start], finite=finite))
+                logprobs = read[number].logprobs if number in read else []
+                block = block[: item.block_stop - item.block_start]
+                ran.append(Ran(forwards, block, finite=finite, logprobs=logprobs))
             else:
                 ran.append(Ran(count, scores=scores.get(number, [])))
         return count, ran
@@ -145,22 +163,81 @@ class CudaExecutor:
         size = -(-len(items) // parts)
         return [slice(first, first + size) for first in range(0, len(items), size)]
 
-    def _refresh(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas]) -> tuple[Blocks, Scores]:
-        """Run a forward of any shape; returns the blocks and scores."""
+    def _is_read(self, canvas: Canvas) -> bool:
+        """Whether the host reads logits of it after each forward, which graphs do not keep."""
+        return canvas.sampling.logprobs is not None or self._host.has(canvas)
+
+    def _refresh(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas]) -> tuple[Blocks, Scores, Read]:
+        """Run a forward of any shape; returns the blocks, the scores, and what the host read."""
         slots = self.runner.slots
-        plan = plan_refresh(items, [c.slot for c in canvases], slots.page_tables, slots.page_size, self._shift)
+        unguided = self._without_prompts(items, canvases)
+        plan = self._plan(items, canvases)
         hidden = self.runner.refresh(plan)
         scores: Scores = {}
-        for number, (item, start, low) in enumerate(zip(items, plan.last_starts, plan.last_lows, strict=True)):
+        for number, item in enumerate(items):
             if item.targets is not None:
-                places = item.targets[:, 0] - self._shift - low + start
+                places = self._rows(plan, number, item.targets[:, 0])
                 scores[number] = self._sampler.scores(hidden, places, item.targets[:, 1])
         sizes = [item.block_stop - item.block_start for item in items]
         if not any(sizes):
-            return [np.empty(1, np.int64)] * len(items), scores
-        masks = sum(len(c.open_positions(*c.block)) for c, size in zip(canvases, sizes, strict=True) if size)
+            return [np.empty(1, np.int64)] * len(items), scores, {}
+        masks = sum(
+            len(c.open_positions(*c.block)) for c, size in zip(canvases, sizes, strict=True)
+            if size and not self._host.has(c)
+        )  # fmt: skip
         if masks:
             draw, shapes = (any(canvas.draws for canvas in canvases), any(canvas.shapes for canvas in canvases))
             room = _power_of_2(len(items)) * _power_of_2(max(sizes))  # few values: each is a kernel of its own
             self._sampler.sample(hidden, plan.last.batch, plan.last_first, room, max(sizes), draw, shapes)
-        return list(slots.read(plan.slots, max(sizes)).cpu().numpy()), scores
+        blocks = list(slots.read(plan.slots, max(sizes)).cpu().numpy())
+        return blocks, scores, self._read(items, canvases, blocks, plan, hidden, unguided)
+
+    def _plan(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas]) -> RefreshPlan:
+        slots = self.runner.slots
+        return plan_refresh(items, [c.slot for c in canvases], slots.page_tables, slots.page_size, self._shift)
+
+    def _rows(self, plan: RefreshPlan, number: int, positions: Tokens) -> Tokens:
+        """Rows of a plan's last hidden states that predict `positions` of its item `number`."""
+        return positions - self._shift - plan.last_lows[number] + plan.last_starts[number]
+
+    def _without_prompts(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas]) -> dict[int, Tensor]:
+        """By item number, logits of the masks of guided canvases by a forward with their prompts masked.
+
+        It computes whole sequences, whose keys and values those of the usual forward then replace.
+        """
+        which = [n for n, canvas in enumerate(canvases) if canvas.sampling.cfg_scale and items[n].targets is None]
+        wanted = {n: canvases[n].open_positions(items[n].block_start, items[n].block_stop) for n in which}
+        which = [n for n in which if len(wanted[n])]
+        if not which:
+            return {}
+        for n in which:
+            assert items[n].start == 0 == items[n].join
+            self._host.mask_prompt(canvases[n], self.decoder.config.mask_token_id)
+        plan = self._plan([items[n] for n in which], [canvases[n] for n in which])
+        hidden = self.runner.refresh(plan)
+        for n in which:
+            self._host.mask_prompt(canvases[n], None)
+        return {n: self._sampler.logits(hidden, self._rows(plan, at, wanted[n])) for at, n in enumerate(which)}
+
+    def _read(
+        self, items: Sequence[ForwardItem], canvases: Sequence[Canvas], blocks: Blocks, plan: RefreshPlan,
+        hidden: Tensor, unguided: dict[int, Tensor],
+    ) -> Read:  # fmt: skip
+        """Commits that the host makes, and log-probabilities of those in `blocks`, by item number."""
+        found: Read = {}
+        for number, (item, canvas, block) in enumerate(zip(items, canvases, blocks, strict=True)):
+            positions = canvas.open_positions(item.block_start, item.block_stop)
+            if not len(positions) or not self._is_read(canvas):
+                continue
+            if not self._host.has(canvas):
+                after = block[positions - item.block_start]
+                positions, tokens = positions[after >= 0], after[after >= 0]
+            logits = self._sampler.logits(hidden, self._rows(plan, number, positions))
+            if number in unguided:
+                logits = guided(logits, unguided[number], canvas.sampling.cfg_scale)
+            if self._host.has(canvas):
+                found[number] = self._host.commit(canvas, positions, logits)
+            else:
+                there = torch.from_numpy(tokens.copy()).to(logits.device)
+                found[number] = Ran(logprobs=logprobs_of(logits, there, canvas.sampling.logprobs))
+        return found

@@ -66,10 +66,15 @@ class BlockSampler:
 
     def scores(self, hidden: Tensor, rows: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]) -> list[float]:
         """Natural log-probabilities of tokens [n] by the logits of `rows` [n] of hidden; the mask is impossible."""
-        at, token = (torch.from_numpy(x.copy()).to(hidden.device) for x in (rows, tokens))
+        token = torch.from_numpy(tokens.copy()).to(hidden.device)
+        return self.logits(hidden, rows).log_softmax(-1).gather(1, token[:, None])[:, 0].tolist()
+
+    def logits(self, hidden: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
+        """fp32 logits [n, vocab] of `rows` [n] of hidden; the mask is impossible."""
+        at = torch.from_numpy(rows.copy()).to(hidden.device)
         logits = self._layers.logits(hidden.index_select(0, at)).float()
         logits[:, self._mask] = -torch.inf
-        return logits.log_softmax(-1).gather(1, token[:, None])[:, 0].tolist()
+        return logits
 
 
 def _parts(masked: MaskedRows) -> list[MaskedRows]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
@@ -158,8 +159,7 @@ def test_a_fork_of_a_state_that_has_ended_leaves_nothing_waiting(tiny):
         (lambda: sgl.gen("x", n=0), sgl.ExpressionError, "n is 0"),
         (lambda: sgl.gen("x", dtype=list), sgl.ExpressionError, "dtype is"),
         (lambda: sgl.gen("x", top_p="high"), sgl.InvalidRequestError, "top_p is 'high'; it must be a number"),
-        (lambda: sgl.gen("x", regex="a+"), sgl.UnsupportedError, "regex is 'a+'; shoal can't honour it"),
-        (lambda: sgl.gen("x", json_schema="{}"), sgl.UnsupportedError, "use json_skeleton"),
+        (lambda: sgl.gen("x", stop_regex="a+"), sgl.UnsupportedError, "stop_regex is 'a+'; shoal can't honour it"),
         (lambda: sgl.frontend.image("a.png"), sgl.UnsupportedError, "image('a.png') can't be had"),
         (lambda: sgl.frontend.video("a.mp4", 4), sgl.UnsupportedError, "video('a.mp4') can't be had"),
         (lambda: sgl.frontend.separate_reasoning(sgl.gen("x")), sgl.UnsupportedError, "separate_reasoning"),
@@ -192,6 +192,16 @@ def test_cuts_of_the_distribution_are_accepted_where_they_change_nothing(tiny):
         s += "abc" + sgl.gen("cut", max_tokens=4, ignore_eos=True, top_p=0.95, min_p=0.1)
 
     assert cut.run(backend=tiny, top_k=5)["cut"] == program.run(backend=tiny)["plain"]
+
+
+def test_texts_that_must_match(tiny):
+    @sgl.function
+    def program(s):
+        s += "abc" + sgl.gen("word", max_tokens=8, regex="[a-c]{3}") + sgl.gen("one", max_tokens=8, choice=["xy", "z"])
+
+    state = program.run(backend=tiny)
+    assert re.fullmatch("[a-c]{3}", state["word"])
+    assert state["one"] in ("xy", "z")
 
 
 def append_number(s):

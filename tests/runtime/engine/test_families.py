@@ -66,7 +66,7 @@ def decoded(config: dict[str, Any], state: dict[str, torch.Tensor], prompt: list
 def test_every_mode_and_batch(model):
     config, state, folder = model
     prompts = [tokens(20, seed=1), tokens(13, seed=2), tokens(20, seed=1)[:12] + tokens(9, seed=3)]
-    params = SamplingParams(max_new_tokens=16, steps=8, ignore_eos=True)
+    params = SamplingParams(max_new_tokens=16, steps=8, schedule="even", ignore_eos=True)
     with make_engine(folder, depth=2) as engine:
         for mode in MODES:
             single = []

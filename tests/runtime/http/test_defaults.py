@@ -11,12 +11,14 @@ import pytest
 from shoal import SamplingParams
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.errors import ModelLoadError
+from shoal.runtime.http.api_error import ApiError
 from shoal.runtime.http.config import ServerConfig
 from shoal.runtime.http.decoding import sampling_params
 from shoal.runtime.http.defaults import Defaults
 from shoal.runtime.request.facts import Facts
 from shoal.runtime.request.generation_defaults import sampling_defaults
 from shoal.runtime.service.info import ServiceInfo
+from shoal.runtime.worker.facts import _served
 from shoal.runtime.worker.null import build_null_worker
 
 
@@ -42,6 +44,15 @@ def test_the_file_is_read(tmp_path: Path) -> None:
     }  # fmt: skip
     assert sampling_defaults(write(tmp_path, temperature=0.7, do_sample=False)) == {"temperature": 0.0}
     assert sampling_defaults(write(tmp_path, temperature=0.7, do_sample=True)) == {"temperature": 0.7}
+    recipe = {"temperature": 0.2, "top_p": 0.95, "top_k": 50, "min_p": 0.05, "repetition_penalty": 1.1}
+    assert sampling_defaults(write(tmp_path, **recipe)) == recipe
+    kept = {"temperature": 0.0, "repetition_penalty": 1.1}
+    assert sampling_defaults(write(tmp_path, **recipe, do_sample=False)) == kept
+    published = {"alg": "origin", "alg_temp": 0.1, "eps": 1e-3, "schedule": "linear"}
+    assert sampling_defaults(write(tmp_path, **published)) == {}  # they speak of steps
+    found = sampling_defaults(write(tmp_path, **published, steps=16))
+    assert found == {"strategy": "origin", "alg_temp": 0.1, "eps": 1e-3, "schedule": "linear", "steps": 16}
+    assert sampling_defaults(write(tmp_path, remasking="random")) == {"strategy": "random"}
     (tmp_path / "generation_config.json").unlink()
     assert sampling_defaults(tmp_path) == {}
 
@@ -115,6 +126,50 @@ def test_a_canvas_that_grows_may_be_as_long_as_the_model_allows() -> None:
     assert shown["canvas_window"] == {"value": 8, "source": "--canvas-window"}
     assert shown["refresh_schedule"] == {"value": "settled", "source": "--refresh-schedule"}
     assert shown["full_refresh_every"] == {"value": None, "source": "built-in"}
+
+
+def test_defaults_that_do_not_go_with_a_request_s_own_fields_do_not_count() -> None:
+    defaults = {"max_new_tokens": 8, "steps": 4, "alg_temp": 0.5, "strategy": "origin", "top_p": 0.9}
+    plain = sampling_params({}, ServerConfig(), defaults)
+    assert (plain.steps, plain.alg_temp, plain.strategy, plain.top_p) == (4, 0.5, "origin", 0.9)
+    rule = sampling_params({"threshold": 0.5}, ServerConfig(), defaults)
+    assert (rule.steps, rule.alg_temp, rule.strategy, rule.top_p) == (None, 0.0, "low_confidence", 0.9)
+    assert sampling_params({"regex": "a"}, ServerConfig(), defaults).steps == 4
+    with pytest.raises(ApiError, match=r"alg_temp is 0\.1, which draws"):
+        sampling_params({"threshold": 0.5, "alg_temp": 0.1}, ServerConfig(), defaults)
+
+
+def test_defaults_that_a_device_does_not_serve_are_left_out(tmp_path: Path, caplog: Any) -> None:
+    assert _served({"top_p": 0.5, "schedule": "linear", "steps": 4}, ("top_p", "schedule=linear")) == {"steps": 4}
+    assert "top_p of generation_config.json is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"alg": "best"}, 'alg is "best"; it must be one of'),
+        ({"alg": "entropy", "strategy": "random"}, 'alg is "entropy" and strategy "random"; send one of them'),
+        ({"alg": "entropy", "remasking": "random"}, 'remasking is "random" and alg "entropy"'),
+        ({"gen_length": 8, "max_new_tokens": 9}, "gen_length is 8 and max_tokens 9; send one of them"),
+        ({"gen_length": -1}, "gen_length is -1; it must be an integer of at least 0"),
+    ],
+)
+def test_published_names_are_in_errors_as_they_were_sent(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        sampling_params(fields, ServerConfig(), {"max_new_tokens": 8}, "max_tokens")
+    assert words in caught.value.message
+    assert caught.value.param == next(reversed([n for n in fields if n in ("alg", "remasking", "gen_length")]))
+
+
+def test_a_mask_of_another_model_is_refused(client: Any) -> None:
+    for name in ("mask_id", "mask_token_id"):
+        reply = client.post("/generate", json={"text": "red", "sampling_params": {"max_new_tokens": 4, name: 126336}})
+        assert (reply.status_code, reply.json()["param"]) == (400, name)
+        assert "this model's mask is 1" in reply.json()["message"]
+    long = {"text": "red", "sampling_params": {"gen_length": 5000}}
+    reply = client.post("/generate", json=long).json()
+    assert reply["param"] == "gen_length"
+    assert "gen_length is 5000" in reply["message"]
 
 
 def test_the_server_says_where_they_come_from(client: Any) -> None:

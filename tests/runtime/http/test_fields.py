@@ -54,7 +54,14 @@ SAMPLES: dict[str, Any] = {
     "parts": [{"text": "red"}], "split_special_tokens": True, "frequency_penalty": 0.5, "presence_penalty": 0.5,
     "repetition_penalty": 1.1, "logit_bias": {"5": 2}, "min_tokens": 1, "min_new_tokens": 1, "alg_temp": 0, "eps": 0.01,
     "schedule": "linear", "ranking": "sampled", "logits_eos_inf": True, "confidence_eos_eot_inf": True,
-    "eos_penalty": 1.5, "input": "red", "instructions": "red", "system": "red", "max_output_tokens": 4,
+    "eos_penalty": 1.5, "return_logprob": True, "logprob_start_len": -1, "return_text_in_logprobs": True,
+    "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["red"]}}},
+    "json_schema": {"const": [1]}, "regex": "[0-9]", "choice": ["red"], "structured_outputs": {"choice": ["red"]},
+    "guided_json": '{"const": 1}', "guided_regex": "[0-9]", "guided_choice": ["red"],
+    "alg": "maskgit_plus", "remasking": "low_confidence", "conf_alg": "entropy", "cfg_scale": 0, "mask_id": 1,
+    "mask_token_id": 1, "gen_length": 4,
+    "logprobs": True, "top_logprobs": 0, "top_logprobs_num": 0,
+    "input": "red", "instructions": "red", "system": "red", "max_output_tokens": 4,
     "stop_sequences": ["."], "suffix": "blue", "tool_choice": "auto", "parallel_tool_calls": False,
     "chat_template": "{{ messages[0].content }}",
     "add_generation_prompt": True, "continue_final_message": True, "name": "a", "reasoning_content": "b",
@@ -65,7 +72,7 @@ SAMPLES: dict[str, Any] = {
 """A value that is right, for every field that something honours (start_profile's have tests of their own)."""
 OTHERS: dict[tuple[str, str], Any] = {
     (RESPONSES, "text"): {"format": {"type": "text"}}, (MESSAGES, "tool_choice"): {"type": "auto"},
-    (COUNT_TOKENS, "tool_choice"): {"type": "auto"},
+    (COUNT_TOKENS, "tool_choice"): {"type": "auto"}, (COMPLETIONS, "logprobs"): 2,
 }  # fmt: skip
 """The same where a place has another type."""
 OF_OTHER_TEMPLATES = ("tools", "tool_calls")
@@ -317,7 +324,11 @@ def test_right_values_of_what_is_honoured_are_accepted(client, place):
         (GENERATE, b'{"text": ' + b"[" * 5_000 + b"]" * 5_000 + b"}", "it is nested too deeply"),
         (GENERATE, b'{"x": ' + b"9" * 5000 + b"}", "it has a number of too many digits"),
         (GENERATE, b'{"text": 5}', "text is 5; it should be a valid string, or it should be a valid list"),
-        (GENERATE, b'{"text": "red", "return_logprob": true}', "return_logprob is true, which is not supported"),
+        (
+            GENERATE,
+            b'{"text": "red", "logprobs": 2}',
+            "logprobs is 2, which is not supported: return_logprob says so here",
+        ),
         (GENERATE, b'{"text": "red", "ignore_eos": 1}', "ignore_eos is 1; it should be a valid boolean"),
         (GENERATE, b'{"text": "red", "sampling_params": {"stop": [false]}}', "stop is false; it must be"),
         (GENERATE, b'{"text": "red", "sampling_params": {"ignore_eos": "x"}}', 'ignore_eos is "x"; it must be true'),

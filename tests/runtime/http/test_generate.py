@@ -197,7 +197,7 @@ def test_cuts_of_the_distribution_are_served_and_change_nothing_where_nothing_is
 
 REFUSED: list[tuple[dict[str, object], str]] = [
     ({"regex": "a+"}, "regex"),
-    ({"json_schema": "{}"}, "json_schema"),
+    ({"json_schema": '{"not": {}}'}, "json_schema.not"),
     ({"stop_regex": ["a"]}, "stop_regex"),
     ({"frequency_penalty": "high"}, "frequency_penalty"),
     ({"presence_penalty": [1]}, "presence_penalty"),
@@ -255,7 +255,7 @@ BAD_BODIES = [
     ({"input_ids": [-1]}, "-1"),
     ({"input_ids": ["a"]}, "input_ids"),
     ({"input_ids": [1.5]}, "input_ids"),
-    ({"text": "red", "return_logprob": True}, "log probabilities"),
+    ({"text": "red", "return_logprob": True, "logprob_start_len": 0}, "log probabilities"),
     ({"text": "red", "image_data": ["x"]}, "image_data"),
     ({"text": "red", "lora_path": "x"}, "lora_path"),
     ({"text": "red", "rid": ""}, "rid"),

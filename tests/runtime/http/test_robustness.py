@@ -130,7 +130,7 @@ async def test_a_mix_of_everything_at_once(server, prices):
     """Good requests among bad ones get what they get alone."""
     rng = random.Random(4)
     good = {"text": chat_text(prices, QUESTION), "sampling_params": {"max_new_tokens": 32}, "cache_mode": "dual"}
-    bad = [{"text": "red " * 700}, {"text": 5}, {"input_ids": [999]}, {"text": "red", "return_logprob": True}]
+    bad = [{"text": "red " * 700}, {"text": 5}, {"input_ids": [999]}, {"text": "red", "top_logprobs_num": 2}]
     async with httpx.AsyncClient(base_url=server.url, timeout=120) as api:
 
         async def one(index):

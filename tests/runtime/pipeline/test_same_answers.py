@@ -27,14 +27,15 @@ OPTIONS: dict[str, Any] = {
     "check_invariants": True, "device": "cpu",
 }  # fmt: skip
 RULES: list[dict[str, Any]] = [
-    {"threshold": 0.5, "max_new_tokens": 16},
+    {"threshold": 0.5, "max_new_tokens": 16, "logprobs": 2},
     {"steps": 6, "max_new_tokens": 24, "ignore_eos": True},
     {"threshold": 0.6, "max_new_tokens": 32, "temperature": 0.8, "seed": 3},
-    {"threshold": 0.5, "max_new_tokens": 32, "stop": ["a", "bc", "Z"]},
+    {"threshold": 0.5, "max_new_tokens": 32, "stop": ["a", "bc", "Z"], "logprobs": 0},
     {"threshold": 0.5, "max_new_tokens": 40, "stop_token_ids": [9, 10]},
     {"steps": 4, "max_new_tokens": 16, "strategy": "random", "seed": 5},
     {"threshold": 0.5, "max_new_tokens": 0},
     {"entropy_bound": 0.5, "max_new_tokens": 48, "canvas_window": 8, "refresh_entropy": 1.0, "ignore_eos": True},
+    {"threshold": 0.5, "max_new_tokens": 24, "regex": "[a-f]{2,12};[g-m]+", "logprobs": 1},
 ]
 
 
@@ -63,6 +64,7 @@ def facts(output: RequestOutput) -> tuple[Any, ...]:
         output.token_ids, output.text, output.finish_reason, output.matched_stop, output.nfe, output.canvas_tokens,
         output.prompt_tokens, output.completion_tokens, output.cached_tokens, output.depth,
         output.reused_token_layers, output.computed_token_layers, output.prefix_refreshes, output.holes,
+        output.logprobs,
     )  # fmt: skip
 
 

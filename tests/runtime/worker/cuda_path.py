@@ -9,6 +9,7 @@ import torch
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.model.decoder import Decoder
 from shoal.runtime.request.facts import Facts
+from shoal.runtime.request.structure import load_vocabulary
 from shoal.runtime.worker.gpu.executor import CudaExecutor
 from shoal.runtime.worker.gpu.graphs import ForwardGraphs
 from shoal.runtime.worker.gpu.runner import CudaRunner
@@ -30,4 +31,5 @@ def cuda_executor(
     )  # fmt: skip
     runner = CudaRunner(decoder, kv, boundary, slots)
     sampler = BlockSampler(runner.layers, slots)
-    return CudaExecutor(runner, sampler, ForwardGraphs(runner, sampler, batch_sizes, capture), most_rows)
+    graphs = ForwardGraphs(runner, sampler, batch_sizes, capture)
+    return CudaExecutor(runner, sampler, graphs, most_rows, lambda: load_vocabulary(facts))

@@ -221,6 +221,9 @@ def test_each_family_ranks_as_its_reference(folders: Any) -> None:
         with make_engine(folder) as engine:
             facts = engine.core.parts.facts
         assert resolved(params, facts).ranking == ranking
+        schedule = resolved(SamplingParams(steps=4), facts).schedule
+        assert schedule == ("even" if ranking == "model" else "linear")
+        assert resolved(SamplingParams(steps=4, schedule="even"), facts).schedule == "even"
         assert resolved(SamplingParams(), facts).ranking == "model"  # one and the same at temperature 0
         plain = resolved(SamplingParams(top_p=0.5, top_k=3, ranking="model"), facts)
         assert (plain.top_p, plain.top_k) == (1.0, 0)

@@ -1,0 +1,93 @@
+"""Which masks of one request become which tokens after a forward, by its own rules of logits, grammar and guidance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...grammar.state import GrammarState
+from ...request.forward import AddRequest
+from ..canvas import Canvas, Tokens
+from ..grammars import Grammars
+from .commit_rules import Stability, by_entropy_bound, by_stability, decayed_threshold
+from .logit_rules import LogitRules
+from .sampler import choose_commits, choose_tokens, entropies
+from .structured import choose_run
+
+
+class Chosen(NamedTuple):
+    """Indices (int64 [n], sorted) of the masks to commit, their tokens (int64 [n]) and confidences (fp32 [n]).
+
+    `entropy`: the largest of theirs, in nats, where the request has `refresh_entropy`.
+    """
+
+    indices: Tensor
+    tokens: Tensor
+    confidences: Tensor
+    entropy: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chooser:
+    """One request's: what changes its logits, what its text must satisfy (None: nothing), what it draws from, and how
+    its distributions moved."""
+
+    rules: LogitRules
+    grammar: GrammarState | None
+    generator: torch.Generator
+    stability: Stability = field(default_factory=Stability)
+
+    @classmethod
+    def of(cls, message: AddRequest, eos: int, grammars: Grammars) -> Chooser:
+        """That of a request; `eos` is EOS as config.json has it."""
+        rules = LogitRules(message.sampling, eos, message.end_ids, message.stop_ids)
+        return cls(rules, grammars.open(message), torch.Generator().manual_seed(message.seed))
+
+    def choose(self, canvas: Canvas, positions: Tokens, logits: Tensor, prompt: Tensor) -> Chosen:
+        """Choose among the masks of the current block.
+
+        Args:
+            positions: int64 [masks], theirs in the whole sequence.
+            logits: [masks, vocab].
+            prompt: int64 [prompt tokens], on the logits' device.
+
+        Raises EngineError for logits that give no probabilities.
+        """
+        changed = self.rules.apply(logits, positions - canvas.prompt_length, prompt, canvas.tokens)
+        entropy = entropies(changed) if canvas.sampling.wants_entropy else None
+        if self.grammar is not None:
+            tokens, confidence = choose_run(changed, canvas, positions, self.grammar, self.generator)
+            chosen = torch.arange(len(tokens), device=tokens.device)
+        else:
+            token, confidence = choose_tokens(changed, canvas.sampling, self.generator)
+            confidence = self.rules.last(token, confidence)
+            chosen = self._commits(canvas, positions, changed, confidence, entropy)
+            tokens, confidence = token[chosen], confidence[chosen]
+        most = 0.0 if entropy is None or not len(chosen) else float(entropy[chosen].max())
+        return Chosen(chosen, tokens, confidence, most)
+
+    def _commits(
+        self, canvas: Canvas, positions: Tokens, logits: Tensor, confidence: Tensor, entropy: Tensor | None
+    ) -> Tensor:
+        """Indices of the masks to commit, by the request's rule."""
+        params, step = canvas.sampling, canvas.block_step
+        if params.entropy_bound is not None and entropy is not None:
+            return by_entropy_bound(entropy, params.entropy_bound)
+        threshold = decayed_threshold(params, len(positions), canvas.block_masks)
+        if params.kl_threshold is not None:
+            passes = self.stability.passes(canvas.block, positions, logits, params.kl_threshold)
+            return by_stability(confidence, passes >= params.kl_history, threshold)
+        return choose_commits(confidence, params, canvas.due(step), self.generator, canvas.share(step), threshold)
+
+
+def guided(logits: Tensor, without_prompt: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance as LLaDA's published generation has it (arXiv 2502.09992, 2410.18514), fp32.
+
+    Both are [masks, vocab], of the sequence and of the one with its prompt masked; -inf stays -inf.
+    """
+    logits, without_prompt = logits.float(), without_prompt.float()
+    found = without_prompt + (scale + 1) * (logits - without_prompt)
+    return found.masked_fill(logits == -torch.inf, -torch.inf)
