@@ -60,7 +60,7 @@ def make_batch(
     if default_max_new_tokens is not None:
         defaults["max_new_tokens"] = default_max_new_tokens
     taken = [take_structure(v) for v in values]
-    names = [replace(f, structure=name) for f, (_, name) in zip(names, taken, strict=True)]
+    names = [replace(f, structure=f.structure or name) for f, (_, name) in zip(names, taken, strict=True)]
     names = [replace(f, length="gen_length", length_given=True) if v.get("gen_length") is not None else f
              for f, (v, _) in zip(names, taken, strict=True)]  # fmt: skip
     for v, _ in taken:

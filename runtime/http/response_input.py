@@ -101,11 +101,27 @@ def response_functions(tools: list[dict[str, Any]] | None) -> list[Mapping[str, 
     return list(tools or ())
 
 
-def check_text_config(text: Mapping[str, Any] | None) -> None:
-    """Raise ApiError (400) for a `text` that asks for more than text."""
+def take_format(text: Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
+    """The sampling field that `text.format` stands for (none: free text), and its name. Raises ApiError (400)."""
+    form = (text or {}).get("format")
+    _check_text_config(text)
+    if not isinstance(form, Mapping) or form.get("type") == "text":
+        return {}, ""
+    if form["type"] == "json_object":
+        return {"json_schema": {"type": "object"}}, "text.format"
+    schema = form.get("schema")
+    if not isinstance(schema, Mapping | bool):
+        message = f"text.format.schema is {shown(schema)}; it must be a JSON schema"
+        raise ApiError(400, message, param="text.format.schema")
+    return {"json_schema": schema}, "text.format.schema"
+
+
+def _check_text_config(text: Mapping[str, Any] | None) -> None:
     for name, value in (text or {}).items():
         kind = value.get("type") if isinstance(value, Mapping) else value
-        if value is None or (name == "format" and kind == "text") or (name == "verbosity" and value == "medium"):
+        if value is None or (name == "verbosity" and value == "medium"):
+            continue
+        if name == "format" and isinstance(value, Mapping) and kind in ("text", "json_object", "json_schema"):
             continue
         shape = f"text.{name}.type is {shown(kind)}" if isinstance(value, Mapping) else f"text.{name} is {shown(value)}"
         message = f"{shape}, which is not supported here; leave it out or send null"

@@ -108,7 +108,7 @@ class ResponseObject:
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": sampling.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": (body.text or {}).get("format") or {"type": "text"}},
             "tool_choice": self.use.choice,
             "tools": [{"type": "function", **tool, "strict": False} for tool in self.use.given],
             "top_p": sampling.top_p,

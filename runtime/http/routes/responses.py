@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -16,7 +17,7 @@ from ..fields import check_fields
 from ..json_body import JSONBodyRoute
 from ..preparation import prepared
 from ..replies import JSONReply
-from ..response_input import check_text_config, response_functions, response_messages
+from ..response_input import response_functions, response_messages, take_format
 from ..response_object import ResponseObject
 from ..schemas import ResponseBody
 from ..sse import EventStream
@@ -48,7 +49,7 @@ def _asked(body: ResponseBody, request: Request, state: ServerState) -> tuple[To
     if body.store:
         message = "store is true; this server keeps no responses: leave it out or send false"
         raise ApiError(400, message, param="store", code="unsupported_parameter")
-    check_text_config(body.text)
+    structure, called = take_format(body.text)
     check_data("metadata", body.metadata)
     check_data("input", body.input)
     for name in ("user", "instructions"):
@@ -60,7 +61,8 @@ def _asked(body: ResponseBody, request: Request, state: ServerState) -> tuple[To
     fields = {name: value for name, value in body.fields().items() if name not in _OWN}
     if body.max_output_tokens is not None:
         fields["max_new_tokens"] = body.max_output_tokens
-    values = merged(knobs_of(body.chat_template_kwargs), fields)
+    values = merged(knobs_of(body.chat_template_kwargs), fields, structure)
     values["stop"] = use.with_stop(values.get("stop"))
     names = names_of("input", [prompt], True, "max_output_tokens", [values])
+    names = [replace(one, structure=called) for one in names]
     return use, make_batch(state, request, body, [prompt], [values], names)

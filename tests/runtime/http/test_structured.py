@@ -65,6 +65,17 @@ def test_the_client_s_own_parsing(api):
         parse(model="shop", messages=MESSAGES, max_tokens=10, response_format=Thing)
 
 
+def test_responses_take_a_format(client, api):
+    form: Any = {"type": "json_schema", "name": "thing", "schema": SCHEMA, "strict": True}
+    reply = api.responses.create(
+        model="shop", input="Which things are red?", max_output_tokens=40, text={"format": form}
+    )
+    assert fits(reply.output_text)
+    assert reply.text.format.name == "thing"
+    bad = {"input": "red", "text": {"format": {**form, "schema": {"not": {}}}}}
+    assert client.post("/v1/responses", json=bad).json()["error"]["param"] == "text.format.schema.not"
+
+
 def test_the_native_route_and_the_fields_of_other_servers(client, api):
     def text(**sampling: Any) -> str:
         body = {"text": "red", "sampling_params": {"max_new_tokens": 40, **sampling}}
