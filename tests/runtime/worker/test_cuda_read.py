@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..tiny import make_engine, tokens
@@ -22,13 +23,29 @@ READ: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("mode", ["none", "prefix", "bicache"])
-def test_texts_under_a_grammar_guidance_and_log_probabilities_are_those_of_the_plain_worker(folder, mode):
-    """In one batch, beside a request without either; the host reads the logits of those that have one."""
+def cases(mode: str) -> tuple[list[list[int]], list[SamplingParams]]:
+    """Prompts and parameters of one batch; in mode `none` with a guided one."""
     prompts = [tokens(15, seed=1) + tokens(3 + i, seed=10 + i) for i in range(len(READ))]
     params = [SamplingParams(max_new_tokens=24, **options) for options in READ]
     if mode == "none":
         params[-1] = SamplingParams(max_new_tokens=24, steps=8, cfg_scale=1.0, logprobs=1)
+    return prompts, params
+
+
+def assert_same(ours: list[RequestOutput], theirs: list[RequestOutput]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.token_ids, one.nfe, one.finish_reason) == (other.token_ids, other.nfe, other.finish_reason)
+        for mine, its in zip(one.logprobs, other.logprobs, strict=True):
+            assert mine is not None
+            assert its is not None
+            assert (mine.token, mine.step, [t for t, _ in mine.top]) == (its.token, its.step, [t for t, _ in its.top])
+            assert mine.logprob == pytest.approx(its.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["none", "prefix", "bicache"])
+def test_texts_under_a_grammar_guidance_and_log_probabilities_are_those_of_the_plain_worker(folder, mode):
+    """In one batch, beside a request without any; the host reads the logits of those that have one."""
+    prompts, params = cases(mode)
     outputs = []
     for cuda in (False, True):
         with make_engine(folder, max_steps_per_message=4 if cuda else 1) as engine:
@@ -37,10 +54,4 @@ def test_texts_under_a_grammar_guidance_and_log_probabilities_are_those_of_the_p
             outputs.append(engine.generate(prompts, params, cache_mode=mode))
             again = engine.generate(prompts[0], SamplingParams(max_new_tokens=24), cache_mode=mode)
             assert len(again.token_ids) > 0  # in a slot that a grammar had
-    for plain, fused in zip(*outputs, strict=True):
-        assert (fused.token_ids, fused.nfe, fused.finish_reason) == (plain.token_ids, plain.nfe, plain.finish_reason)
-        for ours, theirs in zip(fused.logprobs, plain.logprobs, strict=True):
-            assert (ours.token, ours.step, [t for t, _ in ours.top]) == (
-                theirs.token, theirs.step, [t for t, _ in theirs.top],
-            )  # fmt: skip
-            assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+    assert_same(outputs[1], outputs[0])
