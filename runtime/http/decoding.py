@@ -60,6 +60,8 @@ def sampling_params(
     must be `structure_name` (empty: as we do).
     """
     values = {name: value for name, value in values.items() if value is not None}
+    if values.get("logprobs") is False:  # what routes without them accept
+        del values["logprobs"]
     for name in _NUMBERS:
         value = values.get(name)
         if isinstance(value, int) and abs(value) > _LARGEST:  # may be too large for a float
