@@ -14,6 +14,7 @@ from ..request.field_names import FieldNames
 from ..request.input import GenerateInput, Prompt
 from ..request.sampling_params import STRUCTURES, SamplingParams
 from ..request.snapshot import STREAM_MODES, StreamMode
+from ..service.info import ServiceInfo
 from ..service.service import MAX_PRIORITY
 from .api_error import bad_request
 from .cost import check_work
@@ -64,7 +65,7 @@ def make_batch(
     names = [replace(f, length="gen_length", length_given=True) if v.get("gen_length") is not None else f
              for f, (v, _) in zip(names, taken, strict=True)]  # fmt: skip
     for v, _ in taken:
-        _check_masks(v, state.service.info.mask_token_id)
+        _check_masks(v, state.service.info)
     params = [
         sampling_params(v, config, defaults, f.length, f.structure)
         for (v, _), f in zip(taken, names, strict=True)
@@ -156,11 +157,12 @@ def check_unicode(field: str, value: Any) -> None:
             check_unicode(f"{field}[{index}]", part)
 
 
-def _check_masks(values: Mapping[str, Any], mask: int) -> None:
+def _check_masks(values: Mapping[str, Any], info: ServiceInfo) -> None:
     for name in MASKS:
         value = values.get(name)
-        if value is not None and (value != mask or isinstance(value, bool)):
-            raise bad_request(name, f"{name} is {shown(value)}; this model's mask is {mask}, and no other token can be")
+        if value is not None and (value != info.mask_token_id or isinstance(value, bool)):
+            words = f"this model's mask is {info.mask_token_id}, and no other token can be"
+            raise bad_request(name, f"{name} is {shown(value)}; {words}")
 
 
 def _count(n: Any, limit: int) -> int:
