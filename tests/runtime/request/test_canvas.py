@@ -123,7 +123,8 @@ def test_a_quota_counts_masks_not_positions(engine, oracle):
         canvas, nfe, gap = expected_fill(oracle, tokens(9, seed), template, 8, "none", steps=6)
         if gap > GAP:
             break
-    output = engine.generate(tokens(9, seed), SamplingParams(steps=6), cache_mode="none", canvas=template)
+    params = SamplingParams(steps=6, schedule="even")
+    output = engine.generate(tokens(9, seed), params, cache_mode="none", canvas=template)
     assert output.nfe == nfe == 6
     assert [hole.token_ids for hole in output.holes] == [before_eos(canvas[a:b]) for a, b in runs(template)]
 
