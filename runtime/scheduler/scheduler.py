@@ -287,8 +287,7 @@ class Scheduler:
                 spec.rid, spec.prompt, spec.canvas_length, spec.sampling, spec.seed, spec.block_length,
                 held(request).page_table, canvas.leading(), canvas.template(),
                 frozenset() if spec.template is not None else spec.stop_ids, spec.end_ids,
-                marks=request.denoising is not None,
-                grammar=spec.grammar,
+                marks=request.denoising is not None, grammar=spec.grammar,
             )
         )  # fmt: skip
 
@@ -342,8 +341,7 @@ class Scheduler:
     def _advance(self, request: Request, result: StepResult) -> None:
         tally, canvas, counters = request.tally, request.canvas, self.counters
         refreshes = MODES[request.spec.cache_mode].refreshes
-        if result.logprobs:
-            request.note(result)
+        request.note(result)
         tally.nfe += result.nfe
         tally.computed_token_layers += result.token_layers
         tally.entropy = max(tally.entropy, result.entropy)
