@@ -10,7 +10,7 @@ from shoal.runtime.request.output import RequestOutput
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..tiny import make_engine, tokens
-from .test_cuda_worker import on_cuda_path
+from .cuda_path import cuda_executor
 
 READ: list[dict[str, Any]] = [
     {"threshold": 0.4, "logprobs": 2},
@@ -47,10 +47,8 @@ def test_texts_under_a_grammar_guidance_and_log_probabilities_are_those_of_the_p
     """In one batch, beside a request without any; the host reads the logits of those that have one."""
     prompts, params = cases(mode)
     outputs = []
-    for cuda in (False, True):
-        with make_engine(folder, max_steps_per_message=4 if cuda else 1) as engine:
-            if cuda:
-                on_cuda_path(engine)
+    for options in ({}, {"executor": cuda_executor, "max_steps_per_message": 4}):
+        with make_engine(folder, **options) as engine:
             outputs.append(engine.generate(prompts, params, cache_mode=mode))
             again = engine.generate(prompts[0], SamplingParams(max_new_tokens=24), cache_mode=mode)
             assert len(again.token_ids) > 0  # in a slot that a grammar had
