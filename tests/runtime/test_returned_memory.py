@@ -70,7 +70,7 @@ def test_the_worker_returns_it_once_after_it_has_computed(monkeypatch, device, t
     inbox = Quiet([None, run, run, None, drop, None, run, None])
     child: Any = SimpleNamespace(
         inbox=lambda *_: inbox, outbox=lambda *_: SimpleNamespace(send=lambda message: None), ready=lambda facts: None,
-        spec=SimpleNamespace(engine=EngineConfig()),
+        spec=SimpleNamespace(engine=EngineConfig(), name="worker", rank=0),
     )  # fmt: skip
     process = worker.WorkerProcess(child)
     facts = SimpleNamespace(device=device, dtype="float32", kv_pages=1, boundary_pages=1)

@@ -283,3 +283,17 @@ def test_config_must_be_an_engine_config(llada):
     assert caught.value.field == "config"
     with Engine(config=EngineConfig(model_path=str(llada), kv_cache_tokens=64)) as engine:
         assert engine.generate([5], SMALL).finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "near", "kind"),
+    [
+        (SamplingParams, "treshold", "threshold", InvalidRequestError),
+        (SamplingParams, "max_tokens", "max_new_tokens", InvalidRequestError),
+        (EngineConfig, "cache_mod", "cache_mode", ConfigError),
+    ],
+)
+def test_unknown_options_in_python_are_refused_with_the_nearest_name(make, name, near, kind):
+    with pytest.raises(kind, match=rf"{name}.*did you mean {near}\?") as caught:
+        make(**{name: 1})
+    assert caught.value.field == name
