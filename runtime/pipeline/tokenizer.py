@@ -65,7 +65,8 @@ class TokenizerProcess:
         self._detokenizer: Outbox[ToDetokenizer] = child.outbox("detokenizer", ToDetokenizer)
         self._intake: Intake | None = None
         self._backlog: Backlog[ToTokenizer] = Backlog(_BACKLOG)
-        self._long: LongTexts[Generate | Tokenize, Accepted | Refused | Reply] = LongTexts(self._long_work)
+        lanes = (LongTexts[Generate | Tokenize, Accepted | Refused | Reply](self._long_work) for _ in range(2))
+        self._long, self._templates = lanes
 
     def run(self) -> None:
         """Serve until the process ends."""
@@ -89,12 +90,14 @@ class TokenizerProcess:
         )  # fmt: skip
         poller = zmq.Poller()
         poller.register(self._inbox.socket, zmq.POLLIN)
-        poller.register(self._long.ready, zmq.POLLIN)
+        for lane in (self._long, self._templates):
+            poller.register(lane.ready, zmq.POLLIN)
         while True:
             if not self._backlog:
                 poller.poll()
             self._inbox.drain(self._receive, lambda: self._backlog.has_room)
-            self._long.take(lambda _, result: self._pass_on(result))
+            for lane in (self._long, self._templates):
+                lane.take(lambda _, result: self._pass_on(result))
             if self._backlog:
                 self._handle(self._backlog.next())
 
@@ -103,12 +106,12 @@ class TokenizerProcess:
             case Generate():
                 self._backlog.put(message, message.request.rid)
             case Abort(rid=rid):
-                if self._backlog.drop(rid) or self._long.drop(rid):
+                if self._backlog.drop(rid) or self._long.drop(rid) or self._templates.drop(rid):
                     self._child.tell(Outputs([aborted(rid)]))
                 else:
                     self._scheduler.send(message)
             case AbortAll():
-                rids = [*self._backlog.drop_all(), *self._long.drop_all()]
+                rids = [*self._backlog.drop_all(), *self._long.drop_all(), *self._templates.drop_all()]
                 self._child.tell(Outputs([aborted(rid) for rid in rids]))
                 self._scheduler.send(AbortAll(message.number, len(rids)))
             case _:
@@ -116,10 +119,12 @@ class TokenizerProcess:
 
     def _handle(self, message: ToTokenizer) -> None:
         match message:
-            case Generate() | Tokenize() if self._intake is not None and _takes_long(message):
-                self._long.put(message, message.request.rid if isinstance(message, Generate) else None)
             case Generate() | Tokenize():
-                self._pass_on(self._worked(message, self._ready))
+                lane = self._lane(message) if self._intake is not None else None
+                if lane is None:
+                    self._pass_on(self._worked(message, self._ready))
+                else:
+                    lane.put(message, message.request.rid if isinstance(message, Generate) else None)
             case Ask() | StartTrace() | StopTrace():
                 self._scheduler.send(message)
             case Lookup():
@@ -129,6 +134,16 @@ class TokenizerProcess:
             case Begin():
                 self._begin(message.facts)
 
+    def _lane(self, message: Generate | Tokenize) -> LongTexts[Generate | Tokenize, Accepted | Refused | Reply] | None:
+        """The thread for what others should not wait for: templates of clients; long texts and grammars. None: it is
+        done here.
+        """
+        prompt = _prompt(message)
+        if isinstance(prompt, Conversation) and prompt.template is not None:
+            return self._templates
+        has_grammar = isinstance(message, Generate) and message.request.sampling.structure is not None
+        return self._long if has_grammar or _text_length(prompt) > _LONG_TEXT else None
+
     def _pass_on(self, result: Accepted | Refused | Reply) -> None:
         if isinstance(result, Accepted):
             self._scheduler.send(result)
@@ -136,7 +151,7 @@ class TokenizerProcess:
             self._child.tell(result)
 
     def _long_work(self) -> Callable[[Generate | Tokenize], Accepted | Refused | Reply]:
-        """The work of the thread for long texts. It has its own tokenizer, since two threads can't share one."""
+        """The work of a thread for what takes long. It has its own tokenizer, since two threads can't share one."""
         engine, facts = self._child.spec.engine, self._facts
         intake = Intake(engine, facts, load_tokenizer(engine, engine.model_path))
         return lambda message: self._worked(message, lambda: intake)
@@ -174,22 +189,19 @@ class TokenizerProcess:
         return self._intake
 
 
-def _takes_long(message: Generate | Tokenize) -> bool:
-    """Whether others should not wait for it: for a long text, a template of the client's own, or a grammar."""
-    prompt: Any
+def _prompt(message: Generate | Tokenize) -> Any:
     if isinstance(message, Generate):
-        if message.request.sampling.structure is not None:
-            return True
-        prompt = message.request.prompt
-    else:
-        prompt = message.chat or [message.text or "", *(text for text, _ in message.parts or ())]
+        return message.request.prompt
+    return message.chat or [message.text or "", *(text for text, _ in message.parts or ())]
+
+
+def _text_length(prompt: Any) -> int:
+    """Characters of the texts in a prompt."""
     if isinstance(prompt, Conversation):
-        if prompt.template is not None:
-            return True
         prompt = [prompt.messages, prompt.tools, prompt.template_kwargs]
     elif not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
-        return False
-    return sum(map(len, strings(prompt))) > _LONG_TEXT
+        return 0
+    return sum(map(len, strings(prompt)))
 
 
 def _accepted(message: Generate, intake: Intake) -> Accepted:

@@ -55,7 +55,7 @@ def test_a_suffix_is_fixed_text_behind_the_masks(client, ids, prices, steps):
 
 
 def test_a_stream_has_the_text_alone(client, prices):
-    body = {"prompt": chat_text(prices, "Which things are red?"), "suffix": SUFFIX, "max_tokens": 16, "steps": 16,
+    body = {"prompt": chat_text(prices, "Which things are red?"), "suffix": SUFFIX, "max_tokens": 8, "steps": 8,
             "block_length": 4, "ignore_eos": True}  # fmt: skip
     whole = complete(client, **body)["choices"][0]
     with client.stream("POST", "/v1/completions", json={**body, "stream": True, "cache_mode": "none"}) as reply:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from shoal.runtime.http.tool_use import MAX_TOOLS
 from shoal.runtime.text.tool_calls import CLOSE
 
+from .process import ServerProcess
 from .scripted import URL, Scripted, hermes, http_client, quiet
 
 ROME = 'I look.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
@@ -270,3 +272,26 @@ async def test_arguments_keep_their_letters():
     _, choice = await ask('<tool_call>{"name": "add", "arguments": {"a": "é\\u4e2d\\n", "b": 12345678901234567890}}')
     ((_, arguments),) = called(choice)
     assert json.loads(arguments) == {"a": "é中\n", "b": 12345678901234567890}
+
+
+@pytest.mark.slow
+async def test_templates_without_an_end_delay_templates_alone(server: ServerProcess):
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    talk: Any = {"model": "shop", "messages": [{"role": "user", "content": "red"}], "max_tokens": 4}
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+        hostile = [
+            asyncio.ensure_future(client.chat.completions.create(**talk, extra_body={"chat_template": endless}))
+            for _ in range(4)
+        ]
+        reply = await client.chat.completions.create(**talk)
+        assert reply.choices
+        with pytest.raises(openai.BadRequestError, match="the prompt is a text of"):
+            await client.chat.completions.create(**{**talk, "messages": [{"role": "user", "content": "red " * 50_000}]})
+        assert not all(task.done() for task in hostile)
+        for task in hostile:
+            with pytest.raises(openai.BadRequestError, match="chat_template takes longer than 2 seconds"):
+                await task
+        own = await client.chat.completions.create(
+            **talk, extra_body={"chat_template": "<|user|>{{ messages[0].content }}<|end|><|assistant|>"}
+        )
+    assert own.choices[0].message.content == reply.choices[0].message.content
