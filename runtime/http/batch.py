@@ -98,13 +98,17 @@ def make_batch(
 
 
 def names_of(
-    prompt: str, prompts: Sequence[Any], single: bool, length: str, values: Sequence[Mapping[str, Any]]
-) -> list[FieldNames]:
-    """The client's names for prompt and canvas length of each prompt. ApiError (400) for an empty list."""
+    prompt: str, prompts: Sequence[Any], single: bool, length: str, values: Sequence[Mapping[str, Any]],
+    structure: str = "",
+) -> list[FieldNames]:  # fmt: skip
+    """The client's names for prompt, canvas length and structure of each prompt. ApiError (400) for an empty list."""
     if not prompts:
         raise bad_request(prompt, f"{prompt} is an empty list; it must have at least one prompt")
     called = [prompt] if single else [f"{prompt}[{i}]" for i in range(len(prompts))]
-    return [FieldNames(name, length, "max_new_tokens" in v) for name, v in zip(called, values, strict=True)]
+    return [
+        FieldNames(name, length, "max_new_tokens" in v, structure=structure)
+        for name, v in zip(called, values, strict=True)
+    ]
 
 
 def merged(*sources: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def message_tools(body: CountBody) -> ToolUse:
         raise bad_request("tool_choice", message)
     choice = Choice(mode, name if mode == "named" else None, given)
     parallel = False if given.get("disable_parallel_tool_use") else None
-    return tool_use(functions, choice, parallel, inner="", required="any")
+    return tool_use(functions, choice, parallel, inner="", parameters="input_schema")
 
 
 def _text(content: Any, at: str) -> str:

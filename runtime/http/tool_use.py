@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from ..request.output import RequestOutput
 from ..request.sampling_params import MAX_STOP_STRINGS
-from ..text.tool_calls import CLOSE, Answer, beginning_of_call, read_answer
+from ..text.tool_calls import BEGINNING, CLOSE, Answer, beginning_of_call, read_answer
 from .api_error import ApiError, bad_request
+from .structure import take_structure
 from .wording import shown
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -36,6 +37,8 @@ class ToolUse:
         tools: those that the chat template renders, in OpenAI's form; none where no call may come.
         names: of functions that may be called.
         forced: the function that each answer calls.
+        required: each answer is a call of one of several functions.
+        schema: JSON schema that an answer's text is held to; the client's name for it is `schema_name`.
         single: an answer ends with its first call.
         given: the functions, also those that no answer may call.
         choice: what the client chose, in OpenAI's words for Responses.
@@ -44,6 +47,9 @@ class ToolUse:
     tools: tuple[dict[str, Any], ...] = ()
     names: frozenset[str] = frozenset()
     forced: str | None = None
+    required: bool = False
+    schema: dict[str, Any] | None = None
+    schema_name: str = ""
     single: bool = False
     given: tuple[dict[str, Any], ...] = ()
     choice: str | dict[str, str] = "auto"
@@ -51,11 +57,23 @@ class ToolUse:
     @property
     def prefill(self) -> str:
         """Text with which answers begin; it is part of the prompt."""
-        return "" if self.forced is None else beginning_of_call(self.forced)
+        if self.forced is not None:
+            return beginning_of_call(self.forced)
+        return BEGINNING if self.required else ""
+
+    def constrain(self, values: dict[str, Any]) -> None:
+        """Add the schema of calls to sampling fields. Raises ApiError (400) if they say what the text must be, too."""
+        if self.schema is None:
+            return
+        _, other = take_structure(values)
+        if other:
+            words = f"an answer can't be a call (tool_choice is {shown(self.choice)}) and what {other} asks for"
+            raise bad_request("tool_choice", f"tool_choice and {other} are given: {words}")
+        values["json_schema"] = self.schema
 
     def with_stop(self, stop: str | Sequence[str] | None, name: str = "stop") -> str | list[str] | None:
         """The stop strings of a body, and the end of a call where only one is wanted. Raises ApiError (400)."""
-        if not self.single:
+        if not self.single or self.schema is not None:  # what is held to a schema ends by itself
             return stop if stop is None or isinstance(stop, str) else list(stop)
         stops = [stop] if isinstance(stop, str) else list(stop or ())
         if len(stops) >= MAX_STOP_STRINGS:
@@ -68,16 +86,17 @@ class ToolUse:
         if not self.names:
             return Answer(output.text, ())
         ended = CLOSE if self.single and self.forced is None and output.matched_stop == CLOSE else ""
-        return read_answer(output.text + ended, self.names, output.finished, self.forced)
+        begun = BEGINNING if self.required else ""
+        return read_answer(begun + output.text + ended, self.names, output.finished, self.forced)
 
 
 def tool_use(
     functions: Sequence[Mapping[str, Any]], choice: Choice, parallel: bool | None, inner: str = ".function",
-    required: str = "required",
+    parameters: str = "parameters",
 ) -> ToolUse:  # fmt: skip
     """From functions (`name`, `description`, `parameters`), the choice, and whether several calls may come.
 
-    `inner` and `required`: the client's place of a function in an entry of `tools`, and its word for that choice.
+    `inner` and `parameters`: the client's place of a function in an entry of `tools`, and of its schema in a function.
     Raises ApiError (400) for what is malformed or can't be promised.
     """
     if not functions:
@@ -93,19 +112,39 @@ def tool_use(
     given = tuple(checked)
     if choice.mode == "none":
         return ToolUse(given=given, choice="none")
-    forced = choice.name
-    if choice.mode == "required":
-        if len(known) > 1:
-            words = "with several functions a call can't be promised: name the function, or send auto"
-            raise bad_request("tool_choice", f"tool_choice is {shown(required)}; {words}")
+    required, forced = choice.mode == "required" and len(known) > 1, choice.name
+    if choice.mode == "required" and not required:
         (forced,) = known
     if forced is not None and forced not in known:
         raise bad_request("tool_choice", f"tool_choice names {shown(forced)}, which is none of tools")
+    strict = [index for index, function in enumerate(functions) if function.get("strict")]
+    schema, schema_name = None, ""
+    if required:
+        schema_name = "tools"
+        schema = {"anyOf": [_call_schema(checked[i], i in strict) for i in range(len(checked))]}
+    elif forced is not None:
+        index = next(i for i, function in enumerate(checked) if function["name"] == forced)
+        if index in strict:
+            schema, schema_name = checked[index]["parameters"], f"tools[{index}]{inner}.{parameters}"
+    elif strict:
+        at = f"tools[{strict[0]}]{inner}.strict"
+        message = f"{at} is true; arguments are held to a schema only where tool_choice asks for a call: send false"
+        raise ApiError(400, message, param=at, code="unsupported_parameter")
     rendered = tuple({"type": "function", "function": tool} for tool in checked)
     chosen: str | dict[str, str] = choice.mode
     if choice.name is not None:
         chosen = {"type": "function", "name": choice.name}
-    return ToolUse(rendered, known, forced, forced is not None or parallel is False, given, chosen)
+    return ToolUse(
+        rendered, known, forced, required, schema, schema_name, forced is not None or required or parallel is False,
+        given, chosen,
+    )  # fmt: skip
+
+
+def _call_schema(function: dict[str, Any], strict: bool) -> dict[str, Any]:
+    """Of a call of one function, as its JSON stands between the tags."""
+    arguments = function["parameters"] if strict else {"type": "object"}
+    properties = {"name": {"const": function["name"]}, "arguments": arguments}
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 def _checked(function: Mapping[str, Any], at: str) -> dict[str, Any]:
@@ -113,9 +152,8 @@ def _checked(function: Mapping[str, Any], at: str) -> dict[str, Any]:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         message = f"{at}.name is {shown(name)}; it must be 1 to 64 letters, digits, _ or -"
         raise bad_request(f"{at}.name", message)
-    if function.get("strict"):
-        message = f"{at}.strict is {shown(function['strict'])}; arguments are not held to their schema: send false"
-        raise ApiError(400, message, param=f"{at}.strict", code="unsupported_parameter")
+    if not isinstance(function.get("strict"), bool | None):
+        raise bad_request(f"{at}.strict", f"{at}.strict is {shown(function['strict'])}; it must be true or false")
     for key, kind, words in (("description", str, "text"), ("parameters", Mapping, "an object")):
         if not isinstance(function.get(key), kind | None):
             raise bad_request(f"{at}.{key}", f"{at}.{key} is {shown(function[key])}; it must be {words}")

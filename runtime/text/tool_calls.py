@@ -10,6 +10,8 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+BEGINNING = f"{OPEN}\n"
+"""The text of a call up to its JSON."""
 
 
 class ToolCall(NamedTuple):
@@ -28,7 +30,7 @@ class Answer(NamedTuple):
 
 def beginning_of_call(name: str) -> str:
     """The text of a call of `name` up to its arguments."""
-    return f'{OPEN}\n{{"name": {json.dumps(name)}, "arguments": '
+    return f'{BEGINNING}{{"name": {json.dumps(name)}, "arguments": '
 
 
 def read_answer(text: str, names: Collection[str], final: bool, forced: str | None = None) -> Answer:

@@ -41,7 +41,8 @@ async def chat_completions(
     own = take_logprobs(body, openai_values(body.fields(), limit, drop=("messages", "rid")))
     values = merged(knobs_of(nested), own)
     values["stop"] = use.with_stop(values.get("stop"))
-    names = names_of("messages", [prompt], True, name, [values])
+    use.constrain(values)
+    names = names_of("messages", [prompt], True, name, [values], use.schema_name)
     batch = make_batch(state, request, body, [prompt], [values], names)
     batch = await prepared(state, request, batch)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"

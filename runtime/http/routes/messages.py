@@ -38,7 +38,8 @@ async def messages(body: MessagesBody, request: Request, state: Ready) -> Respon
     fields = {name: value for name, value in body.fields().items() if name not in _OWN}
     values = merged(knobs_of(body.chat_template_kwargs), fields, {"max_new_tokens": body.max_tokens})
     values["stop"] = use.with_stop(body.stop_sequences, "stop_sequences")
-    names = names_of("messages", [prompt], True, "max_tokens", [values])
+    use.constrain(values)
+    names = names_of("messages", [prompt], True, "max_tokens", [values], use.schema_name)
     batch = make_batch(state, request, body, [prompt], [values], names)
     batch = await prepared(state, request, batch)
     message = MessageObject(state, batch, use, body.stop_sequences or ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -51,6 +50,7 @@ def _asked(body: ResponseBody, request: Request, state: ServerState) -> tuple[To
         raise ApiError(400, message, param="store", code="unsupported_parameter")
     structure, called = take_format(body.text)
     check_data("metadata", body.metadata)
+    check_data("text", body.text)
     check_data("input", body.input)
     for name in ("user", "instructions"):
         check_unicode(name, getattr(body, name))
@@ -63,6 +63,6 @@ def _asked(body: ResponseBody, request: Request, state: ServerState) -> tuple[To
         fields["max_new_tokens"] = body.max_output_tokens
     values = merged(knobs_of(body.chat_template_kwargs), fields, structure)
     values["stop"] = use.with_stop(values.get("stop"))
-    names = names_of("input", [prompt], True, "max_output_tokens", [values])
-    names = [replace(one, structure=called) for one in names]
+    use.constrain(values)
+    names = names_of("input", [prompt], True, "max_output_tokens", [values], use.schema_name or called)
     return use, make_batch(state, request, body, [prompt], [values], names)

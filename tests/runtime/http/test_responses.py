@@ -149,7 +149,7 @@ async def test_the_stream_helper_of_the_client_agrees():
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "a JSON schema"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format", "grammar"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", "calls no tools itself"),
-        ({"tools": [{**TOOLS[0], "strict": True}]}, "tools[0].strict", "not held to their schema"),
+        ({"tools": [{**TOOLS[0], "strict": True}]}, "tools[0].strict", "only where tool_choice asks for a call"),
         ({"input": []}, "input", ""),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input[0].type", '"reasoning"'),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "keeps no items"),

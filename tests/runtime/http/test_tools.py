@@ -9,6 +9,8 @@ from typing import Any
 import openai
 import pytest
 
+from shoal.runtime.grammar.automaton import Automaton
+from shoal.runtime.grammar.json_schema import expression_of
 from shoal.runtime.http.tool_use import MAX_TOOLS
 from shoal.runtime.text.tool_calls import CLOSE
 
@@ -113,6 +115,46 @@ async def test_a_function_that_was_asked_for_is_called(options, name):
     assert choice.finish_reason == "length"
 
 
+ADD = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+
+
+def accepts(service: Scripted, text: str) -> bool:
+    """Whether the text of an answer may be this."""
+    schema = service.asked[0].sampling.json_schema
+    assert isinstance(schema, str)
+    return Automaton.of(expression_of(json.loads(schema))).accepts(text.encode())
+
+
+async def test_a_call_of_one_of_several_functions_is_held_to_its_form():
+    tools = [function("weather"), function("add", strict=True, parameters=ADD)]
+    service, choice = await ask('{"name": "add", "arguments": {"a": 1}}', tools=tools, tool_choice="required")
+    assert called(choice) == [("add", '{"a": 1}')]
+    assert (choice.message.content, choice.finish_reason) == (None, "tool_calls")
+    assert service.prompt().endswith("<|im_start|>assistant\n<tool_call>\n")
+    assert service.asked[0].sampling.stop == ()
+    assert accepts(service, '{"name": "add", "arguments": {"a": 1}}')
+    assert accepts(service, '{"name": "weather", "arguments": {"city": "Rome", "x": [1]}}')
+    for wrong in ('{"name": "add", "arguments": {"a": "1"}}', '{"name": "other", "arguments": {}}', '{"name": "add"}',
+                  "No.", '{"name": "weather", "arguments": 5}'):  # fmt: skip
+        assert not accepts(service, wrong)
+    _, choice = await ask('{"name": "add", "argu~', tools=tools, tool_choice="required")
+    assert (choice.message.content, choice.message.tool_calls) == ('<tool_call>\n{"name": "add", "argu', None)
+    assert choice.finish_reason == "length"
+
+
+async def test_arguments_of_a_strict_function_that_was_asked_for_are_held_to_its_schema():
+    named = {"type": "function", "function": {"name": "add"}}
+    tools = [function("weather", strict=True), function("add", strict=True, parameters=ADD)]
+    service, choice = await ask('{"a": 1}', tools=tools, tool_choice=named)
+    assert called(choice) == [("add", '{"a": 1}')]
+    assert accepts(service, '{"a": 1}')
+    assert not accepts(service, '{"a": 1}}')
+    assert not accepts(service, '{"a": "1"}')
+    free, _ = await ask('{"a": 1}', tools=[function("weather"), function("add")], tool_choice=named)
+    assert free.asked[0].sampling.json_schema is None
+    assert service.asked[0].names.structure == "tools[1].function.parameters"
+
+
 @pytest.mark.parametrize("answer", [ROME, BOTH, BAD, "No call at all", ROME + " Then.", BAD + "~"])
 @pytest.mark.parametrize("pieces", [1, 7, 1000])
 async def test_a_stream_has_what_the_whole_reply_has(answer, pieces):
@@ -142,14 +184,17 @@ async def test_a_call_and_its_result_go_back_into_the_prompt():
 @pytest.mark.parametrize(
     ("options", "param", "words"),
     [
-        ({"tool_choice": "required"}, "tool_choice", "name the function, or send auto"),
+        (
+            {"tool_choice": "required", "response_format": {"type": "json_object"}},
+            "tool_choice", "tool_choice and response_format are given",
+        ),
         ({"tool_choice": "any"}, "tool_choice", 'tool_choice is "any"'),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", 'names "x"'),
         ({"tool_choice": "required", "tools": []}, "tool_choice", "there are no tools"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type", 'is "custom"'),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "it must be an object"),
         ({"tools": [function("two words")]}, "tools[0].function.name", "1 to 64 letters"),
-        ({"tools": [function("f", strict=True)]}, "tools[0].function.strict", "not held to their schema"),
+        ({"tools": [function("f", strict=True)]}, "tools[0].function.strict", "only where tool_choice asks for a call"),
         ({"tools": [function("f", parameters="x")]}, "tools[0].function.parameters", "it must be an object"),
         ({"tools": [function("f"), function("f")]}, "tools", "two functions of one name"),
         ({"tools": [function(f"f{i}") for i in range(MAX_TOOLS + 1)]}, "tools", "at most 128"),
