@@ -10,7 +10,7 @@ import pytest
 
 from shoal import SamplingParams
 from shoal.runtime.config import EngineConfig
-from shoal.runtime.errors import ModelLoadError
+from shoal.runtime.errors import ConfigError, ModelLoadError
 from shoal.runtime.http.api_error import ApiError
 from shoal.runtime.http.config import ServerConfig
 from shoal.runtime.http.decoding import sampling_params
@@ -189,3 +189,19 @@ def test_any_max_tokens_beside_any_block_length(client: Any) -> None:
     reply = client.post("/v1/completions", json=body).json()
     assert reply["usage"]["completion_tokens"] == 100
     assert reply["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"default_steps": 0}, "default_steps"),
+        ({"default_steps": 4, "default_threshold": 0.5}, "default_threshold"),
+        ({"default_threshold": 2.0}, "default_threshold"),
+        ({"default_strategy": "x"}, "default_strategy"),
+        ({"default_temperature": -1.0}, "default_temperature"),
+    ],
+)
+def test_a_flag_that_no_request_could_have_is_refused_by_its_name(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{field} is ") as caught:
+        ServerConfig(**options)
+    assert caught.value.field == field
