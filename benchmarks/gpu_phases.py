@@ -59,7 +59,7 @@ def layer_flops(model: ModelConfig, tokens: float) -> float:
 
 def floor(
     model: ModelConfig, rates: Rates, requests: int, queries: int, keys: int, head_rows: int, last_queries: int,
-    shared_token_layers: int = 0, experts: float = 0, fp8: bool = False,
+    shared_token_layers: int = 0, experts: float = 0, fp8: bool = False, kv_bytes: int = 2,
 ) -> tuple[float, float]:  # fmt: skip
     """Seconds for bytes and for FLOPs of a forward of `queries` tokens a request, `last_queries` behind the last
     layer's projections of q, k and v. Of a request's `keys`, so many token-layers are the same for all requests.
@@ -85,7 +85,7 @@ def floor(
     in_layers = flops - 2 * head_rows * head
     weight_bytes = 2 * head + (1 if fp8 else 2) * layers
     seconds_of_flops = (flops - in_layers / 2 if fp8 else flops) / rates.flops
-    return (weight_bytes + 2 * kv) / rates.bytes, seconds_of_flops
+    return (weight_bytes + kv_bytes * kv) / rates.bytes, seconds_of_flops
 
 
 class Batch:
@@ -214,7 +214,7 @@ def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, objec
     """Time one phase and write its rows."""
     phase, requests, prompt = str(names["phase"]), int(str(names["requests"])), int(str(names["prompt"]))
     model, total = engine.model_config, prompt + CANVAS
-    fp8 = engine.config.quantization == "fp8"
+    fp8, kv_bytes = engine.config.quantization == "fp8", 2 if engine.config.kv_cache_dtype == "auto" else 1
     if phase.endswith("step"):
         shared = SHARED if phase.startswith("shared") else 0
         batch = Batch(engine, requests, prompt, shared, SHARED_LAYERS)
@@ -222,7 +222,7 @@ def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, objec
         shared_token_layers = shared * SHARED_LAYERS
         experts = experts_of(batch, batch.block())
         bytes_s, flops_s = floor(
-            model, rates, requests, BLOCK, total, requests * BLOCK, BLOCK, shared_token_layers, experts, fp8
+            model, rates, requests, BLOCK, total, requests * BLOCK, BLOCK, shared_token_layers, experts, fp8, kv_bytes
         )
         repeats = 20
     else:
@@ -234,7 +234,7 @@ def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, objec
         queries = total - start
         last, head_rows = (queries, requests * BLOCK) if graphed else (BLOCK, 0)  # a graph runs all of every layer
         experts = model.num_experts  # so many tokens go through all of them
-        bytes_s, flops_s = floor(model, rates, requests, queries, total, head_rows, last, 0, experts, fp8)
+        bytes_s, flops_s = floor(model, rates, requests, queries, total, head_rows, last, 0, experts, fp8, kv_bytes)
         repeats = 3 if requests > 8 else 10
     elapsed = seconds(run, repeats, 2)
     report.phase({
@@ -256,6 +256,7 @@ def main() -> None:
     parser.add_argument("--page-size", type=int, default=64)
     parser.add_argument("--fold-norms", action=argparse.BooleanOptionalAction, default=True, help="the engine's option")
     parser.add_argument("--quantization", choices=("fp8",), help="the engine's option")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "fp8_e4m3"), default="auto", help="the engine's option")
     parser.add_argument("--only", choices=sorted({name for name, *_ in PHASES}), action="append", help="a phase")
     parser.add_argument("--commit", default=None)
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds after which no phase is begun")
@@ -269,6 +270,7 @@ def main() -> None:
     where = {
         "fold_norms": args.fold_norms,
         "quantization": args.quantization or "none",
+        "kv_cache_dtype": args.kv_cache_dtype,
         "command": "python " + " ".join(sys.argv),
         "commit": args.commit or commit(),
         "hardware": hardware(),
@@ -283,6 +285,7 @@ def main() -> None:
             with Engine(
                 str(path), load_format="dummy", device="cuda", depth=DEPTHS[shape], page_size=args.page_size,
                 fold_norms=args.fold_norms, quantization=args.quantization,
+                kv_cache_dtype=args.kv_cache_dtype,
             ) as engine:  # fmt: skip
                 chosen = [case for case in PHASES if not args.only or case[0] in args.only]
                 for phase, requests, prompt in chosen:

@@ -288,6 +288,7 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, help="a JSON file for the time of every forward")
     parser.add_argument("--fold-norms", action=argparse.BooleanOptionalAction, default=True, help="the engine's option")
     parser.add_argument("--quantization", choices=("fp8",), help="the engine's option")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "fp8_e4m3"), default="auto", help="the engine's option")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--commit", default=None)
     args = parser.parse_args()
@@ -301,6 +302,7 @@ def main() -> None:
     print(rates, flush=True)
     table = Table(args.out, {
         "page_size": args.page_size, "fold_norms": args.fold_norms, "quantization": args.quantization or "none",
+        "kv_cache_dtype": args.kv_cache_dtype,
         **rates.columns(),
         "command": "python " + " ".join(sys.argv), "commit": args.commit or commit(), "hardware": hardware(),
         "torch": torch.__version__,
@@ -315,6 +317,7 @@ def main() -> None:
                 str(path), load_format="dummy", device=args.device, depth=DEPTHS[shape], page_size=args.page_size,
                 max_running_requests=32, block_length=BLOCK, fold_norms=args.fold_norms,
                 quantization=args.quantization,
+                kv_cache_dtype=args.kv_cache_dtype,
             ) as engine:  # fmt: skip
                 print(f"{shape}: engine after {time.monotonic() - loaded:.1f} s", flush=True)
                 warm_up(engine, next(cases(shape, args.quick)))

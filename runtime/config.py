@@ -51,6 +51,8 @@ class EngineConfig:
         kv_cache_tokens: token positions that the KV pool holds; None: as many as fit `kv_cache_bytes`.
         kv_cache_bytes: memory for KV pages and boundary pages together, of each rank; None: 1 GiB on a CPU, on a GPU
             what `mem_fraction_static` leaves.
+        kv_cache_dtype: `auto` (that of the weights), or `fp8_e4m3`: keys and values in 8 bits, twice as many in the
+            same memory; numbers beyond 448 become 448. Needs a GPU of compute capability 8.9 or more.
         mem_fraction_static: share of a GPU's memory for weights and pools together; the rest is for forwards.
         max_running_requests: requests with a canvas at a time.
         max_queued_requests: requests that may wait beyond the free places among the running ones; more are refused.
@@ -103,6 +105,7 @@ class EngineConfig:
     layers_per_band: int | None = None
     kv_cache_tokens: int | None = None
     kv_cache_bytes: int | None = None
+    kv_cache_dtype: Literal["auto", "fp8_e4m3"] = "auto"
     mem_fraction_static: float = 0.88
     max_running_requests: int = 32
     max_queued_requests: int | None = None
@@ -160,6 +163,7 @@ class EngineConfig:
         check.one_of("refresh_schedule", self.refresh_schedule, REFRESH_SCHEDULES)
         check.one_of("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         check.one_of("load_format", self.load_format, ("auto", "dummy"))
+        check.one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto", "fp8_e4m3"))
         if self.quantization is not None:
             check.one_of("quantization", self.quantization, ("fp8",))
             if self.tp_size > 1:

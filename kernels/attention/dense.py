@@ -46,7 +46,8 @@ def paged_attention_reference(
 def gather_kv_reference(layer_pages: Tensor, page_table: Tensor, keys: int) -> tuple[Tensor, Tensor]:
     """Copies of a request's first `keys` keys and values, each [keys, kv_heads, head_dim], out of its pages."""
     # One copy each: index_select of a strided view is contiguous, so flatten copies nothing.
-    k, v = (layer_pages[:, i].index_select(0, page_table).flatten(0, 1)[:keys] for i in (0, 1))
+    rows = layer_pages.view(torch.uint8) if layer_pages.itemsize == 1 else layer_pages  # torch copies no rows of fp8
+    k, v = (rows[:, i].index_select(0, page_table).flatten(0, 1)[:keys].view(layer_pages.dtype) for i in (0, 1))
     return k, v
 
 

@@ -308,6 +308,8 @@ def hopper_fits(q: Tensor, layer_pages: Tensor, fresh_kv: tuple[Tensor, Tensor] 
     """
     if not q.is_cuda or torch.cuda.get_device_capability(q.device) != (9, 0):
         return False
+    if q.dtype != layer_pages.dtype:
+        return False
     if q.dtype not in (torch.bfloat16, torch.float16) or q.shape[2] not in (64, 128) or layer_pages.shape[2] < 8:
         return False
     try:

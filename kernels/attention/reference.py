@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..dispatch import kernel
 from .batch import AttentionBatch
+from .dense import gather_kv_reference
 from .groups import SharedGroups
 
 
@@ -81,5 +82,5 @@ def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def _gather(layer_pages: Tensor, page_table: Tensor, keys: int) -> tuple[Tensor, Tensor]:
     """fp32 copies of a request's first `keys` keys and values, each [keys, kv_heads, head_dim]."""
     pages = page_table[: -(-keys // layer_pages.shape[2])].long()
-    k, v = (layer_pages[:, i].index_select(0, pages).flatten(0, 1)[:keys].float() for i in (0, 1))
-    return k, v
+    k, v = gather_kv_reference(layer_pages, pages, keys)
+    return k.float(), v.float()

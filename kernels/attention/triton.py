@@ -74,8 +74,8 @@ def _attend_to_page_tile(
     dims = tl.arange(0, HEAD_DIM)
     if BULK:
         row = page * stride_page + kv_head * stride_head + keys % PAGE_SIZE
-        k = pages.load([row, kv_head * stride_dim])
-        v = pages.load([row + stride_kv, kv_head * stride_dim])
+        k = pages.load([row, kv_head * stride_dim]).to(q.dtype)
+        v = pages.load([row + stride_kv, kv_head * stride_dim]).to(q.dtype)
         if LAST:
             v = tl.where((columns < stop)[:, None], v, 0.0)
     else:
@@ -83,11 +83,11 @@ def _attend_to_page_tile(
         k_ptrs = pages + kv_head * stride_head + at[:, None] + dims[None, :] * stride_dim
         if LAST:
             valid = columns < stop
-            k = tl.load(k_ptrs, mask=valid[:, None], other=0.0)
-            v = tl.load(k_ptrs + stride_kv, mask=valid[:, None], other=0.0)
+            k = tl.load(k_ptrs, mask=valid[:, None], other=0.0).to(q.dtype)
+            v = tl.load(k_ptrs + stride_kv, mask=valid[:, None], other=0.0).to(q.dtype)
         else:
-            k = tl.load(k_ptrs)
-            v = tl.load(k_ptrs + stride_kv)
+            k = tl.load(k_ptrs).to(q.dtype)
+            v = tl.load(k_ptrs + stride_kv).to(q.dtype)
     return softmax_step(q, k, v, top, total, acc, columns, stop, scale_log2, LAST)
 
 
@@ -262,7 +262,7 @@ def attention_triton(
 
     Args:
         q: [tokens, heads, head_dim]; its last dimension contiguous, the others with any strides.
-        layer_pages: [num_pages, 2, page_size, kv_heads, head_dim] of q's dtype, with any strides.
+        layer_pages: [num_pages, 2, page_size, kv_heads, head_dim] of q's dtype or fp8 (e4m3), with any strides.
         band, batch: the pages are those of batch.page_tables[batch.slots, band].
         num_splits: parts that each request's keys are cut into, whole tiles but for the last; what it takes to fill
             the device depends on the batch.
@@ -352,7 +352,7 @@ def check_attention(q: Tensor, layer_pages: Tensor, band: int, batch: AttentionB
     """ValueError for arguments that do not fit one another."""
     heads, head_dim = q.shape[1:]
     page_size, kv_heads, page_head_dim = layer_pages.shape[2:]
-    if q.dtype != layer_pages.dtype:
+    if layer_pages.dtype not in (q.dtype, torch.float8_e4m3fn):
         raise ValueError(f"q is {q.dtype}, the pages are {layer_pages.dtype}")
     if head_dim != page_head_dim or heads % kv_heads:
         raise ValueError(f"q {tuple(q.shape)} does not fit pages {tuple(layer_pages.shape)}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..attention.batch import AttentionBatch
 from ..dispatch import kernel
-from .fp8 import Scales
+from .fp8 import FP8, LARGEST, Scales
 from .head_norm import HeadNorm
 from .rope import apply_rope
 from .row_norm import RowNorm
@@ -33,7 +33,8 @@ def rope_write_kv(
         rows: int32 [tokens], which request of the batch each token belongs to; ignored for padding.
         batch, band: the page of position p of request r is
             batch.page_tables[batch.slots[r], band, p // page_size].
-        layer_pages: [num_pages, 2, page_size, kv_heads, head_dim], written. No two tokens share a place.
+        layer_pages: [num_pages, 2, page_size, kv_heads, head_dim], written, of any float dtype; in fp8 (e4m3) numbers
+            beyond its largest become that. No two tokens share a place.
         q_out: where the rotated q goes; q itself means in place; a new tensor by default. Rows of padding keep what
             they hold.
         k_out: where the rotated k goes beside the pages (k itself: in place); nowhere by default.
@@ -55,13 +56,18 @@ def rope_write_kv(
     page_size = layer_pages.shape[2]
     pages = batch.page_tables[batch.slots[rows[at].long()].long(), band, where // page_size].long()
     cos, sin = cos_table[where], sin_table[where]
-    rotated = apply_rope(k[at], cos, sin).to(layer_pages.dtype)
-    layer_pages[pages, 0, where % page_size] = rotated
-    layer_pages[pages, 1, where % page_size] = v[at].to(layer_pages.dtype)
+    rotated = apply_rope(k[at], cos, sin)
+    layer_pages[pages, 0, where % page_size] = _as_stored(rotated, layer_pages.dtype)
+    layer_pages[pages, 1, where % page_size] = _as_stored(v[at], layer_pages.dtype)
     q_out[at] = apply_rope(q[at], cos, sin).to(q_out.dtype)
     if k_out is not None:
-        k_out[at] = rotated
+        k_out[at] = rotated.to(k_out.dtype)
     return q_out
+
+
+def _as_stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in the pages' dtype; in fp8 the largest number stands for all larger ones."""
+    return x.clamp(-LARGEST, LARGEST).to(dtype) if dtype == FP8 else x.to(dtype)
 
 
 def _projected(

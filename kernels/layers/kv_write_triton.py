@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention.batch import AttentionBatch
-from .fp8 import Scales
+from .fp8 import FP8, LARGEST, Scales
 from .head_norm import HeadNorm
 from .row_norm import RowNorm
 from .row_norm_triton import norm_arguments, row_factor
@@ -43,6 +43,14 @@ def _project(left, right, scale, scales_ptr, factor, bias_ptr, heads, dims, mask
 
 
 @triton.jit
+def _as_stored(x, dtype: tl.constexpr, LARGEST: tl.constexpr):
+    """fp32 x in the pages' dtype; with LARGEST nothing is larger."""
+    if LARGEST > 0.0:
+        x = tl.minimum(tl.maximum(x, -LARGEST), LARGEST)
+    return x.to(dtype)
+
+
+@triton.jit
 def _head_norm(left, right, weight_ptr, dims, eps, HALF: tl.constexpr):
     """Both halves of heads, fp32, after the heads' norm; left alone where there is none."""
     if weight_ptr is not None:
@@ -63,7 +71,7 @@ def _rope_write_kernel(
     q_out_stride_token, q_out_stride_head, k_out_stride_token, k_out_stride_head, cos_stride, sin_stride,
     stride_page, stride_kv, stride_slot, stride_head, stride_dim, hidden_stride, hidden_cols, eps, head_eps,
     PAGE_SIZE: tl.constexpr, HALF: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_HEADS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     """Tiles are [BLOCK_TOKENS, BLOCK_HEADS, HALF]; `chunk` counts groups of heads, first of q, then of k, then of v."""
     tokens = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
@@ -120,8 +128,8 @@ def _rope_write_kernel(
         v_left, v_right = _project(
             v_left, v_right, scale, scales_ptr, factor, bias_ptr, first + heads, dims, mask, HALF
         )
-        tl.store(to + stride_kv, v_left.to(dtype), mask=mask)
-        tl.store(to + stride_kv + HALF * stride_dim, v_right.to(dtype), mask=mask)
+        tl.store(to + stride_kv, _as_stored(v_left, dtype, LARGEST), mask=mask)
+        tl.store(to + stride_kv + HALF * stride_dim, _as_stored(v_right, dtype, LARGEST), mask=mask)
     else:
         at = token_at * k_stride_token + heads * k_stride_head + dims
         left = tl.load(k_ptr + at, mask=mask, other=0.0)
@@ -131,14 +139,14 @@ def _rope_write_kernel(
         angle = position.to(tl.int64)[:, None, None]
         cos = tl.load(cos_ptr + angle * cos_stride + dims, mask=real[:, None, None], other=0.0)
         sin = tl.load(sin_ptr + angle * sin_stride + dims, mask=real[:, None, None], other=0.0)
-        turned_left = (left * cos - right * sin).to(dtype)
-        turned_right = (right * cos + left * sin).to(dtype)
-        tl.store(to, turned_left, mask=mask)
-        tl.store(to + HALF * stride_dim, turned_right, mask=mask)
+        turned_left = left * cos - right * sin
+        turned_right = right * cos + left * sin
+        tl.store(to, _as_stored(turned_left, dtype, LARGEST), mask=mask)
+        tl.store(to + HALF * stride_dim, _as_stored(turned_right, dtype, LARGEST), mask=mask)
         if k_out_ptr is not None:
             k_to = k_out_ptr + token_at * k_out_stride_token + heads * k_out_stride_head + dims
-            tl.store(k_to, turned_left, mask=mask)
-            tl.store(k_to + HALF, turned_right, mask=mask)
+            tl.store(k_to, turned_left.to(k_out_ptr.dtype.element_ty), mask=mask)
+            tl.store(k_to + HALF, turned_right.to(k_out_ptr.dtype.element_ty), mask=mask)
 
 
 def rope_write_kv_triton(
@@ -147,7 +155,7 @@ def rope_write_kv_triton(
     norm: RowNorm | None = None, bias: Tensor | None = None, head_norm: HeadNorm | None = None,
     scales: Scales | None = None, block: tuple[int, int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """`rope_write_kv`; reads nothing of the batch on the host. k_out needs the pool's dtype.
+    """`rope_write_kv`; reads nothing of the batch on the host. k_out needs k's dtype.
 
     `block`: (tokens, heads) of a tile, powers of two; chosen by the number of tokens by default. head_dim must be a
     power of two.
@@ -163,8 +171,8 @@ def rope_write_kv_triton(
         raise ValueError("the last dimension of q, k, v, cos_table and sin_table must be contiguous")
     if k.shape != v.shape or (kv_heads, head_dim) != layer_pages.shape[3:] or q_out.shape != q.shape:
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} do not fit pages {tuple(layer_pages.shape)}")
-    if k_out is not None and (k_out.shape != k.shape or k_out.dtype != layer_pages.dtype):
-        raise ValueError(f"k_out {tuple(k_out.shape)} {k_out.dtype} must be {tuple(k.shape)} {layer_pages.dtype}")
+    if k_out is not None and (k_out.shape != k.shape or k_out.dtype != k.dtype):
+        raise ValueError(f"k_out {tuple(k_out.shape)} {k_out.dtype} must be {tuple(k.shape)} {k.dtype}")
     for name, x in (("positions", positions), ("rows", rows)):
         if x.dtype != torch.int32 or x.shape != (tokens,) or not x.is_contiguous():
             raise ValueError(f"{name} is {x.dtype} {tuple(x.shape)}; it must be int32 [{tokens}], contiguous")
@@ -200,6 +208,6 @@ def rope_write_kv_triton(
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *q_out.stride()[:2], *k_to.stride()[:2],
             cos_table.stride(0), sin_table.stride(0), *layer_pages.stride(), stride, width, eps, head_eps,
             PAGE_SIZE=page_size, HALF=head_dim // 2, BLOCK_TOKENS=block_tokens, BLOCK_HEADS=block_heads,
-            BLOCK_COLUMNS=block_columns, num_warps=num_warps,
+            BLOCK_COLUMNS=block_columns, LARGEST=LARGEST if layer_pages.dtype == FP8 else 0.0, num_warps=num_warps,
         )  # fmt: skip
     return q_out

@@ -25,7 +25,7 @@ from .cpu.executor import CpuExecutor
 from .device import choose_dtype, device_of_rank
 from .executor import Executor
 from .facts import make_facts
-from .gpu.build import build_cuda_executor, check_quantization, max_block_length, with_cuda_budget
+from .gpu.build import build_cuda_executor, check_fp8, max_block_length, with_cuda_budget
 from .gpu.fp8_linear import quantize_layer
 from .gpu.slots import MAX_STOP_IDS, UNSERVED
 from .pools import BoundaryPool, KVPool
@@ -55,8 +55,8 @@ def build_worker(
     dtype, on_gpu = choose_dtype(config.dtype, device), device.type == "cuda"
     model = load_config(folder, config.mask_token_id)
     check_tp_size(model, config.tp_size)
-    if config.quantization is not None:
-        check_quantization(config, model, device, dtype)
+    check_fp8(config, model, device, dtype)
+    kv_dtype = dtype if config.kv_cache_dtype == "auto" else torch.float8_e4m3fn
     decoder = load_model(
         folder, dtype=dtype, device=device, load_format=config.load_format, seed=config.seed,
         mask_token_id=config.mask_token_id, lora=config.lora, ranks=ranks,
@@ -74,11 +74,12 @@ def build_worker(
             config = replace(config, kv_cache_bytes=ranks.least(config.kv_cache_bytes))
     facts = make_facts(
         config, folder, model, profile, block_length, device=str(device), dtype=str(dtype).removeprefix("torch."),
-        itemsize=dtype.itemsize, max_block_length=max_block_length(model, block_length) if on_gpu else None,
+        itemsize=dtype.itemsize, kv_itemsize=kv_dtype.itemsize,
+        max_block_length=max_block_length(model, block_length) if on_gpu else None,
         max_stop_ids=MAX_STOP_IDS if on_gpu else None, unserved=UNSERVED if on_gpu else (),
     )  # fmt: skip
     with limits_of_memory(config, facts.device):
-        kv = KVPool(decoder.config, facts.kv_pages, facts.page_size, facts.layers_per_band, dtype, device)
+        kv = KVPool(decoder.config, facts.kv_pages, facts.page_size, facts.layers_per_band, kv_dtype, device)
         boundary = BoundaryPool(model, facts.boundary_pages, facts.page_size, dtype, device, ranks)
     if build_executor is None:
         build_executor = build_cuda_executor if on_gpu else _build_cpu_executor

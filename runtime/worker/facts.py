@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 def make_facts(
     config: EngineConfig, folder: Path, model: ModelConfig, profile: DepthProfile, block_length: int,
-    *, device: str, dtype: str, itemsize: int, max_block_length: int | None = None, max_stop_ids: int | None = None,
+    *, device: str, dtype: str, itemsize: int, kv_itemsize: int | None = None,
+    max_block_length: int | None = None, max_stop_ids: int | None = None,
     unserved: tuple[str, ...] = (),
 ) -> Facts:  # fmt: skip
     """Facts of a worker that does not exist yet; its pools follow from them.
@@ -32,7 +33,7 @@ def make_facts(
         folder: of the model.
         profile: measured or built in, of any depths; what is in use is rounded down to whole bands.
         block_length: default of requests.
-        device, dtype: in use; itemsize: bytes of a number in the pools.
+        device, dtype: in use; itemsize: bytes of a number in the pools; kv_itemsize: of keys and values, if others.
         max_block_length, max_stop_ids, unserved: see `Facts`.
 
     Raises ConfigError for pools that are too small, and for options that do not fit the model.
@@ -43,7 +44,7 @@ def make_facts(
     of_rank = config_of_rank(model, config.tp_size)
     tree = TreeConfig(
         config.page_size, model.num_layers, band, boundary_depths(config, profile, band), config.eviction_policy,
-        kv_page_bytes=band * 2 * config.page_size * of_rank.kv_size * itemsize,
+        kv_page_bytes=band * 2 * config.page_size * of_rank.kv_size * (kv_itemsize or itemsize),
         boundary_page_bytes=config.page_size * model.hidden_size // config.tp_size * itemsize,
     )  # fmt: skip
     kv_pages, boundary_pages = pool_sizes(config, tree, profile)

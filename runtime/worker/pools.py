@@ -39,8 +39,9 @@ class KVPool:
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy pages `source` to pages `target` (int64 [n] each; no page is in both), a few at a time."""
+        data = self.data.view(torch.uint8) if self.data.itemsize == 1 else self.data  # torch copies no rows of fp8
         for few, to in zip(source.split(_COPIED_AT_ONCE), target.split(_COPIED_AT_ONCE), strict=True):
-            self.data.index_copy_(0, to, self.data.index_select(0, few))
+            data.index_copy_(0, to, data.index_select(0, few))
 
 
 class BoundaryPool:

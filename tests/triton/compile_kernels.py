@@ -33,7 +33,7 @@ from shoal.kernels.attention.tiling import SM_90_SHARED_MEMORY
 from shoal.kernels.attention.triton import attention_triton
 from shoal.kernels.layers.embed_triton import embed_triton
 from shoal.kernels.layers.experts_triton import expert_mlp_triton
-from shoal.kernels.layers.fp8 import Scales
+from shoal.kernels.layers.fp8 import FP8, Scales
 from shoal.kernels.layers.fp8_triton import add_norm_quantize_triton, swiglu_quantize_triton
 from shoal.kernels.layers.head_norm import HeadNorm
 from shoal.kernels.layers.kv_write_triton import rope_write_kv_triton
@@ -91,10 +91,10 @@ def batch_of(requests: int, max_pages: int) -> AttentionBatch:
 
 def attention(
     dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int, page_size: int, fresh: bool = False,
-    requests: int = 2,
+    requests: int = 2, pages: torch.dtype | None = None,
 ) -> None:  # fmt: skip
     max_pages = 4096 // page_size
-    pool = torch.empty((max_pages, 4, 2, page_size, kv_heads, head_dim), dtype=dtype)
+    pool = torch.empty((max_pages, 4, 2, page_size, kv_heads, head_dim), dtype=pages or dtype)
     qkv = torch.empty((tokens, heads + 2 * kv_heads, head_dim), dtype=dtype)
     q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
     splits, fresh_kv = 8 if tokens <= 64 else 1, (k, v) if fresh else None
@@ -103,12 +103,12 @@ def attention(
 
 def kv_write(
     dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, tokens: int, norm: bool = False, bias: bool = False,
-    per_head: bool = False, scaled: bool = False,
+    per_head: bool = False, scaled: bool = False, pages: torch.dtype | None = None,
 ) -> None:  # fmt: skip
     qkv = torch.empty((tokens, heads + 2 * kv_heads, head_dim), dtype=dtype)
     table = torch.empty((4096, head_dim // 2))
     at = torch.zeros(tokens, dtype=torch.int32)
-    pool = torch.empty((8, 4, 2, 16, kv_heads, head_dim), dtype=dtype)
+    pool = torch.empty((8, 4, 2, 16, kv_heads, head_dim), dtype=pages or dtype)
     q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
     k_out = k if tokens > 1000 else None
     put_off = RowNorm(torch.empty((tokens, 3584), dtype=dtype), 1e-5) if norm else None
@@ -121,8 +121,10 @@ def kv_write(
     )  # fmt: skip
 
 
-def shared(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, page_size: int) -> None:
-    pool = torch.empty((256, 4, 2, page_size, kv_heads, head_dim), dtype=dtype)
+def shared(
+    dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, page_size: int, pages: torch.dtype | None = None
+) -> None:
+    pool = torch.empty((256, 4, 2, page_size, kv_heads, head_dim), dtype=pages or dtype)
     groups = SharedGroups.empty(8, 2, 64, heads, kv_heads, "cpu")
     q = torch.empty((64, heads, head_dim), dtype=dtype)
     shared_attention_triton(q, pool[:, 1], 1, batch_of(2, 256), groups, num_splits=2)
@@ -185,6 +187,10 @@ for _name, _dtype in DTYPES.items():
         case(f"{_name}-256-attention-{_tokens}", attention, _dtype, 256, 16, 16, _tokens, 64, _tokens > 4000, _requests)
     case(f"{_name}-256-shared", shared, _dtype, 256, 16, 16, 64)
     if _name == "bf16":
+        for _size, _tokens in ((16, 64), (64, 64), (64, 4512)):
+            case(f"bf16-kv8-attention-{_size}-{_tokens}", attention, _dtype, 128, 32, 32, _tokens, _size, False, 2, FP8)
+        case("bf16-kv8-shared", shared, _dtype, 128, 32, 32, 64, FP8)
+        case("bf16-kv8-write", kv_write, _dtype, 128, 32, 32, 32, False, False, False, False, FP8)
         case("bf16-hopper-mha", hopper, _dtype, 128, 32, 32, 16, True)
         case("bf16-hopper-gqa", hopper, _dtype, 64, 28, 4, 64, False)
     _x, _weight = torch.empty((41, 3584), dtype=_dtype), torch.empty(3584, dtype=_dtype)

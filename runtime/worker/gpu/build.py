@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import NoReturn
 
 import torch
 
@@ -51,25 +52,33 @@ def with_cuda_budget(config: EngineConfig, model: ModelConfig, dtype: torch.dtyp
     return replace(config, kv_cache_bytes=budget.pools)
 
 
-def check_quantization(config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise ConfigError where the option `quantization` can't be honoured."""
+def check_fp8(config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ConfigError where the options `quantization` or `kv_cache_dtype` can't be honoured."""
+    if config.kv_cache_dtype != "auto" and (reason := _no_fp8(device, dtype)):
+        _refuse("kv_cache_dtype", config.kv_cache_dtype, reason)
     if config.quantization is None:
         return
     sizes = (model.hidden_size, model.q_size, model.kv_size, model.intermediate_size)
-    reason = None
-    if device.type != "cuda":
-        reason = f"the device is {device}: it needs a GPU of compute capability 8.9"
-    elif (found := torch.cuda.get_device_capability(device)) < (8, 9):
-        reason = f"{device} has compute capability {found[0]}.{found[1]}; it needs 8.9"
-    elif dtype != torch.bfloat16:
-        reason = f"dtype is {str(dtype).removeprefix('torch.')}; it needs bfloat16"
-    elif model.num_experts:
+    reason = _no_fp8(device, dtype)
+    if reason is None and model.num_experts:
         reason = f"{model.architecture!r} has experts, whose products run in bfloat16 alone"
-    elif any(size % 16 for size in sizes):
+    elif reason is None and any(size % 16 for size in sizes):
         reason = f"hidden, attention and MLP sizes are {sizes}; they must be multiples of 16"
     if reason is not None:
-        message = f"quantization is {config.quantization}, but {reason}"
-        raise ConfigError(message, field="quantization", value=config.quantization, limit=None)
+        _refuse("quantization", config.quantization, reason)
+
+
+def _no_fp8(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a device or a dtype has no fp8; None: it has."""
+    if device.type != "cuda":
+        return f"the device is {device}: it needs a GPU of compute capability 8.9"
+    if (found := torch.cuda.get_device_capability(device)) < (8, 9):
+        return f"{device} has compute capability {found[0]}.{found[1]}; it needs 8.9"
+    return None if dtype == torch.bfloat16 else f"dtype is {str(dtype).removeprefix('torch.')}; it needs bfloat16"
+
+
+def _refuse(field: str, value: str, reason: str) -> NoReturn:
+    raise ConfigError(f"{field} is {value}, but {reason}", field=field, value=value, limit=None)
 
 
 def max_block_length(model: ModelConfig, default: int) -> int:

@@ -21,6 +21,7 @@ from shoal.runtime.worker.gpu import fp8_linear
 from shoal.runtime.worker.gpu.executor import CudaExecutor
 from shoal.runtime.worker.gpu.fp8_layers import Fp8Layers
 from shoal.runtime.worker.gpu.fp8_linear import quantize_layer
+from shoal.runtime.worker.pools import KVPool
 from shoal.shop.task import KINDS, chat, make_list, make_question
 
 from ..tiny import engine_with, make_engine, tokens, worker_of
@@ -32,6 +33,12 @@ def fp8_executor(config: EngineConfig, decoder: Decoder, *rest: Any, **options: 
     for weights in decoder.layers:
         quantize_layer(weights)
     return cuda_executor(config, decoder, *rest, **options)
+
+
+def fp8_kv_executor(config: EngineConfig, decoder: Decoder, kv: KVPool, *rest: Any, **options: Any) -> CudaExecutor:
+    """A GPU's, with keys and values in fp8."""
+    kv.data = torch.zeros_like(kv.data, dtype=torch.float8_e4m3fn)
+    return cuda_executor(config, decoder, kv, *rest, **options)
 
 
 def logits_of(engine: Engine, prompt: Any, quantised: bool) -> torch.Tensor:
@@ -70,13 +77,15 @@ def test_logits_of_the_bundled_model(most: int, monkeypatch: pytest.MonkeyPatch)
     assert same >= 0.9
 
 
-def test_answers_of_the_bundled_model() -> None:
+@pytest.mark.parametrize("what", ["products", "keys and values"])
+def test_answers_of_the_bundled_model(what: str) -> None:
     rng = random.Random(5)
     prices = [make_list(rng, size, held_out=True) for size in (12, 40)]
     questions = [make_question(rng, prices[i % 2], KINDS[i % len(KINDS)]) for i in range(24)]
     chats = [chat(prices[i % 2], [], question.text) for i, question in enumerate(questions)]
     config = EngineConfig(model_path="shop", device="cpu", kv_cache_tokens=1 << 14, max_running_requests=16)
-    with engine_with(config, partial(fp8_executor, batch_sizes=(1, 4, 16), max_tokens=512)) as engine:
+    executor = fp8_executor if what == "products" else fp8_kv_executor
+    with engine_with(config, partial(executor, batch_sizes=(1, 4, 16), max_tokens=512)) as engine:
         for mode in ("none", "bicache"):
             outputs = engine.generate(chats, SamplingParams(max_new_tokens=32), cache_mode=mode)
             right = sum(out.text.strip() == q.answer for out, q in zip(outputs, questions, strict=True))
@@ -118,13 +127,21 @@ def test_where_it_is_refused(
     device = torch.device("cpu" if capability is None else "cuda:0")
     config = EngineConfig(quantization="fp8")
     with pytest.raises(ConfigError, match=words) as caught:
-        build_cuda.check_quantization(config, model, device, dtype)
+        build_cuda.check_fp8(config, model, device, dtype)
     assert caught.value.field == "quantization"
-    build_cuda.check_quantization(replace(config, quantization=None), model, device, dtype)
+    build_cuda.check_fp8(replace(config, quantization=None), model, device, dtype)
+    config = EngineConfig(kv_cache_dtype="fp8_e4m3")
+    if changes:  # keys and values of any model
+        build_cuda.check_fp8(config, model, device, dtype)
+    else:
+        with pytest.raises(ConfigError, match=f"kv_cache_dtype is fp8_e4m3, but .*{words}"):
+            build_cuda.check_fp8(config, model, device, dtype)
 
 
 def test_an_engine_on_a_cpu_refuses_it(llada: Any) -> None:
     with pytest.raises(ConfigError, match="quantization is fp8, but the device is cpu"):
         make_engine(llada, quantization="fp8")
+    with pytest.raises(ConfigError, match="kv_cache_dtype is fp8_e4m3, but the device is cpu"):
+        make_engine(llada, kv_cache_dtype="fp8_e4m3")
     with pytest.raises(ConfigError, match="quantization"):
         EngineConfig(quantization="int4")  # type: ignore[arg-type]
