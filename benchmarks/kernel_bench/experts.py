@@ -1,4 +1,4 @@
-"""The experts of a layer of LLaDA-MoE-7B's shape: tiles of the grouped products, and torch's grouped products."""
+"""The experts of a layer of LLaDA-MoE-7B's shape: tiles of the grouped products."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ def experts() -> Iterator[Variant]:
         flops = 6 * tokens * TOP_K * HIDDEN * WIDTH
         shape = f"{tokens} tokens, {touched} experts"
         for numbers in FEW if tokens < 256 else MANY:
-            run = partial(expert_mlp_triton, residual, x, router, gate_up, down, TOP_K, Tiles(*numbers), False)
+            run = partial(expert_mlp_triton, residual, x, router, gate_up, down, TOP_K, Tiles(*numbers))
             yield Variant("experts", shape, "tiles " + "/".join(map(str, numbers)), [run], size, flops)
-        grouped = partial(expert_mlp_triton, residual, x, router, gate_up, down, TOP_K, None, True)
-        yield Variant("experts", shape, "torch grouped", [grouped], size, flops)
     del gate_up, down
     torch.cuda.empty_cache()

@@ -3,14 +3,12 @@ host reads nothing, so a CUDA graph can hold all of it.
 
 Pairs (`routing_triton.py`), sorted by expert, are cut into tiles of rows of one expert: nothing is padded to the
 largest. There are at most (experts touched + pairs / tile) tiles, so the grid has that many, and a program finds its
-tile from the starts of the experts; those without one return. Where experts have many rows, a Hopper GPU runs torch's
-grouped products (CUTLASS) instead.
+tile from the starts of the experts; those without one return.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -20,13 +18,10 @@ from torch import Tensor
 
 from ..attention.tiling import shared_memory
 from .routing_triton import route, sort_pairs
-from .swiglu_triton import swiglu_triton
 
 _GROUP = 16
 """Tiles of rows that share the loads of a weight's columns from L2."""
 _COMBINED = 1024
-_MANY_ROWS = 64
-"""Rows of an expert, on average, from which on torch's grouped products are used."""
 
 
 class Tiles(NamedTuple):
@@ -148,29 +143,28 @@ def _combine_kernel(residual_ptr, y_ptr, places_ptr, weights_ptr, width, TOP_K: 
 def choose_tiles(pairs: int, experts: int, itemsize: int, have: int) -> Tiles:
     """Tiles for so many pairs; columns are those of gate alone, and half of the down product's.
 
-    A block of 32 positions reads an expert's weights once: its rows fit one tile. `have` bytes of shared memory must
-    hold the stages.
+    The fastest of those measured on an H200 (`benchmarks/results/experts.csv`). `have` bytes of shared memory must hold
+    the stages.
     """
     average = pairs // experts
-    rows = 32 if average <= 32 else 64 if average <= 64 else 128
-    columns, inputs, warps = (32, 128, 4) if rows == 32 else (64, 64, 4) if rows == 64 else (128, 64, 8)
-    inputs = inputs * 2 // itemsize
+    if average <= 16:
+        rows, columns, inputs, warps, stages = (16 if average <= 8 else 32), 64, 128, 4, 4
+    elif average <= 64:
+        rows, columns, inputs, warps, stages = 64, 128, 64, 8, 3
+    else:
+        rows, columns, inputs, warps, stages = 128, 128, 64, 8, 4
     if itemsize > 2:
-        columns = min(columns, 64)
+        columns, inputs = 64, inputs // 2
     stage = (rows + 2 * columns) * inputs * itemsize  # with 64 and more rows all stages hold a tile, else one does not
     most = (have - 2048) // stage + (rows < 64)
-    return Tiles(rows, columns, inputs, warps, max(1, min(4 if rows < 64 else 3, most)))
+    return Tiles(rows, columns, inputs, warps, max(1, min(stages, most)))
 
 
 def expert_mlp_triton(
     residual: Tensor, x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, top_k: int,
-    tiles: Tiles | None = None, grouped: bool | None = None,
+    tiles: Tiles | None = None,
 ) -> Tensor:  # fmt: skip
-    """`expert_mlp`; reads nothing on the host.
-
-    `grouped`: run the products as torch's grouped ones; by default for bf16 where experts have `_MANY_ROWS` rows on
-    average, on a GPU that has them. `tiles`: of Triton's products.
-    """
+    """`expert_mlp`; reads nothing on the host."""
     (tokens, hidden), (experts, width) = x.shape, (down.shape[0], down.shape[2])
     if not (gate_up.is_contiguous() and down.is_contiguous() and residual.is_contiguous() and x.stride(1) == 1):
         raise ValueError("residual and experts' weights must be contiguous, and rows of x")
@@ -183,26 +177,11 @@ def expert_mlp_triton(
     pairs = tokens * top_k
     ids, weights = route(x, router, top_k)
     own, places, starts = sort_pairs(ids, experts, top_k)
-    if grouped is None:
-        grouped = x.dtype == torch.bfloat16 and pairs >= _MANY_ROWS * experts and _has_grouped(x.device)
-    if grouped:
-        ends = starts[1:]
-        middle = torch._grouped_mm(x.index_select(0, own), gate_up.transpose(1, 2), offs=ends)
-        y = torch._grouped_mm(swiglu_triton(middle), down.transpose(1, 2), offs=ends)
-    else:
-        tiles = tiles or choose_tiles(pairs, experts, x.element_size(), shared_memory(x.device))
-        y = _products(x, gate_up, down, own, starts, tiles)
+    tiles = tiles or choose_tiles(pairs, experts, x.element_size(), shared_memory(x.device))
+    y = _products(x, gate_up, down, own, starts, tiles)
     grid = (tokens, triton.cdiv(hidden, _COMBINED))
     _combine_kernel[grid](residual, y, places, weights, hidden, TOP_K=top_k, COLUMNS=_COMBINED, num_warps=4)
     return residual
-
-
-@lru_cache
-def _has_grouped(device: torch.device) -> bool:
-    """Whether torch has grouped products that read nothing on the host there."""
-    return (
-        hasattr(torch, "_grouped_mm") and device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-    )
 
 
 def _products(x: Tensor, gate_up: Tensor, down: Tensor, own: Tensor, starts: Tensor, tiles: Tiles) -> Tensor:

@@ -142,7 +142,7 @@ def block_step(dtype: torch.dtype, requests: int, draw: bool, width: int = 32) -
 def experts(dtype: torch.dtype, tokens: int) -> None:
     x, router = torch.empty((tokens, 2048), dtype=dtype), torch.empty((64, 2048))
     weights = torch.empty((64, 2048, 2048), dtype=dtype), torch.empty((64, 2048, 1024), dtype=dtype)
-    expert_mlp_triton(x, x, router, *weights, 8, grouped=False)
+    expert_mlp_triton(x, x, router, *weights, 8)
 
 
 def fp8(dtype: torch.dtype, hidden: int, wide: int) -> None:

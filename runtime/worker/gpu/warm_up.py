@@ -13,7 +13,7 @@ from .runner import CudaRunner
 _ROWS = (*range(32, 1025, 32), 1536, 2048, 3072, 4096)
 _OTHERS_ROWS = (256, 1024)
 """RoPE uses other tiles above 512 rows."""
-_ROWS_OF_EXPERT = (16, 32, 64, 65)
+_ROWS_OF_EXPERT = (8, 16, 64, 65)
 """Experts' products use other tiles for more rows an expert."""
 _LAST_ROWS = (2, 4, 8, 16, 32, 64, 128)
 """Whose logits are read: a block's, or those of the scored tokens."""
