@@ -62,7 +62,9 @@ def test_attention_over_keys_and_values_in_fp8(heads, kv_heads, queries, page_si
     rotated = rope_write_kv.triton(q, k, v, cos, sin, at, rows, batch, 0, pools[0])
     pools[1] = pools[1].view(torch.uint8).cpu().view(FP8)
     there = AttentionBatch.build(tables.cpu(), [0], [keys], [keys])
-    rope_write_kv.reference(*(x.cpu() for x in (q, k, v, cos, sin, at, rows)), there, 0, pools[1])
+    q_there, k_there, v_there, *tables_there = (x.cpu() for x in (q, k, v, cos, sin, at, rows))
+    cos_there, sin_there, at_there, rows_there = tables_there
+    rope_write_kv.reference(q_there, k_there, v_there, cos_there, sin_there, at_there, rows_there, there, 0, pools[1])
     found, expected = pools[0].cpu().float(), pools[1].float()
     assert (found - expected).norm() / expected.norm() < 0.01  # a last bit may round the other way
     assert found.isfinite().all()

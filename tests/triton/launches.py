@@ -90,7 +90,7 @@ def pretend(hopper: bool) -> None:
         return hopper and q.shape[2] in (64, 128) and pages.shape[2] >= 8
 
     def empty(dtype: torch.dtype, device: torch.device, _: int) -> Callable[..., Tensor]:
-        return lambda name, shape: torch.empty(shape, dtype=dtype, device=device)
+        return lambda name, shape, part: torch.empty(shape, dtype=dtype, device=device)
 
     read = CanvasSlots.read
     for owner, name, stand_in in (
