@@ -5,10 +5,12 @@
 
 Lengths are lognormal with ShareGPT's medians (795 tokens in, 596 out), times --scale; a share of the requests begins
 with one of a few prefixes. One server over HTTP; the mode is a field of the request, the cache is flushed before each
-trial. A trial sends --requests at one rate and passes if the p99 of the first tokens and of the whole requests keep
-their limits and nothing failed. Rates grow by half until one fails, then the gap is halved --refinements times. The
-modes take turns, so that a slow spell of the machine hits all alike. Every trial is a row: together they are the curve.
-Of fewer than 100 requests the p99 is the slowest one.
+trial. A trial sends requests at one rate for --seconds, which should be several times the limit: a short burst fits any
+queue. It passes if the p99 of the first tokens and of the whole requests keep their limits and nothing failed; clients
+give up at the latter. Rates grow by half until one fails, then the gap is halved --refinements times. The modes take
+turns, so that a slow spell of the machine hits all alike. Every trial is a row: together they are the curve. Of fewer
+than 100 requests the p99 is the slowest one. `load` is the machine's load average of the latest minute, the benchmark's
+own included: on a busy machine every mode carries less.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import os
 import sys
 import tempfile
 import time
@@ -97,17 +100,18 @@ def trials(
                 return
             rate, number = search.next, number + 1
             httpx.post(f"{url}/flush_cache", params={"timeout": 60}, timeout=120).raise_for_status()
-            items = plan(traffic, rate, args.requests, args.seed)
-            done, seconds = asyncio.run(open_loop(url, items, decoding))
+            items = plan(traffic, rate, max(args.requests, math.ceil(rate * args.seconds)), args.seed)
+            done, seconds = asyncio.run(open_loop(url, items, decoding, args.limit_total))
             row = trial(done, seconds, limits)
             search.tell(rate, bool(row["passes"]))
-            yield {"mode": decoding.mode, "rate": f"{rate:.3f}", **row, "capacity_so_far": f"{search.passed:.3f}"}
+            yield {"mode": decoding.mode, "rate": f"{rate:.3f}", **row, "capacity_so_far": f"{search.passed:.3f}",
+                   "load": f"{os.getloadavg()[0]:.1f}"}  # fmt: skip
 
 
 def warm_up(url: str, traffic: Traffic, decodings: Sequence[Decoding]) -> None:
     """A few requests of every mode at once: what is compiled or allocated late is there."""
     for decoding in decodings:
-        done, _ = asyncio.run(open_loop(url, plan(traffic, 1000.0, 8, seed=1), decoding))
+        done, _ = asyncio.run(open_loop(url, plan(traffic, 1000.0, 3, seed=1), decoding))
         if errors := [one.error for one in done if one.error]:
             raise SystemExit(f"mode {decoding.mode}: {errors[0]}")
 
@@ -126,7 +130,8 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, default=2000, help="tokens of a prefix, before --scale")
     parser.add_argument("--prefixes", type=int, default=4)
     parser.add_argument("--nfe", type=int, default=8, help="forwards for each block of 32")
-    parser.add_argument("--requests", type=int, default=40, help="of a trial")
+    parser.add_argument("--requests", type=int, default=20, help="of a trial, at least")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of a trial's arrivals, at least")
     parser.add_argument("--rate", type=float, default=1.0, help="requests a second of the first trial")
     parser.add_argument("--refinements", type=int, default=3)
     parser.add_argument("--limit-first", type=float, default=3.0, help="seconds: p99 of the first tokens")

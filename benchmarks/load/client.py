@@ -69,14 +69,23 @@ async def send(client: httpx.AsyncClient, item: Planned, decoding: Decoding) -> 
     return Done(first, time.perf_counter() - started, tokens, cached)
 
 
-async def open_loop(url: str, items: Sequence[Planned], decoding: Decoding) -> tuple[list[Done], float]:
-    """Send every request at its time, whatever the server does; results, and seconds until the last was done."""
+async def open_loop(
+    url: str, items: Sequence[Planned], decoding: Decoding, limit_s: float = _TIMEOUT_S
+) -> tuple[list[Done], float]:
+    """Send every request at its time, whatever the server does; results, and seconds until the last was done.
+
+    A client gives up after `limit_s` seconds, which aborts its request: the total is infinity then.
+    """
     async with _client(url) as client:
         started = time.perf_counter()
 
         async def at_its_time(item: Planned) -> Done:
             await asyncio.sleep(max(0.0, item.at - (time.perf_counter() - started)))
-            return await send(client, item, decoding)
+            try:
+                async with asyncio.timeout(limit_s):
+                    return await send(client, item, decoding)
+            except TimeoutError:
+                return Done(math.inf, math.inf, 0, 0)
 
         done = await asyncio.gather(*(at_its_time(item) for item in items))
         return list(done), time.perf_counter() - started
