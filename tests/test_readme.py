@@ -107,6 +107,28 @@ def test_throughput_on_a_gpu_is_that_of_the_table():
     assert cells == wanted
 
 
+def test_windows_and_fp8_are_those_of_their_tables():
+    for file in ("throughput_schedules.csv", "throughput_schedules_fp8.csv"):
+        (line,) = [line for line in README.splitlines() if line.startswith("| + ") and f"[{file}]" in line]
+        found = [
+            rows(file, variant="bicache", window="32", schedule="settled", requests="hits", batch=batch)
+            for batch in ("1", "32")
+        ]
+        assert [cell.strip() for cell in line.split("|")[2:4]] == [
+            f"{float(row['tokens_per_s']):,.0f}" for (row,) in found
+        ]
+
+
+def test_answers_of_text_through_the_engine_are_those_of_the_table():
+    modes = (("bicache", "6", "bfloat16"), ("dual", "", "bfloat16"), ("none", "", "float32"))
+    found = [
+        rows("text_modes.csv", task="look-up", ratio="0.7", mode=mode, depth=depth, dtype=dtype)
+        for mode, depth, dtype in modes
+    ]
+    depth_6, dual, none = (float(row["accuracy"]) for (row,) in found)
+    assert f"gives {depth_6:.3f} of the look-ups right, `dual` {dual:.3f} and `none` {none + 1e-5:.3f}" in README
+
+
 def value(file: str) -> str:
     """The middle cell of the README's row about a results file."""
     (line,) = [
