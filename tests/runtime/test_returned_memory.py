@@ -85,7 +85,7 @@ def test_the_worker_returns_it_once_after_it_has_computed(monkeypatch, device, t
 def test_an_engine_returns_it_when_its_thread_rests(llada, monkeypatch):
     returned: list[int] = []
     monkeypatch.setattr("shoal.runtime.engine.loop.return_freed_memory", lambda: returned.append(1))
-    monkeypatch.setattr("shoal.runtime.engine.core._REST_AFTER_S", 0.05)
+    monkeypatch.setattr("shoal.runtime.engine.core.REST_AFTER_S", 0.05)
     with make_engine(llada) as engine:
         engine.generate(tokens(12), SamplingParams(max_new_tokens=8))
         wait_for(lambda: returned)

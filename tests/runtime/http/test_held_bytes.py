@@ -84,7 +84,7 @@ async def test_bodies_that_are_not_complete_count_and_those_that_come_too_late_d
         async def sent(message: Any) -> None:
             statuses.append(message.get("status", 0))
 
-        await limit({"type": "http", "headers": []}, receive, sent)
+        await limit({"type": "http", "path": "/generate", "headers": []}, receive, sent)
         return statuses[0]
 
     never = asyncio.create_task(send(90_000, trickle(90_000, asyncio.Event())))
