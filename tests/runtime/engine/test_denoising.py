@@ -122,7 +122,8 @@ def test_a_canvas_that_grows_is_shown_as_far_as_it_exists(engine):
     params = SamplingParams(max_new_tokens=24, block_length=8, steps=6, ignore_eos=True, canvas_window=4)
     outputs = list(engine.stream(tokens(9, 6), params, cache_mode="dual", stream_mode="denoise"))
     shown = [output.snapshot for output in outputs]
-    assert [(len(s.tokens), s.blocks) for s in shown if s.block == 0] == [(12, (8, 12))]
-    assert {(len(s.tokens), s.blocks) for s in shown if s.block == 1} == {(20, (8, 16, 20))}
+    # A reader that is late gets the newest snapshot alone, so a block may not show at all.
+    exists = {0: (12, (8, 12)), 1: (20, (8, 16, 20)), 2: (24, (8, 16, 24))}
+    assert all((len(s.tokens), s.blocks) == exists[s.block] for s in shown[:-1])
     assert (len(shown[-1].tokens), shown[-1].blocks) == (24, (8, 16, 24))
     assert shown[-1].tokens == outputs[-1].token_ids
