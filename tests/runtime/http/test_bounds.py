@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -19,6 +20,8 @@ from shoal.runtime.http.batch import Batch
 from shoal.runtime.http.config import ServerConfig
 from shoal.runtime.http.cost import check_work
 from shoal.runtime.http.preparation import prepared
+from shoal.runtime.http.routes.score import score
+from shoal.runtime.http.schemas import ScoreBody
 from shoal.runtime.request.input import GenerateInput
 from shoal.runtime.request.sampling_params import SamplingParams
 
@@ -148,3 +151,12 @@ def test_a_running_score_that_is_aborted_gets_an_error_of_its_own(server, client
     assert replies["score"].status_code == 400, replies["score"].text
     assert replies["score"].json()["error"]["type"] == "RequestAbortedError"
     wait_idle(client)
+
+
+def test_choices_have_one_limit_by_default_too():
+    """max_batch is 1024 then, and a score takes fewer."""
+    body = ScoreBody(input_ids=[5], choices=[[5]] * 257)
+    request: Any = None
+    state: Any = SimpleNamespace(config=ServerConfig())
+    with pytest.raises(ApiError, match="choices has 257 entries; it must have from 1 to 256"):
+        asyncio.run(score(body, request, state))

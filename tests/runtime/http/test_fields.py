@@ -339,6 +339,7 @@ def test_right_values_of_what_is_honoured_are_accepted(client, place):
         (COMPLETIONS, b'{"prompt": "x", "best_of": true}', "leave it out or send 1"),
         (SCORE, b'{"text": "x", "choices": [true]}', "choices"),
         (SCORE, b'{"text": "x"}', "choices is missing"),
+        (GENERATE, b'{"text": "x",}', "the body is no valid JSON: Expecting property name"),
         (GENERATE, b'{"text": "x", "steps": 4, "sampling_params": {"steps": 8}}', "steps is given twice: 4 and 8"),
         (
             CHAT,
