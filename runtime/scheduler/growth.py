@@ -13,8 +13,9 @@ from .reuse import ReusePlanner
 class Growth:
     """Grows running requests, the strongest first.
 
-    Where memory is short the weakest running request is preempted, at last the one that grows. A request can always
-    run alone, so the strongest reaches its end, then the next one.
+    Where memory is short the weakest running request is preempted, even if it is the one that grows. The strongest is
+    preempted only when it runs alone and pins leave it no room; admission then ends it with an error. So the strongest
+    reaches its end, then the next one.
 
     Args:
         planner: takes the pages.
@@ -26,7 +27,7 @@ class Growth:
         self._admission = admission
 
     def due(self, running: Mapping[str, Request]) -> Iterator[Grow | Request]:
-        """Yields what the worker is to be told, and requests that the caller preempts before it asks for more."""
+        """Yields messages for the worker, and requests that the caller preempts before it takes the next item."""
         planner = self._planner
         if not any(planner.missing_pages(request) for request in running.values()):
             return
