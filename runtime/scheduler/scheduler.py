@@ -292,11 +292,11 @@ class Scheduler:
         )  # fmt: skip
 
     def _reject(self, request: Request) -> None:
-        free = self.memory.kv.num_free // self.memory.config.num_bands * self.memory.config.page_size
-        message = (
-            f"prompt and canvas have {request.total_tokens} tokens; room for {free} can be made, the rest is pinned"
-        )
-        request.fail(PoolTooSmallError(message, field="prompt", value=request.total_tokens, limit=free))
+        kv, config = self.memory.kv, self.memory.config
+        room = (kv.num_free + kv.num_reclaimable) // config.num_bands * config.page_size
+        tokens = request.total_tokens
+        message = f"prompt and canvas have {tokens} tokens; room for {room} can be made, the rest is pinned"
+        request.fail(PoolTooSmallError(message, field="prompt", value=tokens, limit=room))
         self._finish(request)
 
     # Results

@@ -135,6 +135,17 @@ def test_a_deep_prefix_in_a_pool_with_no_room_beside_it(llada, tmp_path):
         assert_nothing_lost(engine)
 
 
+def test_pins_that_leave_no_room_are_named_with_the_room_that_can_be_made(llada):
+    """120 pages in 3 bands, of which two hold prefixes: 16 tokens x 4 are pinned, 6 x 4 can be evicted."""
+    with make_engine(llada, kv_cache_tokens=160) as engine:
+        assert engine.pin(tokens(64, 1)) == 64
+        engine.generate(tokens(24, 2), SamplingParams(max_new_tokens=0))
+        with pytest.raises(PoolTooSmallError, match="120 tokens; room for 116 can be made") as caught:
+            engine.generate(tokens(40, 3), params(80), cache_mode="dual")
+        assert (caught.value.value, caught.value.limit) == (120, 116)
+        assert engine.generate(tokens(36, 3), params(80), cache_mode="dual").completion_tokens == 80
+
+
 def test_a_request_that_has_to_wait_evicts_nothing_in_vain(llada):
     """While a running request holds most of the pool, a waiting one that can't fit leaves the cache alone."""
     with make_engine(llada, kv_cache_tokens=96) as engine:
