@@ -109,7 +109,12 @@ class Batch:
         params = SamplingParams(max_new_tokens=CANVAS, block_length=BLOCK, steps=CANVAS, ignore_eos=True)
         for rid, table in zip(self.rids, tables, strict=True):
             tokens = rng.integers(0, 1000, prompt)
-            worker.add(AddRequest(rid, tokens, CANVAS, params, 0, BLOCK, table))
+            worker.add(
+                AddRequest(
+                    rid=rid, prompt=tokens, canvas_length=CANVAS, sampling=params, seed=0, block_length=BLOCK,
+                    page_table=table,
+                )
+            )  # fmt: skip
 
     def refresh(self, start: int) -> Forward:
         """A forward over positions [start, total)."""

@@ -194,7 +194,7 @@ class HolePiece(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fie
     text: str = ""
 
 
-class Output(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+class Output(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Progress of one request: its tokens from `token_start` on and its text from `text_start` on are new.
 
     `text` None: the detokenizer makes it from the tokens. `logprobs` are those of `tokens`; the detokenizer adds their
@@ -225,9 +225,18 @@ class Output(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     logprobs: list[TokenLogprob | None] = []
 
 
+def no_output(rid: str) -> Output:
+    """The output of a request before its first forward."""
+    return Output(
+        rid=rid, token_start=0, tokens=[], text_start=0, text=None, finish_reason=None, matched_stop=None, error=None,
+        prompt_tokens=0, cached_tokens=0, depth=0, canvas_tokens=0, nfe=0, computed_token_layers=0,
+        prefix_refreshes=0, preemptions=0, queue_s=0.0, first_text_s=None, total_s=0.0,
+    )  # fmt: skip
+
+
 def aborted(rid: str) -> Output:
     """The terminal output of a request that was aborted before the scheduler had it."""
-    return Output(rid, 0, [], 0, "", "abort", None, None, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, None, 0.0)
+    return msgspec.structs.replace(no_output(rid), text="", finish_reason="abort")
 
 
 class Outputs(_Message):

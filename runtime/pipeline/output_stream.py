@@ -10,7 +10,7 @@ from ..errors import ShoalError
 from ..request.output import Hole, RequestOutput, Timings, TokenLogprob
 from ..request.snapshot import CanvasChange, CanvasView
 from .errors import unpack_error
-from .messages import Denoised, Output, Outputs
+from .messages import Denoised, Output, Outputs, no_output
 
 
 class OutputStream:
@@ -109,4 +109,4 @@ def deliver(message: Denoised | Outputs, streams: Mapping[str, OutputStream]) ->
             stream.put(output)
 
 
-_NOTHING = Output("", 0, [], 0, None, None, None, None, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, None, 0.0)
+_NOTHING = no_output("")

@@ -263,10 +263,14 @@ class SchedulerProcess:
             return None
         times, tally = request.timings(), request.tally
         return Output(
-            request.rid, start, list(tokens), 0, request.stream.text if request.spec.sampling.stop else None,
-            request.finish_reason, request.matched_stop, None if request.error is None else pack_error(request.error),
-            len(request.prompt), tally.cached_tokens, tally.depth, request.canvas.num_committed, tally.nfe,
-            tally.computed_token_layers, tally.prefix_refreshes, tally.preemptions, times.queue, times.first_text,
-            times.total, [HolePiece(*hole) for hole in request.hole_tokens()], list(request.scores),
-            request.logprobs(start),
+            rid=request.rid, token_start=start, tokens=list(tokens), text_start=0,
+            text=request.stream.text if request.spec.sampling.stop else None,
+            finish_reason=request.finish_reason, matched_stop=request.matched_stop,
+            error=None if request.error is None else pack_error(request.error),
+            prompt_tokens=len(request.prompt), cached_tokens=tally.cached_tokens, depth=tally.depth,
+            canvas_tokens=request.canvas.num_committed, nfe=tally.nfe,
+            computed_token_layers=tally.computed_token_layers, prefix_refreshes=tally.prefix_refreshes,
+            preemptions=tally.preemptions, queue_s=times.queue, first_text_s=times.first_text, total_s=times.total,
+            holes=[HolePiece(*hole) for hole in request.hole_tokens()], scores=list(request.scores),
+            logprobs=request.logprobs(start),
         )  # fmt: skip

@@ -18,7 +18,7 @@ Pages = npt.NDArray[np.int32]
 NO_TOKENS: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AddRequest:
     """Create the canvas of a request: its prompt, then `canvas_length` masks.
 

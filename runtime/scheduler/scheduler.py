@@ -284,9 +284,10 @@ class Scheduler:
         spec, canvas = request.spec, request.canvas
         self._worker.add(
             AddRequest(
-                spec.rid, spec.prompt, spec.canvas_length, spec.sampling, spec.seed, spec.block_length,
-                held(request).page_table, canvas.leading(), canvas.template(),
-                frozenset() if spec.template is not None else spec.stop_ids, spec.end_ids,
+                rid=spec.rid, prompt=spec.prompt, canvas_length=spec.canvas_length, sampling=spec.sampling,
+                seed=spec.seed, block_length=spec.block_length, page_table=held(request).page_table,
+                committed=canvas.leading(), canvas=canvas.template(),
+                stop_ids=frozenset() if spec.template is not None else spec.stop_ids, end_ids=spec.end_ids,
                 marks=request.denoising is not None, grammar=spec.grammar,
             )
         )  # fmt: skip

@@ -171,7 +171,13 @@ class Lab:
 
     def _forward(self, item: ForwardItem, tokens: Tokens, canvas: int, table: Pages) -> None:
         prompt = np.array(tokens, np.int64)
-        self._worker.add(AddRequest(item.rid, prompt, canvas, SamplingParams(max_new_tokens=canvas), 0, canvas, table))
+        sampling = SamplingParams(max_new_tokens=canvas)
+        self._worker.add(
+            AddRequest(
+                rid=item.rid, prompt=prompt, canvas_length=canvas, sampling=sampling, seed=0, block_length=canvas,
+                page_table=table,
+            )
+        )  # fmt: skip
         (result,) = self._worker.forward(Forward((item,)))
         self._worker.release(Release((item.rid,)))
         if result.error is not None:

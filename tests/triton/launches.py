@@ -174,7 +174,12 @@ def serve(worker: Worker, rng: random.Random, block: int) -> list[str]:
             shaped: dict[str, Any] = {"top_p": 0.9, "presence_penalty": 1.0} if rng.random() < 0.2 else {}
             sampling = SamplingParams(max_new_tokens=canvas, temperature=0.5 * rng.randint(0, 1), **shaped)
             table = np.full((LAYERS, -(-item.keys // slots.page_size)), 0 if shared else index, np.int32)
-            worker.add(AddRequest(item.rid, np.ones(prompt, np.int64), canvas, sampling, 0, canvas, table))
+            worker.add(
+                AddRequest(
+                    rid=item.rid, prompt=np.ones(prompt, np.int64), canvas_length=canvas, sampling=sampling, seed=0,
+                    block_length=canvas, page_table=table,
+                )
+            )  # fmt: skip
         errors += filter(None, (result.error for result in worker.forward(Forward(tuple(items)))))
         worker.release(Release(tuple(item.rid for item in items)))
     return errors

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from shoal.radix_cache.config import TreeConfig
 from shoal.runtime import errors
 from shoal.runtime.errors import InvalidRequestError, PoolTooSmallError, ShoalError, WireError
+from shoal.runtime.grammar.grammar import Grammar
 from shoal.runtime.model.config import ModelConfig
 from shoal.runtime.pipeline import messages as wire
 from shoal.runtime.pipeline.errors import pack_error, unpack_error
@@ -26,12 +27,14 @@ from shoal.runtime.request.forward import (
     Forward,
     ForwardItem,
     Grow,
+    Logprob,
     MarkedResult,
     Marks,
     Release,
     StepResult,
 )
 from shoal.runtime.request.input import GenerateInput
+from shoal.runtime.request.output import TokenLogprob
 from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.request.snapshot import CanvasChange
 from shoal.runtime.request.spec import RequestSpec
@@ -44,14 +47,24 @@ FACTS = Facts(
 )  # fmt: skip
 SAMPLING = SamplingParams(max_new_tokens=8, stop=("ab", "c"), stop_token_ids=(5,), threshold=0.5, seed=7)
 PAGES = np.arange(6, dtype=np.int32).reshape(2, 3)
-ADD = AddRequest("r", np.arange(5), 8, SAMPLING, 3, 4, PAGES, np.array([7, 8]), np.array([-1, 4]))
+GRAMMAR = Grammar("k", np.ones((2, 3), np.int16), np.arange(256, dtype=np.uint8), np.array([1, 0], np.int32))
+ADD = AddRequest(
+    rid="r", prompt=np.arange(5), canvas_length=8, sampling=SAMPLING, seed=3, block_length=4, page_table=PAGES,
+    committed=np.array([7, 8]), canvas=np.array([-1, 4]), stop_ids=frozenset({3}),
+    end_ids=frozenset({3, 5}), marks=True, grammar=GRAMMAR,
+)  # fmt: skip
 ITEM = ForwardItem("r", 1, 9, 13, 5, 9, 0, 4, np.arange(2, dtype=np.int32), ((2, 0, np.arange(3, dtype=np.int32)),),
                    audit=4, audit_tokens=False)  # fmt: skip
 AUDIT = AuditReport(np.ones((2, 3), np.float32), np.full(2, 0.5, np.float32), 4, 3)
 ERROR = pack_error(InvalidRequestError("no", field="prompt", value=[1, 2], limit=3))
-OUTPUT = wire.Output("r", 2, [4, 5], 1, "text", "stop", "ab", None, 5, 4, 2, 8, 3, 99, 1, 0, 0.1, 0.2, 0.3)
+OUTPUT = wire.Output(
+    rid="r", token_start=2, tokens=[4, 5], text_start=1, text="text", finish_reason="stop", matched_stop="ab",
+    prompt_tokens=5, cached_tokens=4, depth=2, canvas_tokens=8, nfe=3, computed_token_layers=99, prefix_refreshes=1,
+    error=None, preemptions=0, queue_s=0.1, first_text_s=0.2, total_s=0.3, holes=[wire.HolePiece(1, 3, [4, 5])],
+    scores=[-0.5], logprobs=[TokenLogprob(4, -0.5, 1, ((4, -0.5), (5, -1.0))), None],
+)  # fmt: skip
 SPEC = RequestSpec(rid="r", prompt=np.arange(4), sampling=SAMPLING, cache_mode="lm", cache_salt="", block_length=8,
-                   seed=5, stop_ids=frozenset({3, 5}),
+                   seed=5, stop_ids=frozenset({3, 5}), grammar=GRAMMAR,
                    template=np.array([-1, 4]), targets=np.array([[0, 3]]), arrival=1.5)  # fmt: skip
 ASKED = GenerateInput(
     rid="r", prompt="text", sampling=SAMPLING, cache_mode="dual", cache_salt="salt", priority=1, timeout_s=2.5,
@@ -79,7 +92,8 @@ SOCKETS: dict[str, tuple[Any, list[Any]]] = {
     ]),
     "results": (wire.FromWorker, [
         wire.Results([StepResult("r", [6, 7], [1, 2], 1, 50), StepResult("s", error="broken")]),
-        wire.Results([StepResult("r", audit=AUDIT)]), wire.Committed(1, 2**32 - 1),
+        wire.Results([StepResult("r", audit=AUDIT, entropy=0.5, logprobs=[Logprob(1, -0.5, ((4, -0.5),))])]),
+        wire.Committed(1, 2**32 - 1),
         wire.MarkedResults([MarkedResult("r", [6], [1], 1, 50, marks=Marks([0.5], [1])), MarkedResult("s")]),
     ]),
     "detokenizer": (wire.ToDetokenizer, [
@@ -247,10 +261,12 @@ def test_a_pickle_is_just_a_bad_frame(socket, tmp_path):
     ],
 )
 def test_arrays_that_are_none(array):
-    frame = msgspec.msgpack.encode(
-        [1, ["Add", ["r", array, 8, msgspec.to_builtins(SAMPLING), 3, None, [[1, 1], b"\x00" * 4]]]]
-    )
-    assert decode_all("worker", [frame]) == (1, 0)
+    def frame(prompt: Any) -> bytes:
+        version, (kind, request) = msgspec.msgpack.decode(CODECS["worker"].encode(wire.Add(ADD)))
+        return msgspec.msgpack.encode([version, [kind, {**request, "prompt": prompt}]])
+
+    whole = [[1], b"\x00" * 8]
+    assert decode_all("worker", [frame(whole), frame(array)]) == (1, 1)
 
 
 def test_wrong_sampling_parameters_are_refused_by_name():

@@ -139,7 +139,12 @@ def test_the_null_worker_commits_none_of_them(folder: Path) -> None:
     with make_engine(folder) as engine:
         worker = NullWorker(engine.core.parts.facts, tokens=64)
     table = np.zeros((3, 40), np.int32)
-    worker.add(AddRequest("r", np.array(PROMPT), 64, GREEDY, 0, 8, table, stop_ids=frozenset((EOS, 9, 11))))
+    worker.add(
+        AddRequest(
+            rid="r", prompt=np.array(PROMPT), canvas_length=64, sampling=GREEDY, seed=0, block_length=8,
+            page_table=table, stop_ids=frozenset((EOS, 9, 11)),
+        )
+    )  # fmt: skip
     item = ForwardItem("r", 0, 76, 76, 12, 76, 0)
     (result,) = worker.forward(Forward((item,)))
     assert len(result.tokens) == 64

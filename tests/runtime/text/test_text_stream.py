@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from shoal.runtime.pipeline.detokenizer import Detokenizer
-from shoal.runtime.pipeline.messages import Output
+from shoal.runtime.pipeline.messages import Output, no_output
 from shoal.runtime.text.running import RunningText
 from shoal.runtime.text.stream import TextStream
 
@@ -219,7 +220,7 @@ class Counting:
 
 def piece(start: int, tokens: list[int], finish: str | None = None) -> Output:
     """Progress of request `r`."""
-    return Output("r", start, tokens, 0, None, finish, None, None, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, None, 0.0)  # type: ignore[arg-type]
+    return msgspec.structs.replace(no_output("r"), token_start=start, tokens=tokens, finish_reason=finish)
 
 
 def test_the_detokenizer_sends_what_is_new_and_forgets_at_the_end():
