@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,10 @@ def write_model(folder: Path, name: str, shards: int = 2) -> Path:
     return write_tokenizer(folder)
 
 
-def write_tokenizer(folder: Path) -> Path:
-    """The tokenizer's files: token `<mask>` is MASK, `<eos>` EOS."""
-    words = ["<unk>", "<pad>", "<bos>", "<eos>", *CHARACTERS]
+def write_tokenizer(folder: Path, characters: Sequence[str] = CHARACTERS) -> Path:
+    """The tokenizer's files: token `<mask>` is MASK, `<eos>` EOS, and one for each of the characters."""
+    words = ["<unk>", "<pad>", "<bos>", "<eos>", *characters]
+    assert len(words) <= MASK
     words += [f"<s{i}>" for i in range(len(words), MASK)] + ["<mask>"]
     backend = Backend(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")

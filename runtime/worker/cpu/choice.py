@@ -8,17 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...errors import EngineError
 from ...grammar.state import GrammarState
 from ...request.forward import AddRequest
 from ..canvas import Canvas, Tokens
+from ..executor import Ran
 from ..grammars import Grammars
+from ..logprobs import logprobs_of
 from .commit_rules import Stability, by_entropy_bound, by_stability, decayed_threshold
 from .logit_rules import LogitRules
 from .sampler import choose_commits, choose_tokens, entropies
 from .structured import choose_run
 
 
-class Chosen(NamedTuple):
+class _Chosen(NamedTuple):
     """Indices (int64 [n], sorted) of the masks to commit, their tokens (int64 [n]) and confidences (fp32 [n]).
 
     `entropy`: the largest of theirs, in nats, where the request has `refresh_entropy`.
@@ -46,7 +49,7 @@ class Chooser:
         rules = LogitRules(message.sampling, eos, message.end_ids, message.stop_ids)
         return cls(rules, grammars.open(message), torch.Generator().manual_seed(message.seed))
 
-    def choose(self, canvas: Canvas, positions: Tokens, logits: Tensor, prompt: Tensor) -> Chosen:
+    def commit(self, canvas: Canvas, positions: Tokens, logits: Tensor, prompt: Tensor) -> tuple[Ran, Tensor, Tensor]:
         """Choose among the masks of the current block.
 
         Args:
@@ -54,8 +57,26 @@ class Chooser:
             logits: [masks, vocab].
             prompt: int64 [prompt tokens], on the logits' device.
 
-        Raises EngineError for logits that give no probabilities.
+        Returns the item's result, and what the caller writes to its copy of the sequence: positions and tokens, int64
+        [n] each, on the logits' device. They are empty, and the result says so, where logits give no probabilities.
         """
+        try:
+            chosen = self._choose(canvas, positions, logits, prompt)
+        except EngineError:
+            none = torch.empty(0, dtype=torch.int64, device=logits.device)
+            return Ran(finite=False), none, none
+        committed = positions[chosen.indices.cpu().numpy()]
+        block = canvas.block_tokens().copy()
+        block[committed - canvas.block[0]] = chosen.tokens.cpu().numpy()
+        logprobs = logprobs_of(logits[chosen.indices], chosen.tokens, canvas.sampling.logprobs)
+        ran = Ran(
+            block=block, confidences=chosen.confidences.tolist() if canvas.marks else (), logprobs=logprobs,
+            entropy=chosen.entropy,
+        )  # fmt: skip
+        return ran, torch.from_numpy(committed).to(logits.device), chosen.tokens
+
+    def _choose(self, canvas: Canvas, positions: Tokens, logits: Tensor, prompt: Tensor) -> _Chosen:
+        """As `commit`. Raises EngineError for logits that give no probabilities."""
         changed = self.rules.apply(logits, positions - canvas.prompt_length, prompt, canvas.tokens)
         entropy = entropies(changed) if canvas.sampling.wants_entropy else None
         if self.grammar is not None:
@@ -67,7 +88,7 @@ class Chooser:
             chosen = self._commits(canvas, positions, changed, confidence, entropy)
             tokens, confidence = token[chosen], confidence[chosen]
         most = 0.0 if entropy is None or not len(chosen) else float(entropy[chosen].max())
-        return Chosen(chosen, tokens, confidence, most)
+        return _Chosen(chosen, tokens, confidence, most)
 
     def _commits(
         self, canvas: Canvas, positions: Tokens, logits: Tensor, confidence: Tensor, entropy: Tensor | None

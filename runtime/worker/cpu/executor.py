@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import EngineError
 from ...grammar.vocabulary import Vocabulary
 from ...model.decoder import Decoder
 from ...request.forward import AddRequest, ForwardItem, Grow
 from ..canvas import Canvas, Tokens
 from ..executor import Ran
 from ..grammars import Grammars
-from ..logprobs import logprobs_of
 from ..pools import BoundaryPool, KVPool
 from .choice import Chooser, guided
 from .runner import Entry, ModelRunner
@@ -93,7 +91,9 @@ class CpuExecutor:
             elif len(wanted):
                 if canvas.serial in unguided:
                     part = guided(part, unguided[canvas.serial], canvas.sampling.cfg_scale)
-                ran.append(_commit(canvas, own, wanted, part))
+                result, at, tokens = own.chooser.commit(canvas, wanted, part, own.tokens[: canvas.prompt_length])
+                own.tokens[at] = tokens
+                ran.append(result)
             else:
                 ran.append(Ran())
         return 1, ran
@@ -135,20 +135,3 @@ def _scores(logits: Tensor, tokens: Tokens) -> list[float]:
     at = torch.from_numpy(tokens.copy()).to(logits.device)
     scores: list[float] = logits.float().log_softmax(-1).gather(1, at[:, None])[:, 0].tolist()
     return scores
-
-
-def _commit(canvas: Canvas, held: _Open, positions: Tokens, logits: Tensor) -> Ran:
-    """Commit masks at `positions` by their logits [masks, vocab]."""
-    try:
-        chosen = held.chooser.choose(canvas, positions, logits, held.tokens[: canvas.prompt_length])
-    except EngineError:
-        return Ran(finite=False)
-    committed = positions[chosen.indices.cpu().numpy()]
-    held.tokens[torch.from_numpy(committed).to(held.tokens.device)] = chosen.tokens
-    block = canvas.block_tokens().copy()
-    block[committed - canvas.block[0]] = chosen.tokens.cpu().numpy()
-    logprobs = logprobs_of(logits[chosen.indices], chosen.tokens, canvas.sampling.logprobs)
-    return Ran(
-        block=block, confidences=chosen.confidences.tolist() if canvas.marks else (), logprobs=logprobs,
-        entropy=chosen.entropy,
-    )  # fmt: skip

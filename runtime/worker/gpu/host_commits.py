@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from ....kernels.sampling.canvas_state import STOPPED
-from ...errors import EngineError
 from ...request.forward import AddRequest
 from ..canvas import Canvas, Tokens
 from ..cpu.choice import Chooser
 from ..executor import Ran
 from ..grammars import Grammars
-from ..logprobs import logprobs_of
 from .slots import CanvasSlots
 
 
@@ -68,18 +66,7 @@ class HostCommits:
     def commit(self, canvas: Canvas, positions: Tokens, logits: Tensor) -> Ran:
         """Commit masks of its block; `positions` are all of them, `logits` [masks, vocab] theirs."""
         held = self._held[canvas.serial]
-        try:
-            chosen = held.chooser.choose(canvas, positions, logits, held.prompt)
-        except EngineError:
-            return Ran(finite=False)
-        committed = positions[chosen.indices.cpu().numpy()]
-        at = torch.from_numpy(committed).to(logits.device)
-        self._slots.state.tokens[canvas.slot, at] = chosen.tokens
+        ran, at, tokens = held.chooser.commit(canvas, positions, logits, held.prompt)
+        self._slots.state.tokens[canvas.slot, at] = tokens
         self._slots.state.masked[canvas.slot, at] = 0
-        block = canvas.block_tokens().copy()
-        block[committed - canvas.block[0]] = chosen.tokens.cpu().numpy()
-        logprobs = logprobs_of(logits[chosen.indices], chosen.tokens, canvas.sampling.logprobs)
-        return Ran(
-            block=block, confidences=chosen.confidences.tolist() if canvas.marks else (), logprobs=logprobs,
-            entropy=chosen.entropy,
-        )  # fmt: skip
+        return ran

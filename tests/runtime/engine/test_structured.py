@@ -12,8 +12,6 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as Backend
 
 from shoal.runtime.engine.engine import Engine
 from shoal.runtime.errors import InvalidRequestError
@@ -21,7 +19,7 @@ from shoal.runtime.request.input import GenerateInput
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..grammar.schemas import SCHEMAS
-from ..tiny import EOS, MASK, assert_nothing_lost, by_hand, make_engine, open_requests, tokens, write_model
+from ..tiny import EOS, assert_nothing_lost, by_hand, make_engine, open_requests, tokens, write_model, write_tokenizer
 
 MODES: tuple[Any, ...] = ("none", "prefix", "dual", "lm", "bicache")
 WORDS = [*"0123456789", *'{}[]",:-. \\+', *"abcdefhilmnoqrtuxyz", "é", '":', '","', '"}', "true", "null", "E", "T", "Z"]
@@ -35,16 +33,7 @@ SCHEMA = {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     """A tiny model whose tokens spell JSON."""
-    folder = write_model(tmp_path_factory.mktemp("json") / "llada", "llada")
-    assert len(WORDS) <= MASK - 4
-    words = ["<unk>", "<pad>", "<bos>", "<eos>", *WORDS]
-    words += [f"<s{i}>" for i in range(len(words), MASK)] + ["<mask>"]
-    backend = Backend(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    backend.decoder = decoders.Fuse()
-    backend.add_special_tokens([word for word in words if word.startswith("<")])
-    backend.save(str(folder / "tokenizer.json"))
-    return folder
+    return write_tokenizer(write_model(tmp_path_factory.mktemp("json") / "llada", "llada"), WORDS)
 
 
 @pytest.fixture(scope="module")
