@@ -35,8 +35,18 @@ class Tiles(NamedTuple):
 
 
 @triton.jit
-def _tile_of(starts_ptr, tile, experts, ROWS: tl.constexpr, LANES: tl.constexpr):
-    """(expert, first row, end of the expert's rows) of a tile; expert >= experts: there is none."""
+def _tile_of(
+    starts_ptr, experts, column_tiles,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """(expert, rows, end of the expert's rows, columns) of a program; expert >= experts: it has no tile.
+
+    GROUP tiles of rows go through all tiles of columns together.
+    """
+    program = tl.program_id(0)
+    of_group = GROUP * column_tiles
+    inside = program % of_group
+    tile, column_tile = program // of_group * GROUP + inside % GROUP, inside // GROUP
     lanes = tl.arange(0, LANES)
     start = tl.load(starts_ptr + lanes, mask=lanes < experts, other=0)
     end = tl.load(starts_ptr + lanes + 1, mask=lanes < experts, other=0)
@@ -45,16 +55,8 @@ def _tile_of(starts_ptr, tile, experts, ROWS: tl.constexpr, LANES: tl.constexpr)
     expert = tl.sum((ends <= tile).to(tl.int32), 0)
     own = lanes == expert
     first = tl.sum(tl.where(own, start + (tile - ends + tiles) * ROWS, 0), 0)
-    return expert, first, tl.sum(tl.where(own, end, 0), 0)
-
-
-@triton.jit
-def _place(programs_of_columns, GROUP: tl.constexpr):
-    """(tile of rows, tile of columns) of a program: GROUP tiles of rows go through all columns together."""
-    program = tl.program_id(0)
-    of_group = GROUP * programs_of_columns
-    inside = program % of_group
-    return program // of_group * GROUP + inside % GROUP, inside // GROUP
+    rows, columns = first + tl.arange(0, ROWS), column_tile * COLUMNS + tl.arange(0, COLUMNS)
+    return expert, rows, tl.sum(tl.where(own, end, 0), 0), columns
 
 
 @triton.jit(do_not_specialize=["column_tiles"])
@@ -63,12 +65,9 @@ def _gate_up_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INPUTS: tl.constexpr, LANES: tl.constexpr,
     GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    tile, column_tile = _place(column_tiles, GROUP)
-    expert, first, end = _tile_of(starts_ptr, tile, experts, ROWS, LANES)
+    expert, rows, end, columns = _tile_of(starts_ptr, experts, column_tiles, ROWS, COLUMNS, LANES, GROUP)
     if expert >= experts:
         return
-    rows = first + tl.arange(0, ROWS)
-    columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     token = tl.load(tokens_ptr + rows, mask=rows < end, other=0)
     at = tl.arange(0, INPUTS)
     x_at = x_ptr + token.to(tl.int64)[:, None] * row_stride + at[None, :]
@@ -101,12 +100,9 @@ def _down_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INPUTS: tl.constexpr, LANES: tl.constexpr, GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    tile, column_tile = _place(column_tiles, GROUP)
-    expert, first, end = _tile_of(starts_ptr, tile, experts, ROWS, LANES)
+    expert, rows, end, columns = _tile_of(starts_ptr, experts, column_tiles, ROWS, COLUMNS, LANES, GROUP)
     if expert >= experts:
         return
-    rows = first + tl.arange(0, ROWS)
-    columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     at = tl.arange(0, INPUTS)
     x_at = x_ptr + rows.to(tl.int64)[:, None] * inputs + at[None, :]
     weight_at = weight_ptr + (expert.to(tl.int64) * width + columns)[None, :] * inputs + at[:, None]

@@ -47,6 +47,14 @@ def ruled(x, columns, inside, slot, position, shaping_ptr, counts_ptr, biases_pt
 
 
 @triton.jit
+def _tile(row_ptr, columns, slot, position, shaping_ptr, counts_ptr, biases_ptr, n_cols, impossible):
+    """(`ruled` logits of some columns of a row, which of the columns are possible tokens)."""
+    inside = (columns < n_cols) & (columns != impossible)
+    x = tl.load(row_ptr + columns, mask=inside, other=-float("inf")).to(tl.float32)
+    return ruled(x, columns, inside, slot, position, shaping_ptr, counts_ptr, biases_ptr, n_cols), inside
+
+
+@triton.jit
 def _key(x):
     """int32 in the order of fp32 x."""
     bits = x.to(tl.int32, bitcast=True)
@@ -82,13 +90,11 @@ def _cutoff_kernel(
         tl.store(largest_ptr + row, 0.0)
         return
     lanes = tl.arange(0, TILE)
+    own_logits = logits_ptr + row * row_stride
 
     best = tl.full([TILE], -float("inf"), tl.float32)
     for start in range(0, n_cols, TILE):
-        columns = start + lanes
-        inside = (columns < n_cols) & (columns != impossible)
-        x = tl.load(logits_ptr + row * row_stride + columns, mask=inside, other=-float("inf")).to(tl.float32)
-        x = ruled(x, columns, inside, slot, position, shaping_ptr, counts_ptr, biases_ptr, n_cols)
+        x, _ = _tile(own_logits, start + lanes, slot, position, shaping_ptr, counts_ptr, biases_ptr, n_cols, impossible)
         best = tl.maximum(best, x)
     largest = tl.max(best, 0)
     least = largest + temperature * log_min_p
@@ -96,10 +102,9 @@ def _cutoff_kernel(
     if (top_k > 0) | (top_p < 1):
         everything = tl.zeros([TILE], tl.float32)
         for start in range(0, n_cols, TILE):
-            columns = start + lanes
-            inside = (columns < n_cols) & (columns != impossible)
-            x = tl.load(logits_ptr + row * row_stride + columns, mask=inside, other=-float("inf")).to(tl.float32)
-            x = ruled(x, columns, inside, slot, position, shaping_ptr, counts_ptr, biases_ptr, n_cols)
+            x, _ = _tile(
+                own_logits, start + lanes, slot, position, shaping_ptr, counts_ptr, biases_ptr, n_cols, impossible
+            )
             everything += tl.exp((x - largest) / temperature)
         enough = top_p * tl.sum(everything, 0)
         bits = 32
@@ -114,10 +119,9 @@ def _cutoff_kernel(
             above = tl.zeros([TILE], tl.int32)
             mass = tl.zeros([TILE], tl.float32)
             for start in range(0, n_cols, TILE):
-                columns = start + lanes
-                inside = (columns < n_cols) & (columns != impossible)
-                x = tl.load(logits_ptr + row * row_stride + columns, mask=inside, other=-float("inf")).to(tl.float32)
-                x = ruled(x, columns, inside, slot, position, shaping_ptr, counts_ptr, biases_ptr, n_cols)
+                x, inside = _tile(
+                    own_logits, start + lanes, slot, position, shaping_ptr, counts_ptr, biases_ptr, n_cols, impossible
+                )
                 key = _key(x)
                 above += (inside & (key >= try_count)).to(tl.int32)
                 mass += tl.where(key >= try_mass, tl.exp((x - largest) / temperature), 0.0)
