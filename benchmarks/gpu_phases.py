@@ -273,7 +273,7 @@ def main() -> None:
     rates = measure_rates()
     print(rates, flush=True)
     where = {
-        "fold_norms": args.fold_norms,
+        "fold_norms": args.fold_norms and not args.quantization,
         "quantization": args.quantization or "none",
         "kv_cache_dtype": args.kv_cache_dtype,
         "command": "python " + " ".join(sys.argv),

@@ -301,7 +301,8 @@ def main() -> None:
     rates = measure_rates(args.device)
     print(rates, flush=True)
     table = Table(args.out, {
-        "page_size": args.page_size, "fold_norms": args.fold_norms, "quantization": args.quantization or "none",
+        "page_size": args.page_size, "fold_norms": args.fold_norms and not args.quantization,
+        "quantization": args.quantization or "none",
         "kv_cache_dtype": args.kv_cache_dtype,
         **rates.columns(),
         "command": "python " + " ".join(sys.argv), "commit": args.commit or commit(), "hardware": hardware(),

@@ -207,3 +207,30 @@ def test_every_result_is_on_the_page_of_results():
     }
     assert len(tables) > 20
     assert tables - linked == set()
+
+
+def git(*words: str) -> str:
+    """What a git command prints; skips where it fails, as outside of a checkout."""
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return done.stdout.strip()
+
+
+def test_results_name_commits_of_this_history_and_no_folder_of_a_machine():
+    if git("rev-parse", "--is-shallow-repository") == "true":
+        pytest.skip("a checkout without history")
+    history = git("rev-list", "HEAD").split()
+    unknown: dict[str, str] = {}
+    for path in (path for path in RESULTS.rglob("*") if path.suffix in (".csv", ".json")):
+        name, text = path.relative_to(RESULTS).as_posix(), path.read_text(encoding="utf-8")
+        assert not re.search(r"(^|[\s\"=])/(home|root|tmp|work|Users)/", text), name
+        commits: set[str] = set()
+        if path.suffix == ".csv":
+            commits = {row.get("commit") or "" for row in csv.DictReader(text.splitlines())}
+        elif isinstance(found := json.loads(text), dict):
+            commits = {found.get("commit", "")}
+        for commit in {part for value in commits for part in value.split("+") if part}:  # `a1b2c3d+`: with changes
+            if not any(known.startswith(commit) for known in history):
+                unknown[name] = commit
+    assert unknown == {}
