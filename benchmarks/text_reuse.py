@@ -15,8 +15,10 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -173,63 +175,96 @@ def filled(network: Network, tokens: Tensor) -> Tensor:
     return out
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Write the table; rows appear as they are measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+class Lab:
+    """A run of a benchmark on `text`: the network, held-out rows by task, and the table of results.
+
+    Args:
+        module: the benchmark's name, for the column `command`.
+        options: those of `make_parser`.
+        arguments: the command line's.
+    """
+
+    def __init__(self, module: str, options: argparse.Namespace, arguments: Sequence[str]):
+        self.options = options
+        self.network = Network.load_base(options.base)
+        delta.apply(options.weights, self.network)
+        self._began = time.monotonic()
+        self._origin = {
+            "command": f"python -m benchmarks.{module} " + " ".join(arguments), "commit": commit(),
+            "hardware": hardware(), "torch": torch.__version__,
+        }  # fmt: skip
+        self._tokenizer = Tokenizer.from_file(str(options.base / "tokenizer.json"))
+        self._documents, names = held_out(options.data / "held.npz", 1741, options.rows)
+        labels = [label_of(name) for name in names]
+        self._asker = Asker(Documents(self._documents.astype(np.uint16), labels, self._tokenizer))
+
+    def tasks(self) -> Iterator[tuple[str, float, Task]]:
+        """Name, prefix ratio and rows of each task of the options, until their time limit."""
+        for name in self.options.tasks:
+            for ratio in self.options.ratios:
+                if self.options.time_limit and time.monotonic() - self._began > self.options.time_limit:
+                    return
+                if name == "look-up":
+                    yield name, ratio, look_up(self._documents, self._tokenizer, ratio)
+                elif name == "continuation":
+                    yield name, ratio, continuation(self._documents, ratio)
+                else:
+                    yield name, ratio, asked(self._asker, name, len(self._documents))
+
+    def write(
+        self,
+        table: csv.DictWriter[str],
+        file: TextIO,
+        names: Mapping[str, object],
+        records: Sequence[dict[str, object]],
+    ) -> None:
+        """Rows of records measured for one task, on disk at once. `names`: columns that all of them share."""
+        for record in records:
+            numbers = {k: round(v, 5) if isinstance(v, float) else v for k, v in record.items()}
+            table.writerow({**names, **numbers, **self._origin})
+        file.flush()
+        print(json.dumps({**names, "seconds": round(time.monotonic() - self._began, 1)}))
+
+
+def make_parser(description: str | None, ratios: Sequence[float], tasks: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser of the options that `Lab` reads."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=Path("out/text/base"))
     parser.add_argument("--weights", type=Path, default=Path("out/text/full.safetensors"))
     parser.add_argument("--data", type=Path, default=Path("out/text/data"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.9])
+    parser.add_argument("--ratios", type=float, nargs="+", default=ratios)
+    parser.add_argument("--tasks", nargs="+", default=tasks)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--time-limit", type=float, help="begin no further task and ratio after so many seconds")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the table; rows appear as they are measured."""
+    parser = make_parser(__doc__, [0.3, 0.5, 0.7, 0.9], ["look-up", "continuation", "quote", "gap", "classify"])
     parser.add_argument("--depths", type=int, nargs="+", default=list(DEPTHS))
     parser.add_argument("--captures", nargs="+", default=["first", "alone", "final"])
-    parser.add_argument("--tasks", nargs="+", default=["look-up", "continuation", "quote", "gap", "classify"])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
     parser.add_argument("--noise", action="store_true")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--time-limit", type=float, help="begin no further cell after so many seconds")
-    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(words)
     if not options.weights.exists():
         print(f"no {options.weights}: docs/text.md says how to make it")
         return
-    run(options)
-
-
-def run(options: argparse.Namespace) -> None:
-    """Measure every cell of the options' grid."""
-    begin = time.monotonic()
-    origin = {"command": "python -m benchmarks.text_reuse " + " ".join(sys.argv[1:]), "commit": commit(),
-              "hardware": hardware(), "torch": torch.__version__}  # fmt: skip
-    tokenizer = Tokenizer.from_file(str(options.base / "tokenizer.json"))
-    documents, names = held_out(options.data / "held.npz", 1741, options.rows)
-    asker = Asker(Documents(documents.astype(np.uint16), [label_of(name) for name in names], tokenizer))
-    network = Network.load_base(options.base)
-    delta.apply(options.weights, network)
+    lab = Lab("text_reuse", options, words)
     with options.out.open("w", newline="") as file:
         table = csv.DictWriter(file, FIELDS)
         table.writeheader()
         for dtype in options.dtypes:
-            network = network.to(options.device, getattr(torch, dtype))
-            for name in options.tasks:
-                for ratio in options.ratios:
-                    if options.time_limit and time.monotonic() - begin > options.time_limit:
-                        return
-                    if name == "look-up":
-                        task = look_up(documents, tokenizer, ratio)
-                    elif name == "continuation":
-                        task = continuation(documents, ratio)
-                    else:
-                        task = asked(asker, name, len(documents))
-                    if options.noise:
-                        records = noise(network, task, ratio)
-                    else:
-                        records = measure(network, task, ratio, options.captures, options.depths)
-                    for record in records:
-                        numbers = {k: round(v, 5) if isinstance(v, float) else v for k, v in record.items()}
-                        table.writerow({"task": name, "dtype": dtype, **numbers, **origin})
-                    file.flush()
-                    print(json.dumps({"task": name, "ratio": ratio, "seconds": round(time.monotonic() - begin, 1)}))
+            network = lab.network.to(options.device, getattr(torch, dtype))
+            for name, ratio, task in lab.tasks():
+                if options.noise:
+                    records = noise(network, task, ratio)
+                else:
+                    records = measure(network, task, ratio, options.captures, options.depths)
+                lab.write(table, file, {"task": name, "dtype": dtype, "ratio": ratio}, records)
 
 
 if __name__ == "__main__":

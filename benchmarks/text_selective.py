@@ -17,27 +17,17 @@ One forward a question with all answers masked, as in benchmarks/text_reuse.py.
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
 import sys
-import time
-from pathlib import Path
 
-import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoal.provenance import commit, hardware
-from shoal.text import delta
-from shoal.text.asks import Asker, Documents
-from shoal.text.corpus import held_out, label_of
 from shoal.text.network import Network, finish, project, rope_tables
 from shoal.text.reuse import Capture, capture
 
-from .text_reuse import TOTAL, Scores, Task, asked, continuation, interval, look_up
+from .text_reuse import TOTAL, Lab, Scores, Task, interval, make_parser
 
 CHOOSERS = ("attention", "difference", "random")
 FIELDS = (
@@ -167,49 +157,22 @@ def measure(
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the table; rows appear as they are measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, default=Path("out/text/base"))
-    parser.add_argument("--weights", type=Path, default=Path("out/text/full.safetensors"))
-    parser.add_argument("--data", type=Path, default=Path("out/text/data"))
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.7, 0.9])
+    parser = make_parser(__doc__, [0.5, 0.7, 0.9], ["look-up", "quote", "gap", "continuation"])
     parser.add_argument("--depths", type=int, nargs="+", default=[6, 12])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4])
-    parser.add_argument("--tasks", nargs="+", default=["look-up", "quote", "gap", "continuation"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--time-limit", type=float, help="begin no further task and ratio after so many seconds")
-    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(words)
     if not options.weights.exists():
         print(f"no {options.weights}: docs/text.md says how to make it")
         return
-    begin = time.monotonic()
-    command = "python -m benchmarks.text_selective " + " ".join(sys.argv[1:] if arguments is None else arguments)
-    origin = {"command": command, "commit": commit(), "hardware": hardware(), "torch": torch.__version__}
-    tokenizer = Tokenizer.from_file(str(options.base / "tokenizer.json"))
-    documents, names = held_out(options.data / "held.npz", 1741, options.rows)
-    asker = Asker(Documents(documents.astype(np.uint16), [label_of(name) for name in names], tokenizer))
-    network = Network.load_base(options.base)
-    delta.apply(options.weights, network)
-    network = network.to(options.device, torch.bfloat16 if options.device.startswith("cuda") else torch.float32)
+    lab = Lab("text_selective", options, words)
+    network = lab.network.to(options.device, torch.bfloat16 if options.device.startswith("cuda") else torch.float32)
     with options.out.open("w", newline="") as file:
         table = csv.DictWriter(file, FIELDS)
         table.writeheader()
-        for name in options.tasks:
-            for ratio in options.ratios:
-                if options.time_limit and time.monotonic() - begin > options.time_limit:
-                    return
-                if name == "look-up":
-                    task = look_up(documents, tokenizer, ratio)
-                else:
-                    task = (
-                        continuation(documents, ratio) if name == "continuation" else asked(asker, name, options.rows)
-                    )
-                for record in measure(network, task, ratio, options.depths, options.shares):
-                    numbers = {k: round(v, 5) if isinstance(v, float) else v for k, v in record.items()}
-                    table.writerow({"task": name, **numbers, **origin})
-                file.flush()
-                print(json.dumps({"task": name, "ratio": ratio, "seconds": round(time.monotonic() - begin, 1)}))
+        for name, ratio, task in lab.tasks():
+            records = measure(network, task, ratio, options.depths, options.shares)
+            lab.write(table, file, {"task": name, "ratio": ratio}, records)
 
 
 if __name__ == "__main__":

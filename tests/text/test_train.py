@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks import text_reuse
+from benchmarks import text_reuse, text_selective
 from shoal.text import chats, delta, evaluate, train
 from shoal.text.corpus import END
 from shoal.text.network import MASK, MATRICES, Network
@@ -146,6 +147,27 @@ def test_the_noise_of_bfloat16_is_measured_against_float32(base, asker):
     assert record["capture"] == "noise"
     assert 0 < abs(float(str(record["dnll"]))) < 0.1
     assert 0 <= float(str(record["agree"])) <= 1
+
+
+def test_the_programs_write_a_row_for_each_cell(trained, base, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_reuse, "LEAST_ROWS", 1)
+    common = ["--base", str(base), "--weights", str(trained / "full.safetensors"), "--data", str(data), "--rows", "4",
+              "--ratios", "0.5", "--tasks", "look-up", "--depths", "1", "--device", "cpu"]  # fmt: skip
+    rows = {}
+    for module, more, shape in (
+        (text_reuse, ["--captures", "first", "--dtypes", "float32"], ("capture", "depth")),
+        (text_selective, ["--shares", "0.25"], ("chosen_by", "share")),
+    ):
+        out = tmp_path / f"{module.__name__}.csv"
+        module.main([*common, *more, "--out", str(out)])
+        with out.open() as file:
+            found = list(csv.DictReader(file))
+        assert {(row["task"], row["ratio"], row["rows"]) for row in found} == {("look-up", "0.5", "4")}
+        assert found[0]["command"] == f"python -m {module.__name__} " + " ".join([*common, *more, "--out", str(out)])
+        rows[module] = [tuple(row[name] for name in shape) for row in found]
+    assert rows[text_reuse] == [("first", "1")]
+    choosers = [(by, "0.25") for by in text_selective.CHOOSERS]
+    assert rows[text_selective] == [("", "0.0"), ("", "1.0"), *choosers]
 
 
 def test_learning_rates_warm_up_and_fall_to_zero():
