@@ -16,7 +16,8 @@ from ..dispatch import kernel
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0
 """The largest number in e4m3."""
-_LEAST_SCALE = 1e-12
+LEAST_SCALE = 1e-12
+"""The scale of a row of zeros."""
 
 
 class Rows8(NamedTuple):
@@ -40,7 +41,7 @@ class Scales(NamedTuple):
 def quantized(x: Tensor) -> Rows8:
     """x [T, N] with the largest scale that loses no row's maximum; a row of zeros stays zeros, one with NaN is NaN."""
     x = x.float()
-    scale = (x.abs().amax(-1, keepdim=True) / LARGEST).clamp_(min=_LEAST_SCALE)
+    scale = (x.abs().amax(-1, keepdim=True) / LARGEST).clamp_(min=LEAST_SCALE)
     return Rows8((x / scale).to(FP8), scale)
 
 

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fp8 import FP8, LARGEST, Rows8, Scales
+from .fp8 import FP8, LARGEST, LEAST_SCALE, Rows8, Scales
 
-_LARGEST, _LEAST_SCALE = tl.constexpr(LARGEST), tl.constexpr(1e-12)
+_LARGEST, _LEAST_SCALE = tl.constexpr(LARGEST), tl.constexpr(LEAST_SCALE)
 
 
 @triton.jit

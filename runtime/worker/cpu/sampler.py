@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from ....kernels.sampling.confidence import confidence
+from ....kernels.sampling.shaping import LEAST_TEMPERATURE
 from ...errors import EngineError
 from ...request.sampling_params import DEFAULT_THRESHOLD, SamplingParams
 from ..executor import NOT_FINITE
 
 _ROWS_AT_ONCE = 8
-_LEAST_TEMPERATURE = 1e-30
-"""Below, fp32 has no such number; all but the best token are impossible long before."""
 
 
 def choose_tokens(logits: Tensor, params: SamplingParams, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -56,7 +55,7 @@ def entropies(logits: Tensor) -> Tensor:
 def tempered(logits: Tensor, temperature: float) -> Tensor:
     """fp32 logits / temperature, shifted so that the largest of a row is 0; undivided at temperature 0."""
     logits = logits.float()
-    return (logits - logits.amax(-1, keepdim=True)) / max(temperature or 1.0, _LEAST_TEMPERATURE)
+    return (logits - logits.amax(-1, keepdim=True)) / max(temperature or 1.0, LEAST_TEMPERATURE)
 
 
 def cut(logits: Tensor, params: SamplingParams) -> Tensor:

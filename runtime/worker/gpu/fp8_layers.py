@@ -24,9 +24,8 @@ class Fp8Layers(FusedLayers):
 
     def __init__(self, decoder: Decoder, kv: KVPool, max_positions: int):
         super().__init__(decoder, kv, max_positions)
-        self._ahead: tuple[int, Tensor, Rows8] | None = (
-            None  # of these hidden states, the rows that a layer begins with
-        )
+        # (layer, hidden states, their rows): computed by the layer before, for the layer that begins with them.
+        self._ahead: tuple[int, Tensor, Rows8] | None = None
 
     def run(
         self, index: int, hidden: Tensor, at: Layout, *, num_splits: int, shared: SharedGroups | None = None
