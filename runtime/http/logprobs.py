@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..request.output import TokenLogprob
-from ..request.sampling_params import MAX_LOGPROBS
+from ..request.parameter_checks import MAX_LOGPROBS
 from ..text.running import UNFINISHED
 from .api_error import bad_request
 from .schemas import ChatBody, CompletionBody, GenerateBody

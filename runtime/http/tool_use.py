@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..request.output import RequestOutput
-from ..request.sampling_params import MAX_STOP_STRINGS
+from ..request.parameter_checks import MAX_STOP_STRINGS
 from ..text.tool_calls import BEGINNING, CLOSE, Answer, beginning_of_call, read_answer
 from .api_error import ApiError, bad_request
 from .structure import take_structure

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from ..errors import InvalidRequestError, shorten
 from .facts import Facts
-from .sampling_params import MAX_TIMED_STEPS, SamplingParams
+from .sampling_params import DEFAULTS, MAX_TIMED_STEPS, SamplingParams
 
 MAX_KL_ENTRIES = 1 << 26
 """Most probabilities of one request that are kept from a pass to the next for kl_threshold (256 MiB)."""
-_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(SamplingParams)}
 
 
 def resolved(params: SamplingParams, facts: Facts) -> SamplingParams:
@@ -52,7 +51,7 @@ def resolved(params: SamplingParams, facts: Facts) -> SamplingParams:
     for entry in facts.unserved:
         name, _, value = entry.partition("=")
         given = getattr(params, name)
-        if given == value if value else given != _DEFAULTS[name]:
+        if given == value if value else given != DEFAULTS[name]:
             message = f"{name} is {shorten(given)}, which shoal does not serve on a GPU: leave it out"
             raise InvalidRequestError(message, field=name, value=shorten(given))
     return params

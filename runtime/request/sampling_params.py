@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, cast
 
-from ...kernels.sampling.strategies import STRATEGIES as KERNEL_STRATEGIES
-from ..checks import PARAMETER
 from ..errors import InvalidRequestError, shorten
 from ..nearest_name import did_you_mean
-from ..refresh_schedules import REFRESH_SCHEDULES
+from .parameter_checks import CHECKS
 
-STRATEGIES = (*KERNEL_STRATEGIES, "origin")
-ALIASES = {"maskgit_plus": "low_confidence", "topk_margin": "margin"}
-"""Dream's names of strategies."""
-SCHEDULES = ("even", "linear")
-RANKINGS = ("model", "sampled")
 STRUCTURES = ("json_schema", "regex", "choice")
 """What says what the text must be: one of them."""
 MAX_STRUCTURE = 1 << 16
@@ -26,11 +19,6 @@ _AGAINST_STRUCTURE = (
     "stop", "stop_token_ids", "ignore_eos", "min_tokens", "logits_eos_inf", "confidence_eos_eot_inf", "alg_temp",
     "threshold_decay", "kl_threshold",
 )  # fmt: skip
-MAX_LOGIT_BIAS = 1024
-MAX_KL_HISTORY = 1024
-MAX_LOGPROBS = 20
-MAX_STOP_STRINGS = 16
-MAX_STOP_TOKEN_IDS = 1024
 DEFAULT_THRESHOLD = 0.9
 DEFAULT_MAX_NEW_TOKENS = 1024
 """Canvas of a request that names none, where generation_config.json says nothing; or what fits, if that is less."""
@@ -41,8 +29,6 @@ OF_THRESHOLD = ("threshold_decay", "kl_threshold")
 """What changes the rule `threshold`."""
 MAX_TIMED_STEPS = 1 << 14
 """Most steps of a schedule that has a time for each: `linear`, or the strategy `origin`."""
-MAX_TEMPERATURE = 1e30
-"""Above, noise times temperature overflows fp32. All tokens are equally probable long before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,126 +158,42 @@ class SamplingParams:
         return object.__new__(cls)
 
     def __post_init__(self) -> None:
-        for name in ("stop", "stop_token_ids"):
-            value = getattr(self, name)
-            if value is None:
-                value = ()
-            elif isinstance(value, str):
-                value = (value,)
-            elif not isinstance(value, tuple | Sequence | Set):  # the first is quickly seen
-                PARAMETER.refuse(name, value, "a list")
-            most = {"stop": MAX_STOP_STRINGS, "stop_token_ids": MAX_STOP_TOKEN_IDS}[name]
-            if len(value) > most:
-                message = f"{name} has {len(value)} entries; it must have at most {most}"
-                raise InvalidRequestError(message, field=name, value=len(value), limit=most)
-            object.__setattr__(self, name, tuple(value))
-        PARAMETER.integer("max_new_tokens", self.max_new_tokens, 0)
-        for name in ("block_length", "steps", "full_refresh_every"):
-            if getattr(self, name) is not None:
-                PARAMETER.integer(name, getattr(self, name), 1)
-        if self.canvas_window is not None:
-            PARAMETER.integer("canvas_window", self.canvas_window, 0)
-        if self.refresh_schedule is not None:
-            PARAMETER.one_of("refresh_schedule", self.refresh_schedule, REFRESH_SCHEDULES)
-        if self.refresh_entropy is not None:
-            PARAMETER.number("refresh_entropy", self.refresh_entropy, 0.0)
+        # Every process that a request passes constructs it anew, and most fields are at their defaults.
+        given = [
+            (name, value)
+            for (name, default), value in zip(DEFAULTS.items(), _values(self), strict=True)
+            if value is not default and (type(value) is not type(default) or value != default)
+        ]
+        for name, value in given:
+            kept = CHECKS[name](name, value)
+            if kept is not value:
+                object.__setattr__(self, name, kept)
+        if given:
+            self._check_rules()
+            self._check_structure()
+
+    def _check_rules(self) -> None:
+        """Rules, and the fields that go with some of them alone."""
         chosen = [name for name in RULES if getattr(self, name) is not None]
         if len(chosen) > 1:
             field, value, limit = chosen[1], getattr(self, chosen[1]), f"at most one of {', '.join(RULES)}"
             message = f"{field} is {shorten(value)}, but {chosen[0]} is given too; a request takes {limit}"
             raise InvalidRequestError(message, field=field, value=value, limit=limit)
-        if self.threshold is not None:
-            PARAMETER.number("threshold", self.threshold, 0.0, 1.0, above=True)
-        if self.factor is not None:
-            PARAMETER.number("factor", self.factor, 0.0, above=True)
-        if isinstance(self.strategy, str):
-            object.__setattr__(self, "strategy", ALIASES.get(self.strategy, self.strategy))
-        self._check_rule()
-        self._check_distribution()
-        self._check_structure()
-        if self.strategy not in STRATEGIES:
-            PARAMETER.refuse("strategy", self.strategy, f"one of {', '.join((*STRATEGIES, *ALIASES))}")
-        if self.schedule not in (None, *SCHEDULES):
-            PARAMETER.refuse("schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
-        if self.ranking not in (None, *RANKINGS):
-            PARAMETER.refuse("ranking", self.ranking, f"one of {', '.join(RANKINGS)}")
-        PARAMETER.number("eps", self.eps, 0.0, 1.0, above=True)
-        PARAMETER.number("alg_temp", self.alg_temp, 0.0, MAX_TEMPERATURE)
-        if self.steps is None and (self.strategy == "origin" or self.alg_temp):
-            name = "alg_temp" if self.alg_temp else "strategy"
-            message = f"{name} is {shorten(getattr(self, name))}, which draws as many masks as steps allows: give steps"
-            raise InvalidRequestError(message, field=name, value=getattr(self, name), limit="steps")
-        if self.seed is not None:
-            PARAMETER.integer("seed", self.seed, 0)
-        if self.logprobs is not None:
-            PARAMETER.integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        for text in self.stop:
-            if not isinstance(text, str) or not text:
-                PARAMETER.refuse("stop", text, "strings of at least one character")
-        for token in self.stop_token_ids:
-            PARAMETER.integer("stop_token_ids", token, 0)
-        for name in ("ignore_eos", "logits_eos_inf", "confidence_eos_eot_inf"):
-            if not isinstance(getattr(self, name), bool):
-                PARAMETER.refuse(name, getattr(self, name), "true or false")
-        if self.split_special_tokens is not None and not isinstance(self.split_special_tokens, bool):
-            PARAMETER.refuse("split_special_tokens", self.split_special_tokens, "true or false")
-
-    def _check_rule(self) -> None:
-        """The fields of rules beside `steps`, `threshold` and `factor`."""
-        if self.entropy_bound is not None:
-            PARAMETER.number("entropy_bound", self.entropy_bound, 0.0)
-            if self.strategy not in ("low_confidence", "entropy"):
-                message = (
-                    f"strategy is {shorten(self.strategy)}, but entropy_bound sorts masks by entropy: leave it out"
-                )
-                raise InvalidRequestError(message, field="strategy", value=self.strategy, limit="entropy")
-        PARAMETER.number("threshold_decay", self.threshold_decay, 0.0, 1.0)
-        if self.kl_threshold is not None:
-            PARAMETER.number("kl_threshold", self.kl_threshold, 0.0, above=True)
-        PARAMETER.integer("kl_history", self.kl_history, 1, MAX_KL_HISTORY)
-        others = [name for name in RULES if name != "threshold" and getattr(self, name) is not None]
+        if self.entropy_bound is not None and self.strategy not in ("low_confidence", "entropy"):
+            message = f"strategy is {shorten(self.strategy)}, but entropy_bound sorts masks by entropy: leave it out"
+            raise InvalidRequestError(message, field="strategy", value=self.strategy, limit="entropy")
+        others = [name for name in chosen if name != "threshold"]
         for name in OF_THRESHOLD:
             if getattr(self, name) and others:
                 message = f"{name} is {shorten(getattr(self, name))}, which goes with a threshold, not with {others[0]}"
                 raise InvalidRequestError(message, field=name, value=getattr(self, name), limit="threshold")
-
-    def _check_distribution(self) -> None:
-        """The fields that change which tokens are drawn."""
-        PARAMETER.number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
-        PARAMETER.integer("top_k", self.top_k, -1)
-        PARAMETER.number("top_p", self.top_p, 0.0, 1.0)
-        PARAMETER.number("min_p", self.min_p, 0.0, 1.0)
-        PARAMETER.number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        for name in ("presence_penalty", "frequency_penalty", "eos_penalty"):
-            PARAMETER.number(name, getattr(self, name), -100.0, 100.0)
-        PARAMETER.integer("min_tokens", self.min_tokens, 0)
-        PARAMETER.number("cfg_scale", self.cfg_scale, 0.0, 100.0)
-        bias: Any = self.logit_bias
-        if isinstance(bias, tuple) and not bias:
-            return
-        pairs = tuple(bias.items()) if isinstance(bias, Mapping) else bias
-        wrong = not isinstance(pairs, Sequence) or isinstance(pairs, str)
-        if wrong or any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
-            PARAMETER.refuse("logit_bias", bias, "token ids with a number each")
-        if len(pairs) > MAX_LOGIT_BIAS:
-            message = f"logit_bias has {len(pairs)} entries; it must have at most {MAX_LOGIT_BIAS}"
-            raise InvalidRequestError(message, field="logit_bias", value=len(pairs), limit=MAX_LOGIT_BIAS)
-        for token, value in pairs:
-            PARAMETER.integer("logit_bias", token, 0)
-            PARAMETER.number("logit_bias", value, -100.0, 100.0)
-        object.__setattr__(self, "logit_bias", tuple((token, float(value)) for token, value in pairs))
+        if self.steps is None and (self.strategy == "origin" or self.alg_temp):
+            name = "alg_temp" if self.alg_temp else "strategy"
+            message = f"{name} is {shorten(getattr(self, name))}, which draws as many masks as steps allows: give steps"
+            raise InvalidRequestError(message, field=name, value=getattr(self, name), limit="steps")
 
     def _check_structure(self) -> None:
-        """The fields that say what the text must be, and those that can't be had beside them."""
-        if self.json_schema is not None:
-            object.__setattr__(self, "json_schema", _schema_text(self.json_schema))
-        if self.regex is not None and not isinstance(self.regex, str):
-            PARAMETER.refuse("regex", self.regex, "a string")
-        choices: Any = () if self.choice is None else self.choice
-        is_list = isinstance(choices, Sequence) and not isinstance(choices, str)
-        if not is_list or any(not isinstance(text, str) for text in choices):
-            PARAMETER.refuse("choice", choices, "a list of strings")
-        object.__setattr__(self, "choice", tuple(choices))
+        """What can't be had beside a field that says what the text must be."""
         given = [name for name in STRUCTURES if getattr(self, name) not in (None, ())]
         if not given:
             return
@@ -375,16 +277,6 @@ class SamplingParams:
         return max(1, self.steps // blocks + (index < self.steps % blocks))
 
 
-def _schema_text(schema: Any) -> str:
-    """A schema as JSON, the same for equal ones. Raises InvalidRequestError for what is no JSON."""
-    value = schema
-    try:
-        if isinstance(schema, str):
-            value = json.loads(schema, parse_constant=_no_number)
-        return json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        PARAMETER.refuse("json_schema", schema, "a JSON schema: an object, or the text of one")
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(name)
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(SamplingParams)}
+"""The default of each field."""
+_values = attrgetter(*DEFAULTS)

@@ -9,7 +9,8 @@ import pytest
 
 from shoal.runtime.errors import InvalidRequestError
 from shoal.runtime.request.output import RequestOutput, TokenLogprob
-from shoal.runtime.request.sampling_params import MAX_LOGPROBS, SamplingParams
+from shoal.runtime.request.parameter_checks import MAX_LOGPROBS
+from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..oracle import Session
 from ..tiny import MASK, by_hand, make_engine, open_requests, tokens

@@ -19,7 +19,8 @@ from shoal.runtime.errors import (
     PoolTooSmallError,
     ShoalError,
 )
-from shoal.runtime.request.sampling_params import SamplingParams
+from shoal.runtime.request.parameter_checks import CHECKS
+from shoal.runtime.request.sampling_params import DEFAULTS, SamplingParams
 from shoal.runtime.text.conversation import Conversation
 from shoal.runtime.worker.device import choose_device
 
@@ -202,6 +203,13 @@ def test_sampling_params(options, field):
     assert caught.value.field == field
     assert field in str(caught.value)
     assert caught.value.limit is not None
+
+
+def test_every_sampling_parameter_has_a_check_that_takes_its_default():
+    """Values at their defaults are not checked again, so these must be right."""
+    assert set(CHECKS) == set(DEFAULTS)
+    given = {name: default for name, default in DEFAULTS.items() if default is not None}
+    assert {name: CHECKS[name](name, default) for name, default in given.items()} == given
 
 
 def test_sampling_params_that_are_right():

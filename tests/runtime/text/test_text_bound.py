@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from shoal.runtime.errors import InvalidRequestError, shorten
-from shoal.runtime.request.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
+from shoal.runtime.request.parameter_checks import MAX_STOP_TOKEN_IDS
+from shoal.runtime.request.sampling_params import SamplingParams
 from shoal.runtime.text.bound import CHARACTERS_PER_TOKEN, check_may_fit
 
 
