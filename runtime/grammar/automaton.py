@@ -40,10 +40,13 @@ class Automaton:
 
     @classmethod
     def of(cls, expression: Expression) -> Automaton:
-        """That of an expression. Raises GrammarError for one that is too large, or that no text matches."""
+        """That of an expression. Raises GrammarError: too large, nested too deeply, or no text matches."""
         parts = _Parts()
         start, end = parts.new(), parts.new()
-        parts.add(expression, start, end)
+        try:
+            parts.add(expression, start, end)
+        except RecursionError as error:
+            raise GrammarError("it is nested too deeply, references included") from error
         return _determinised(parts, start, end)
 
     def next(self, state: int, data: bytes) -> int:
@@ -132,7 +135,7 @@ class _Parts:
         """`none`: no item so far; `some`: an item came before."""
         none: int | None = self.new()
         some: int | None = None
-        self.free[start].append(none if none is not None else start)
+        self.free[start].append(none)
         for item, needed in items:
             before, after = self.new(), self.new()
             if none is not None:

@@ -66,7 +66,10 @@ _STRING = sequence(_QUOTE, Repeat(_CHARACTER, 0, None), _QUOTE)
 
 def expression_of(schema: Any) -> Expression:
     """The texts that satisfy a schema, which is what `json.loads` makes of one. Raises GrammarError."""
-    return _Schemas(schema).of(schema, ())
+    try:
+        return _Schemas(schema).of(schema, ())
+    except RecursionError as error:  # references lead from one definition to the next
+        raise GrammarError("it is nested too deeply, references included") from error
 
 
 def literal(value: Any) -> Expression:

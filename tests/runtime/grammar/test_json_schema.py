@@ -158,6 +158,27 @@ def test_small_schemas_that_stand_for_large_ones_are_refused_at_once():
             Grammar.of(expression_of(schema), VOCABULARY)
 
 
+def chain(length: int, step: Any) -> Any:
+    """Definitions, each of which refers to the next one."""
+    definitions = {f"d{n}": step({"$ref": f"#/$defs/d{n + 1}"}) for n in range(length)}
+    return {"$ref": "#/$defs/d0", "$defs": {**definitions, f"d{length}": {"type": "null"}}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        chain(1500, lambda ref: ref),
+        chain(300, lambda ref: {"type": "array", "items": ref}),
+        chain(1500, lambda ref: {"type": "array", "items": ref}),
+        {"type": "array", "prefixItems": [{"type": "null"}] * 1000, "minItems": 1000},
+    ],
+    ids=["references", "deep expressions", "deep schemas", "tuples"],
+)
+def test_what_is_nested_too_deeply_for_the_compiler_is_refused(schema):
+    with pytest.raises(GrammarError, match="nested too deeply"):
+        Grammar.of(expression_of(schema), VOCABULARY)
+
+
 def test_a_vocabulary_without_the_tokens_is_named():
     letters = Vocabulary.of({1: b"a", 2: b"b"})
     with pytest.raises(GrammarError, match="can't spell"):
