@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import http.client
 import importlib.util
 import logging
 import os
@@ -12,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -105,7 +105,9 @@ class Replicas:
         if self._gpus and needed > self._gpus:
             asked = f"dp_size is {config.dp_size}; with tp_size {engine.tp_size}"
             message = f"{asked} it needs {needed} GPUs of {self._gpus}"
-            raise ConfigError(message, field="dp_size", value=config.dp_size, limit=self._gpus // engine.tp_size)
+            raise ConfigError(
+                message, field="dp_size", value=config.dp_size, limit=(self._gpus - self._first_gpu) // engine.tp_size
+            )
         self.port = server.port or _free_port()
         self._ports = [_free_port() for _ in range(config.dp_size)]
         self._servers: list[subprocess.Popen[bytes] | None] = [None] * config.dp_size
@@ -127,7 +129,8 @@ class Replicas:
         try:
             while not self._stopping:
                 self._start_missing()
-                if self._router is None and all(self._is_ready(number) for number in range(self._config.dp_size)):
+                self._shorten_pauses()
+                if self._router is None and all(map(self._is_ready, range(self._config.dp_size))):
                     self._router = self._start_router()
                 if self._router is not None and self._router.poll() is not None:
                     logger.error("The router ended with code %d; all replicas stop", self._router.returncode)
@@ -175,15 +178,18 @@ class Replicas:
                 self._servers[number] = _start(self.command(number), self.environment())
                 logger.info("Replica %d starts at %s", number, self.urls[number])
 
+    def _shorten_pauses(self) -> None:
+        """After a replica that got ready the pause is short again."""
+        for number, pause in enumerate(self._pauses):
+            if pause > _FIRST_PAUSE_S and self._servers[number] is not None and self._is_ready(number):
+                self._pauses[number] = _FIRST_PAUSE_S
+
     def _is_ready(self, number: int) -> bool:
         try:
             with urllib.request.urlopen(f"{self.urls[number]}/health", timeout=5) as reply:
-                ready = bool(reply.status == 200)
-        except (OSError, urllib.error.URLError):
+                return bool(reply.status == 200)
+        except (OSError, http.client.HTTPException):
             return False
-        if ready:
-            self._pauses[number] = _FIRST_PAUSE_S
-        return ready
 
     def _start_router(self) -> subprocess.Popen[bytes]:
         server = self._server

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import http.client
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import httpx
@@ -39,7 +43,8 @@ def test_replicas_get_every_option_a_port_and_their_share(monkeypatch):
     assert "secret" not in " ".join(first)
     assert made.environment()["SHOAL_API_KEY"] == "secret"
     assert made.environment()["OMP_NUM_THREADS"] == "4"
-    assert [f"--port={url.rpartition(':')[2]}" in own for url, own in zip(made.urls, (first, second), strict=True)]
+    for url, own in zip(made.urls, (first, second), strict=True):
+        assert f"--port={url.rpartition(':')[2]}" in own
     assert len(set(made.urls)) == 2
 
 
@@ -48,8 +53,61 @@ def test_replicas_get_gpus_of_their_own():
     assert ["--device=cuda:0" in made.command(0), "--device=cuda:2" in made.command(1)] == [True, True]
     with pytest.raises(ConfigError, match="dp_size is 3; with tp_size 2 it needs 6 GPUs of 4"):
         replicas(EngineConfig(tp_size=2), gpus=4, count=3)
-    with pytest.raises(ConfigError, match="it needs 3 GPUs of 2"):
+    with pytest.raises(ConfigError, match="it needs 3 GPUs of 2") as caught:
         replicas(EngineConfig(device="cuda:1"), gpus=2)
+    assert caught.value.limit == 1
+
+
+class Child:
+    """A process that runs until `code` is set."""
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+
+    returncode = property(lambda self: self.code)
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def terminate(self) -> None:
+        self.code = 0
+
+    def wait(self, timeout: float) -> None:
+        assert self.code is not None
+
+
+def test_the_pause_before_a_new_start_is_short_again_after_a_replica_got_ready(monkeypatch):
+    """Also while the router runs; an answer that is no HTTP means that a replica is not ready."""
+    made = replicas(EngineConfig(device="cpu"))
+    now, started, answers = 0.0, list[tuple[float, bool, Child]](), [http.client.BadStatusLine("x")]
+
+    def start(command: list[str], environment: dict[str, str]) -> Child:
+        child = Child()
+        started.append((now, "sglang_router.launch_router" in command, child))
+        return child
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        running = [child for _, is_router, child in started if not is_router and child.code is None]
+        if any(is_router for _, is_router, _ in started) and len(running) == 2:
+            running[0].code = 1
+        if len(started) == 9:
+            made._stop()
+
+    def urlopen(url: str, timeout: float) -> contextlib.nullcontext[types.SimpleNamespace]:
+        if answers:
+            raise answers.pop()
+        return contextlib.nullcontext(types.SimpleNamespace(status=200))
+
+    monkeypatch.setattr("shoal.replicas._start", start)
+    monkeypatch.setattr("shoal.replicas.time", types.SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    monkeypatch.setattr("shoal.replicas.urllib.request.urlopen", urlopen)
+    monkeypatch.setattr("shoal.replicas.signal.signal", lambda *_: None)
+    assert made.run() == 0
+    assert [is_router for _, is_router, _ in started] == [False, False, True, *[False] * 6]
+    times = [at for at, _, _ in started[2:]]
+    assert max(after - before for before, after in itertools.pairwise(times)) < 2
 
 
 def test_without_the_router_it_says_what_to_install(monkeypatch, capsys):
