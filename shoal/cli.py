@@ -187,7 +187,7 @@ def chat(
     )  # fmt: skip
     console = Console()
     if system.startswith("@"):
-        system = Path(system[1:]).read_text(encoding="utf-8").strip()
+        system = _read("--system", Path(system[1:])).strip()
     with ChatServer(url, api_key) as server:
         conversation = Chat(server, console, fields, system)
         conversation.open()
@@ -222,6 +222,13 @@ def _print_output(output: Any, *, as_json: bool) -> None:
         f"{output.nfe} forward passes, {output.timings.total:.2f} s]",
         err=True,
     )
+
+
+def _read(option: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"the file can't be read: {error}", param_hint=option) from None
 
 
 def _text(value: str | None) -> str | None:

@@ -53,7 +53,8 @@ class Chat:
         """Ask the server what it serves. Raises EngineError or InvalidRequestError."""
         info = self.server.get("/model_info")
         self._stop_ids, self._layers = frozenset(info["stop_token_ids"]), info["num_layers"]
-        self.console.print(f"{printable(info['served_model_name'])} at {self.server.url}; /help lists the commands")
+        name = printable(info["served_model_name"])
+        self.console.print(f"{name} at {self.server.url}; /help lists the commands", markup=False, highlight=False)
 
     def run(self, read: Callable[[], str]) -> None:
         """Take lines until `read` raises EOFError or the user leaves."""

@@ -10,13 +10,15 @@ from typing import Any
 import httpx
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from shoal.chat.main import Chat
 from shoal.chat.server import ChatServer
 from shoal.chat.view import canvas_text, printable
+from shoal.cli import app
 from shoal.runtime.errors import EngineError, InvalidRequestError
 
-INFO = {"served_model_name": "shop", "stop_token_ids": [0], "num_layers": 16}
+INFO: dict[str, Any] = {"served_model_name": "shop", "stop_token_ids": [0], "num_layers": 16}
 META = {"nfe": 2, "cache_mode": "bicache", "depth": 8, "reused_token_layers": 512, "computed_token_layers": 900}
 USAGE = {"prompt_tokens": 80, "completion_tokens": 2}
 SNAPSHOT = {"tokens": [7, -1, 0], "texts": ["17", "", "<|eos|>"], "confidences": [0.9, None, 0.5], "steps": [1, 0, 1],
@@ -123,7 +125,17 @@ def test_a_server_that_is_not_there_is_named():
         server.get("/model_info")
 
 
-def test_text_can_not_steer_the_terminal():
+def test_a_system_prompt_that_can_not_be_read_is_a_usage_error(tmp_path):
+    (tmp_path / "latin").write_bytes(b"\xe9")
+    for name in ("none", "latin"):
+        result = CliRunner().invoke(app, ["chat", "--system", f"@{tmp_path / name}"])
+        assert result.exit_code == 2
+        assert "can't be read" in " ".join(result.output.split())
+
+
+def test_text_can_not_steer_the_terminal(monkeypatch):
+    monkeypatch.setitem(INFO, "served_model_name", "a[/b]")
+    assert "a[/b] at http://server" in talk(Script(), [])
     shown = talk(Script(answer("\x1b[2J\x07[bold]x[/bold]")), ["a"])
     assert "\x1b" not in shown
     assert "\\x1b[2J\\x07[bold]x[/bold]" in shown
