@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class ShoalError(Exception):
     """Base of every error that shoal raises on purpose.
@@ -72,6 +74,14 @@ def time_out(limit: float, waited: float, state: str) -> RequestTimeoutError:
     """The error of a request that was to end within `limit` seconds, after `waited`; `state` says where it was."""
     message = f"not done within timeout_s = {limit:.15g} seconds ({state})"
     return RequestTimeoutError(message, field="timeout_s", value=waited, limit=limit)
+
+
+def path_of(steps: Iterable[str | int]) -> str:
+    """`messages[0].content` of ("messages", 0, "content")."""
+    text = ""
+    for step in steps:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+    return text
 
 
 def shorten(value: object, limit: int = 80) -> str:

@@ -66,15 +66,12 @@ def make_batch(
              for f, (v, _) in zip(names, taken, strict=True)]  # fmt: skip
     for v, _ in taken:
         _check_masks(v, state.service.info)
-    params = [
-        sampling_params(v, config, defaults, f.length, f.structure)
-        for (v, _), f in zip(taken, names, strict=True)
-    ]  # fmt: skip
+    params = [sampling_params(v, config, defaults, f) for (v, _), f in zip(taken, names, strict=True)]
     check_work(config, state.service.info, prompts, params, n, names[0].prompt_field, names[0].length)
     for prompt, name, chosen in zip(prompts, names, params, strict=True):
         _check_seeds(chosen, n)
         check_unicode(name.prompt, prompt)
-        check_unicode("stop", chosen.stop)
+        check_unicode(name.stop, chosen.stop)
         for structure in STRUCTURES:
             check_unicode(name.structure or structure, getattr(chosen, structure))
     check_unicode("cache_salt", body.cache_salt)
@@ -99,14 +96,14 @@ def make_batch(
 
 def names_of(
     prompt: str, prompts: Sequence[Any], single: bool, length: str, values: Sequence[Mapping[str, Any]],
-    structure: str = "",
+    structure: str = "", stop: str = "stop",
 ) -> list[FieldNames]:  # fmt: skip
-    """The client's names for prompt, canvas length and structure of each prompt. ApiError (400) for an empty list."""
+    """The client's names for the fields of each prompt. ApiError (400) for an empty list."""
     if not prompts:
         raise bad_request(prompt, f"{prompt} is an empty list; it must have at least one prompt")
     called = [prompt] if single else [f"{prompt}[{i}]" for i in range(len(prompts))]
     return [
-        FieldNames(name, length, "max_new_tokens" in v, structure=structure)
+        FieldNames(name, length, "max_new_tokens" in v, structure=structure, stop=stop)
         for name, v in zip(called, values, strict=True)
     ]
 

@@ -13,7 +13,7 @@ from .field_table import FIELDS, KWARGS, MESSAGE
 from .fields import SERVED, check_fields
 from .schemas import ChatMessage, ChatRendering, Routing, Templating
 from .tool_use import ToolUse
-from .wording import in_client_words
+from .wording import in_client_words, shown
 
 MAX_DEPTH = 64
 """Most objects and lists around a value of messages, tools or the template's variables."""
@@ -43,6 +43,14 @@ def checked_messages(messages: Sequence[dict[str, Any]], name: str = "messages")
         raise bad_request(field or name, text) from error
     check_data(name, plain)
     return plain
+
+
+def needed_text(part: Mapping[str, Any], key: str, at: str) -> str:
+    """The text that a part of a message, which stands at `at`, must have. Raises ApiError (400)."""
+    value = part.get(key)
+    if not isinstance(value, str):
+        raise bad_request(f"{at}.{key}", f"{at}.{key} is {shown(value)}; it must be text")
+    return value
 
 
 def check_data(field: str, value: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidRequestError
+from ..request.field_names import DEFAULT_NAMES, FieldNames
 from ..request.sampling_params import OF_THRESHOLD, RULES, STRUCTURES, SamplingParams
 from .api_error import ApiError, bad_request
 from .config import ServerConfig
@@ -48,16 +49,14 @@ def sampling_params(
     values: Mapping[str, Any],
     config: ServerConfig,
     defaults: Mapping[str, Any],
-    length_name: str = "max_new_tokens",
-    structure_name: str = "",
+    names: FieldNames = DEFAULT_NAMES,
 ) -> SamplingParams:
     """Sampling parameters: the request's fields over the server's defaults. Ignores other fields.
 
     `temperature` below 1e-5 is greedy; `sampling_seed` is another name of `seed`, `min_new_tokens` of
     `min_tokens`.
     `defaults` are the sampling parameters of requests that give none.
-    Raises ApiError (400) in the client's words: it calls the canvas's length `length_name`, and what says what the text
-    must be `structure_name` (empty: as we do).
+    Raises ApiError (400) with the client's names `names`.
     """
     values = {name: value for name, value in values.items() if value is not None}
     if values.get("logprobs") is False:  # what routes without them accept
@@ -66,7 +65,7 @@ def sampling_params(
         value = values.get(name)
         if isinstance(value, int) and abs(value) > _LARGEST:  # may be too large for a float
             raise bad_request(name, f"{name} is {shown(value)}; it must be at most {_LARGEST}")
-    values, called = _own_names(values, length_name)
+    values, called = _own_names(values, names.length)
     chosen = _fitting(defaults, values)
     if config.max_new_tokens_limit is not None:
         chosen["max_new_tokens"] = min(chosen["max_new_tokens"], config.max_new_tokens_limit)
@@ -89,15 +88,16 @@ def sampling_params(
     if len(least) > 1 and least[0] != least[1]:
         words = f"min_tokens is {shown(least[0])} and min_new_tokens {shown(least[1])}; send one of them"
         raise bad_request("min_tokens", words)
-    _check_length(chosen["max_new_tokens"], config, called.get("max_new_tokens", length_name))
+    _check_length(chosen["max_new_tokens"], config, called.get("max_new_tokens", names.length))
     try:
         return SamplingParams(**chosen)
     except InvalidRequestError as error:
-        names = {"max_new_tokens": length_name, "seed": "seed" if "seed" in values else "sampling_seed", **called}
-        names["min_tokens"] = "min_tokens" if "min_tokens" in values else "min_new_tokens"
-        if structure_name:
-            names.update((name, structure_name) for name in STRUCTURES if name in chosen)
-        message, field = in_client_words(error, names)
+        theirs = {"max_new_tokens": names.length, "stop": names.stop, **called}
+        theirs["seed"] = "seed" if "seed" in values else "sampling_seed"
+        theirs["min_tokens"] = "min_tokens" if "min_tokens" in values else "min_new_tokens"
+        if names.structure:
+            theirs.update((name, names.structure) for name in STRUCTURES if name in chosen)
+        message, field = in_client_words(error, theirs)
         raise ApiError(400, message, param=field) from error
 
 

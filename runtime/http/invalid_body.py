@@ -6,7 +6,8 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 
-from .wording import path_of, shown
+from ..errors import path_of
+from .wording import shown
 
 _MOST_FIELDS = 5
 _WHERE = ("body", "query", "path")

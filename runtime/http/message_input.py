@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .api_error import ApiError, bad_request
+from .conversation import needed_text
 from .schemas import CountBody
 from .tool_use import Choice, ToolUse, tool_use
 from .wording import shown
@@ -70,7 +71,7 @@ def _block_text(block: Mapping[str, Any], at: str) -> str:
     if block.get("type") != "text":
         message = f"{at}.type is {shown(block.get('type'))}; the models here take text only"
         raise ApiError(400, message, param=f"{at}.type", code="unsupported_parameter")
-    return _needed(block, "text", at)
+    return needed_text(block, "text", at)
 
 
 def _of_user(blocks: list[dict[str, Any]], at: str) -> list[dict[str, Any]]:
@@ -83,7 +84,7 @@ def _of_user(blocks: list[dict[str, Any]], at: str) -> list[dict[str, Any]]:
             if content is not None and not isinstance(content, str | list):
                 raise bad_request(f"{here}.content", f"{here}.content is {shown(content)}; it must be text or blocks")
             text = _text(content or "", f"{here}.content")
-            messages.append({"role": "tool", "tool_call_id": _needed(block, "tool_use_id", here), "content": text})
+            messages.append({"role": "tool", "tool_call_id": needed_text(block, "tool_use_id", here), "content": text})
             continue
         text = _block_text(block, here)
         if messages and messages[-1]["role"] == "user":
@@ -101,15 +102,8 @@ def _of_assistant(blocks: list[dict[str, Any]], at: str) -> dict[str, Any]:
             given = block.get("input")
             if not isinstance(given, Mapping):
                 raise bad_request(f"{here}.input", f"{here}.input is {shown(given)}; it must be an object")
-            function = {"name": _needed(block, "name", here), "arguments": given}
-            calls.append({"id": _needed(block, "id", here), "type": "function", "function": function})
+            function = {"name": needed_text(block, "name", here), "arguments": given}
+            calls.append({"id": needed_text(block, "id", here), "type": "function", "function": function})
         else:
             text += _block_text(block, here)
     return {"role": "assistant", "content": text, **({"tool_calls": calls} if calls else {})}
-
-
-def _needed(block: Mapping[str, Any], key: str, at: str) -> str:
-    value = block.get(key)
-    if not isinstance(value, str):
-        raise bad_request(f"{at}.{key}", f"{at}.{key} is {shown(value)}; it must be text")
-    return value

@@ -33,7 +33,7 @@ class MessageObject:
         """The whole message. Raises RequestAbortedError if its request was aborted."""
         answer = _readable(self.use.read(output))
         return {
-            **self._frame(output),
+            **self._frame(),
             "content": [*([{"type": "text", "text": answer.text}] if answer.text else []), *_calls(answer)],
             **self._stop(output, answer),
             "usage": self._usage(output),
@@ -50,7 +50,7 @@ class MessageObject:
                 if not begun:
                     begun = True
                     usage = {**self._usage(output), "output_tokens": 0}
-                    message = {**self._frame(output), "content": [], "stop_reason": None, "stop_sequence": None}
+                    message = {**self._frame(), "content": [], "stop_reason": None, "stop_sequence": None}
                     yield _say("message_start", message={**message, "usage": usage})
                 answer, text = growth.answer, growth.text
                 if output.finished:
@@ -75,7 +75,7 @@ class MessageObject:
                 yield _say("message_delta", delta=ended, usage=self._usage(output))
                 yield _say("message_stop")
 
-    def _frame(self, output: RequestOutput) -> dict[str, Any]:
+    def _frame(self) -> dict[str, Any]:
         return {
             "id": f"msg_{self.batch.rid}", "type": "message", "role": "assistant", "model": self.state.model_name,
         }  # fmt: skip

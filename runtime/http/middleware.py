@@ -29,8 +29,8 @@ _CLOSE: Mapping[str, str] = {"connection": "close"}
 
 
 class BodyLimit:
-    """Answers 413 to bodies over max_body_bytes, 408 to bodies that are too slow, and 503 to bodies over 64 KiB while
-    those that are held, complete or not, have max_held_bytes together.
+    """Answers 413 to bodies over max_body_bytes, 408 to bodies that are too slow, and 503 to a body over 64 KiB
+    while the server holds more than max_held_bytes of such bodies, incomplete ones included.
 
     It first reads and drops a bounded rest of a body that is too large: most clients look for a reply only after they
     have sent everything, and miss it if the connection closes earlier.

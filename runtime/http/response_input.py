@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .api_error import ApiError, bad_request
+from .conversation import needed_text
 from .wording import shown
 
 _PARTS = ("input_text", "output_text", "text")
@@ -31,7 +32,7 @@ def response_messages(instructions: str | None, given: str | list[dict[str, Any]
             case "function_call":
                 _add_call(messages, item, at)
             case "function_call_output":
-                call = _needed(item, "call_id", at)
+                call = needed_text(item, "call_id", at)
                 messages.append({"role": "tool", "tool_call_id": call, "content": _content(item, "output", at)})
             case "item_reference":
                 raise bad_request(f"{at}.type", f'{at}.type is "item_reference"; this server keeps no items: send it')
@@ -68,7 +69,7 @@ def _content(item: Mapping[str, Any], key: str, at: str) -> str:
 
 
 def _add_call(messages: list[dict[str, Any]], item: Mapping[str, Any], at: str) -> None:
-    names = {key: _needed(item, key, at) for key in ("call_id", "name", "arguments")}
+    names = {key: needed_text(item, key, at) for key in ("call_id", "name", "arguments")}
     try:
         is_object = isinstance(json.loads(names["arguments"] or "{}"), dict)
     except (ValueError, RecursionError):
@@ -82,13 +83,6 @@ def _add_call(messages: list[dict[str, Any]], item: Mapping[str, Any], at: str) 
         messages[-1].setdefault("tool_calls", []).append(call)
     else:
         messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
-
-
-def _needed(item: Mapping[str, Any], key: str, at: str) -> str:
-    value = item.get(key)
-    if not isinstance(value, str):
-        raise bad_request(f"{at}.{key}", f"{at}.{key} is {shown(value)}; it must be text")
-    return value
 
 
 def response_functions(tools: list[dict[str, Any]] | None) -> list[Mapping[str, Any]]:

@@ -110,7 +110,9 @@ class ResponseObject:
             "temperature": sampling.temperature,
             "text": {"format": (body.text or {}).get("format") or {"type": "text"}},
             "tool_choice": self.use.choice,
-            "tools": [{"type": "function", **tool, "strict": False} for tool in self.use.given],
+            "tools": [
+                {"type": "function", **tool, "strict": tool["name"] in self.use.strict} for tool in self.use.given
+            ],
             "top_p": sampling.top_p,
             "truncation": "disabled",
             "usage": None,

@@ -41,6 +41,7 @@ class ToolUse:
         schema: JSON schema that an answer's text is held to; the client's name for it is `schema_name`.
         single: an answer ends with its first call.
         given: the functions, also those that no answer may call.
+        strict: names of functions whose arguments the client wants held to their schemas.
         choice: what the client chose, in OpenAI's words for Responses.
     """
 
@@ -52,6 +53,7 @@ class ToolUse:
     schema_name: str = ""
     single: bool = False
     given: tuple[dict[str, Any], ...] = ()
+    strict: frozenset[str] = frozenset()
     choice: str | dict[str, str] = "auto"
 
     @property
@@ -110,24 +112,27 @@ def tool_use(
     if len(known) < len(checked):
         raise bad_request("tools", "tools has two functions of one name")
     given = tuple(checked)
+    strict = frozenset(
+        tool["name"] for tool, function in zip(checked, functions, strict=True) if function.get("strict")
+    )
     if choice.mode == "none":
-        return ToolUse(given=given, choice="none")
+        return ToolUse(given=given, strict=strict, choice="none")
     required, forced = choice.mode == "required" and len(known) > 1, choice.name
     if choice.mode == "required" and not required:
         (forced,) = known
     if forced is not None and forced not in known:
         raise bad_request("tool_choice", f"tool_choice names {shown(forced)}, which is none of tools")
-    strict = [index for index, function in enumerate(functions) if function.get("strict")]
     schema, schema_name = None, ""
     if required:
         schema_name = "tools"
-        schema = {"anyOf": [_call_schema(checked[i], i in strict) for i in range(len(checked))]}
+        schema = {"anyOf": [_call_schema(tool, tool["name"] in strict) for tool in checked]}
     elif forced is not None:
         index = next(i for i, function in enumerate(checked) if function["name"] == forced)
-        if index in strict:
+        if forced in strict:
             schema, schema_name = checked[index]["parameters"], f"tools[{index}]{inner}.{parameters}"
     elif strict:
-        at = f"tools[{strict[0]}]{inner}.strict"
+        index = next(i for i, function in enumerate(checked) if function["name"] in strict)
+        at = f"tools[{index}]{inner}.strict"
         message = f"{at} is true; arguments are held to a schema only where tool_choice asks for a call: send false"
         raise ApiError(400, message, param=at, code="unsupported_parameter")
     rendered = tuple({"type": "function", "function": tool} for tool in checked)
@@ -136,7 +141,7 @@ def tool_use(
         chosen = {"type": "function", "name": choice.name}
     return ToolUse(
         rendered, known, forced, required, schema, schema_name, forced is not None or required or parallel is False,
-        given, chosen,
+        given, strict, chosen,
     )  # fmt: skip
 
 

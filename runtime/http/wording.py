@@ -36,14 +36,6 @@ def in_client_words(error: ShoalError, names: Mapping[str, str]) -> tuple[str, s
     return value + _renamed(message, names), None if field is None else names.get(field, field)
 
 
-def path_of(steps: Any) -> str:
-    """`messages[0].content` of ("messages", 0, "content")."""
-    text = ""
-    for step in steps:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
-    return text
-
-
 def _renamed(text: str, names: Mapping[str, str]) -> str:
     for own, theirs in names.items():
         text = re.sub(rf"\b{re.escape(own)}\b", theirs, text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FieldNames:
-    """Names of three fields (all other fields have one name everywhere), and what a suffix adds to the canvas.
+    """Names of the fields that differ between routes, and what a suffix adds to the canvas.
 
     Attributes:
         prompt: `text`, `messages`, `prompts[3]` ...
@@ -16,6 +16,7 @@ class FieldNames:
         suffix: tokens of the canvas that come from the field `suffix`, not from `length`.
         structure: the field that says what the text must be: `json_schema`, `response_format.json_schema.schema` ...;
             empty: its own name.
+        stop: the field of stop strings.
     """
 
     prompt: str = "prompt"
@@ -23,6 +24,7 @@ class FieldNames:
     length_given: bool = True
     suffix: int = 0
     structure: str = ""
+    stop: str = "stop"
 
     @property
     def prompt_field(self) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 
-from ..errors import InvalidRequestError, ShoalError, shorten
+from ..errors import InvalidRequestError, ShoalError, path_of, shorten
 from ..grammar.errors import GrammarError
 from ..grammar.expression import Choice, Expression, text
 from ..grammar.grammar import Grammar
@@ -24,11 +23,6 @@ _KEPT = 64
 def load_vocabulary(facts: Facts) -> Vocabulary:
     """The model's tokens as texts have them: without its mask and its ends. Raises ModelLoadError."""
     return Vocabulary.load(facts.folder, facts.model.vocab_size, {facts.model.mask_token_id, *facts.stop_ids()})
-
-
-def field_path(field: str, steps: Sequence[str | int]) -> str:
-    """`json_schema.anyOf[0].pattern` of ("anyOf", 0, "pattern")."""
-    return field + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
 
 
 class Structures:
@@ -56,7 +50,7 @@ class Structures:
         called, value = names.structure or kind, getattr(params, kind)
         found = self._compiled(kind, value, called)
         if isinstance(found, GrammarError):
-            path = field_path(called, found.path)
+            path = path_of((called, *found.path))
             message = f"{path} can't be honoured: {found.reason}"
             raise InvalidRequestError(message, field=path, value=shorten(value))
         return found

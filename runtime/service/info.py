@@ -20,7 +20,8 @@ class ServiceInfo:
         architecture: `llada` or `dream`; `model` holds every field of ModelConfig.
         engine: every field of EngineConfig, and `device_in_use`, `dtype_in_use`.
         max_tokens: most prompt and canvas tokens of a request: the model's maximum or the pool's.
-        block_length: default of the sampling parameter; `block_length_source` is its source, the flag aside.
+        block_length: default of the sampling parameter; `block_length_source` says where it comes from, if no flag
+            sets it.
         eos_token_id: that of config.json, the first of a list.
         stop_token_ids: all tokens that end a text, sorted.
         generation: sampling parameters that the model's generation_config.json sets.

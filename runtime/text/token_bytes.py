@@ -33,7 +33,7 @@ def token_bytes(backend: Backend | None) -> dict[int, bytes]:
     """As `load_token_bytes`, of a tokenizer that is loaded.
 
     Known are byte-level BPE (GPT-2's letters for bytes), SentencePiece's blank and byte tokens, and tokens that are
-    their own text. Whether they hold is tried on pairs of tokens.
+    their own text. Whether they hold is tried on random sequences of three tokens.
     """
     if backend is None:
         raise _unknown("it has no tokenizer.json")
@@ -59,7 +59,7 @@ def token_bytes(backend: Backend | None) -> dict[int, bytes]:
 
 
 def _try(backend: Backend, found: dict[int, bytes]) -> None:
-    """Raise ModelLoadError if a decoder gives pairs of tokens another text than their bytes."""
+    """Raise ModelLoadError if a decoder gives three tokens another text than their bytes."""
     rng, ids = random.Random(0), sorted(found)
     for _ in range(_TRIED if ids else 0):
         first, second, third = rng.choice(ids), rng.choice(ids), rng.choice(ids)

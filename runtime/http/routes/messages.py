@@ -39,7 +39,7 @@ async def messages(body: MessagesBody, request: Request, state: Ready) -> Respon
     values = merged(knobs_of(body.chat_template_kwargs), fields, {"max_new_tokens": body.max_tokens})
     values["stop"] = use.with_stop(body.stop_sequences, "stop_sequences")
     use.constrain(values)
-    names = names_of("messages", [prompt], True, "max_tokens", [values], use.schema_name)
+    names = names_of("messages", [prompt], True, "max_tokens", [values], use.schema_name, "stop_sequences")
     batch = make_batch(state, request, body, [prompt], [values], names)
     batch = await prepared(state, request, batch)
     message = MessageObject(state, batch, use, body.stop_sequences or ())

@@ -16,6 +16,7 @@ from shoal.runtime.http.config import ServerConfig
 from shoal.runtime.http.decoding import sampling_params
 from shoal.runtime.http.defaults import Defaults
 from shoal.runtime.request.facts import Facts
+from shoal.runtime.request.field_names import FieldNames
 from shoal.runtime.request.generation_defaults import sampling_defaults
 from shoal.runtime.service.info import ServiceInfo
 from shoal.runtime.worker.facts import _served
@@ -156,7 +157,7 @@ def test_defaults_that_a_device_does_not_serve_are_left_out(tmp_path: Path, capl
 )
 def test_published_names_are_in_errors_as_they_were_sent(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ApiError) as caught:
-        sampling_params(fields, ServerConfig(), {"max_new_tokens": 8}, "max_tokens")
+        sampling_params(fields, ServerConfig(), {"max_new_tokens": 8}, FieldNames(length="max_tokens"))
     assert words in caught.value.message
     assert caught.value.param == next(reversed([n for n in fields if n in ("alg", "remasking", "gen_length")]))
 

@@ -79,6 +79,13 @@ async def test_tools_and_the_choice_come_back(choice):
     assert shown == choice
 
 
+async def test_a_strict_function_comes_back_as_one():
+    strict = [{**TOOLS[0], "strict": True}, {**TOOLS[0], "name": "other"}]
+    for choice in ("none", {"type": "function", "name": "weather"}):
+        _, reply = await respond("{}", tools=strict, tool_choice=choice)
+        assert [tool.strict for tool in reply.tools] == [True, False]  # type: ignore[union-attr]
+
+
 async def test_what_would_come_back_is_checked_too():
     """Half a surrogate pair, or what is nested too deeply, fits no reply."""
     deep: Any = 1
