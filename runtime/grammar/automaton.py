@@ -133,9 +133,10 @@ class _Parts:
 
     def _listing(self, items: tuple[tuple[Expression, bool], ...], separator: Expression, start: int, end: int) -> None:
         """`none`: no item so far; `some`: an item came before."""
-        none: int | None = self.new()
+        first = self.new()
+        self.free[start].append(first)
+        none: int | None = first
         some: int | None = None
-        self.free[start].append(none)
         for item, needed in items:
             before, after = self.new(), self.new()
             if none is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..request.field_names import FieldNames
 from ..request.input import GenerateInput
 from ..request.output import RequestOutput
 from ..request.sampling_params import SamplingParams
@@ -25,6 +26,16 @@ def templates(canvas: Any, count: int, single: bool) -> list[list[int] | None]:
     if single != (not nested) or (nested and len(canvas) != count):
         raise bad_request("canvas", f"canvas must be one list of token ids for each of the {count} prompts")
     return canvas if nested else [canvas]
+
+
+def take_lengths(
+    canvases: Sequence[list[int] | None], values: Sequence[dict[str, Any]], names: list[FieldNames]
+) -> None:
+    """Set the canvas length in the sampling fields and names of each prompt that has a template."""
+    for index, canvas in enumerate(canvases):
+        if canvas is not None:
+            values[index]["max_new_tokens"] = len(canvas)
+            names[index] = replace(names[index], length="canvas")
 
 
 def holes(output: RequestOutput) -> list[dict[str, Any]]:

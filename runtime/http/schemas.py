@@ -93,7 +93,9 @@ class GenerateBody(Asked):
     return_logprob: Annotated[
         bool | None, Field(description="Give each token's log-probability in the forward that committed it.")
     ] = None
-    top_logprobs_num: Annotated[int | None, Field(description="And so many most probable tokens', 0 to 20.")] = None
+    top_logprobs_num: Annotated[
+        int | None, Field(description="How many of the most probable tokens to list with each, 0 to 20.")
+    ] = None
     logprob_start_len: Annotated[int | None, Field(description="-1: those of a prompt do not exist.")] = None
     return_text_in_logprobs: Annotated[bool | None, Field(description="With the tokens' texts.")] = None
 
@@ -148,7 +150,8 @@ class CompletionBody(Asked):
     ] = None
     echo: Annotated[bool | None, Field(description="Put the prompt before the text.")] = None
     logprobs: Annotated[
-        int | None, Field(description="Log-probabilities of the tokens, and of so many most probable ones, 0 to 20.")
+        int | None,
+        Field(description="Give log-probabilities, and list so many of the most probable tokens with each, 0 to 20."),
     ] = None
     stream_options: StreamOptions | None = None
 
@@ -203,7 +206,9 @@ class ChatBody(Asked, ChatRendering, Choosing):
     max_tokens: Annotated[int | None, Field(description="Canvas length.")] = None
     max_completion_tokens: Annotated[int | None, Field(description="Canvas length; goes before max_tokens.")] = None
     logprobs: Annotated[bool | None, Field(description="Give log-probabilities of the tokens.")] = None
-    top_logprobs: Annotated[int | None, Field(description="And of so many most probable ones, 0 to 20.")] = None
+    top_logprobs: Annotated[
+        int | None, Field(description="How many of the most probable tokens to list with each, 0 to 20.")
+    ] = None
     stream_options: StreamOptions | None = None
 
 
@@ -214,7 +219,9 @@ class ResponseBody(Routing, Choosing):
     input: Annotated[str | Objects, Field(min_length=1, description="Text, or messages, calls and their outputs.")]
     instructions: Annotated[str | None, Field(description="A system message before the input.")] = None
     max_output_tokens: Annotated[int | None, Field(description="Canvas length.")] = None
-    text: Annotated[dict[str, Any] | None, Field(description="Only the format text.")] = None
+    text: Annotated[dict[str, Any] | None, Field(description="`format` of type text, json_object or json_schema.")] = (
+        None
+    )
     stop: Annotated[str | Strings | None, Field(description="Strings that end the text.")] = None
     store: Annotated[bool | None, Field(description="Only false: nothing is kept.")] = None
     metadata: Annotated[dict[str, Any] | None, Field(description="Comes back in the reply.")] = None

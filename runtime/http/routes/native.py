@@ -13,7 +13,7 @@ from ...request.input import GenerateInput
 from ...request.output import RequestOutput
 from ..api_error import bad_request
 from ..batch import Batch, adopt_routing, knobs_of, make_batch, merged, names_of
-from ..canvases import holes, templates
+from ..canvases import holes, take_lengths, templates
 from ..field_table import CUSTOM, GENERATE, SAMPLING
 from ..fields import check_fields
 from ..json_body import JSONBodyRoute
@@ -42,10 +42,7 @@ async def generate(
     values = [take_logprobs(body, each) for each in _sampling_values(body, len(prompts))]
     canvases = templates(body.canvas, len(prompts), single)
     names = names_of("input_ids" if body.text is None else "text", prompts, single, "max_new_tokens", values)
-    for index, canvas in enumerate(canvases):
-        if canvas is not None:
-            values[index]["max_new_tokens"] = len(canvas)
-            names[index] = replace(names[index], length="canvas")
+    take_lengths(canvases, values, names)
     batch = make_batch(state, request, body, prompts, values, names)
     batch = replace(batch, inputs=tuple(
         replace(item, canvas=canvases[i // batch.n], shared_prefix=body.shared_prefix or 0)

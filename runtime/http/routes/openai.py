@@ -13,7 +13,7 @@ from ...request.output import RequestOutput
 from ...text.parts import as_parts
 from ..api_error import ApiError, bad_request
 from ..batch import Batch, check_unicode, make_batch, names_of
-from ..canvases import Shape, check_suffix, holes, infilled, templates, with_suffix
+from ..canvases import Shape, check_suffix, holes, infilled, take_lengths, templates, with_suffix
 from ..choices import check_body, end, events, frame, headers, openai_values
 from ..cost import check_work
 from ..field_table import COMPLETIONS
@@ -44,10 +44,7 @@ async def completions(body: CompletionBody, request: Request, state: Ready) -> R
     canvases = templates(body.canvas, len(prompts), single)
     if body.suffix and body.canvas is not None:
         raise bad_request("suffix", "suffix and canvas are both given; send one of them")
-    for index, canvas in enumerate(canvases):
-        if canvas is not None:
-            each[index]["max_new_tokens"] = len(canvas)
-            names[index] = replace(names[index], length="canvas")
+    take_lengths(canvases, each, names)
     batch = make_batch(state, request, body, prompts, each, names, COMPLETION_MAX_TOKENS)
     batch = replace(
         batch, inputs=tuple(replace(item, canvas=canvases[i // batch.n]) for i, item in enumerate(batch.inputs))

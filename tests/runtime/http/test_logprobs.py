@@ -10,7 +10,8 @@ import pytest
 
 from .process import chat_text
 
-LONG = {"max_tokens": 24, "extra_body": {"ignore_eos": True, "threshold": 0.5}}
+LONG = {"max_tokens": 24, "extra_body": {"ignore_eos": True, "threshold": 0.5, "cache_mode": "dual"}}
+"""In mode `bicache` the second of two equal requests may reuse what the first one did not."""
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ def fits(text: str) -> bool:
 def test_chats_with_a_schema_whole_streamed_and_with_several_answers(api):
     options: dict[str, Any] = {"model": "shop", "messages": MESSAGES, "response_format": described(SCHEMA)}
     reply = api.chat.completions.create(**options, max_tokens=40, n=2, temperature=1.5, seed=3)
+    assert len(reply.choices) == 2
     assert all(fits(choice.message.content) and choice.finish_reason == "stop" for choice in reply.choices)
     chunks = list(api.chat.completions.create(**options, max_tokens=40, stream=True))
     assert fits("".join(chunk.choices[0].delta.content or "" for chunk in chunks))

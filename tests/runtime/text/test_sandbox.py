@@ -81,11 +81,13 @@ def test_one_without_an_end_is_stopped_and_the_next_one_works(made, monkeypatch)
     monkeypatch.setattr(sandbox, "RENDER_S", 0.3)
     monkeypatch.setattr("shoal.runtime.text.tokenizer.RENDER_S", 0.3)
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    assert ids(made, QUIET)
     before = made._sandbox._process
+    assert before is not None
     with pytest.raises(InvalidRequestError, match=r"chat_template takes longer than 0\.3 seconds"):
         ids(made, endless)
     assert made._sandbox._process is None
-    assert before is None or before.returncode is not None
+    assert before.returncode is not None
     monkeypatch.undo()
     assert ids(made, QUIET)
 
