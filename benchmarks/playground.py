@@ -4,7 +4,8 @@
 
 A headless Chromium asks one question after another in the page of a server with `shop`, with a new chat now and then,
 while page and server poll tree and metrics. `heap_bytes` is measured after a garbage collection. The first row also has
-what a first visit loads.
+what a first visit loads. Two nodes and 0.6 kB of heap a question are the undo history of Chromium's text field, which
+keeps 1,000 steps: an empty page with one text field shows the same.
 """
 
 from __future__ import annotations
