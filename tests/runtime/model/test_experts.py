@@ -43,7 +43,6 @@ def test_folded_norms_compute_the_same(tmp_path):
     plain, folded = load_model(folder), load_model(folder)
     folded.fold_norms()
     hidden, positions = plain.embed(torch.arange(20)), torch.arange(20)
-    for decoder in (folded,):
-        expected = plain.layer(1, hidden, positions, lambda _, q, k, v: q)
-        torch.testing.assert_close(decoder.layer(1, hidden, positions, lambda _, q, k, v: q), expected)
+    expected, found = (one.layer(1, hidden, positions, lambda _, q, k, v: q) for one in (plain, folded))
+    torch.testing.assert_close(found, expected)
     assert (folded.layers[1].mlp_norm == 1).all()

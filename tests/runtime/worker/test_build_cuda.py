@@ -10,6 +10,7 @@ import torch
 from shoal.kernels.attention.tiling import shared_memory
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.errors import ConfigError
+from shoal.runtime.worker.device import device_of_rank
 from shoal.runtime.worker.gpu import build as build_cuda
 from shoal.runtime.worker.gpu.build import build_cuda_executor
 
@@ -28,6 +29,17 @@ def test_norms_are_folded_into_weights_of_16_bits_alone(tmp_path, dtype, wanted,
         executor = build_cuda_executor(config, plain.decoder, plain.kv, plain.boundary, parts.facts)
         assert plain.decoder.norms_folded is folded
         assert (executor.runner.layers.few_rows > 0) is folded
+
+
+def test_ranks_have_the_gpus_from_the_configured_one_on(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [device_of_rank("cuda:2", rank, 2) for rank in range(2)] == ["cuda:2", "cuda:3"]
+    assert [device_of_rank("auto", rank, 4) for rank in range(4)] == [f"cuda:{rank}" for rank in range(4)]
+    assert device_of_rank("cpu", 1, 2) == "cpu"
+    with pytest.raises(ConfigError, match="tp_size is 3; from cuda:2 on there are 2 GPUs") as caught:
+        device_of_rank("cuda:2", 0, 3)
+    assert (caught.value.field, caught.value.limit) == ("tp_size", 2)
 
 
 @pytest.mark.parametrize(("head_dim", "kib", "refused"), [
