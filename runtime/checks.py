@@ -23,11 +23,11 @@ class Checks:
         self._error = error
 
     def refuse(self, name: str, value: object, limit: str) -> NoReturn:
-        """Raise the error for a value that must be `limit`, which is in words."""
+        """Raise the error for a value; `limit` says in words what it must be."""
         raise self._error(f"{name} is {shorten(value)}; it must be {limit}", field=name, value=value, limit=limit)
 
     def integer(self, name: str, value: Any, low: int, high: int = MAX_INT) -> None:
-        """Refuse what is no integer from `low` to `high`."""
+        """Refuse anything but an integer from `low` to `high`."""
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             named = high != MAX_INT or (isinstance(value, int) and value > high)
             self.refuse(name, value, f"an integer of at least {low}" + (f" and at most {high}" if named else ""))
@@ -36,7 +36,7 @@ class Checks:
         self, name: str, value: Any, low: float, high: float = math.inf, *, above: bool = False, of: str = "",
         infinite: bool = False,
     ) -> None:  # fmt: skip
-        """Refuse what is no number from `low` (or `above` it) to `high`.
+        """Refuse anything but a number from `low` (or `above` it) to `high`.
 
         Args:
             of: what is counted, for the message: `seconds`.
@@ -53,13 +53,13 @@ class Checks:
             self.refuse(name, value, f"a number {'of ' + of + ' ' if of else ''}{bounds}{most}")
 
     def one_of(self, name: str, value: object, choices: Iterable[str]) -> None:
-        """Refuse what is none of `choices`."""
+        """Refuse anything but one of `choices`."""
         choices = tuple(choices)
         if value not in choices:
             self.refuse(name, value, f"one of {', '.join(choices)}")
 
     def flag(self, name: str, value: object) -> None:
-        """Refuse what is neither True nor False."""
+        """Refuse anything but True or False."""
         if not isinstance(value, bool):
             self.refuse(name, value, "true or false")
 

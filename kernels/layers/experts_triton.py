@@ -137,7 +137,7 @@ def _combine_kernel(residual_ptr, y_ptr, places_ptr, weights_ptr, width, TOP_K: 
 
 
 def choose_tiles(pairs: int, experts: int, itemsize: int, have: int) -> Tiles:
-    """Tiles for so many pairs; columns are those of gate alone, and half of the down product's.
+    """Tiles for `pairs` pairs. Their columns are those of gate alone, and half of those of the down product.
 
     The fastest of those measured on an H200 (`benchmarks/results/experts.csv`). `have` bytes of shared memory must hold
     the stages.

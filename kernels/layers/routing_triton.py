@@ -66,7 +66,7 @@ def _route_kernel(
     x = tl.where(inside, x, -float("inf"))
     e = tl.exp(x - tl.max(x, 0))
     probability = e / tl.sum(e, 0)
-    key = tl.where(probability == probability, probability, 2.0)  # whatever is no number: some expert is chosen
+    key = tl.where(probability == probability, probability, 2.0)  # NaN comes first, so that some expert is chosen
     key = tl.where(inside, key, -1.0)
     chosen = lanes < 0
     for _ in tl.static_range(TOP_K):

@@ -18,9 +18,9 @@ from .shaping import ENDS_TEXT, IN_PROMPT, Shaping
 
 
 class Cutoffs(NamedTuple):
-    """Of each row, fp32 [rows]: the least logit that stays, -inf if all do; and the largest logit, 0 where nobody asks.
+    """The least logit of each row that stays, -inf if all do, and the row's largest logit; both fp32 [rows].
 
-    Asked for are rows of requests that cut, or rank by what is sampled.
+    The largest is 0 in rows of requests that neither cut nor rank by the sampled distribution: nothing reads it there.
     """
 
     least: Tensor

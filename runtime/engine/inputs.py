@@ -49,7 +49,7 @@ class RequestOptions(ScoreOptions, total=False):
 def is_single(prompts: Any) -> bool:
     """Whether `prompts` is one prompt: text, token ids, or one chat.
 
-    Raises InvalidRequestError for what is neither that nor a list of prompts.
+    Raises InvalidRequestError for anything but a prompt or a list of prompts.
     """
     if isinstance(prompts, str | Conversation):
         return True
@@ -96,7 +96,7 @@ def inputs_of(
 
 
 def _sampling(given: Any, default: SamplingParams, count: int) -> list[SamplingParams]:
-    """Sampling parameters for each of so many prompts."""
+    """Sampling parameters for each of `count` prompts."""
     if given is None or isinstance(given, SamplingParams):
         return [given or default] * count
     if not _is_list(given):

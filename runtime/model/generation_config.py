@@ -19,7 +19,7 @@ def read_generation_config(folder: str | Path) -> dict[str, Any]:
 def eos_ids(folder: str | Path, vocabulary: int) -> tuple[int, ...]:
     """All ids of `eos_token_id` in config.json and generation_config.json, a number or a list in each; sorted.
 
-    Raises ModelLoadError for what is no id below `vocabulary`.
+    Raises ModelLoadError for an entry that is no id below `vocabulary`.
     """
     found: set[int] = set()
     for name in ("config.json", FILE):

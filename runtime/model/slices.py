@@ -25,7 +25,7 @@ class Slice(NamedTuple):
 
 
 def check_tp_size(model: ModelConfig, size: int) -> None:
-    """Raise ConfigError, naming `tp_size`, when a model can't be split over so many ranks."""
+    """Raise ConfigError, naming `tp_size`, when a model can't be split over `size` ranks."""
     for name in ("num_kv_heads", "num_heads", "intermediate_size", "hidden_size"):
         value = getattr(model, name)
         if value % size:

@@ -135,8 +135,8 @@ class TokenizerProcess:
                 self._begin(message.facts)
 
     def _lane(self, message: Generate | Tokenize) -> LongTexts[Generate | Tokenize, Accepted | Refused | Reply] | None:
-        """The thread for what others should not wait for: templates of clients; long texts and grammars. None: it is
-        done here.
+        """The thread for slow messages: clients' templates in one, long texts and grammars in another. None: the
+        message is handled here.
         """
         prompt = _prompt(message)
         if isinstance(prompt, Conversation) and prompt.template is not None:
@@ -151,7 +151,7 @@ class TokenizerProcess:
             self._child.tell(result)
 
     def _long_work(self) -> Callable[[Generate | Tokenize], Accepted | Refused | Reply]:
-        """The work of a thread for what takes long. It has its own tokenizer, since two threads can't share one."""
+        """The work of a thread for slow messages. It has its own tokenizer, since two threads can't share one."""
         engine, facts = self._child.spec.engine, self._facts
         intake = Intake(engine, facts, load_tokenizer(engine, engine.model_path))
         return lambda message: self._worked(message, lambda: intake)

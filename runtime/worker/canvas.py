@@ -74,7 +74,7 @@ class Canvas:
 
     @property
     def shapes(self) -> bool:
-        """Whether tokens come of another distribution than that of the logits."""
+        """See `SamplingParams.shapes`."""
         return self.sampling.shapes
 
     @property
@@ -128,7 +128,7 @@ class Canvas:
         return max(1, len(self.quotas) - self.block_step)
 
     def masks_after(self, steps: int) -> int:
-        """Most masks of the current block that can remain after `forwards` more forwards."""
+        """Most masks of the current block that can remain after `steps` more forwards."""
         masks = len(self.open_positions(*self.block))
         at = range(self.block_step, self.block_step + steps)
         return max(0, masks - sum(self.due(step) or 1 for step in at))

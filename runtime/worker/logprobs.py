@@ -12,7 +12,7 @@ from ..request.forward import Logprob
 def logprobs_of(logits: Tensor, tokens: Tensor, top: int | None) -> list[Logprob]:
     """Natural log-probabilities of tokens [n] by logits [n, vocab], with those of the `top` most probable ones.
 
-    Their step is 1. None: none, whatever the logits.
+    Their step is 1. `top` None: an empty list.
     """
     if top is None:
         return []

@@ -24,7 +24,7 @@ from .structured import choose_run
 class _Chosen(NamedTuple):
     """Indices (int64 [n], sorted) of the masks to commit, their tokens (int64 [n]) and confidences (fp32 [n]).
 
-    `entropy`: the largest of theirs, in nats, where the request has `refresh_entropy`.
+    `entropy`: the largest entropy of one of these tokens, in nats, if the request has `refresh_entropy`.
     """
 
     indices: Tensor
@@ -35,8 +35,14 @@ class _Chosen(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Chooser:
-    """One request's: what changes its logits, what its text must satisfy (None: nothing), what it draws from, and how
-    its distributions moved."""
+    """Chooses the commits of one request.
+
+    Attributes:
+        rules: change its logits.
+        grammar: what its text must satisfy; None: it is free.
+        generator: of its draws.
+        stability: how its distributions move from pass to pass, for `kl_threshold`.
+    """
 
     rules: LogitRules
     grammar: GrammarState | None
@@ -45,7 +51,7 @@ class Chooser:
 
     @classmethod
     def of(cls, message: AddRequest, eos: int, grammars: Grammars) -> Chooser:
-        """That of a request; `eos` is EOS as config.json has it."""
+        """The chooser of a request; `eos` is EOS as config.json has it."""
         rules = LogitRules(message.sampling, eos, message.end_ids, message.stop_ids)
         return cls(rules, grammars.open(message), torch.Generator().manual_seed(message.seed))
 

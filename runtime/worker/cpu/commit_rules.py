@@ -25,7 +25,9 @@ def by_entropy_bound(entropy: Tensor, bound: float) -> Tensor:
 
 
 def decayed_threshold(params: SamplingParams, masks: int, of: int) -> float:
-    """threshold * (1 - alpha * (1 - r)) for `masks` left `of` so many; the threshold itself without a decay.
+    """threshold * (1 - alpha * (1 - r)), with r = masks / of: `masks` of a block's `of` masks are left.
+
+    Without a decay (alpha = 0) it is the threshold itself.
 
     Source: Streaming-dLLM, arXiv 2601.17917.
     """

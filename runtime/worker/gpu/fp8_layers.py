@@ -47,7 +47,7 @@ class Fp8Layers(FusedLayers):
         return hidden
 
     def _add(self, index: int, hidden: Tensor, product: Tensor, scales: Scales | None) -> Rows8:
-        """Add the MLP's part to hidden; the rows that the next layer begins with, of the last layer nobody's."""
+        """Add the MLP's part to hidden; returns the rows that the next layer begins with (unused behind the last)."""
         weights = self.decoder.layers[min(index + 1, self.decoder.num_layers - 1)]
         return add_norm_quantize(hidden, product, scales, weights.attention_norm, self.decoder.config.rms_norm_eps)
 
