@@ -20,6 +20,7 @@ import argparse
 import csv
 import math
 import random
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -273,7 +274,7 @@ def main() -> None:
     runs, engines = mode_runs(options.device, options.modes) if options.part == "modes" else grid_runs(options.device)
     layers = engines[0].model_config.num_layers
     constant = {
-        "command": "python " + " ".join(sys.argv), "commit": options.commit or commit(), "hardware": hardware(),
+        "command": "python " + shlex.join(sys.argv), "commit": options.commit or commit(), "hardware": hardware(),
         "torch": torch.__version__,
     }  # fmt: skip
     rows: list[dict[str, Any]] = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shlex
 import sys
 import time
 from collections import defaultdict
@@ -64,7 +65,7 @@ def main() -> None:
              "cost_wall": round(1 - (tokens / wall) / (base_tokens / base_wall), 4),
              "audited_share": round(stats.audits / max(1, stats.cache_hits), 4),
              "tokens_agreed": f"{stats.audit_tokens_agreed}/{stats.audit_tokens}",
-             "command": "python " + " ".join(sys.argv), "commit": commit(), "hardware": hardware(),
+             "command": "python " + shlex.join(sys.argv), "commit": commit(), "hardware": hardware(),
              "torch": torch.__version__}
         )  # fmt: skip
     for engine in engines.values():

@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import math
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -147,7 +148,7 @@ def main() -> None:
         "shape": args.shape, "device": args.device, "tp_size": args.tp_size, "scale": args.scale, "share": args.share,
         "prefix": args.prefix, "prefixes": args.prefixes, "nfe_per_block": args.nfe, "block": BLOCK,
         "limit_first_s": args.limit_first, "limit_total_s": args.limit_total, "depth": args.depth or "profile",
-        "command": "python " + " ".join(sys.argv), "commit": args.commit or commit(), "hardware": hardware(),
+        "command": "python " + shlex.join(sys.argv), "commit": args.commit or commit(), "hardware": hardware(),
     })  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--device", args.device, "--tp-size", str(args.tp_size), "--max-queued-requests", "100000"]

@@ -14,6 +14,7 @@ import argparse
 import csv
 import hashlib
 import random
+import shlex
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rows = measure(options.seed, options.lists, options.questions)
-    command = "python " + " ".join(sys.argv)
+    command = "python " + shlex.join(sys.argv)
     constant = {"command": command, "commit": commit(), "hardware": hardware(), "torch": torch.__version__}
     with options.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], *constant])

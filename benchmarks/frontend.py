@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import statistics
 import sys
 import time
@@ -216,7 +217,7 @@ def main() -> None:
     for page_size in PAGE_SIZES:
         report[f"fork, page_size {page_size}"] = fork(options.seed, page_size)
     constant = {
-        "command": "python " + " ".join(sys.argv), "commit": commit(), "hardware": hardware(),
+        "command": "python " + shlex.join(sys.argv), "commit": commit(), "hardware": hardware(),
         "torch": torch.__version__, "torch_threads": torch.get_num_threads(),
     }  # fmt: skip
     rows = [

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import shlex
 import sys
 import tempfile
 import time
@@ -276,7 +277,7 @@ def main() -> None:
         "fold_norms": args.fold_norms and not args.quantization,
         "quantization": args.quantization or "none",
         "kv_cache_dtype": args.kv_cache_dtype,
-        "command": "python " + " ".join(sys.argv),
+        "command": "python " + shlex.join(sys.argv),
         "commit": args.commit or commit(),
         "hardware": hardware(),
         "torch": torch.__version__,

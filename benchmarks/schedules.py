@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import shutil
 import statistics
 import sys
@@ -258,7 +259,7 @@ def main() -> None:
     parser.add_argument("--commit", default=None)
     options = parser.parse_args()
     constant: dict[str, object] = {
-        "command": "python " + " ".join(sys.argv), "commit": options.commit or commit(), "hardware": hardware(),
+        "command": "python " + shlex.join(sys.argv), "commit": options.commit or commit(), "hardware": hardware(),
         "torch": torch.__version__,
     }  # fmt: skip
     PARTS[options.part](options, constant)

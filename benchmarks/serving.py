@@ -19,6 +19,7 @@ import asyncio
 import json
 import os
 import random
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -180,7 +181,7 @@ def main() -> None:
     limits = (options.first_text_limit, options.e2e_limit)
     constant = {
         "canvas": CANVAS, "block": BLOCK, "steps": STEPS, "groups": options.groups, "first_text_limit": limits[0],
-        "e2e_limit": limits[1], "threads": options.threads, "command": "python " + " ".join(sys.argv),
+        "e2e_limit": limits[1], "threads": options.threads, "command": "python " + shlex.join(sys.argv),
         "commit": commit(), "hardware": hardware(), "torch": torch.__version__,
     }  # fmt: skip
     rows: list[dict[str, Any]] = []

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import shlex
 import sys
 import tempfile
 import time
@@ -128,7 +129,7 @@ def main() -> None:
     began = time.monotonic()
     rates = measure_rates()
     where = {
-        **rates.columns(), "command": "python " + " ".join(sys.argv), "commit": args.commit or commit(),
+        **rates.columns(), "command": "python " + shlex.join(sys.argv), "commit": args.commit or commit(),
         "hardware": hardware(), "torch": torch.__version__,
     }  # fmt: skip
     table = Table(args.out, where)

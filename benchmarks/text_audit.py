@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     documents, names = held_out(options.data / "held.npz", 1741, 256)
     maker = Questions(Documents(documents.astype(np.uint16), [label_of(name) for name in names], tokenizer))
     questions = maker.make(TASK, options.ratio, options.questions)
-    command = "python -m benchmarks.text_audit " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    command = "python -m benchmarks.text_audit " + shlex.join(sys.argv[1:] if arguments is None else arguments)
     origin = {"command": command, "commit": commit(), "hardware": hardware(), "torch": torch.__version__}
     begin, table = time.monotonic(), []
     for rate in options.rates:

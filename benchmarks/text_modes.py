@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -211,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.model.is_dir():
         print(f"no {options.model}: docs/text.md says how to make it")
         return
-    command = "python -m benchmarks.text_modes " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    command = "python -m benchmarks.text_modes " + shlex.join(sys.argv[1:] if arguments is None else arguments)
     origin = {"command": command, "commit": commit(), "hardware": hardware(), "torch": torch.__version__}
     begin = time.monotonic()
     with options.out.open("w", newline="") as file:

@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -190,7 +191,7 @@ class Lab:
         delta.apply(options.weights, self.network)
         self._began = time.monotonic()
         self._origin = {
-            "command": f"python -m benchmarks.{module} " + " ".join(arguments), "commit": commit(),
+            "command": f"python -m benchmarks.{module} " + shlex.join(arguments), "commit": commit(),
             "hardware": hardware(), "torch": torch.__version__,
         }  # fmt: skip
         self._tokenizer = Tokenizer.from_file(str(options.base / "tokenizer.json"))

@@ -27,6 +27,7 @@ import argparse
 import asyncio
 import json
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -305,7 +306,7 @@ def main() -> None:
         "quantization": args.quantization or "none",
         "kv_cache_dtype": args.kv_cache_dtype,
         **rates.columns(),
-        "command": "python " + " ".join(sys.argv), "commit": args.commit or commit(), "hardware": hardware(),
+        "command": "python " + shlex.join(sys.argv), "commit": args.commit or commit(), "hardware": hardware(),
         "torch": torch.__version__,
     })  # fmt: skip
     for shape in args.shapes:

@@ -1,0 +1,107 @@
+"""The tables of docs/gpu.md and docs/scaling.md hold the numbers of benchmarks/results."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def rows(name: str, **where: str) -> list[dict[str, str]]:
+    """Rows of a results file whose columns have these values."""
+    with (RESULTS / name).open(encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if all(row[key] == value for key, value in where.items())]
+
+
+def table(page: str, head: str) -> list[list[str]]:
+    """Cells of the lines below a table's first line, which begins with `head`."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert text.count(f"\n{head}") == 1, head
+    lines = text.partition(f"\n{head}")[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def schedule_row(name: str, batch: str, window: str, schedule: str) -> dict[str, str]:
+    where = {"variant": "bicache", "requests": "hits", "batch": batch, "window": window, "schedule": schedule}
+    (row,) = rows(name, **where)
+    return row
+
+
+def rates(name: str, window: str, schedule: str) -> list[str]:
+    """Tokens a second at batch 1 and 32."""
+    found = [schedule_row(name, batch, window, schedule) for batch in ("1", "32")]
+    return [f"{float(row['tokens_per_s']):,.0f}" for row in found]
+
+
+def test_windows_and_schedules_on_a_gpu():
+    lines = table("gpu.md", "| canvas, `refresh_schedule` |")
+    assert len(lines) == 4
+    for name, *cells in lines:
+        window, schedule = "32" if "32" in name else "", "settled" if "settled" in name else "full"
+        assert cells == rates("throughput_schedules.csv", window, schedule), name
+    for limit, *cells in table("gpu.md", "| limit of new tokens |"):
+        where = {"variant": "first block", "requests": "hits", "canvas": limit.replace(",", "")}
+        for cell, (batch, window) in zip(cells, (("1", ""), ("1", "32"), ("32", ""), ("32", "32")), strict=True):
+            (row,) = rows("throughput_schedules.csv", batch=batch, window=window, **where)
+            assert float(cell) == pytest.approx(float(row["seconds"]), abs=6e-4 if batch == "1" else 6e-3)
+
+
+def test_whole_requests_in_fp8():
+    text = (ROOT / "docs/gpu.md").read_text(encoding="utf-8").partition("Whole requests at prefix 2,000 with hits")[2]
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(("| bfloat16,", "| fp8,"))]
+    assert len(lines) == 4
+    for name, *cells in lines:
+        file = "throughput_schedules_fp8.csv" if name.startswith("fp8") else "throughput_schedules.csv"
+        assert cells == rates(file, *(("32", "settled") if "window" in name else ("", "full"))), name
+
+
+def test_phases_in_fp8():
+    lines = table("gpu.md", "| phase | bfloat16 |")
+    assert len(lines) == 8
+    for name, bf16, fp8, gain in lines:
+        kind, size = name.split(", ")
+        phase = {"refresh": "refresh", "canvas refresh": "canvas", "block step": "step"}[kind]
+        requests = size.removeprefix("batch ").split()[0]
+        (row,) = rows("gpu_phases_fp8.csv", phase=phase, requests=requests)
+        assert float(fp8.removesuffix(" ms").replace(",", "")) == pytest.approx(float(row["ms"]), rel=6e-3), name
+        plain = float(bf16.removesuffix(" ms").replace(",", ""))
+        assert plain == pytest.approx(float(rows("gpu_phases.csv", phase=phase, requests=requests)[0]["ms"]), rel=6e-3)
+        assert float(gain) == pytest.approx(plain / float(row["ms"]), abs=6e-3), name
+
+
+def test_steps_of_experts():
+    lines = table("gpu.md", "| requests | first version |")
+    assert [line[0] for line in lines] == ["1", "4", "8", "16", "32"]
+    for requests, *cells in lines:
+        for number, file in enumerate(("gpu_phases_moe.csv", "gpu_phases_moe_grouped.csv")):
+            (row,) = rows(file, requests=requests)
+            assert cells[2 * number] == f"{float(row['ms']):.1f} ms"
+            assert cells[2 * number + 1] == f"{float(row['over_floor']):.2f}"
+
+
+def test_what_one_server_carries():
+    for mode, passes, fails in table("scaling.md", "| mode | passes at"):
+        found = rows("capacity.csv", mode=mode.strip("`"))
+        assert float(passes) == max(float(row["rate"]) for row in found if row["passes"] == "1")
+        assert float(fails) == min(float(row["rate"]) for row in found if row["passes"] == "0")
+
+
+def test_the_cost_model_is_that_of_its_first_row():
+    text = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    assert "r = 0.741 us" in text
+    lines = table("scaling.md", "| mode, prefix, refresh interval |")
+    assert len(lines) == 6
+    for name, layers, model, measured in lines:
+        mode, prefix, *interval = name.replace("`", "").split(", ")
+        where = {"variant": mode, "prefix": "".join(c for c in prefix if c.isdigit()), "nfe_per_block": "8"}
+        where |= {"shape": "llada-8b", "batch": "32", "interval": "16" if interval == ["16 NFE"] else "0"}
+        (row,) = [row for row in rows("throughput.csv", **where) if row["requests"] != "cold"]
+        assert float(measured) == pytest.approx(float(row["in_refreshes_s"]), rel=0.015), name
+        refreshes = int(row["computed_token_layers"]) - 56 * 32 * 32
+        assert int(layers.replace(",", "")) == refreshes, name
+        if model != "-":
+            assert float(model) == pytest.approx(32 * refreshes * 0.7414e-6, rel=0.01), name
