@@ -7,12 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/set-up-run
 STAMP := $(VENV)/set-up
+DOCS := .venv-docs
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 ARGS ?=
 # Tests run in JOBS processes, a file in one of them; each process starts its own servers.
 JOBS ?= 2
 
-.PHONY: help demo serve chat bench test test-all test-browser lint format clean
+.PHONY: help demo serve chat bench test test-all test-browser docs lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -44,18 +45,21 @@ test-all: test ## the tests, then the slow ones, which measure and run alone
 test-browser: $(STAMP) ## the playground in Chromium (apt-get install chromium, or playwright install chromium)
 	$(BIN)/python -m pytest -rs tests/runtime/http/test_browser.py $(ARGS)
 
+docs: $(DOCS)/set-up ## the documentation as a site, to out/site; ARGS=serve shows it while you write
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs $(or $(ARGS),build)
+
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p shoal
-	$(BIN)/mypy tests benchmarks
+	$(BIN)/mypy tests benchmarks docs
 
 format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove .venv, builds and caches (not out, where trainings live)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch is named in the same command as all else: so the pinned release is the one that is resolved, once.
@@ -69,5 +73,13 @@ $(RUN): pyproject.toml constraints.txt
 
 $(STAMP): $(RUN)
 	@echo "Adding what the tests need to $(VENV): clients, linters"
-	$(PIP) "$$(grep '^torch==' constraints.txt)" -e '.[test,clients,lint,text,browser]'
+	$(PIP) "$$(grep '^torch==' constraints.txt)" -e '.[test,clients,lint,text,browser,docs]'
+	@touch $@
+
+# The site is made without running the package, so its tools stand alone: 0.2 GB in place of 2.
+$(DOCS)/set-up: pyproject.toml constraints.txt
+	@$(DOCS)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(DOCS)
+	@echo "Setting up $(DOCS)"
+	@$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' >$(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -r $(DOCS)/requirements.txt
 	@touch $@

@@ -54,7 +54,8 @@ class DepthProfile:
             was safe; an audit calls more than that drift. None when it was not measured.
         tolerance: the limit that the table keeps, in units of `metric`; None when it was not measured.
         metric: what was measured, for instance "cosine" or "agreement".
-        data_digest, model_digest: digests of what it was measured on; empty when unknown.
+        data_digest: digest of the data it was measured on; empty when unknown.
+        model_digest: digest of the model it was measured on; empty when unknown.
         versions: versions of the software that measured it.
         source: where it comes from, in words.
 

@@ -242,7 +242,7 @@ def test_radix_cache_loads_nothing_of_the_rest():
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DISTRIBUTION = {"zmq": "pyzmq", "yaml": "pyyaml", "PIL": "pillow"}
+DISTRIBUTION = {"zmq": "pyzmq", "yaml": "pyyaml", "PIL": "pillow", "markdown_it": "markdown-it-py"}
 OURS = {"shoal", "tests", "benchmarks", "common"}
 NEVER_IMPORTED = {
     "pybase64": "sglang 0.5.2 needs it and does not say so",
@@ -251,6 +251,8 @@ NEVER_IMPORTED = {
     "setuptools": "builds the wheel and the sdist below, in processes of their own",
     "lm-eval": "run as a program",
     "sglang-router": "run as a program",
+    "mkdocs-material": "a theme",
+    "mkdocstrings": "a plugin",
     "ruff": "run as a program",
     "mypy": "run as a program",
 }
@@ -278,7 +280,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_used():
     assert {"torch", "pyzmq", "starlette", "pydantic"} <= package
     # frontend/backends/sglang.py, for programs that have it; shoal/text/base.py, for those who make that model
     assert package - needed == {"sglang", "gguf"}
-    everything = package | imports_of("tests", "benchmarks", "examples")
+    everything = package | imports_of("tests", "benchmarks", "examples", "docs")
     assert everything - needed - optional == set()
     assert needed & optional == set()
     assert (needed | optional) - everything == set(NEVER_IMPORTED)
