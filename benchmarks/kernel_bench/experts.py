@@ -32,7 +32,9 @@ def experts() -> Iterator[Variant]:
         flops = 6 * tokens * TOP_K * HIDDEN * WIDTH
         shape = f"{tokens} tokens, {touched} experts"
         for numbers in FEW if tokens < 256 else MANY:
-            run = partial(expert_mlp_triton, residual, x, router, gate_up, down, TOP_K, Tiles(*numbers))
+            first = Tiles(*numbers)
+            tiles = first, first._replace(columns=2 * first.columns)
+            run = partial(expert_mlp_triton, residual, x, router, gate_up, down, TOP_K, tiles)
             yield Variant("experts", shape, "tiles " + "/".join(map(str, numbers)), [run], size, flops)
     del gate_up, down
     torch.cuda.empty_cache()

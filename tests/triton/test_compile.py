@@ -25,7 +25,7 @@ def test_every_kernel_compiles_for_sm_90(group, tmp_path):
     assert kernels == {
         "_attention_kernel", "_merge_kernel", "_rope_write_kernel", "_rms_norm_kernel", "_swiglu_kernel",
         "_scan_kernel", "_finish_kernel", "_shared_attention_kernel", "_masked_rows_kernel", "_commit_kernel",
-        "_embed_kernel", "_cutoff_kernel", "_router_kernel", "_route_kernel", "_sort_kernel", "_gate_up_kernel",
+        "_embed_kernel", "_cutoff_kernel", "_router_kernel", "_route_kernel", "_place_kernel", "_gate_up_kernel",
         "_down_kernel", "_combine_kernel", "_add_norm_quantize_kernel", "_swiglu_quantize_kernel",
         *(["_hopper_kernel"] if group == "bf16" else []),
     }  # fmt: skip
