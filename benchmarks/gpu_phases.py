@@ -47,9 +47,9 @@ SHARED, SHARED_LAYERS = 1984, 16
 PHASES = (
     ("refresh", 32, 2000), ("step", 1, 2100), ("step", 32, 2100), ("shared step", 32, 2100), ("canvas", 32, 2100),
     ("canvas", 1, 2100), ("refresh", 1, 2100), ("refresh", 8, 2100), ("step", 8, 2100), ("step", 4, 2100),
-    ("step", 16, 2100), ("shared step", 8, 2100),
+    ("step", 16, 2100), ("shared step", 8, 2100), ("settled", 1, 2100), ("settled", 32, 2100),
 )  # fmt: skip
-"""Phase, requests, prompt tokens; the most important first."""
+"""Phase, requests, prompt tokens; the most important first. `settled`: a block just filled, the next and its window."""
 
 
 def layer_flops(model: ModelConfig, tokens: float) -> float:
@@ -117,10 +117,10 @@ class Batch:
                 )
             )  # fmt: skip
 
-    def refresh(self, start: int) -> Forward:
-        """A forward over positions [start, total)."""
-        first = self.prompt
-        items = [ForwardItem(r, start, self.total, self.total, first, first + BLOCK, start) for r in self.rids]
+    def refresh(self, start: int, blocks: int = 0) -> Forward:
+        """A forward over positions [start, total), or over so many blocks from `start` on."""
+        first, stop = self.prompt, start + blocks * BLOCK if blocks else self.total
+        items = [ForwardItem(r, start, stop, self.total, first, first + BLOCK, start) for r in self.rids]
         return Forward(tuple(items))
 
     def block(self) -> list[ForwardItem]:
@@ -177,12 +177,12 @@ def kernel_table(run: Callable[[], object]) -> dict[str, float]:
     return {e.key[:70]: e.device_time_total for e in profiler.key_averages() if e.device_time_total > 0}
 
 
-def refresh_of(batch: Batch, start: int) -> Callable[[], object]:
-    """A refresh from position `start` on, without its plan and its read-back."""
+def refresh_of(batch: Batch, start: int, blocks: int = 0) -> Callable[[], object]:
+    """A refresh as `Batch.refresh` has it, without its plan and its read-back."""
     runner, slots = batch.executor.runner, batch.executor.runner.slots
-    items = batch.refresh(start).items
+    items = batch.refresh(start, blocks).items
     numbers = [batch.worker.canvas(item.rid).slot for item in items]
-    chunk = max(1, 16384 // (batch.total - start))
+    chunk = max(1, 16384 // (items[0].stop - start))
     plans = [
         plan_refresh(items[i : i + chunk], numbers[i : i + chunk], slots.page_tables, slots.page_size, 0)
         for i in range(0, len(items), chunk)
@@ -232,12 +232,13 @@ def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, objec
         )
         repeats = 20
     else:
-        start = 0 if phase == "refresh" else prompt - prompt % page_size
+        start = 0 if phase == "refresh" else prompt - BLOCK if phase == "settled" else prompt - prompt % page_size
+        blocks = 3 if phase == "settled" else 0
         batch = Batch(engine, requests, prompt)
-        items = list(batch.refresh(start).items)
+        items = list(batch.refresh(start, blocks).items)
         graphed = batch.executor.graphs.takes(items)
-        run = replay_of(batch, items) if graphed else refresh_of(batch, start)
-        queries = total - start
+        run = replay_of(batch, items) if graphed else refresh_of(batch, start, blocks)
+        queries = items[0].stop - start
         last, head_rows = (queries, requests * BLOCK) if graphed else (BLOCK, 0)  # a graph runs all of every layer
         experts = model.num_experts  # so many tokens go through all of them
         bytes_s, flops_s = floor(model, rates, requests, queries, total, head_rows, last, 0, experts, fp8, kv_bytes)

@@ -16,7 +16,7 @@ recompute all its layers), `shallow` (every block start computes the prefix abov
 
 `--schedules` runs `bicache` (a refresh per request) with the whole canvas and with a window of 32 masks, each with the
 schedules `full` and `settled`; and the first block of an answer alone (`first block`), with a limit of 64 and of 2,048
-new tokens, with the whole canvas and with the window.
+new tokens, with the whole canvas and with the window. `--settled`: of these the window with `settled` alone.
 
 The most important cases come first, and every row is written at once.
 """
@@ -285,6 +285,7 @@ def main() -> None:
     parser.add_argument("--canvas", type=int, default=256, help="tokens of each answer, whole blocks of 32")
     parser.add_argument("--quick", action="store_true", help="prefix 2,000 at batch 32 and 1 alone")
     parser.add_argument("--schedules", action="store_true", help="windows and refresh schedules, in place of modes")
+    parser.add_argument("--settled", action="store_true", help="a window of 32 with the schedule settled alone")
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds after which no case is begun")
     parser.add_argument("--trace", type=Path, help="a JSON file for the time of every forward")
     parser.add_argument("--fold-norms", action=argparse.BooleanOptionalAction, default=True, help="the engine's option")
@@ -325,7 +326,11 @@ def main() -> None:
                 warm_up(engine, next(cases(shape, args.quick)))
                 print(f"warm after {time.monotonic() - loaded:.1f} s", flush=True)
                 chosen = (replace(case, canvas=args.canvas) for case in cases(shape, args.quick))
-                for case in schedule_cases(shape) if args.schedules else chosen:
+                if args.settled:
+                    chosen = (case for case in schedule_cases(shape) if case.window and case.schedule == "settled")
+                elif args.schedules:
+                    chosen = schedule_cases(shape)
+                for case in chosen:
                     if time.monotonic() - began > args.time_limit:
                         print("time is up", flush=True)
                         break
