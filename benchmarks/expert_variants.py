@@ -163,7 +163,12 @@ def time_step(
     finally:
         batch.close()
     times = {name.strip("_"): f"{kernels.get(name, 0.0):.1f}" for name in KERNELS}
-    row = {"ms": f"{elapsed * 1e3:.3f}", "over_floor": f"{elapsed / bound:.3f}", "experts": f"{experts:.1f}", **times}
+    row: dict[str, object] = {
+        "ms": f"{elapsed * 1e3:.3f}",
+        "over_floor": f"{elapsed / bound:.3f}",
+        "experts": f"{experts:.1f}",
+        **times,
+    }
     print(requests, shown(pair[0]), "|", shown(pair[1]), *row.values(), flush=True)
     return row
 

@@ -325,7 +325,7 @@ def main() -> None:
                 print(f"{shape}: engine after {time.monotonic() - loaded:.1f} s", flush=True)
                 warm_up(engine, next(cases(shape, args.quick)))
                 print(f"warm after {time.monotonic() - loaded:.1f} s", flush=True)
-                chosen = (replace(case, canvas=args.canvas) for case in cases(shape, args.quick))
+                chosen: Iterator[Case] = (replace(case, canvas=args.canvas) for case in cases(shape, args.quick))
                 if args.settled:
                     chosen = (case for case in schedule_cases(shape) if case.window and case.schedule == "settled")
                 elif args.schedules:
