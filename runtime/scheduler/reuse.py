@@ -80,22 +80,30 @@ class ReusePlanner:
         self.refresh_interval = refresh_interval
         self.reuse_margin = memory.profile.reuse_margin if reuse_margin is None else reuse_margin
 
+    def profile(self, request: Request) -> DepthProfile:
+        """What a request's capture goes by: one profile for all requests, except in measurements."""
+        return self.memory.profile
+
+    def trees(self, request: Request) -> tuple[RadixTree, DepthProfile] | None:
+        """The tree that a request shares prefixes through, and the depths of this reuse; None: it shares nothing."""
+        return self.memory.tree_for(request.spec.cache_mode)
+
     def namespace(self, request: Request) -> Namespace:
         """Namespace of a request's prefixes."""
         spec = request.spec
         final = MODES[spec.cache_mode].captures == "finished"
-        return Namespace(spec.cache_salt, "final" if final else self.memory.profile.capture)
+        return Namespace(spec.cache_salt, "final" if final else self.profile(request).capture)
 
     def cached_tokens(self, request: Request) -> int:
         """Prompt tokens in the tree now; changes nothing."""
-        trees = self.memory.tree_for(request.spec.cache_mode)
+        trees = self.trees(request)
         if trees is None:
             return 0
         return trees[0].match(request.prompt, self.namespace(request), touch=False).num_tokens
 
     def lookup(self, request: Request) -> CacheLookup:
         """What `admit` would find for a request; changes nothing."""
-        trees = self.memory.tree_for(request.spec.cache_mode)
+        trees = self.trees(request)
         match = None if trees is None else self._match(request, *trees)
         return CacheLookup(
             prompt_tokens=len(request.prompt), total_tokens=request.extent,
@@ -125,7 +133,7 @@ class ReusePlanner:
         tokens = request.extent
         page_size, pages = config.page_size, memory.pages_for(tokens)
         bands = config.num_bands
-        trees = memory.tree_for(request.spec.cache_mode) if capture else None
+        trees = self.trees(request) if capture else None
         whole = (len(request.prompt) - self.shift) // page_size * page_size
         match, cut, depth = None, 0, 0
         if trees is not None:
@@ -189,7 +197,7 @@ class ReusePlanner:
 
     def starts(self, request: Request) -> None:
         """An admitted request starts: count its cache hit as a use."""
-        trees, grant = self.memory.tree_for(request.spec.cache_mode), request.grant
+        trees, grant = self.trees(request), request.grant
         if grant is not None and grant.match is not None and trees is not None:
             trees[0].touch(grant.match)
 
@@ -208,16 +216,16 @@ class ReusePlanner:
         unmargined = min(cached, spec.shared_prefix) if cached >= warmed else 0
         return max(0, cached - self.reuse_margin, unmargined) // size * size
 
-    def _interval(self, request: Request, whole: int) -> int | None:
+    def interval(self, request: Request, whole: int) -> int | None:
         """NFE between a request's prefix refreshes; None: its first forward is the only one."""
         interval = self.refresh_interval or None
         if self.refresh_interval is None:
-            interval = self.memory.profile.interval(whole / request.extent)
+            interval = self.profile(request).interval(whole / request.extent)
         return interval if request.spec.sampling.refresh_entropy is None or interval == 1 else _BY_ENTROPY
 
     def _plan_capture(self, request: Request, whole: int) -> CapturePlan:
         """The capture of the first forward, for a prompt of `whole` tokens in whole pages."""
-        config, profile, spec = self.memory.config, self.memory.profile, request.spec
+        config, profile, spec = self.memory.config, self.profile(request), request.spec
         # A preempted request has commits on its canvas, a scored answer tokens behind the prompt: no first forward.
         again = request.tally.preemptions and request.canvas.block
         if MODES[spec.cache_mode].captures != "prompt" or not whole or again or spec.targets is not None:
@@ -225,7 +233,7 @@ class ReusePlanner:
         own = profile.depth(whole / request.extent)
         if not own:
             return NO_CAPTURE
-        interval = self._interval(request, whole)
+        interval = self.interval(request, whole)
         depth = own if interval is not None else profile.max_depth
         levels = tuple(level for level in config.boundary_depths if level <= depth)
         return CapturePlan(whole, depth, levels, interval)
@@ -267,7 +275,7 @@ class ReusePlanner:
         if not grant.capture_tokens:
             mode = MODES[request.spec.cache_mode]
             if mode.refreshes_prefix and grant.match is not None and 0 < grant.depth < config.num_layers:
-                grant.refresh_interval = self._interval(request, grant.join)
+                grant.refresh_interval = self.interval(request, grant.join)
                 grant.resume = grant.match.boundary_pages
             return
         whole, depth = grant.capture_tokens, grant.capture_depth
@@ -283,7 +291,7 @@ class ReusePlanner:
         if grant.refresh_interval == 1:
             self._captured_copies(grant)
             return
-        grant.join, grant.join_depth = whole, memory.profile.depth(ratio)
+        grant.join, grant.join_depth = whole, self.profile(request).depth(ratio)
         keep = NO_PAGES
         if grant.refresh_interval is not None and grant.join_depth < config.num_layers:
             grant.resume = boundaries[grant.join_depth]

@@ -1,14 +1,16 @@
 """The engine's own parts, arranged for measurements: captures of any kind, true KVs, decoding at any depth.
 
-The scheduler, the worker and its runner are those of serving. Only the planner differs: it is told how much to reuse,
-and stores nothing of the measured requests.
+The scheduler, the worker and its runner are those of serving. Only the planner differs: it is told of each request how
+much it reuses, and stores nothing of the measured requests.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from ..radix_cache.depth_profile import DepthProfile
 from ..radix_cache.node import Namespace
+from ..radix_cache.tree import RadixTree
 from ..runtime.config import CacheMode, EngineConfig
 from ..runtime.engine.build import Parts, build_parts
 from ..runtime.errors import ConfigError, EngineError
@@ -35,15 +38,79 @@ from ..runtime.worker.drift import cached_layer, cosine, relative_error, uncache
 Tokens = Sequence[int]
 
 
-class MeasuringPlanner(ReusePlanner):
-    """Reuses at most `cut` tokens and stores nothing."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request to measure, and in mode `bicache` what it reuses.
 
-    cut: int = 0
+    Attributes:
+        prompt: token ids.
+        sampling: decoding parameters.
+        mode: cache mode.
+        salt, capture: the prefixes that it may reuse: those of `Lab.capture` with the same two.
+        depth: layers that it reuses of them.
+        interval: NFE between its prefix refreshes; 0: once per request.
+        cut: most tokens that it reuses; None: as many as there are.
+        margin: tokens before the place where prompts part that it computes itself.
+    """
+
+    prompt: Tokens
+    sampling: SamplingParams
+    mode: CacheMode
+    salt: str = ""
+    capture: str = "first"
+    depth: int = 0
+    interval: int = 0
+    cut: int | None = None
+    margin: int = 0
+
+
+class MeasuringPlanner(ReusePlanner):
+    """Each request reuses what its `Asked` says; none stores anything, except in mode `lm`."""
+
     stores = False
 
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.asked: dict[str, Asked] = {}
+
+    def profile(self, request: Request) -> DepthProfile:
+        """The depth and the capture that were asked for."""
+        asked = self.asked[request.rid]
+        return _constant(asked.depth, self.memory.config.num_layers, asked.capture)
+
+    def trees(self, request: Request) -> tuple[RadixTree, DepthProfile] | None:
+        """As in serving, to the depth that was asked for."""
+        trees = super().trees(request)
+        if trees is None or self.asked[request.rid].mode != "bicache":
+            return trees
+        return trees[0], self.profile(request)
+
+    def interval(self, request: Request, whole: int) -> int | None:
+        """The interval that was asked for."""
+        return self.asked[request.rid].interval or None
+
     def reusable(self, request: Request, cached: int) -> int:
-        """As in serving, but never past `cut`."""
-        return min(self.cut, super().reusable(request, cached))
+        """As in serving, with the margin and at most the cut that were asked for."""
+        asked = self.asked[request.rid]
+        self.reuse_margin = asked.margin
+        most = super().reusable(request, cached)
+        return most if asked.cut is None else min(asked.cut, most)
+
+
+@lru_cache
+def _constant(depth: int, num_layers: int, capture: str) -> DepthProfile:
+    return DepthProfile.constant(depth, num_layers, capture=capture)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A capture to make: one forward over `tokens` and `canvas` masks, of which it keeps the first `length` tokens."""
+
+    salt: str
+    kind: str
+    tokens: Tokens
+    length: int
+    canvas: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +144,17 @@ class Lab:
     def __init__(self, config: EngineConfig, depths: Sequence[int], build_executor: BuildExecutor | None = None):
         layers = depths[-1]
         rows = tuple((index / 1000, depth) for index, depth in enumerate(sorted({*depths, layers})))
+        config = replace(config, schedule_policy="fcfs")  # nothing is cached but captures: no order finds more
         worker = build_worker(config, DepthProfile(layers, rows), build_executor)
         self.parts: Parts = build_parts(config, planner=MeasuringPlanner, worker=worker)
         self.scheduler = self.parts.scheduler
         self.memory = self.scheduler.memory
         self._worker = self.parts.worker
         self._ids = itertools.count()
+        self._pinned: list[tuple[np.ndarray[Any, Any], Namespace]] = []
+        device_config = config.for_device(self.parts.decoder.device.type)
+        assert device_config.max_refresh_tokens is not None
+        self._most_tokens, self._most_requests = device_config.max_refresh_tokens, config.max_running_requests
         self.max_tokens = self.parts.facts.max_tokens
 
     @property
@@ -90,44 +162,28 @@ class Lab:
         """Layers of the model."""
         return self.parts.decoder.num_layers
 
-    @property
-    def planner(self) -> MeasuringPlanner:
-        """The planner, which takes the amount of reuse."""
-        planner = self.scheduler.planner
-        assert isinstance(planner, MeasuringPlanner)
-        return planner
-
     # Decoding
 
-    def decode(
-        self, prompts: Sequence[Tokens], sampling: SamplingParams, mode: CacheMode, *, salt: str = "",
-        capture: str = "", depth: int = 0, interval: int = 0, cut: int = 0, margin: int = 0,
-    ) -> list[RequestOutput]:  # fmt: skip
-        """Answers in order. In mode `bicache` prefixes come from `captured(salt, capture)`, reused to `depth` layers
-        and at most `cut` tokens, `margin` before the place where they part, refreshed every `interval` NFE (0: once
-        per request).
-        """
-        memory = self.memory
-        memory.profile = memory.reuse_profile = DepthProfile.constant(
-            depth, self.num_layers, capture=capture or "first"
-        )
-        self.planner.cut, self.planner.refresh_interval, self.planner.reuse_margin = cut, interval, margin
-        sampling, ends = Endings(self.parts.facts, self.parts.tokenizer).of(resolved(sampling, self.parts.facts))
-        requests = [
-            Request(
-                RequestSpec(
-                    rid=f"profile-{next(self._ids)}", prompt=np.array(prompt, np.int64), sampling=sampling,
-                    cache_mode=mode, cache_salt=salt, seed=0, stream=False, stop_ids=ends,
-                    block_length=sampling.block_length or self.parts.facts.block_length,
-                ),
-                TextStream(self.parts.tokenizer),
-            )
-            for prompt in prompts
-        ]  # fmt: skip
+    def decode(self, asked: Sequence[Asked]) -> list[RequestOutput]:
+        """Answers in order; as many requests run together as the configuration and the memory allow."""
+        planner, facts = self.scheduler.planner, self.parts.facts
+        assert isinstance(planner, MeasuringPlanner)
+        endings = Endings(facts, self.parts.tokenizer)
+        requests = []
+        for one in asked:
+            sampling, ends = endings.of(resolved(one.sampling, facts))
+            spec = RequestSpec(
+                rid=f"profile-{next(self._ids)}", prompt=np.array(one.prompt, np.int64), sampling=sampling,
+                cache_mode=one.mode, cache_salt=one.salt, seed=0, stream=False, stop_ids=ends,
+                block_length=sampling.block_length or facts.block_length,
+            )  # fmt: skip
+            requests.append(Request(spec, TextStream(self.parts.tokenizer)))
+            planner.asked[spec.rid] = one
         for request in requests:
             self.scheduler.add(request)
         while self.scheduler.has_work:
             self.scheduler.step()
+        planner.asked.clear()
         outputs = [request.output() for request in requests]
         for output in outputs:
             if output.error is not None:
@@ -136,55 +192,95 @@ class Lab:
 
     # Captures
 
-    def capture(self, salt: str, kind: str, tokens: Tokens, length: int, canvas: int = 0) -> Captured:
-        """Run one forward over `tokens` and `canvas` masks behind them; put the first `length` tokens in the tree.
+    def capture(self, wanted: Sequence[Wanted]) -> list[Captured]:
+        """Put prefixes into the tree, whole pages and all layers of each, with boundary states at every depth.
 
-        `length` is rounded down to whole pages; all layers are stored, with boundary states at every depth. Raises
-        ConfigError when the pool is too small.
+        They stay until `forget`. Raises ConfigError when the pool is too small.
         """
-        config, memory = self.memory.config, self.memory
-        size, bands = config.page_size, config.num_bands
-        total, whole = len(tokens) + canvas, length // size * size
-        pages, kept = memory.pages_for(total), whole // size
-        reserved = memory.reserve(bands * pages, kept * len(config.boundary_depths))
+        captured: list[Captured] = []
+        for part in self._fitting(wanted):
+            taken: list[tuple[Wanted, Pages, Pages]] = []
+            try:
+                for one in part:
+                    taken.append((one, *self._reserve(one)))
+                self._forward([(self._item(one, boundary), one, kv) for one, kv, boundary in taken])
+                for one, kv, boundary in taken:
+                    captured.append(self._keep(one, kv, boundary))
+            finally:
+                for _, kv, boundary in taken:
+                    self.memory.kv.release(kv)
+                    self.memory.boundary.release(boundary)
+        return captured
+
+    def _fitting(self, wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:
+        """Parts that fit one forward's token budget and its canvas slots; of one capture at least."""
+        part: list[Wanted] = []
+        tokens = 0
+        for one in wanted:
+            total = len(one.tokens) + one.canvas
+            if part and (tokens + total > self._most_tokens or len(part) == self._most_requests):
+                yield part
+                part, tokens = [], 0
+            part.append(one)
+            tokens += total
+        if part:
+            yield part
+
+    def _reserve(self, one: Wanted) -> tuple[Pages, Pages]:
+        """KV and boundary pages of a capture."""
+        config, total = self.memory.config, len(one.tokens) + one.canvas
+        kept = one.length // config.page_size
+        reserved = self.memory.reserve(
+            config.num_bands * self.memory.pages_for(total), kept * len(config.boundary_depths)
+        )
         if reserved is None:
             message = f"kv_cache_tokens: a sequence of {total} tokens does not fit beside what is measured"
             raise ConfigError(message, field="kv_cache_tokens", limit=f"more than {total}")
-        kv, boundary = reserved
-        table = kv.reshape(bands, pages)
-        states = {d: boundary[i * kept : (i + 1) * kept] for i, d in enumerate(config.boundary_depths)}
-        rid = f"capture-{next(self._ids)}"
-        item = ForwardItem(
-            rid, 0, total, total, total, total, join=0,
-            captures=tuple((depth, 0, ids) for depth, ids in states.items() if kept),
-        )  # fmt: skip
-        try:
-            self._forward(item, tokens, canvas, table)
-            memory.tree.capture(
-                np.array(tokens[:whole], np.int32), Namespace(salt, kind), depth=config.num_layers, ratio=1.0,
-                kv_pages=table[:, :kept], boundary_pages=states,
-            )  # fmt: skip
-        finally:
-            memory.kv.release(kv)
-            memory.boundary.release(boundary)
-        return Captured(whole, torch.from_numpy(table[:, :kept].astype(np.int64)).to(self.parts.decoder.device))
+        return reserved
 
-    def _forward(self, item: ForwardItem, tokens: Tokens, canvas: int, table: Pages) -> None:
-        prompt = np.array(tokens, np.int64)
-        sampling = SamplingParams(max_new_tokens=canvas)
-        self._worker.add(
-            AddRequest(
-                rid=item.rid, prompt=prompt, canvas_length=canvas, sampling=sampling, seed=0, block_length=canvas,
-                page_table=table,
-            )
+    def _states(self, one: Wanted, boundary: Pages) -> dict[int, Pages]:
+        """Boundary pages by depth."""
+        kept = one.length // self.memory.config.page_size
+        depths = self.memory.config.boundary_depths
+        return {depth: boundary[i * kept : (i + 1) * kept] for i, depth in enumerate(depths)}
+
+    def _item(self, one: Wanted, boundary: Pages) -> ForwardItem:
+        total = len(one.tokens) + one.canvas
+        captures = tuple((depth, 0, ids) for depth, ids in self._states(one, boundary).items() if len(ids))
+        return ForwardItem(f"capture-{next(self._ids)}", 0, total, total, total, total, join=0, captures=captures)
+
+    def _forward(self, taken: Sequence[tuple[ForwardItem, Wanted, Pages]]) -> None:
+        for item, one, kv in taken:
+            self._worker.add(
+                AddRequest(
+                    rid=item.rid, prompt=np.array(one.tokens, np.int64), canvas_length=one.canvas,
+                    sampling=SamplingParams(max_new_tokens=one.canvas), seed=0, block_length=one.canvas,
+                    page_table=kv.reshape(self.memory.config.num_bands, -1),
+                )
+            )  # fmt: skip
+        results = self._worker.forward(Forward(tuple(item for item, _, _ in taken)))
+        self._worker.release(Release(tuple(item.rid for item, _, _ in taken)))
+        for result in results:
+            if result.error is not None:
+                raise EngineError(f"a forward failed: {result.error}")
+
+    def _keep(self, one: Wanted, kv: Pages, boundary: Pages) -> Captured:
+        memory, config = self.memory, self.memory.config
+        kept = one.length // config.page_size
+        table = kv.reshape(config.num_bands, -1)[:, :kept]
+        tokens, namespace = np.array(one.tokens[: kept * config.page_size], np.int32), Namespace(one.salt, one.kind)
+        memory.tree.capture(
+            tokens, namespace, depth=config.num_layers, ratio=1.0, kv_pages=table,
+            boundary_pages=self._states(one, boundary),
         )  # fmt: skip
-        (result,) = self._worker.forward(Forward((item,)))
-        self._worker.release(Release((item.rid,)))
-        if result.error is not None:
-            raise EngineError(f"a forward failed: {result.error}")
+        memory.tree.pin(tokens, namespace)
+        self._pinned.append((tokens, namespace))
+        return Captured(len(tokens), torch.from_numpy(table.astype(np.int64)).to(self.parts.decoder.device))
 
     def forget(self) -> None:
         """Drop every capture, and check that no page was lost."""
+        while self._pinned:
+            self.memory.tree.unpin(*self._pinned.pop())
         self.memory.flush()
         self.scheduler.check()
 
@@ -198,15 +294,18 @@ class Lab:
         decoder, pool = self.parts.decoder, self._worker.executor.kv
         mask = decoder.config.mask_token_id
         ids = torch.tensor([*tokens, *[mask] * canvas], dtype=torch.int64, device=decoder.device)
-        out: list[list[LayerDrift]] = [[] for _ in captures]
+        numbers: list[Tensor] = []
 
         def visit(layer: int, k: Tensor, v: Tensor) -> None:
-            for captured, drifts in zip(captures, out, strict=True):
+            for captured in captures:
                 pairs = list(zip(cached_layer(pool, captured.page_table, layer, length), (k, v), strict=True))
-                cosines = [cosine(old, new[:length]).mean().item() for old, new in pairs]
-                whole = [relative_error(old, new[:length], length).item() for old, new in pairs]
-                worst = max(relative_error(old, new[:length], pool.page_size).max().item() for old, new in pairs)
-                drifts.append(LayerDrift(cosines[0], cosines[1], whole[0], whole[1], worst))
+                cosines = [cosine(old, new[:length]).mean() for old, new in pairs]
+                whole = [relative_error(old, new[:length], length)[0] for old, new in pairs]
+                pages = [relative_error(old, new[:length], pool.page_size).max() for old, new in pairs]
+                numbers.append(torch.stack((*cosines, *whole, torch.maximum(*pages))))
 
         uncached_pass(decoder, ids, visit)
-        return out
+        if not numbers:
+            return []
+        found = torch.stack(numbers).view(decoder.num_layers, len(captures), -1).transpose(0, 1).tolist()
+        return [[LayerDrift(*layer) for layer in layers] for layers in found]

@@ -23,17 +23,20 @@ from ..runtime.model.hub import resolve_model_folder
 from ..runtime.model.registry import load_config
 from ..runtime.model.settings import layers_of_band, load_tokenizer
 from ..runtime.request.sampling_params import SamplingParams
+from ..runtime.worker.device import choose_device
 from .choice import Cell, Limits, choose, has_answers, make_cells, unanswered_kinds
 from .data import data_digest, load_groups
 from .lab import Lab
 from .margins import Margin, choose_margin, measure_margins
 from .measure import Measurer
-from .options import ONCE, ProfileOptions
+from .options import GPU_BATCH, ONCE, ProfileOptions
 from .plan import Unit, make_units
 from .questions import holds_documents, make_questions
 from .report import write_report
 from .store import Store
 
+_CAPTURES = 6
+"""Sequences that the captures of a unit may hold on a CPU, beside the rows."""
 _SETTINGS = (
     "ratios", "captures", "intervals", "margins", "groups", "questions", "seed", "page_size", "layers_per_band",
 )  # fmt: skip
@@ -72,7 +75,7 @@ def run_profile(options: ProfileOptions, console: Console) -> DepthProfile:
     settings = {name: getattr(options, name) for name in _SETTINGS}
     settings |= {"depths": depths, "sampling": _plain(sampling), "digests": digests, "version": __version__}
     store = Store(out, settings, options.restart)
-    lab = Lab(replace(config, kv_cache_tokens=options.kv_cache_tokens or _room(units, sampling)), depths)
+    lab = Lab(_sized(config, options, units, sampling), depths)
     measurer = Measurer(
         lab, sampling, captures=options.captures, depths=depths, intervals=options.intervals
     )  # fmt: skip
@@ -123,11 +126,20 @@ def _plain(sampling: SamplingParams) -> dict[str, Any]:
     return {name: value for name, value in asdict(sampling).items() if value not in (None, (), "")}
 
 
-def _room(units: Sequence[Unit], sampling: SamplingParams) -> int:
-    """Token positions for the rows of a unit and its captures at once."""
-    longest = max(len(row.tokens) for unit in units for row in unit.rows)
-    rows = max(len(unit.rows) for unit in units)
-    return (rows + 6) * (longest + 2 * sampling.max_new_tokens)
+def _sized(
+    config: EngineConfig, options: ProfileOptions, units: Sequence[Unit], sampling: SamplingParams
+) -> EngineConfig:
+    """The configuration with room for a batch of rows and the captures of a unit.
+
+    A GPU decodes as many rows together as its memory holds, without graphs: large batches hide launches.
+    """
+    on_gpu = choose_device(config.device).startswith("cuda")
+    batch = options.batch or (GPU_BATCH if on_gpu else max(len(unit.rows) for unit in units))
+    tokens = options.kv_cache_tokens
+    if tokens is None and not on_gpu:
+        longest = max(len(row.tokens) for unit in units for row in unit.rows)
+        tokens = (batch + _CAPTURES) * (longest + 2 * sampling.max_new_tokens)
+    return replace(config, kv_cache_tokens=tokens, max_running_requests=batch, disable_cuda_graph=True)
 
 
 def _measure(units: Sequence[Unit], measurer: Measurer, store: Store) -> None:
@@ -137,7 +149,8 @@ def _measure(units: Sequence[Unit], measurer: Measurer, store: Store) -> None:
         for unit in units:
             if unit.key not in store.records:
                 bar.set_postfix_str(unit.key)
-                store.add(measurer.measure_unit(unit, bar.update))
+                store.add(measurer.measure_unit(unit))
+                bar.update(cells)
 
 
 def _profile(

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..radix_cache.depth_profile import DEFAULT_REUSE_MARGIN
 from .choice import Cell, Limits, Tally
-from .data import Groups
+from .data import Groups, Row
 from .measure import Measurer
 from .plan import Unit
 from .store import Store
@@ -48,19 +48,26 @@ def measure_margins(
     """
     found: dict[int, list[Mapping[str, Any]]] = {}
     for name in tqdm(sorted(groups)[:_GROUPS], desc="margins", unit="group"):
-        fit = [row for row in groups[name] if len(row.tokens) <= longest]
-        for kind in sorted({row.kind for row in fit}):
-            alike = [row for row in fit if row.kind == kind][: 1 + _ROWS]
-            if len(alike) < 2:
-                continue
-            key = f"margin/{name}/{kind}/{cell.depth}/{cell.interval}"
-            if key not in store.records:
-                unit = Unit(key, cell.ratio, name, 0, alike[0].tokens, tuple(alike[1:]), True)
-                measured = measurer.measure_margin(unit, sorted(margins), cell.depth, cell.interval)
-                store.add({"key": key, "margins": measured})
-            for part in store.records[key]["margins"]:
+        units = _units(name, [row for row in groups[name] if len(row.tokens) <= longest], cell)
+        missing = [unit for unit in units if unit.key not in store.records]
+        measured = measurer.measure_margins(missing, sorted(margins), cell.depth, cell.interval) if missing else []
+        for unit, of_unit in zip(missing, measured, strict=True):
+            store.add({"key": unit.key, "margins": of_unit})
+        for unit in units:
+            for part in store.records[unit.key]["margins"]:
                 found.setdefault(part["margin"], []).extend(part["rows"])
     return [_margin(margin, rows, cell, page_size) for margin, rows in sorted(found.items())]
+
+
+def _units(name: str, rows: Sequence[Row], cell: Cell) -> list[Unit]:
+    """Rows of each kind and their donor, where a kind has two rows."""
+    units = []
+    for kind in sorted({row.kind for row in rows}):
+        alike = [row for row in rows if row.kind == kind][: 1 + _ROWS]
+        if len(alike) > 1:
+            key = f"margin/{name}/{kind}/{cell.depth}/{cell.interval}"
+            units.append(Unit(key, cell.ratio, name, 0, alike[0].tokens, tuple(alike[1:]), True))
+    return units
 
 
 def _margin(margin: int, rows: Sequence[Mapping[str, Any]], cell: Cell, page_size: int) -> Margin:

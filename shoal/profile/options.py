@@ -10,6 +10,8 @@ from ..runtime.checks import OPTION
 
 ONCE = 0
 """The refresh interval that means once per request."""
+GPU_BATCH = 256
+"""Rows that a GPU decodes together by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class ProfileOptions:
         seed: of the choice of rows.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `float32` or `bfloat16`.
+        batch: rows decoded together; none: 256 on a GPU, or as many as its memory holds, and those of a group on a CPU.
         page_size: token positions of a page.
         layers_per_band: layers that are paged together; depths are whole bands. None: as the engine's default.
         kv_cache_tokens: token positions that the KV pool holds; none: as many as a batch of these rows needs.
@@ -68,6 +71,7 @@ class ProfileOptions:
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    batch: int | None = None
     page_size: int = 16
     layers_per_band: int | None = None
     kv_cache_tokens: int | None = None
@@ -78,7 +82,7 @@ class ProfileOptions:
     def __post_init__(self) -> None:
         for name in ("groups", "questions", "page_size"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("max_new_tokens", "kv_cache_tokens", "layers_per_band"):
+        for name in ("max_new_tokens", "kv_cache_tokens", "layers_per_band", "batch"):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         self._check("ratios", bool(self.ratios) and all(0 < r <= 1 for r in self.ratios), "above 0 and at most 1")
         known = ", ".join(CAPTURES)

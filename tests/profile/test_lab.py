@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shoal.profile.data import Row
-from shoal.profile.lab import Lab
+from shoal.profile.lab import Asked, Lab, Wanted
 from shoal.profile.measure import Measurer, edit_distance
 from shoal.profile.plan import Unit
 from shoal.runtime.config import EngineConfig
@@ -34,6 +34,15 @@ def lab(folder):
     assert made.memory.boundary.num_free == made.memory.boundary.num_pages
 
 
+def hit(prompt, **options):
+    return Asked(prompt=prompt, sampling=SAMPLING, mode="bicache", salt="s", **options)
+
+
+def captured(lab, kind, prompt, length, canvas=0):
+    (made,) = lab.capture([Wanted(salt="s", kind=kind, tokens=prompt, length=length, canvas=canvas)])
+    return made
+
+
 def true_layers(lab, prompt, canvas=0):
     decoder, out = lab.parts.decoder, []
     ids = torch.tensor([*prompt, *[decoder.config.mask_token_id] * canvas])
@@ -44,17 +53,17 @@ def true_layers(lab, prompt, canvas=0):
 @pytest.mark.parametrize("kind", ["first", "alone"])
 def test_a_capture_holds_the_keys_and_values_of_its_forward(lab, kind):
     prompt, canvas = ([*HEAD, *ONE], 16) if kind == "first" else (HEAD, 0)
-    captured = lab.capture("s", kind, prompt, 30, canvas)
-    assert captured.tokens == 28  # whole pages
+    made = captured(lab, kind, prompt, 30, canvas)
+    assert made.tokens == 28  # whole pages
     pool = lab.parts.worker.executor.kv
     for layer, fresh in enumerate(true_layers(lab, prompt, canvas)):
-        for cached, true in zip(cached_layer(pool, captured.page_table, layer, 28), fresh, strict=True):
+        for cached, true in zip(cached_layer(pool, made.page_table, layer, 28), fresh, strict=True):
             torch.testing.assert_close(cached, true[:28], rtol=0, atol=1e-5)
 
 
 def test_drift_is_nought_against_itself_and_grows_with_the_layers(lab):
-    same = lab.capture("s", "first", [*HEAD, *ONE], 32, 16)
-    other = lab.capture("s", "alone", HEAD, 32)
+    same = captured(lab, "first", [*HEAD, *ONE], 32, 16)
+    other = captured(lab, "alone", HEAD, 32)
     own, alone = lab.drift([*HEAD, *ONE], 16, [same, other], 32)
     assert len(own) == len(alone) == lab.num_layers
     assert max(layer.worst for layer in own) < 1e-5
@@ -65,14 +74,14 @@ def test_drift_is_nought_against_itself_and_grows_with_the_layers(lab):
 
 
 def test_decoding_reuses_what_was_captured_to_the_depth_and_the_cut(lab):
-    lab.capture("s", "first", [*HEAD, *ONE], 32, 16)
+    captured(lab, "first", [*HEAD, *ONE], 32, 16)
     for depth, cut, expected in ((2, 32, (32, 2)), (4, 20, (20, 4)), (0, 32, (0, 0))):
-        (output,) = lab.decode([[*HEAD, *TWO]], SAMPLING, "bicache", salt="s", capture="first", depth=depth, cut=cut)
+        (output,) = lab.decode([hit([*HEAD, *TWO], depth=depth, cut=cut)])
         assert (output.cached_tokens, output.depth) == expected
-    (other,) = lab.decode([[*HEAD, *TWO]], SAMPLING, "bicache", salt="s", capture="alone", depth=2, cut=32)
+    (other,) = lab.decode([hit([*HEAD, *TWO], capture="alone", depth=2, cut=32)])
     assert other.cached_tokens == 0
     nodes = sum(1 for _ in lab.memory.tree.nodes())
-    lab.decode([[*HEAD, *TWO], [*HEAD, *ONE, *TWO]], SAMPLING, "bicache", salt="s", capture="first", depth=2, cut=32)
+    lab.decode([hit([*HEAD, *TWO], depth=2, cut=32), hit([*HEAD, *ONE, *TWO], depth=2, cut=32)])
     # A lock splits the node that a cut ends in; nothing of what was decoded is stored.
     assert {int(node.end) for node in lab.memory.tree.nodes()} == {20, 32}
     assert sum(1 for _ in lab.memory.tree.nodes()) == nodes
@@ -84,14 +93,42 @@ def test_answers_are_those_of_the_engine(folder, lab, interval):
         engine.generate([*HEAD, *ONE], SAMPLING)
         expected = engine.generate([*HEAD, *TWO], SAMPLING)
         none = engine.generate([*HEAD, *TWO], SAMPLING, cache_mode="none")
-    lab.capture("s", "first", [*HEAD, *ONE], 40, 16)
-    (output,) = lab.decode(
-        [[*HEAD, *TWO]], SAMPLING, "bicache", salt="s", capture="first", depth=4, interval=interval, cut=40
-    )
+    captured(lab, "first", [*HEAD, *ONE], 40, 16)
+    (output,) = lab.decode([hit([*HEAD, *TWO], depth=4, interval=interval, cut=40)])
     assert (output.token_ids, output.nfe, output.cached_tokens, output.prefix_refreshes) == (
         expected.token_ids, expected.nfe, expected.cached_tokens, expected.prefix_refreshes,
     )  # fmt: skip
-    assert lab.decode([[*HEAD, *TWO]], SAMPLING, "none")[0].token_ids == none.token_ids
+    (exact,) = lab.decode([Asked(prompt=[*HEAD, *TWO], sampling=SAMPLING, mode="none")])
+    assert exact.token_ids == none.token_ids
+
+
+def test_requests_of_a_batch_reuse_each_what_it_was_asked_to(lab):
+    """Alone and together, with more requests than the memory holds at once."""
+    lab.capture([
+        Wanted(salt="s", kind="first", tokens=[*HEAD, *ONE], length=32, canvas=16),
+        Wanted(salt="s", kind="alone", tokens=HEAD, length=32),
+    ])  # fmt: skip
+    asked = [
+        Asked(prompt=[*HEAD, *TWO], sampling=SAMPLING, mode="none"), hit([*HEAD, *TWO], depth=4, cut=32),
+        hit([*HEAD, *TWO], depth=lab.num_layers, cut=32), hit([*HEAD, *TWO], capture="alone", depth=4, cut=20),
+        hit([*HEAD, *TWO], depth=2, interval=1, cut=32), hit([*HEAD, *TWO], depth=2, margin=8),
+        hit([*HEAD, *TWO], cut=0), Asked(prompt=[*HEAD, *ONE], sampling=SAMPLING, mode="dual"),
+    ]  # fmt: skip
+    alone = [lab.decode([one])[0] for one in asked]
+    together = lab.decode(asked * 3)
+    for output, expected in zip(together, alone * 3, strict=True):
+        assert (output.token_ids, output.nfe, output.cached_tokens, output.depth, output.prefix_refreshes) == (
+            expected.token_ids, expected.nfe, expected.cached_tokens, expected.depth, expected.prefix_refreshes,
+        )  # fmt: skip
+    assert [output.cached_tokens for output in alone] == [0, 32, 32, 20, 32, 24, 0, 0]
+
+
+def test_captures_outlast_a_pool_that_requests_fill(lab):
+    captured(lab, "first", [*HEAD, *ONE], 32, 16)
+    longest = Asked(prompt=tokens(lab.max_tokens - 16, seed=9), sampling=SAMPLING, mode="dual")
+    lab.decode([longest] * 4)
+    (output,) = lab.decode([hit([*HEAD, *TWO], depth=2, cut=32)])
+    assert output.cached_tokens == 32
 
 
 def test_a_unit_where_the_donor_is_the_row_agrees_with_none_at_every_depth(lab):

@@ -95,9 +95,9 @@ def test_the_same_again_measures_nothing_and_gives_the_same(made, llada, data, t
     (other / "measurements.jsonl").write_text("".join(lines[:2]) + lines[2][:100])
     measure_unit, keys = Measurer.measure_unit, []
 
-    def counted(self, unit, advance):
+    def counted(self, unit):
         keys.append(unit.key)
-        return measure_unit(self, unit, advance)
+        return measure_unit(self, unit)
 
     monkeypatch.setattr(Measurer, "measure_unit", counted)
     assert run(str(llada), "--data", data, "--out", str(other), *FLAGS).exit_code == 0
