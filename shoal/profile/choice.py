@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from .options import ONCE
 
 DEFAULT_MAX_ACCURACY_DROP = 0.005
 DEFAULT_MIN_AGREEMENT = 0.99
+_ONE_SIDED = 1.645
+"""Standard deviations that chance exceeds in one of twenty cases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class Tally:
         rows: how many; `same` of them have the text of mode none.
         token_agreement: 1 - edits / longer length, over all rows.
         right, right_none: rows answered rightly here and in mode none; None when no answer is known.
+        changed: rows that are right in one of the two and wrong in the other; 0 when no answer is known.
         nfe, refreshes: forward passes and prefix refreshes (the first forward among them), mean of the rows.
     """
 
@@ -29,6 +33,7 @@ class Tally:
     token_agreement: float
     right: int | None
     right_none: int | None
+    changed: int
     nfe: float
     refreshes: float
 
@@ -50,6 +55,23 @@ class Tally:
         return (self.right_none - self.right) / self.rows
 
     @classmethod
+    def sum(cls, tallies: Sequence[Tally]) -> Tally:
+        """All rows of several (at least one)."""
+        rows = sum(tally.rows for tally in tallies)
+
+        def mean(name: str) -> float:
+            return float(sum(getattr(tally, name) * tally.rows for tally in tallies)) / rows
+
+        def total(name: str) -> int | None:
+            values = [getattr(tally, name) for tally in tallies]
+            return None if None in values else sum(values)
+
+        return cls(
+            rows, sum(tally.same for tally in tallies), mean("token_agreement"), total("right"), total("right_none"),
+            sum(tally.changed for tally in tallies), mean("nfe"), mean("refreshes"),
+        )  # fmt: skip
+
+    @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> Tally:
         """Count rows (at least one) as `measure_unit` writes them."""
         known = all(row["right"] is not None for row in rows)
@@ -60,6 +82,7 @@ class Tally:
             token_agreement=1.0 - edits / length if length else 1.0,
             right=sum(row["right"] for row in rows) if known else None,
             right_none=sum(row["right_none"] for row in rows) if known else None,
+            changed=sum(row["right"] != row["right_none"] for row in rows) if known else 0,
             nfe=sum(row["nfe"] for row in rows) / len(rows),
             refreshes=sum(row["refreshes"] for row in rows) / len(rows),
         )
@@ -95,6 +118,20 @@ class Cell:
         return max(drops) if drops else None
 
 
+Noise = Mapping[str, Tally]
+"""By kind, all rows of mode `bicache` with nothing reused: what differs from mode `none` there is not due to reuse."""
+
+
+def noise_of(cells: Iterable[Cell]) -> Noise:
+    """The rows at depth 0, of all ratios together."""
+    found: dict[str, list[Tally]] = defaultdict(list)
+    for cell in cells:
+        if cell.depth == 0:
+            for kind, tally in cell.kinds.items():
+                found[kind].append(tally)
+    return {kind: Tally.sum(tallies) for kind, tallies in found.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits that a choice must keep; None: no such limit."""
@@ -103,15 +140,34 @@ class Limits:
     min_agreement: float | None = None
     cosine: float | None = None
 
-    def keeps(self, cell: Cell) -> bool:
-        """Whether a cell is within all limits."""
-        if self.max_accuracy_drop is not None and (
-            cell.worst_drop is None or cell.worst_drop > self.max_accuracy_drop + 1e-12
-        ):
-            return False
-        if self.min_agreement is not None and cell.worst_agreement < self.min_agreement - 1e-12:
-            return False
+    def keeps(self, cell: Cell, noise: Noise | None = None) -> bool:
+        """Whether every kind of a cell is within all limits.
+
+        `noise` allows what can't be told from mode `bicache` with nothing reused (one-sided, 95 %): a kind of n rows
+        may lose max(limit, d) + 1.645 sqrt(c / n), where that mode loses d and changes the rightness of c, as shares of
+        its rows; and may agree in min(limit, a - 1.645 sqrt(a (1 - a) / n)), where a is its agreement. Where that mode
+        changes nothing, both are the limit.
+        """
+        noise = noise or {}
+        for kind, tally in cell.kinds.items():
+            most, least = self._allowed(tally.rows, noise.get(kind))
+            if most is not None and (tally.drop is None or tally.drop > most + 1e-12):
+                return False
+            if least is not None and tally.agreement < least - 1e-12:
+                return False
         return self.cosine is None or cell.cosine >= self.cosine
+
+    def _allowed(self, rows: int, noise: Tally | None) -> tuple[float | None, float | None]:
+        """The largest drop and the smallest agreement of a kind with so many rows."""
+        most, least = self.max_accuracy_drop, self.min_agreement
+        if noise is None:
+            return most, least
+        if most is not None:
+            most = max(most, noise.drop or 0.0) + _ONE_SIDED * math.sqrt(noise.changed / noise.rows / rows)
+        if least is not None:
+            agreement = noise.agreement
+            least = min(least, agreement - _ONE_SIDED * math.sqrt(agreement * (1 - agreement) / rows))
+        return most, least
 
     def or_default(self, answers: bool) -> Limits:
         """These limits; without any, the default: an accuracy drop if the data has answers, else agreement."""
@@ -184,7 +240,9 @@ def cost(cell: Cell, num_layers: int) -> float:
     return max(1.0, cell.all.refreshes) * (num_layers - cell.depth)
 
 
-def choose(cells: Sequence[Cell], limits: Limits, num_layers: int, capture: str = "first") -> list[Cell]:
+def choose(
+    cells: Sequence[Cell], limits: Limits, num_layers: int, capture: str = "first", noise: Noise | None = None
+) -> list[Cell]:
     """For each ratio (ascending) the cheapest cell of a capture that keeps the limits; ratios without one are left out.
 
     A depth counts only if every shallower one keeps the limits too, with the same interval. Depths never fall as the
@@ -197,7 +255,7 @@ def choose(cells: Sequence[Cell], limits: Limits, num_layers: int, capture: str 
         good: list[Cell] = []
         for interval in {cell.interval for cell in mine}:
             for cell in sorted((cell for cell in mine if cell.interval == interval), key=lambda cell: cell.depth):
-                if not limits.keeps(cell):
+                if not limits.keeps(cell, noise):
                     break
                 if cell.depth <= deepest:
                     good.append(cell)

@@ -12,6 +12,7 @@ from .options import ProfileOptions
 
 _LISTS: dict[str, type] = {"ratios": float, "captures": str, "depths": int, "intervals": int, "margins": int}
 _NUMBERS: dict[str, type] = {"max_accuracy_drop": float, "min_agreement": float, "cosine": float, "threshold": float}
+_SWITCHES = ("restart", "strict")
 _TEXT = ("out", "device", "dtype")
 
 
@@ -31,12 +32,12 @@ def make_parser() -> argparse.ArgumentParser:
             parser.add_argument("model", help=text)
             continue
         default: Any = field.default
-        if name not in ("data", "restart") and default is not None:
+        if name != "data" and name not in _SWITCHES and default is not None:
             text += f" Default: {','.join(map(str, default)) if name in _LISTS else default}."
         options: dict[str, Any] = {"dest": name, "help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
         if name == "data":
             options["required"] = True
-        if name == "restart":
+        if name in _SWITCHES:
             options["action"] = "store_true"
         elif name not in _LISTS:
             kind = _NUMBERS.get(name, str if name in _TEXT or name == "data" else int)

@@ -24,16 +24,17 @@ from ..runtime.model.registry import load_config
 from ..runtime.model.settings import layers_of_band, load_tokenizer
 from ..runtime.request.sampling_params import SamplingParams
 from ..runtime.worker.device import choose_device
-from .choice import Cell, Limits, choose, has_answers, make_cells, unanswered_kinds
+from .choice import Cell, Limits, choose, has_answers, make_cells, noise_of, unanswered_kinds
 from .data import data_digest, load_groups
 from .lab import Lab
-from .margins import Margin, choose_margin, measure_margins
+from .margins import choose_margin, measure_margins
 from .measure import Measurer
 from .options import GPU_BATCH, ONCE, ProfileOptions
 from .plan import Unit, make_units
 from .questions import holds_documents, make_questions
 from .report import write_report
 from .store import Store
+from .verdicts import verdicts
 
 _CAPTURES = 6
 """Sequences that the captures of a unit may hold on a CPU, beside the rows."""
@@ -90,14 +91,16 @@ def run_profile(options: ProfileOptions, console: Console) -> DepthProfile:
     limits = Limits(options.max_accuracy_drop, options.min_agreement, options.cosine).or_default(
         has_answers(cells) and not unanswered
     )
-    picked = choose(cells, limits, model.num_layers)
+    noise = None if options.strict else noise_of(cells)
+    picked = choose(cells, limits, model.num_layers, noise=noise)
     margins = []
     if picked and any(len(rows) > 1 for rows in groups.values()):
         longest = max(len(row.tokens) for unit in units for row in unit.rows)
         margins = measure_margins(
             groups, longest, picked[-1], measurer, store, options.margins, options.page_size
         )  # fmt: skip
-    profile = _profile(picked, limits, margins, options, model.num_layers, digests, lab)
+    margin = choose_margin(margins, limits, noise)
+    profile = _profile(picked, limits, margin, options, model.num_layers, digests, lab)
     profile.save(out / "depth_profile.json")
     _write_csv(cells, out / "cells.csv")
     write_report(out / "report.html", profile, cells, picked, margins, list(store.records.values()), settings)
@@ -154,7 +157,7 @@ def _measure(units: Sequence[Unit], measurer: Measurer, store: Store) -> None:
 
 
 def _profile(
-    picked: Sequence[Cell], limits: Limits, margins: Sequence[Margin], options: ProfileOptions, layers: int,
+    picked: Sequence[Cell], limits: Limits, margin: int, options: ProfileOptions, layers: int,
     digests: Mapping[str, str], lab: Lab,
 ) -> DepthProfile:  # fmt: skip
     import torch
@@ -167,7 +170,7 @@ def _profile(
         num_layers=layers,
         table=tuple((ratio, cell.depth) for ratio, cell in rows.items()),
         intervals=tuple(None if cell.interval == ONCE else cell.interval for cell in rows.values()),
-        reuse_margin=choose_margin(margins, limits),
+        reuse_margin=margin,
         max_drift=max((round(cell.worst_error, 4) for cell in picked), default=None),
         tolerance=tolerance,
         metric=metric,
@@ -219,5 +222,7 @@ def _print(console: Console, profile: DepthProfile, cells: Sequence[Cell], picke
             "" if tally.right_none is None else f"{tally.right_none / tally.rows:.3f}",
         )  # fmt: skip
     console.print(table)
+    for verdict in verdicts(cells, picked):
+        console.print(verdict.words)
     console.print(f"reuse margin {profile.reuse_margin} tokens, largest harmless drift {profile.max_drift}")
     console.print(f"written: {out / 'depth_profile.json'}, report.html, cells.csv")

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..radix_cache.depth_profile import DEFAULT_REUSE_MARGIN
-from .choice import Cell, Limits, Tally
+from .choice import Cell, Limits, Noise, Tally
 from .data import Groups, Row
 from .measure import Measurer
 from .plan import Unit
@@ -76,7 +76,7 @@ def _margin(margin: int, rows: Sequence[Mapping[str, Any]], cell: Cell, page_siz
     return Margin(margin, replace(cell, all=Tally.of(near), kinds=kinds) if near else None, Tally.of(rows))
 
 
-def choose_margin(margins: Sequence[Margin], limits: Limits) -> int:
+def choose_margin(margins: Sequence[Margin], limits: Limits, noise: Noise | None = None) -> int:
     """The smallest margin that enough near rows confirm, if no row contradicts it or a larger one.
 
     A margin with too few near rows counts only if it is at least DEFAULT_REUSE_MARGIN. If rows contradict every margin,
@@ -84,7 +84,7 @@ def choose_margin(margins: Sequence[Margin], limits: Limits) -> int:
     """
     chosen = None
     for part in reversed(margins):
-        if part.cell is not None and not limits.keeps(part.cell):
+        if part.cell is not None and not limits.keeps(part.cell, noise):
             break
         if part.near >= _ENOUGH or part.margin >= DEFAULT_REUSE_MARGIN:
             chosen = part.margin

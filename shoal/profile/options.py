@@ -35,6 +35,8 @@ class ProfileOptions:
         max_accuracy_drop: largest loss of right answers against mode none, as a share, in the worst kind of row.
         min_agreement: smallest share of texts that equal those of mode none, in the worst kind of row.
         cosine: smallest mean cosine of cached keys and values to the true ones in every reused layer.
+        strict: keep the limits to the row. Otherwise what mode bicache changes with nothing reused is not counted as a
+            loss by reuse.
         max_new_tokens: canvas length; none: what generation_config.json says, else 128.
         block_length: canvas positions decoded together; none: what generation_config.json says.
         steps: fixed number of forward passes for the canvas; none: by confidence (threshold).
@@ -64,6 +66,7 @@ class ProfileOptions:
     max_accuracy_drop: float | None = None
     min_agreement: float | None = None
     cosine: float | None = None
+    strict: bool = False
     max_new_tokens: int | None = None
     block_length: int | None = None
     steps: int | None = None

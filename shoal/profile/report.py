@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..radix_cache.depth_profile import DepthProfile
-from .choice import Cell, Tally
+from .choice import Cell, Tally, noise_of
 from .margins import Margin
 from .options import ONCE
+from .verdicts import verdicts
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -43,6 +44,11 @@ def write_report(
         "<h2>Drift of keys and values, by layer</h2>",
         "<p>Cached keys and values of the shared prefix against those of an uncached first forward.</p>",
         _image(_drift_figure(records)),
+        "<h2>Drift and answers side by side</h2>",
+        "<p>Capture <code>first</code>, refreshed once per request. Left: right answers of the worst kind of row "
+        "against mode none (without known answers, agreement). Right: the smallest mean cosine of a layer below the "
+        "depth.</p>",
+        _image(_together_figure(cells)), _verdicts(cells, picked),
         "<h2>Refresh intervals</h2>",
         "<p>Capture <code>first</code>; all ratios together. An interval acts at the next start of a block.</p>",
         _image(_interval_figure(cells)),
@@ -90,6 +96,10 @@ def _choice_table(cells: Sequence[Cell], picked: Sequence[Cell]) -> str:
     )  # fmt: skip
 
 
+def _verdicts(cells: Sequence[Cell], picked: Sequence[Cell]) -> str:
+    return "<ul>" + "".join(f"<li>{html.escape(verdict.words)}</li>" for verdict in verdicts(cells, picked)) + "</ul>"
+
+
 def _kinds_table(cells: Sequence[Cell], picked: Sequence[Cell]) -> str:
     depths: dict[int, dict[str, list[Tally]]] = {}
     for cell in cells:
@@ -102,8 +112,17 @@ def _kinds_table(cells: Sequence[Cell], picked: Sequence[Cell]) -> str:
         shares = (sum(t.same for t in of[k]) / sum(t.rows for t in of[k]) if k in of else None for k in kinds)
         rows.append([str(depth), *("" if share is None else f"{share:.3f}" for share in shares)])
     chosen = sorted({cell.depth for cell in picked})
+    noise = [
+        [kind, str(tally.rows), *("" if share is None else f"{share / tally.rows:.3f}" for share in
+         (tally.same, None if tally.drop is None else tally.drop * tally.rows,
+          None if tally.right is None else tally.changed))]
+        for kind, tally in noise_of(cells).items()
+    ]  # fmt: skip
     return (
-        "<p>Agreement with mode none by kind, capture <code>first</code>, refreshed once per request, all ratios "
+        "<p>What mode <code>bicache</code> changes with nothing reused, all ratios together. Unless "
+        "<code>--strict</code> was given, a loss that can't be told from this does not count.</p>"
+        + _table(("kind", "rows", "agreement", "drop", "answers changed"), noise)
+        + "<p>Agreement with mode none by kind, capture <code>first</code>, refreshed once per request, all ratios "
         f"together. Chosen depths: {', '.join(map(str, chosen)) or 'none'}.</p>" + _table(("depth", *kinds), rows)
     )
 
@@ -203,6 +222,20 @@ def _drift_figure(records: Sequence[Mapping[str, Any]]) -> Any:
             low, high, colours = (0.8, 1.0, "viridis") if name.startswith("cosine") else (0.0, 0.6, "viridis_r")
             _heat(figure, axes[row][column], grid, f"{capture}: {words}", "layer", range(layers), ratios, low, high,
                   colours, numbers=False)  # fmt: skip
+    return figure
+
+
+def _together_figure(cells: Sequence[Cell]) -> Any:
+    mine = [cell for cell in cells if cell.capture == "first" and cell.interval == ONCE and cell.depth]
+    ratios, depths = sorted({cell.ratio for cell in mine}), sorted({cell.depth for cell in mine})
+    answers, drift = (np.full((len(ratios), len(depths)), np.nan) for _ in range(2))
+    for cell in mine:
+        place = ratios.index(cell.ratio), depths.index(cell.depth)
+        answers[place] = cell.worst_agreement if cell.worst_drop is None else 1 - cell.worst_drop
+        drift[place] = cell.cosine
+    figure, axes = _figure(1, 2, 2.9)
+    _heat(figure, axes[0][0], answers, "answers kept, worst kind", "depth", depths, ratios, 0.0, 1.0, "RdYlGn")
+    _heat(figure, axes[0][1], drift, "worst cosine", "depth", depths, ratios, 0.8, 1.0, "RdYlGn")
     return figure
 
 

@@ -69,8 +69,9 @@ def test_what_is_written(made, llada):
 def test_the_report_is_one_file(made):
     text = (made / "report.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:)""", text)
-    assert text.count("data:image/png;base64,") == 3
-    for words in ("Depth profile", "Drift of keys and values", "Refresh intervals", "Reuse margin", "Kinds of rows"):
+    assert text.count("data:image/png;base64,") == 4
+    for words in ("Depth profile", "Drift of keys and values", "Refresh intervals", "Reuse margin", "Kinds of rows",
+                  "Drift and answers side by side", "nothing reused"):  # fmt: skip
         assert words in text
 
 
@@ -107,7 +108,7 @@ def test_the_same_again_measures_nothing_and_gives_the_same(made, llada, data, t
 
 def test_other_limits_choose_from_the_same_measurements(made, llada, data, monkeypatch):
     monkeypatch.setattr(Measurer, "measure_unit", None)
-    flags = [*FLAGS[:-2], "--cosine", "1.0"]
+    flags = [*FLAGS[:-2], "--cosine", "1.0", "--strict"]
     result = run(str(llada), "--data", data, "--out", str(made), *flags)
     assert result.exit_code == 0
     assert DepthProfile.load(made / "depth_profile.json").max_depth == 0
