@@ -1,4 +1,5 @@
-"""Commits that the host makes for requests on a GPU: of texts under a grammar, and of guided ones.
+"""Commits that the host makes for requests on a GPU: of texts under a grammar, of guided ones, and by rules that the
+kernels do not have.
 
 The kernels leave such a request alone, as one that has stopped. After each forward the host reads the logits of its
 masks, chooses tokens as on a CPU, and writes them to the request's slot.
@@ -27,7 +28,7 @@ class _Held:
 
 
 class HostCommits:
-    """Requests with a grammar or with guidance.
+    """Requests with a grammar, with guidance, or with `entropy_bound`, `threshold_decay` or `kl_threshold`.
 
     Args:
         slots: their tokens and masks.
@@ -41,7 +42,9 @@ class HostCommits:
 
     def open(self, canvas: Canvas, message: AddRequest) -> None:
         """Take over a canvas that has its slot, if the kernels can't choose its tokens."""
-        if message.grammar is None and not message.sampling.cfg_scale:
+        sampling = message.sampling
+        rules = (sampling.entropy_bound, sampling.kl_threshold, sampling.threshold_decay or None)
+        if message.grammar is None and not sampling.cfg_scale and all(rule is None for rule in rules):
             return
         prompt = torch.from_numpy(message.prompt.copy()).to(self._slots.state.device)
         self._held[canvas.serial] = _Held(Chooser.of(message, self._eos, self._grammars), prompt)

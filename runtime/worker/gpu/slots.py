@@ -16,8 +16,8 @@ from ...request.forward import Pages
 from ...request.sampling_params import DEFAULT_THRESHOLD
 from .slot_request import SlotRequest, last_ids, rules_of_request, shaping_of_request
 
-UNSERVED = ("entropy_bound", "threshold_decay", "kl_threshold", "refresh_entropy")
-"""Sampling parameters that the kernels do not have: see `Facts.unserved`."""
+UNSERVED = ("refresh_entropy",)
+"""Sampling parameters that a GPU does not serve: see `Facts.unserved`."""
 MAX_STOP_IDS = 32
 """Tokens that can end a text on a GPU, the model's own included."""
 

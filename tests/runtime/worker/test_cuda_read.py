@@ -19,6 +19,9 @@ READ: list[dict[str, Any]] = [
     {"steps": 6, "choice": ["ab", "xyz"], "logprobs": 1},
     {"factor": 0.8, "regex": "(ab|c)*", "frequency_penalty": 0.5},
     {"threshold": 0.3, "regex": "[a-z]{2,9}", "temperature": 1.2, "seed": 4, "logprobs": 1},
+    {"entropy_bound": 0.5},
+    {"threshold": 0.6, "threshold_decay": 0.8, "logprobs": 1},
+    {"threshold": 0.3, "kl_threshold": 0.05, "kl_history": 1},
     {"threshold": 0.5},
 ]
 
@@ -43,7 +46,7 @@ def assert_same(ours: list[RequestOutput], theirs: list[RequestOutput]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["none", "prefix", "bicache"])
-def test_texts_under_a_grammar_guidance_and_log_probabilities_are_those_of_the_plain_worker(folder, mode):
+def test_texts_under_a_grammar_guidance_rules_and_log_probabilities_are_those_of_the_plain_worker(folder, mode):
     """In one batch, beside a request without any; the host reads the logits of those that have one."""
     prompts, params = cases(mode)
     outputs = []
