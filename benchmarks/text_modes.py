@@ -114,7 +114,7 @@ class Store:
     def add(self, key: Key, outputs: Sequence[RequestOutput]) -> None:
         """Keep the answers of a run."""
         self.answers[key] = [
-            Answer(o.token_ids, o.text, o.prompt_tokens, o.cached_tokens, o.nfe) for o in outputs
+            Answer(list(o.token_ids), o.text, o.prompt_tokens, o.cached_tokens, o.nfe) for o in outputs
         ]  # fmt: skip
         with self._path.open("a") as file:
             file.write(json.dumps([*key, self.answers[key]]) + "\n")
@@ -289,8 +289,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"no {options.model}: docs/text.md says how to make it")
         return
     tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
-    documents, names = held_out(options.data / "held.npz", 1741, 256)
-    maker = Questions(Documents(documents.astype(np.uint16), [label_of(name) for name in names], tokenizer))
+    documents, titles = held_out(options.data / "held.npz", 1741, 256)
+    maker = Questions(Documents(documents.astype(np.uint16), [label_of(title) for title in titles], tokenizer))
     cells = [(task, ratio) for ratio in options.ratios for task in options.tasks]
     work = {cell: maker.make(*cell, options.questions) for cell in cells}
     options.answers.parent.mkdir(parents=True, exist_ok=True)
