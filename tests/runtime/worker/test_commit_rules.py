@@ -150,7 +150,7 @@ def test_each_rule_decides_how_many_forwards_there_are(llada, rule):
 def test_a_gpu_refuses_a_bound_on_entropy_by_name(llada):
     with make_engine(llada) as engine:
         facts = dataclasses.replace(engine.core.parts.facts, unserved=UNSERVED)
-    with pytest.raises(InvalidRequestError, match="refresh_entropy is 0.5, which shoal does not serve on a GPU"):
+    with pytest.raises(InvalidRequestError, match=r"refresh_entropy is 0\.5, which shoal does not serve on a GPU"):
         resolved(SamplingParams(refresh_entropy=0.5), facts)
 
 
