@@ -353,6 +353,10 @@ class RadixTree:
         storage = self._storage
         return storage.idle_boundary_pages if storage.boundary is None else storage.boundary.num_reclaimable
 
+    def roots(self) -> list[Node]:
+        """The roots, one for each namespace."""
+        return list(self._storage.roots.values())
+
     def nodes(self) -> Iterator[Node]:
         """All nodes but the roots, parents first, in a fixed order. Don't change the tree meanwhile."""
         stack = list(reversed(self._storage.roots.values()))
@@ -372,12 +376,11 @@ class RadixTree:
                 np.add.at(kv, node.kv, 1)
             if node.boundary is not None:
                 np.add.at(boundary, node.boundary, 1)
-        if include_locks:
-            for match in self._locked.values():
-                if storage.kv is not None:
-                    np.add.at(kv, match.kv_pages, 1)
-                if storage.boundary is not None:
-                    np.add.at(boundary, match.boundary_pages, 1)
+        for match in self._locked.values() if include_locks else ():
+            if storage.kv is not None:
+                np.add.at(kv, match.kv_pages, 1)
+            if storage.boundary is not None:
+                np.add.at(boundary, match.boundary_pages, 1)
         return PageReferences(kv, boundary)
 
     def check_invariants(self, *, sole_owner: bool = True) -> None:

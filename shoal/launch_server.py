@@ -14,7 +14,7 @@ from .replicas import ReplicaConfig, Replicas, check_router, count_gpus
 from .runtime.config import EngineConfig
 from .runtime.errors import ConfigError, ShoalError
 from .runtime.flags import add_flags, given
-from .runtime.http.config import ServerConfig
+from .runtime.http.config import ServerConfig, keys_from_environment
 from .runtime.model.hub import local_model_folder
 from .runtime.model.registry import load_config
 from .runtime.model.slices import check_tp_size
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     _open_standard_files()
     try:
         engine = EngineConfig(**given(namespace, EngineConfig))
-        server = ServerConfig(**{**_keys_from_environment(), **given(namespace, ServerConfig)})
+        server = ServerConfig(**{**keys_from_environment(), **given(namespace, ServerConfig)})
         pipeline = PipelineConfig(**given(namespace, PipelineConfig))
         replicas = ReplicaConfig(**given(namespace, ReplicaConfig))
         check_idle_flags(vars(namespace).keys(), Options(engine, pipeline, server, replicas))
@@ -122,17 +122,6 @@ def _open_standard_files() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
-
-
-def _keys_from_environment() -> dict[str, str]:
-    """Keys from the environment, which don't show in the list of processes. Raises ConfigError for an empty one."""
-    names = {"api_key": "SHOAL_API_KEY", "admin_api_key": "SHOAL_ADMIN_API_KEY"}
-    keys = {field: os.environ[name] for field, name in names.items() if name in os.environ}
-    for field, key in keys.items():
-        if not key.strip():  # most likely a missing secret: never start an open server
-            message = f"{names[field]} is set but empty; unset it for a server without this key"
-            raise ConfigError(message, field=field, value="", limit="a key")
-    return keys
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("runtime", "radix_cache", "kernels", "frontend")
 COMMANDS = tuple(
-    f"shoal.{name}" for name in ("shop", "text", "demo", "profile", "chat", "bench", "replicas", "cli", "launch_server")
+    f"shoal.{name}"
+    for name in ("shop", "text", "demo", "profile", "chat", "bench", "replicas", "serve_ray", "cli", "launch_server")
 )
 MAX_TREE_BYTES, MAX_FILE_BYTES, MAX_LINES = 40_000_000, 16_000_000, 400
 
@@ -278,8 +279,9 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_used():
     optional = {plain(line) for extra in PROJECT["optional-dependencies"].values() for line in extra}
     package = imports_of("shoal", *FOLDERS)
     assert {"torch", "pyzmq", "starlette", "pydantic"} <= package
-    # frontend/backends/sglang.py, for programs that have it; shoal/text/base.py, for those who make that model
-    assert package - needed == {"sglang", "gguf"}
+    # frontend/backends/sglang.py, for programs that have it; shoal/text/base.py, for those who make that model;
+    # shoal/serve_ray/, for those who serve on Ray
+    assert package - needed == {"sglang", "gguf", "ray"}
     everything = package | imports_of("tests", "benchmarks", "examples", "docs")
     assert everything - needed - optional == set()
     assert needed & optional == set()

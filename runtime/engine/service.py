@@ -12,6 +12,7 @@ from ..birthplace import Birthplace
 from ..config import EngineConfig
 from ..daemon_call import in_a_daemon
 from ..errors import CacheInUseError, EngineClosedError, InvalidRequestError, ShoalError, shorten
+from ..request.facts import Facts
 from ..request.input import Conversation, GenerateInput, Message
 from ..request.lookup import CacheLookup
 from ..request.output import RequestOutput
@@ -84,6 +85,11 @@ class LocalService:
             chat_markers=markers, end_ids=() if tokenizer is None else tokenizer.end_ids(),
         )  # fmt: skip
 
+    @property
+    def facts(self) -> Facts:
+        """The worker's facts. Raises EngineClosedError before the service is up for the first time."""
+        return self.core.parts.facts
+
     async def generate(self, request: GenerateInput) -> AsyncGenerator[RequestOutput, None]:
         """See Service."""
         self._birthplace.check()
@@ -152,6 +158,10 @@ class LocalService:
     async def cache_snapshot(self) -> dict[str, Any]:
         """See Service."""
         return await self._in_loop(lambda parts: parts.scheduler.memory.tree.snapshot())
+
+    async def cache_summary(self, stride: int, limit: int) -> bytes:
+        """Hashes of the prefixes that are cached, for routers: see `Memory.summary`."""
+        return await self._in_loop(lambda parts: parts.scheduler.memory.summary(stride, limit))
 
     async def lookup(self, request: GenerateInput) -> CacheLookup:
         """See Service."""

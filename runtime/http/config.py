@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -188,6 +189,17 @@ class ServerConfig:
         names = ("max_new_tokens", "steps", "threshold", "factor", "strategy", "temperature")
         values = {name: getattr(self, f"default_{name}") for name in names}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def keys_from_environment() -> dict[str, str]:
+    """Keys from the environment, which show in no list of processes. Raises ConfigError for an empty one."""
+    names = {"api_key": "SHOAL_API_KEY", "admin_api_key": "SHOAL_ADMIN_API_KEY"}
+    keys = {field: os.environ[name] for field, name in names.items() if name in os.environ}
+    for field, key in keys.items():
+        if not key.strip():  # most likely a missing secret: never start an open server
+            message = f"{names[field]} is set but empty; unset it for a server without this key"
+            raise ConfigError(message, field=field, value="", limit="a key")
+    return keys
 
 
 def names(value: str | None) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import zmq
 
@@ -25,15 +25,13 @@ from ..errors import (
     WireError,
 )
 from ..model.hub import resolve_model_folder
-from ..request.input import Conversation, GenerateInput, Message
-from ..request.lookup import CacheLookup
+from ..request.facts import Facts
+from ..request.input import GenerateInput
 from ..request.output import RequestOutput
-from ..request.stats import SchedulerStats
-from ..request.trace_options import TraceOptions
 from ..service.info import ServiceInfo
 from ..service.service import ServiceStatus
-from ..text.parts import TextPart
 from .abort_lane import RETRY_SECONDS, AbortLane
+from .asker import Asker
 from .child import FAILED
 from .config import PipelineConfig
 from .errors import unpack_error
@@ -41,24 +39,20 @@ from .inbox import Inbox, Outbox
 from .messages import (
     Abort,
     AbortAll,
-    Ask,
     Begin,
     Denoised,
-    Detokenize,
     Failed,
     Outputs,
     Ready,
     Refused,
     Reply,
-    StartTrace,
-    StopTrace,
     ToClient,
     ToTokenizer,
 )
 from .output_stream import OutputStream, deliver
 from .processes import Pipeline, child_config, how_it_ended
 from .questions import Questions
-from .requests import generate_message, lookup_message, tokenize_message
+from .requests import generate_message
 from .roll_call import RollCall
 
 logger = logging.getLogger(__name__)
@@ -66,7 +60,7 @@ _GRACE_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 1.0
 
 
-class PipelineClient:
+class PipelineClient(Asker):
     """Serves requests through a Pipeline that it starts and stops. See `Service` for the calls.
 
     When a process dies, every request in flight ends with an EngineError within a second, the other processes are
@@ -162,6 +156,13 @@ class PipelineClient:
         if self._info is None:
             raise EngineClosedError(f"the server is {self._status.state}: {self._status.reason}")
         return self._info
+
+    @property
+    def facts(self) -> Facts:
+        """The worker's facts. Raises EngineClosedError before the service is up for the first time."""
+        if self._roll.facts is None:
+            raise EngineClosedError(f"the server is {self._status.state}: {self._status.reason}")
+        return self._roll.facts
 
     @property
     def pids(self) -> dict[str, int]:
@@ -299,19 +300,6 @@ class PipelineClient:
             except QueueFullError:
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def tokenize(
-        self,
-        prompt: str | Sequence[TextPart] | Sequence[Message] | Conversation,
-        add_special_tokens: bool = True,
-        name: str = "prompt",
-    ) -> list[int]:
-        """See `Service.tokenize`."""
-        return list(await self._reply(lambda number: tokenize_message(number, prompt, add_special_tokens, name)))
-
-    async def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of token ids. Raises InvalidRequestError."""
-        return str(await self._reply(lambda number: Detokenize(number, list(map(int, token_ids)), skip_special_tokens)))
-
     async def flush_cache(self, timeout_s: float = 0.0) -> None:
         """Drop every cached prefix. Raises CacheInUseError when requests are in flight after `timeout_s` seconds."""
         self._birthplace.check()
@@ -320,29 +308,6 @@ class PipelineClient:
             message = f"flush refused: {len(self._streams)} requests are under way"
             raise CacheInUseError(message, field="flush_cache", value=len(self._streams), limit=0)
         await self._ask("flush")
-
-    async def cache_snapshot(self) -> dict[str, Any]:
-        """The radix tree as JSON-able data."""
-        return dict(await self._ask("snapshot"))
-
-    async def lookup(self, request: GenerateInput) -> CacheLookup:
-        """What a request would reuse."""
-        return CacheLookup(**await self._reply(lambda number: lookup_message(number, request)))
-
-    async def stats(self) -> SchedulerStats:
-        """The scheduler's numbers."""
-        return SchedulerStats(**await self._ask("stats"))
-
-    async def start_profile(self, options: TraceOptions) -> str:
-        """Make the worker record a trace; returns the path of its file."""
-        return str(await self._reply(lambda number: StartTrace(number, options)))
-
-    async def stop_profile(self) -> str:
-        """Write the trace; returns the path of its file."""
-        return str(await self._reply(StopTrace))
-
-    async def _ask(self, what: Literal["stats", "snapshot", "flush", "alive"]) -> Any:
-        return await self._reply(lambda number: Ask(number, what))
 
     async def _reply(self, question: Callable[[int], ToTokenizer]) -> Any:
         self._require_alive()

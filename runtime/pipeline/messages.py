@@ -115,6 +115,14 @@ class Ask(_Message):
     what: Literal["stats", "snapshot", "flush", "alive"]
 
 
+class Summarize(_Message):
+    """Answered by the scheduler with hashes of the prefixes that it holds: see `Memory.summary`."""
+
+    number: int
+    stride: int
+    limit: int
+
+
 class Lookup(_Message):
     """What a request would reuse; the tokenizer makes a LookupSpec of it."""
 
@@ -286,8 +294,10 @@ class Failed(_Message):
     error: ErrorInfo
 
 
-ToTokenizer = Begin | Generate | Abort | AbortAll | Tokenize | Detokenize | Ask | Lookup | StartTrace | StopTrace
-ToScheduler = Begin | Accepted | Abort | AbortAll | Ask | LookupSpec | StartTrace | StopTrace
+ToTokenizer = (
+    Begin | Generate | Abort | AbortAll | Tokenize | Detokenize | Ask | Summarize | Lookup | StartTrace | StopTrace
+)
+ToScheduler = Begin | Accepted | Abort | AbortAll | Ask | Summarize | LookupSpec | StartTrace | StopTrace
 ToWorker = Add | Lengthen | Drop | Run | StartTrace | StopTrace
 FromWorker = Results | MarkedResults | Committed
 ToDetokenizer = Begin | Denoised | Outputs | Ask

@@ -47,6 +47,7 @@ from .messages import (
     Run,
     StartTrace,
     StopTrace,
+    Summarize,
     ToDetokenizer,
     ToScheduler,
     ToWorker,
@@ -170,6 +171,9 @@ class SchedulerProcess:
                 self._answer(message)
             case Ask(what="alive"):
                 self._detokenizer.send(message)
+            case Summarize():  # reads the tree, which no forward in flight changes
+                memory = self._scheduler.memory
+                self._child.reply(message.number, lambda: memory.summary(message.stride, message.limit))
             case StartTrace() | StopTrace():
                 self._worker.trace(message)
             case AbortAll():

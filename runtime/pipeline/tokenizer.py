@@ -38,6 +38,7 @@ from .messages import (
     Reply,
     StartTrace,
     StopTrace,
+    Summarize,
     ToDetokenizer,
     Tokenize,
     ToScheduler,
@@ -125,7 +126,7 @@ class TokenizerProcess:
                     self._pass_on(self._worked(message, self._ready))
                 else:
                     lane.put(message, message.request.rid if isinstance(message, Generate) else None)
-            case Ask() | StartTrace() | StopTrace():
+            case Ask() | Summarize() | StartTrace() | StopTrace():
                 self._scheduler.send(message)
             case Lookup():
                 self._look_up(message)

@@ -11,6 +11,7 @@ from ...radix_cache.depth_profile import DepthProfile
 from ...radix_cache.errors import InvariantError
 from ...radix_cache.match import Match
 from ...radix_cache.page_allocator import PageAllocator
+from ...radix_cache.summary import summarize
 from ...radix_cache.tree import RadixTree
 from ..config import CacheMode
 from ..errors import CacheInUseError, PoolTooSmallError
@@ -102,6 +103,10 @@ class Memory:
             raise CacheInUseError(message, field="flush_cache", value=locked, limit=0)
         for tree in trees:
             tree.flush()
+
+    def summary(self, stride: int, limit: int) -> bytes:
+        """Hashes of what both trees hold, 8 bytes each: see `summarize`. Changes nothing."""
+        return summarize([*self.tree.roots(), *self.lm_tree.roots()], stride, limit).tobytes()
 
     def check(self, requests: Iterable[Request]) -> None:
         """Check that free + tree + request pages are all pages, page by page. Raises InvariantError with numbers."""

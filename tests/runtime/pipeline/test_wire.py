@@ -80,10 +80,12 @@ TRACE = wire.StartTrace(7, TraceOptions(output_dir="/traces", num_steps=3, activ
 SOCKETS: dict[str, tuple[Any, list[Any]]] = {
     "tokenizer": (wire.ToTokenizer, [
         wire.Begin(FACTS), GENERATE, IDS, CHAT, wire.Abort("r"), wire.AbortAll(9), wire.Tokenize(1, "text", None),
-        wire.Detokenize(2, [1, 2], True), wire.Ask(3, "stats"), TRACE, wire.StopTrace(8), wire.Lookup(4, ASKED),
+        wire.Detokenize(2, [1, 2], True), wire.Ask(3, "stats"), wire.Summarize(5, 64, 10), TRACE,
+        wire.StopTrace(8), wire.Lookup(4, ASKED),
     ]),
     "scheduler": (wire.ToScheduler, [
-        wire.Begin(FACTS), wire.Abort("r"), wire.AbortAll(9, 2), wire.Ask(4, "flush"), TRACE, wire.StopTrace(8),
+        wire.Begin(FACTS), wire.Abort("r"), wire.AbortAll(9, 2), wire.Ask(4, "flush"), wire.Summarize(5, 64, 10), TRACE,
+        wire.StopTrace(8),
         wire.Accepted(SPEC), wire.LookupSpec(4, SPEC),
     ]),
     "worker": (wire.ToWorker, [
