@@ -114,7 +114,7 @@ class Arguments:
                 raise ConfigError(message, field=name, limit="not on Ray")
             if get_type_hints(known[name])[name] is bool:
                 OPTION.flag(name, args[name])
-        made = [kind(**{f.name: args[f.name] for f in fields(kind) if f.name in args}) for kind in kinds]
+        made: list[Any] = [kind(**{f.name: args[f.name] for f in fields(kind) if f.name in args}) for kind in kinds]
         arguments = cls(*made)
         _check_idle(args, arguments.ray)
         check_idle_flags(args.keys(), Options(arguments.engine, arguments.pipeline, arguments.server))

@@ -24,7 +24,8 @@ class Gateway:
     """The deployment's class, with shoal's HTTP routes (`serve.ingress`)."""
 
     async def __init__(self, arguments: Arguments, handle: DeploymentHandle[Any]):  # type: ignore[misc]
-        server = replace(arguments.server, **keys_from_environment())
+        keys: dict[str, Any] = keys_from_environment()
+        server = replace(arguments.server, **keys)
         configure_logging(server.log_level, server.log_json, server.log_requests)
         app_name = serve.get_replica_context().app_name
         self._service = RayService(arguments, handle, lambda: running_replicas(app_name))

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any, Protocol
 
+from ..runtime.checks import OPTION
 from ..runtime.errors import EngineClosedError, EngineError, ShoalError
 from ..runtime.http.probe import decode_one_token
 from ..runtime.http.server import StartableService
@@ -56,6 +57,7 @@ class Replica:
         try:
             await service.start()
             server.check_for(service.info.max_tokens)
+            _check_stride(arguments.ray.summary_stride, service.facts.page_size)
             if not server.skip_warmup:
                 await decode_one_token(service, "warm-up", _WARMUP_TOKENS)
         except BaseException:
@@ -108,11 +110,11 @@ class Replica:
             async with contextlib.aclosing(self._service.generate(request)) as outputs:
                 async for output in outputs:
                     if output.error is not None and self._is_lost(output.error):
-                        yield ReplicaLost(output.error.message)
+                        yield ReplicaLost(output.error.message, 2 * _LAST_WORDS_S)
                     else:
                         yield pieces.of(output)
         except ShoalError as error:
-            yield ReplicaLost(error.message) if self._is_lost(error) else error
+            yield ReplicaLost(error.message, 2 * _LAST_WORDS_S) if self._is_lost(error) else error
 
     def _is_lost(self, error: ShoalError) -> bool:
         return isinstance(error, EngineError | EngineClosedError) and self._service.status.state != "up"
@@ -139,6 +141,11 @@ class Replica:
             return await self._service.lookup(replace(request, rid=""))
         except ShoalError as error:
             return error
+
+
+def _check_stride(stride: int, page_size: int) -> None:
+    if stride % page_size:
+        OPTION.refuse("summary_stride", stride, f"a multiple of page_size, {page_size}")
 
 
 def _make_service(arguments: Arguments) -> ReplicaService:

@@ -9,7 +9,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 from .choice import PrefixChooser, unpacked
 
 
-class PrefixRouter(RequestRouter):
+class PrefixRouter(RequestRouter):  # type: ignore[misc,unused-ignore]
     """Prefers the replica whose tree holds the longest prefix of a request's prompt, unless it is overloaded.
 
     Replicas report hashes of what their trees hold (`Replica.record_routing_stats`); a request comes with hashes of its
@@ -30,13 +30,12 @@ class PrefixRouter(RequestRouter):
     ) -> list[list[RunningReplica]]:
         """The replicas in the order of preference, each a rank of its own: Ray takes the first that has room."""
         hashes: list[int] = []
-        avoid: frozenset[str] = frozenset()
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True  # when none has room
             hashes = unpacked(pending_request.kwargs.get("prefix", b""))
         by_name = {str(one.replica_id): one for one in candidate_replicas}
         loads = {name: self.replica_queue_len_cache.get(one.replica_id) or 0 for name, one in by_name.items()}
-        names = self._chooser.order({n: load for n, load in loads.items() if n not in avoid}, hashes)
+        names = self._chooser.order(loads, hashes)
         if names:
             self._chooser.routed(names[0], hashes)  # now, for the requests that are chosen for meanwhile
         return [[by_name[name]] for name in names]

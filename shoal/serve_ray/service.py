@@ -19,7 +19,14 @@ from ray.serve.handle import DeploymentHandle
 from ..radix_cache.errors import InvalidArgumentError
 from ..radix_cache.node import Namespace
 from ..radix_cache.summary import prefix_hashes
-from ..runtime.errors import CacheInUseError, EngineClosedError, InvalidRequestError, QueueFullError, ShoalError
+from ..runtime.errors import (
+    CacheInUseError,
+    EngineClosedError,
+    InvalidRequestError,
+    QueueFullError,
+    ShoalError,
+    time_out,
+)
 from ..runtime.request.input import Conversation, GenerateInput, Message
 from ..runtime.request.lookup import CacheLookup
 from ..runtime.request.output import RequestOutput
@@ -37,7 +44,9 @@ from .wire import ReplicaLost, Whole
 logger = logging.getLogger(__name__)
 _POLL_S = 0.02
 _COUNT_S = 2.0
+_LOOK_S, _GRACE_S = 0.5, 1.0
 _ANSWER_S = 30.0
+_PATIENCE_S = 60.0
 _ATTEMPTS = 3
 
 
@@ -62,6 +71,7 @@ class RayService:
         self._status = ServiceStatus("starting", "no replica is running")
         self._info: ServiceInfo | None = None
         self._texts: TextLanes
+        self._without_since = 0.0
         self._counting: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
 
@@ -84,6 +94,8 @@ class RayService:
                 logger.warning("the replicas can't be counted: %s", error)
             else:
                 up = ServiceStatus("up") if running else ServiceStatus("starting", "no replica is running")
+                if self._status.state == "up" and not running:
+                    self._without_since = time.monotonic()
                 if self._status.state in ("starting", "up"):
                     self._status = up
             await asyncio.sleep(_COUNT_S)
@@ -162,6 +174,7 @@ class RayService:
             if last is not None:
                 yield replace(last, finish_reason="error", error=EngineClosedError(message))
                 return
+            await asyncio.sleep(item.again_s)
         raise EngineClosedError(message)
 
     async def _outputs(
@@ -171,17 +184,14 @@ class RayService:
         response = self._stream.generate.remote(request, prefix=prefix)
         whole, finished = Whole(), False
         try:
-            async for item in response:
-                if isinstance(item, ShoalError):
-                    finished = True
-                    raise item
-                if isinstance(item, ReplicaLost):
-                    finished = True
-                    yield item
-                    return
-                output = whole.of(item)
-                finished = output.finished
-                yield output
+            async with contextlib.aclosing(self._items(response, request)) as items:
+                async for item in items:
+                    if isinstance(item, ShoalError):
+                        finished = True
+                        raise item
+                    output = item if isinstance(item, ReplicaLost) else whole.of(item)
+                    finished = isinstance(output, ReplicaLost) or output.finished
+                    yield output
         except BackPressureError:
             finished = True
             limit = self._arguments.ray.max_waiting_requests
@@ -193,6 +203,28 @@ class RayService:
         finally:
             if not finished:
                 response.cancel()
+
+    async def _items(self, response: Any, request: GenerateInput) -> AsyncGenerator[Any, None]:
+        """The items of a stream.
+
+        Raises RequestTimeoutError if the request's time ends before a replica takes it, EngineClosedError if no replica
+        runs for long.
+        """
+        first, begin = asyncio.ensure_future(anext(response)), time.monotonic()
+        try:
+            while not (await asyncio.wait((first,), timeout=_LOOK_S))[0]:
+                waited = request.waited_s + time.monotonic() - begin
+                # A replica that has the request ends it in time, with its output so far.
+                if request.timeout_s is not None and waited > request.timeout_s + _GRACE_S:
+                    raise time_out(request.timeout_s, waited, "it was waiting for a replica")
+                if self._status.state == "starting" and time.monotonic() - self._without_since > _PATIENCE_S:
+                    raise EngineClosedError(f"{self._status.reason} for {_PATIENCE_S:g} seconds: try again later")
+            with contextlib.suppress(StopAsyncIteration):
+                yield first.result()
+                async for item in response:
+                    yield item
+        finally:
+            first.cancel()
 
     async def _with_tokens(self, request: GenerateInput) -> GenerateInput:
         """The request with token ids for its prompt, which the router needs."""
@@ -278,8 +310,8 @@ class RayService:
         except (TimeoutError, RayError, RayServeException) as error:
             raise EngineClosedError(f"the replicas do not answer: {_first_line(error)}") from error
         errors = [one for one in results if isinstance(one, BaseException)]
-        for error in errors:
-            cause = getattr(error, "cause", error)
+        for one in errors:
+            cause = getattr(one, "cause", one)
             if isinstance(cause, ShoalError):
                 raise cause
         answers = [one for one in results if not isinstance(one, BaseException)]

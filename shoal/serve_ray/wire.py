@@ -10,9 +10,15 @@ from ..runtime.request.output import RequestOutput, TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLost:
-    """The replica can't go on with a request, and perhaps another one can. `reason` is in words."""
+    """The replica can't go on with a request, and perhaps another one can.
+
+    Attributes:
+        reason: in words.
+        again_s: seconds after which another attempt will not meet the same replica.
+    """
 
     reason: str
+    again_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
