@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/set-up-run
 STAMP := $(VENV)/set-up
 DOCS := .venv-docs
+RAY := $(VENV)/set-up-ray
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 ARGS ?=
 # Tests run in JOBS processes, a file in one of them; each process starts its own servers.
@@ -39,7 +40,7 @@ bench: $(STAMP) ## every benchmark that runs on this machine; tables to out/benc
 test: $(STAMP) ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
 
-test-all: test ## the tests, then the slow ones, which measure and run alone
+test-all: test $(RAY) ## the tests, then the slow ones, which measure and run alone (some on a local Ray cluster)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-browser: $(STAMP) ## the playground in Chromium (apt-get install chromium, or playwright install chromium)
@@ -82,4 +83,9 @@ $(DOCS)/set-up: pyproject.toml constraints.txt
 	@echo "Setting up $(DOCS)"
 	@$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' >$(DOCS)/requirements.txt
 	$(DOCS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -r $(DOCS)/requirements.txt
+	@touch $@
+
+$(RAY): $(STAMP)
+	@echo "Adding Ray to $(VENV): 250 MB"
+	$(PIP) "$$(grep '^torch==' constraints.txt)" -e '.[ray]'
 	@touch $@

@@ -44,8 +44,8 @@ def summarize(roots: Iterable[Node], stride: int, limit: int) -> Hashes:
     """Hashes of the prefixes below `roots` that have whole multiples of `stride` tokens.
 
     Sorted uint64, at most `limit` of them: those that were used last. `stride` must be whole pages, as what requests
-    share is. It hashes at most `limit` x `stride` tokens and a
-    partial stride of each node, and looks at no more than a few nodes for each hash.
+    share is. It hashes at most `limit` x `stride` tokens and a partial stride of each node, and looks at no more than a
+    few nodes for each hash.
     """
     _check_stride(stride)
     if limit < 1:

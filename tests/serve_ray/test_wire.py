@@ -28,7 +28,7 @@ def test_pieces_make_the_outputs_again_whatever_changes_between_them(parts):
 
 
 def test_an_answer_that_grows_is_sent_once():
-    pieces, text, tokens = Pieces(), "", []
+    pieces, text, tokens = Pieces(), "", list[int]()
     sent = []
     for number in range(10):
         text, tokens = text + "word ", [*tokens, number]
