@@ -12,21 +12,34 @@ export const MODES = {
 };
 
 export class Answer {
-  constructor(info, mode, retry) {
-    this.info = info;
-    this.mode = mode;
+  /** `kept`: the mode, and what `kept()` gave before a reload. */
+  constructor(info, kept, retry) {
+    Object.assign(this, { info, mode: kept.mode });
     this.canvas = new Canvas(info.stop_token_ids);
     this.said = el("p", { className: "said" });
     this.cost = el("div");
-    const again = el("button", { type: "button", className: "retry", onclick: () => retry(this) }, "Retry");
-    this.element = el("article", { className: "answer", "data-mode": mode },
-      el("h2", {}, el("span", {}, `cache mode ${mode}`), again), this.canvas.element, this.said, this.cost);
-    this.again = again;
+    this.again = el("button", { type: "button", className: "retry", onclick: () => retry(this) }, "Retry");
+    this.element = el("article", { className: "answer", "data-mode": this.mode },
+      el("h2", {}, el("span", {}, `cache mode ${this.mode}`), this.again), this.canvas.element, this.said, this.cost);
+    if (kept.said === undefined) return;
+    Object.assign(this, { text: kept.text, meta: kept.meta, usage: kept.usage, seconds: kept.seconds });
+    this.said.textContent = kept.said || "(stopped)";
+    this.said.classList.toggle("bad", kept.bad);
+    if (kept.snapshot) this.canvas.update(kept.snapshot, kept.snapshot.step);
+    if (this.meta) this.account();
+  }
+
+  /** What shows this answer again. */
+  kept() {
+    const { mode, text = "", meta, usage, seconds, said, canvas: { snapshot } } = this;
+    return { mode, text, meta, usage, seconds, said: said.textContent, bad: said.classList.contains("bad"),
+      snapshot: snapshot.step ? snapshot : undefined };
   }
 
   /** Ask the server and show what comes; resolves to the text. Throws when it fails or is stopped. */
   async run(body, signal) {
     this.text = this.said.textContent = "";
+    this.meta = null;
     this.said.classList.remove("bad");
     this.cost.replaceChildren();
     this.again.disabled = true;
@@ -48,8 +61,8 @@ export class Answer {
       }
       await this.canvas.caughtUp();
       this.said.textContent = visible(this.text) || "(an empty answer)";
-      this.meta = meta;
-      this.account(meta, usage, (live - begin) / 1000);
+      Object.assign(this, { meta, usage, seconds: (live - begin) / 1000 });
+      this.account();
     } catch (error) {
       this.canvas.pause();
       const stopped = error.name === "AbortError";
@@ -62,7 +75,8 @@ export class Answer {
     return this.text;
   }
 
-  account(meta, usage, seconds) {
+  account() {
+    const { meta, usage, seconds } = this;
     const prompt = usage.prompt_tokens, layers = this.info.num_layers;
     const cached = meta.depth ? Math.round(meta.reused_token_layers / meta.depth) : 0;
     const spared = meta.reused_token_layers / (prompt * layers);

@@ -31,9 +31,9 @@ export class Canvas {
     this.show(0);
   }
 
-  /** Take a newer snapshot; the view follows at a pace that eyes can follow too. */
-  update(snapshot) {
-    this.snapshot = snapshot;
+  /** Take a newer snapshot; from pass `at` on the view follows at a pace that eyes can follow too. */
+  update(snapshot, at = this.shown) {
+    Object.assign(this, { snapshot, shown: at });
     this.slider.max = snapshot.step;
     this.slider.disabled = this.play.disabled = false;
     this.run();
@@ -45,7 +45,7 @@ export class Canvas {
   }
 
   run() {
-    if (still.matches) this.show(this.snapshot.step);
+    this.show(still.matches ? this.snapshot.step : this.shown);
     this.timer ??= setInterval(() => {
       const behind = this.snapshot.step - this.shown;
       if (behind <= 0) this.pause();

@@ -2,6 +2,7 @@
 
 import { el, json, mayAsk } from "./api.js";
 import { Answer, MODES, comparison } from "./answer.js";
+import * as memory from "./memory.js";
 
 const $ = (id) => document.getElementById(id);
 const NUMBERS = ["max_tokens", "block_length", "steps", "threshold", "temperature", "seed"];
@@ -12,94 +13,113 @@ const SHOP = ["What do the red apple and the blue pear cost together?", "Which t
   "Which is cheaper, the black chair or the green lamp?"];
 const GENERAL = ["Explain in two sentences why the sky is blue.", "Write a haiku about a cache.",
   "List three uses of a paper clip."];
-
+const SETTINGS = ["system", "mode", "other", ...NUMBERS];
 let info, defaults, abort = null;
-const history = [];
+const turns = [];
 
 export async function start(loaded) {
   info = loaded;
   const server = await json("server_info");
   defaults = Object.fromEntries(Object.entries(server.default_sampling_params).map(([name, { value }]) => [name, value]));
-  for (const [id, none] of [["mode", false], ["other", true]]) {
-    $(id).replaceChildren(...(none ? [el("option", { value: "" }, "nothing")] : []),
-      ...Object.keys(MODES).map((name) => el("option", { value: name }, name)));
-  }
-  $("mode").value = server.cache_mode;
+  const options = () => Object.keys(MODES).map((name) => el("option", { value: name }, name));
+  $("mode").replaceChildren(...options());
+  $("other").replaceChildren(el("option", { value: "" }, "nothing"), ...options());
   $("mode").onchange = $("other").onchange = describe;
-  describe();
   for (const name of NUMBERS) $(name).placeholder = value(name) ?? "";
   const shop = /(^|\/)shop$/.test(info.model_path);
-  if (shop && !$("system").value) {
-    Object.assign($("system"), { value: LIST });
-    Object.assign($("max_tokens"), { value: 32 });
-    Object.assign($("steps"), { value: 16 });
-  }
   $("examples").replaceChildren(...(shop ? SHOP : GENERAL).map((text) =>
     el("button", { type: "button", onclick: () => send(text) }, text)));
+  const kept = memory.recall(info.model_path);
+  const first = { mode: server.cache_mode, ...(shop && { system: LIST, max_tokens: 32, steps: 16 }) };
+  for (const [id, setting] of Object.entries(kept?.settings ?? first)) $(id).value = setting;
+  for (const { answers, ...turn } of kept?.turns ?? []) add(turn, answers);
+  $("settings").addEventListener("change", keep);
+  describe();
   if (innerWidth <= 860) $("settings").open = false;
+}
+
+/** Let this tab find the conversation again after a reload. */
+function keep() {
+  memory.keep({
+    model: info.model_path,
+    settings: Object.fromEntries(SETTINGS.map((id) => [id, $(id).value])),
+    turns: turns.map(({ question, system, fields, answers }) =>
+      ({ question, system, fields, answers: answers.map((answer) => answer.kept()) })),
+  });
 }
 
 const value = (name) => defaults[name === "max_tokens" ? "max_new_tokens" : name];
 
-function describe() {
-  $("mode-words").textContent = [$("mode").value, $("other").value].filter(Boolean).map((m) => MODES[m]).join(" ");
-}
+const busy = (now) => { $("send").disabled = now; $("stop").disabled = !now; };
+const modes = () => [$("mode").value, $("other").value].filter(Boolean);
+const describe = () => { $("mode-words").textContent = modes().map((mode) => MODES[mode]).join(" "); };
 
-function body(messages) {
+function knobs() {
   const fields = {};
   for (const name of NUMBERS) if ($(name).value !== "") fields[name] = Number($(name).value);
   fields.max_tokens ??= Math.min(value("max_tokens"), 256);
   fields.block_length ??= Math.min(value("block_length"), fields.max_tokens);
-  if (info.has_chat_template) return { ...fields, messages };
-  return { ...fields, prompt: messages.map((message) => message.content).join("\n") };
+  return fields;
 }
 
 /** What decides about reuse, of the next answer. */
 export function reuseFields() {
-  return { max_new_tokens: body([]).max_tokens, cache_mode: $("mode").value };
+  return { max_new_tokens: knobs().max_tokens, cache_mode: $("mode").value };
 }
 
-export function messagesFor(question) {
-  const system = $("system").value.trim() ? [{ role: "system", content: $("system").value }] : [];
-  return [...system, ...history, { role: "user", content: question }];
+/** The messages of a question behind the complete ones of some turns. */
+export function messagesFor(question, system = $("system").value, before = turns) {
+  const said = before.filter((turn) => turn.answers[0].meta).flatMap((turn) =>
+    [{ role: "user", content: turn.question }, { role: "assistant", content: turn.answers[0].text }]);
+  const first = system.trim() ? [{ role: "system", content: system }] : [];
+  return [...first, ...said, { role: "user", content: question }];
+}
+
+/** Put a turn on the page, with what a reload has kept of its answers. */
+function add(turn, kept) {
+  turn.answers = kept.map((one) => new Answer(info, one, (answer) => run(turn, [answer])));
+  turn.note = el("p", { className: "comparison" }, turn.answers.length > 1 ? comparison(...turn.answers) : "");
+  turn.element = el("section", {}, el("div", { className: "user" }, turn.question),
+    el("div", { className: "answers" }, ...turn.answers.map((answer) => answer.element)), turn.note);
+  $("intro").hidden = true;
+  $("turns").append(turn.element);
+  turns.push(turn);
 }
 
 async function send(question) {
   mayAsk(); // for a key, here or when the page loads what it needs
   if (!info || abort || !question.trim()) return;
-  $("intro").hidden = true;
-  $("question").value = "";
-  const messages = messagesFor(question);
-  const modes = [$("mode").value, ...($("other").value ? [$("other").value] : [])];
-  const note = el("p", { className: "comparison" });
-  const asked = body(messages);
-  const turn = { question, place: history.length };
-  const answers = modes.map((mode) => new Answer(info, mode, (one) => run(turn, [one], asked, answers, note)));
-  $("turns").append(el("section", {}, el("div", { className: "user" }, question),
-    el("div", { className: "answers" }, ...answers.map((answer) => answer.element)), note));
-  answers[0].element.scrollIntoView({ block: "nearest" });
-  await run(turn, answers, asked, answers, note);
+  const turn = { question, system: $("system").value, fields: knobs() };
+  add(turn, modes().map((mode) => ({ mode })));
+  const field = $("question"), focused = document.activeElement === field;
+  field.value = "";
+  field.replaceWith(field); // the browser's undo history would keep two nodes for each question
+  if (focused) field.focus();
+  turn.answers[0].element.scrollIntoView({ block: "nearest" });
+  await run(turn, turn.answers);
 }
 
-/** Run some answers of a turn, one after the other so that neither slows the other down. */
-async function run(turn, some, asked, answers, note) {
+/** Run some answers of a turn, one after the other so that neither slows the other down. The talk goes on from there. */
+async function run(turn, some) {
   if (abort) return;
   mayAsk();
+  const at = turns.indexOf(turn);
+  for (const later of turns.splice(at + 1)) later.element.remove();
   abort = new AbortController();
-  $("send").disabled = true;
-  $("stop").disabled = false;
+  busy(true);
   try {
-    for (const answer of some) await answer.run(asked, abort.signal);
-    history.splice(turn.place, history.length, { role: "user", content: turn.question },
-      { role: "assistant", content: answers[0].text });
-    note.textContent = answers.length > 1 ? comparison(...answers) : "";
+    keep();
+    const messages = messagesFor(turn.question, turn.system, turns.slice(0, at));
+    const said = info.has_chat_template ? { messages } : { prompt: messages.map(({ content }) => content).join("\n") };
+    for (const answer of some) await answer.run({ ...turn.fields, ...said }, abort.signal);
+    turn.note.textContent = turn.answers.length > 1 ? comparison(...turn.answers) : "";
   } catch (error) {
     if (error.name !== "AbortError") dispatchEvent(new CustomEvent("trouble", { detail: error }));
   } finally {
     abort = null;
-    $("send").disabled = false;
-    $("stop").disabled = true;
-    note.scrollIntoView({ block: "nearest" });
+    busy(false);
+    turn.note.scrollIntoView({ block: "nearest" });
+    keep();
   }
 }
 
@@ -109,9 +129,11 @@ $("question").addEventListener("keydown", (event) => {
 });
 $("stop").addEventListener("click", () => abort?.abort());
 addEventListener("keydown", (event) => { if (event.key === "Escape") abort?.abort(); });
+addEventListener("beforeunload", () => abort?.abort()); // before the browser calls it a failure
 $("clear").addEventListener("click", () => {
   abort?.abort();
-  history.length = 0;
+  turns.length = 0;
   $("turns").replaceChildren($("intro"));
   $("intro").hidden = false;
+  keep();
 });

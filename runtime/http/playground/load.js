@@ -40,20 +40,16 @@ function quantiles(name) {
   return [(found) => quantile((counts = recent(found)), 0.5), () => quantile(counts, 0.99)];
 }
 
-const SVG = "http://www.w3.org/2000/svg";
+function shape(name, attributes) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
 const drawn = CHARTS.map(([title, words, ...reads]) => {
-  const svg = document.createElementNS(SVG, "svg");
-  for (const [name, value] of [["viewBox", "0 0 300 84"], ["preserveAspectRatio", "none"], ["role", "img"]]) {
-    svg.setAttribute(name, value);
-  }
-  const floor = document.createElementNS(SVG, "line");
-  for (const [name, value] of [["x1", 0], ["x2", 300], ["y1", 83], ["y2", 83]]) floor.setAttribute(name, value);
-  const lines = reads.map((_, at) => {
-    const path = document.createElementNS(SVG, "path");
-    if (at) path.setAttribute("class", "second");
-    return path;
-  });
-  svg.append(floor, ...lines);
+  const svg = shape("svg", { viewBox: "0 0 300 84", preserveAspectRatio: "none", role: "img" });
+  const lines = reads.map((_, at) => shape("path", at ? { class: "second" } : {}));
+  svg.append(shape("line", { x1: 0, x2: 300, y1: 83, y2: 83 }), ...lines);
   const now = el("b", {}, "…"), most = el("span", { className: "faint" });
   document.getElementById("charts").append(el("section", { className: "chart" }, el("h3", {}, title, most), now, svg));
   return { title, words, reads, svg, lines, now, most, series: reads.map(() => []) };

@@ -50,10 +50,11 @@ def opened(browser: Any, url: str, *, width: int = 1440, scheme: str = "light", 
         context.close()
 
 
-def heap_bytes(page: Any) -> int:
-    """Bytes of live JavaScript objects, after a garbage collection."""
+def memory(page: Any) -> tuple[int, int]:
+    """Bytes of live JavaScript objects and DOM nodes, after a garbage collection."""
     session = page.context.new_cdp_session(page)
     session.send("HeapProfiler.collectGarbage")
     size = int(session.send("Runtime.getHeapUsage")["usedSize"])
+    nodes = int(session.send("Memory.getDOMCounters")["nodes"])
     session.detach()
-    return size
+    return size, nodes
