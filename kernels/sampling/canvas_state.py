@@ -20,6 +20,8 @@ class CanvasState:
     Attributes:
         tokens: int64 [slots, length], prompt and canvas.
         masked: uint8 [slots, length], 1 where a canvas position is still a mask.
+        confidences: fp32 [slots, length], of a committed mask: what it was ranked by, before any draw among masks.
+        passes: int32 [slots, length], of a committed mask: the commit that it was part of, counted as nfe is, from 1.
         block_starts, block_stops: int32 [slots], current block [start, stop) in positions of the whole sequence.
         block_step: int32 [slots], commits made in the block so far.
         nfe: int32 [slots], commits made in all; ~nfe once logits were not finite.
@@ -47,6 +49,8 @@ class CanvasState:
 
     tokens: Tensor
     masked: Tensor
+    confidences: Tensor
+    passes: Tensor
     block_starts: Tensor
     block_stops: Tensor
     block_step: Tensor
@@ -79,6 +83,8 @@ class CanvasState:
         return CanvasState(
             tokens=zeros(slots, length, dtype=torch.int64),
             masked=zeros(slots, length, dtype=torch.uint8),
+            confidences=zeros(slots, length, dtype=torch.float32),
+            passes=zeros(slots, length),
             block_starts=zeros(slots),
             block_stops=zeros(slots),
             block_step=zeros(slots),

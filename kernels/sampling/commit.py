@@ -46,10 +46,12 @@ def commit(
             state.stopped[slot] = NOT_FINITE
             continue
         positions = int(state.block_starts[slot]) + open_
-        scores = _scores(state, slot, positions, Confidence(*(column[at] for column in confidence)), vocabulary)
-        taken = _taken(state, slot, positions, scores)
+        ranked = _ranked(state, slot, positions, Confidence(*(column[at] for column in confidence)), vocabulary)
+        taken = _taken(state, slot, positions, _drawn(state, slot, positions, ranked))
         state.tokens[slot, positions[taken]] = confidence.token[at[taken]]
         state.masked[slot, positions[taken]] = 0
+        state.confidences[slot, positions[taken]] = ranked[taken]
+        state.passes[slot, positions[taken]] = state.nfe[slot] + 1
         if state.shaping_of(slot).has_rules:
             new = confidence.token[at[taken]]
             new = new[new < state.counts.shape[1]]
@@ -89,10 +91,10 @@ def _taken(state: CanvasState, slot: int, positions: torch.Tensor, scores: torch
     return order[:chosen]
 
 
-def _scores(
+def _ranked(
     state: CanvasState, slot: int, positions: torch.Tensor, confidence: Confidence, vocabulary: int
 ) -> torch.Tensor:
-    """What masks are ranked by."""
+    """What masks are ranked by, before any draw among them."""
     strategy, temperature = int(state.strategies[slot]), float(state.mask_temperatures[slot])
     seed, step = int(state.seeds[slot]), int(state.nfe[slot])
     if strategy == 0:
@@ -103,7 +105,13 @@ def _scores(
         scores = -confidence.entropy if temperature else 1 - confidence.entropy / math.log(vocabulary)
     else:
         scores = uniform_reference(seed, positions, step, RANDOM_STREAM)
-    scores = scores.masked_fill(torch.isin(confidence.token, state.last_ids[slot].long()), -torch.inf)
-    if temperature:
-        scores = scores / max(temperature, LEAST_TEMPERATURE) + mask_gumbel_reference(seed, positions, step)
-    return scores
+    return scores.masked_fill(torch.isin(confidence.token, state.last_ids[slot].long()), -torch.inf)
+
+
+def _drawn(state: CanvasState, slot: int, positions: torch.Tensor, ranked: torch.Tensor) -> torch.Tensor:
+    """The same with the noise that draws among masks."""
+    temperature = float(state.mask_temperatures[slot])
+    if not temperature:
+        return ranked
+    noise = mask_gumbel_reference(int(state.seeds[slot]), positions, int(state.nfe[slot]))
+    return ranked / max(temperature, LEAST_TEMPERATURE) + noise

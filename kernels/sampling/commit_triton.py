@@ -26,12 +26,11 @@ _TILE = 16
 
 
 @triton.jit
-def _scores(
+def _ranked(
     place, is_open, positions, slot, nfe, strategies_ptr, seeds_ptr, mask_temperatures_ptr, last_ids_ptr,
-    token_ptr, probability_ptr, margin_ptr, entropy_ptr, num_ids, log_vocabulary,
-    RANDOM_STREAM: tl.constexpr, MASK_STREAM: tl.constexpr, LEAST_TEMPERATURE: tl.constexpr,
+    token_ptr, probability_ptr, margin_ptr, entropy_ptr, num_ids, log_vocabulary, RANDOM_STREAM: tl.constexpr,
 ):  # fmt: skip
-    """What masks are ranked by."""
+    """What masks are ranked by, before any draw among them."""
     strategy = tl.load(strategies_ptr + slot)
     seed = tl.load(seeds_ptr + slot)
     temperature = tl.load(mask_temperatures_ptr + slot)
@@ -48,9 +47,6 @@ def _scores(
         token = tl.load(token_ptr + place, mask=is_open, other=-1)
         for index in range(num_ids):
             score = tl.where(token == tl.load(last_ids_ptr + slot * num_ids + index), -float("inf"), score)
-    if temperature > 0:
-        noise = mask_gumbel(seed, positions, nfe, MASK_STREAM)
-        score = score / tl.maximum(temperature, LEAST_TEMPERATURE) + noise
     return score
 
 
@@ -62,9 +58,9 @@ def _sortable(score):
 
 @triton.jit
 def _commit_kernel(
-    tokens_ptr, masked_ptr, block_starts_ptr, block_stops_ptr, block_step_ptr, nfe_ptr,
-    quotas_ptr, origin_steps_ptr, origin_ends_ptr, bounds_ptr, takes_last_ptr, strategies_ptr, mask_temperatures_ptr,
-    last_ids_ptr, seeds_ptr, stop_ids_ptr, stopped_ptr, shaping_ptr, counts_ptr,
+    tokens_ptr, masked_ptr, confidences_ptr, passes_ptr, block_starts_ptr, block_stops_ptr, block_step_ptr,
+    nfe_ptr, quotas_ptr, origin_steps_ptr, origin_ends_ptr, bounds_ptr, takes_last_ptr, strategies_ptr,
+    mask_temperatures_ptr, last_ids_ptr, seeds_ptr, stop_ids_ptr, stopped_ptr, shaping_ptr, counts_ptr,
     slots_ptr, key_lengths_ptr, places_ptr, token_ptr, probability_ptr, margin_ptr, entropy_ptr, keys_ptr,
     length, vocabulary, num_ids, log_vocabulary,
     PLACES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
@@ -88,11 +84,15 @@ def _commit_kernel(
 
     probability = tl.load(probability_ptr + place, mask=is_open, other=0.0)
     finite = tl.min((probability < float("inf")).to(tl.int32), 0) != 0  # NaN is not less either
-    score = _scores(
+    ranked = _ranked(
         place, is_open, positions, slot, nfe, strategies_ptr, seeds_ptr, mask_temperatures_ptr, last_ids_ptr,
-        token_ptr, probability_ptr, margin_ptr, entropy_ptr, num_ids, log_vocabulary,
-        RANDOM_STREAM, MASK_STREAM, LEAST_TEMPERATURE,
+        token_ptr, probability_ptr, margin_ptr, entropy_ptr, num_ids, log_vocabulary, RANDOM_STREAM,
     )  # fmt: skip
+    score = ranked
+    temperature = tl.load(mask_temperatures_ptr + slot)
+    if temperature > 0:
+        noise = mask_gumbel(tl.load(seeds_ptr + slot), positions, nfe, MASK_STREAM)
+        score = ranked / tl.maximum(temperature, LEAST_TEMPERATURE) + noise
     key = _sortable(score)
     if TILE == BLOCK:
         ahead = (key[None, :] > key[:, None]) | ((key[None, :] == key[:, None]) & (lanes[None, :] < lanes[:, None]))
@@ -141,6 +141,8 @@ def _commit_kernel(
     tl.debug_barrier()  # every thread has read what is now changed
     tl.store(tokens_ptr + at, new, mask=taken)
     tl.store(masked_ptr + at, tl.zeros([BLOCK], tl.uint8), mask=taken)
+    tl.store(confidences_ptr + at, ranked, mask=taken)
+    tl.store(passes_ptr + at, lanes * 0 + nfe + 1, mask=taken)
     if tl.load(shaping_ptr + slot * FIELDS + HAS_RULES) != 0:
         tl.atomic_add(counts_ptr + slot * vocabulary + new, 1, mask=taken & (new < vocabulary))
     tl.store(block_step_ptr + slot, step + 1)
@@ -162,10 +164,10 @@ def commit_triton(
     tiled = block >= _TILED_FROM
     keys = torch.empty((batch.num_requests, block), dtype=torch.float32, device=places_of.device) if tiled else None
     _commit_kernel[(batch.num_requests,)](
-        state.tokens, state.masked, state.block_starts, state.block_stops, state.block_step, state.nfe,
-        state.quotas, state.origin_steps, state.origin_ends, state.bounds, state.takes_last, state.strategies,
-        state.mask_temperatures, state.last_ids, state.seeds, state.stop_ids, state.stopped, state.shaping,
-        state.counts,
+        state.tokens, state.masked, state.confidences, state.passes, state.block_starts, state.block_stops,
+        state.block_step, state.nfe, state.quotas, state.origin_steps, state.origin_ends, state.bounds,
+        state.takes_last, state.strategies, state.mask_temperatures, state.last_ids, state.seeds, state.stop_ids,
+        state.stopped, state.shaping, state.counts,
         batch.slots, batch.key_lengths, places_of, *confidence, keys,
         state.tokens.shape[1], state.counts.shape[1], state.stop_ids.shape[1], math.log(vocabulary),
         PLACES=places, WIDTH=state.width, BLOCK=block, TILE=_TILE if tiled else block,

@@ -25,7 +25,8 @@ class Ran:
         nfe: forwards that it took part in.
         block: int64 [block length], its block as it is now, -1 for masks; None when nothing could be committed.
         scores: log-probabilities of its targets.
-        confidences: of the tokens that it committed, by position, for a canvas with marks; empty: unknown.
+        confidences: of the tokens that it committed, by position, for a canvas with marks.
+        passes: of the same, the forward of these `nfe` that committed each, from 1; empty: the last one.
         entropy: the largest entropy, in nats, of a token that it committed, where the request has `refresh_entropy`.
         logprobs: (log-probability, top) of the newly committed tokens, in order of position, if asked for; their step
             is 1.
@@ -36,6 +37,7 @@ class Ran:
     block: Tokens | None = None
     scores: list[float] = field(default_factory=list)
     confidences: Sequence[float] = ()
+    passes: Sequence[int] = ()
     logprobs: list[Logprob] = field(default_factory=list)
     finite: bool = True
     entropy: float = 0.0

@@ -143,8 +143,9 @@ class Worker:
             result.positions += positions
             result.tokens += tokens
             if isinstance(result, MarkedResult) and result.marks is not None:
-                result.marks.confidences += ran.confidences or [None] * len(tokens)
-                result.marks.passes += [result.nfe] * len(tokens)
+                result.marks.confidences += ran.confidences
+                late = (ran.nfe - number for number in ran.passes or [ran.nfe] * len(tokens))
+                result.marks.passes += [result.nfe - canvas.sampling.passes * number for number in late]
             result.logprobs += [one._replace(step=result.nfe) for one in ran.logprobs]
         if ran.finite and not any(map(math.isnan, ran.scores)):
             result.scores += ran.scores

@@ -141,7 +141,7 @@ class CudaExecutor:
             torch.cuda.empty_cache()
             message = f"out of GPU memory in a forward of {len(items)} requests; see max_refresh_tokens"
             raise EngineError(message, field="max_refresh_tokens") from error
-        ran = []
+        ran, marks = [], self._marks(items, canvases)
         for number, (item, canvas, block) in enumerate(zip(items, canvases, blocks, strict=True)):
             if number in read and self._host.has(canvas):
                 ran.append(read[number])
@@ -151,10 +151,27 @@ class CudaExecutor:
                 forwards = (commits if finite else ~commits) - canvas.nfe
                 logprobs = read[number].logprobs if number in read else []
                 block = block[: item.block_stop - item.block_start]
-                ran.append(Ran(forwards, block, finite=finite, logprobs=logprobs))
+                new = np.flatnonzero((canvas.block_tokens() < 0) & (block >= 0))
+                confidences, passes = marks[number][:, new].tolist() if number in marks else ((), ())
+                ran.append(
+                    Ran(
+                        forwards, block, finite=finite, logprobs=logprobs, confidences=confidences,
+                        passes=[int(at) - canvas.nfe for at in passes],
+                    )
+                )  # fmt: skip
             else:
                 ran.append(Ran(count, scores=scores.get(number, [])))
         return count, ran
+
+    def _marks(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas]) -> dict[int, npt.NDArray[np.float64]]:
+        """[2, block]: `CanvasSlots.read_marks` of the canvases that have marks, by item number."""
+        size = [item.block_stop - item.block_start for item in items]
+        which = [n for n, canvas in enumerate(canvases) if canvas.marks and size[n] and not self._host.has(canvas)]
+        if not which:
+            return {}
+        at = torch.tensor([canvases[n].slot for n in which], device=self.runner.slots.state.device)
+        found = self.runner.slots.read_marks(at, max(size[n] for n in which)).cpu().numpy()
+        return {n: found[:, row] for row, n in enumerate(which)}
 
     def _parts(self, items: Sequence[ForwardItem]) -> list[slice]:
         """Equal numbers of block steps, none of which has more rows than memory for a refresh is kept for."""

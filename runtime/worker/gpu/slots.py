@@ -162,11 +162,23 @@ class CanvasSlots:
         state.quotas[at] = there[:, 4:]
         state.block_step[at] = 0
 
+    def _places(self, slots: Tensor, width: int) -> Tensor:
+        """Where each current block lies in the flat view of a tensor [slots, max_tokens]: int64 [requests * width]."""
+        at = slots.long()
+        starts = self.state.block_starts.index_select(0, at)[:, None]
+        places = starts + torch.arange(width, device=slots.device)[None]
+        return (at[:, None] * self.max_tokens + places.clamp(max=self.max_tokens - 1)).view(-1)
+
+    def read_marks(self, slots: Tensor, width: int) -> Tensor:
+        """float64 [2, requests, width]: confidences and passes of each current block's committed masks."""
+        flat = self._places(slots, width)
+        marks = (self.state.confidences, self.state.passes)
+        return torch.stack([one.view(-1).index_select(0, flat).view(-1, width).double() for one in marks])
+
     def read(self, slots: Tensor, width: int) -> Tensor:
         """int64 [requests, width + 1]: tokens of each current block, -1 for masks, and `CanvasState.nfe`."""
         state, at = self.state, slots.long()
-        places = state.block_starts.index_select(0, at)[:, None] + torch.arange(width, device=slots.device)[None]
-        flat = (at[:, None] * self.max_tokens + places.clamp(max=self.max_tokens - 1)).view(-1)
+        flat = self._places(slots, width)
         tokens = state.tokens.view(-1).index_select(0, flat).view(-1, width)
         masked = state.masked.view(-1).index_select(0, flat).view(-1, width)
         count = state.nfe.index_select(0, at).long()

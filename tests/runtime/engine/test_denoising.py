@@ -102,20 +102,28 @@ def test_generate_and_unknown_modes_are_refused(engine):
         next(engine.stream(tokens(9, 1), LONG, stream_mode="pixels"))
 
 
-def test_on_a_gpu_passes_come_in_groups_and_confidences_are_unknown(folders):
+@pytest.mark.parametrize("options", [
+    {"steps": 12}, {"steps": 12, "strategy": "margin"}, {"steps": 6, "strategy": "entropy", "schedule": "linear"},
+    {"threshold": 0.3}, {"steps": 6, "confidence_eos_eot_inf": True}, {"steps": 6, "logprobs": 0},
+    {"steps": 6, "choice": ["ab", "abc"], "ignore_eos": False},
+], ids=str)  # fmt: skip
+def test_on_a_gpu_confidences_and_passes_are_those_of_a_cpu(folders, options):
     """With the GPU's worker on the CPU: several steps of a message are read back at once."""
-    params = SamplingParams(max_new_tokens=24, block_length=8, steps=12, ignore_eos=True)
-    with make_engine(folders["llada"]) as made:
-        plain = made.generate(tokens(9, 1), params, cache_mode="dual")
-    with make_engine(folders["llada"], executor=cuda_executor, max_steps_per_message=3) as made:
-        outputs = list(made.stream(tokens(9, 1), params, cache_mode="dual", stream_mode="denoise"))
-    shown = outputs[-1].snapshot
-    assert shown is not None
-    assert shown.tokens == plain.token_ids
-    assert set(shown.confidences) == {None}
-    assert min(shown.steps) > 0
-    assert max(shown.steps) == shown.step == plain.nfe
-    assert len(set(shown.steps)) < plain.nfe
+    params = SamplingParams(**{"max_new_tokens": 24, "block_length": 8, "ignore_eos": True, **options})
+    shown = []
+    for made in (make_engine(folders["llada"]), make_engine(folders["llada"], executor=cuda_executor,
+                                                            max_steps_per_message=3)):  # fmt: skip
+        with made:
+            *_, last = made.stream(tokens(9, 1), params, cache_mode="dual", stream_mode="denoise")
+        shown.append(last.snapshot)
+    cpu, gpu = shown
+    assert cpu is not None
+    assert gpu is not None
+    assert (gpu.tokens, gpu.steps, gpu.step) == (cpu.tokens, cpu.steps, cpu.step)
+    assert len(set(gpu.steps)) > (1 if "choice" in options else 2)
+    known = [(a, b) for a, b in zip(gpu.confidences, cpu.confidences, strict=True) if b is not None]
+    assert known
+    assert all(a == pytest.approx(b, abs=1e-4) for a, b in known)
 
 
 def test_a_canvas_that_grows_is_shown_as_far_as_it_exists(engine):
