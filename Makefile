@@ -38,7 +38,7 @@ bench: $(STAMP) ## every benchmark that runs on this machine; tables to out/benc
 	done
 
 test: $(STAMP) ## the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-all: test $(RAY) ## the tests, then the slow ones, which measure and run alone (some on a local Ray cluster)
 	$(BIN)/python -m pytest -m slow $(ARGS)
