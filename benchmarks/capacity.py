@@ -89,7 +89,8 @@ def trials(
     url: str, traffic: Traffic, decodings: Sequence[Decoding], args: argparse.Namespace, deadline: float
 ) -> Iterator[dict[str, object]]:
     """Rows of every mode's search, one trial of each in turn."""
-    searches = {decoding.mode: Search(args.rate, args.refinements) for decoding in decodings}
+    rates = args.rate if len(args.rate) > 1 else args.rate * len(decodings)
+    searches = {decoding.mode: Search(rate, args.refinements) for decoding, rate in zip(decodings, rates, strict=True)}
     limits = (args.limit_first, args.limit_total)
     number = 0
     while any(search.next is not None for search in searches.values()):
@@ -133,7 +134,9 @@ def main() -> None:
     parser.add_argument("--nfe", type=int, default=8, help="forwards for each block of 32")
     parser.add_argument("--requests", type=int, default=20, help="of a trial, at least")
     parser.add_argument("--seconds", type=float, default=30.0, help="of a trial's arrivals, at least")
-    parser.add_argument("--rate", type=float, default=1.0, help="requests a second of the first trial")
+    parser.add_argument(
+        "--rate", type=float, nargs="+", default=[1.0], help="requests a second of the first trial, or of each mode's"
+    )
     parser.add_argument("--refinements", type=int, default=3)
     parser.add_argument("--limit-first", type=float, default=3.0, help="seconds: p99 of the first tokens")
     parser.add_argument("--limit-total", type=float, default=8.0, help="seconds: p99 of whole requests")
@@ -143,6 +146,8 @@ def main() -> None:
     parser.add_argument("--tp-size", type=int, default=1)
     parser.add_argument("--commit", default=None)
     args = parser.parse_args()
+    if len(args.rate) not in (1, len(args.modes)):
+        parser.error(f"--rate has {len(args.rate)} values for {len(args.modes)} modes: give one, or one for each")
     deadline = time.monotonic() + args.time_limit
     table = Table(args.out, {
         "shape": args.shape, "device": args.device, "tp_size": args.tp_size, "scale": args.scale, "share": args.share,
