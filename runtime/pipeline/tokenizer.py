@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import zmq
@@ -206,8 +205,8 @@ def _text_length(prompt: Any) -> int:
 
 
 def _accepted(message: Generate, intake: Intake) -> Accepted:
-    (spec,) = intake.specs([message.request])
-    return Accepted(replace(spec, arrival=message.arrival))
+    (spec,) = intake.specs([message.request], message.arrival)
+    return Accepted(spec)
 
 
 def _tokens(message: Tokenize, intake: Intake) -> list[int]:

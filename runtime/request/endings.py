@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..errors import InvalidRequestError, ModelLoadError
 from ..text.tokenizer import Tokenizer
 from .facts import Facts
@@ -49,5 +47,5 @@ class Endings:
                 message += ", stop strings that are special tokens included"
             raise InvalidRequestError(message, field="stop_token_ids", value=len(ids), limit=most)
         if special:
-            params = replace(params, stop=tuple(text for text in params.stop if spelled[text] is None))
+            params = params.changed(stop=tuple(text for text in params.stop if spelled[text] is None))
         return params, ids

@@ -1,6 +1,7 @@
 """Messages between scheduler and worker.
 
-Plain frozen dataclasses of numbers, tuples and NumPy arrays: passed as they are in one process, encoded between two.
+Numbers, tuples and NumPy arrays: passed as they are in one process, encoded between two. What each request has one of
+in every step is a msgspec.Struct: made and encoded many times faster than a frozen dataclass.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -78,8 +80,7 @@ class AuditReport:
     agreed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardItem:
+class ForwardItem(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One request's part of a forward.
 
     Tokens [start, stop) run through all layers. With depth > 0, tokens [join, start) enter at layer `depth`, resumed
@@ -162,8 +163,7 @@ class Logprob(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(slots=True)
-class StepResult:
+class StepResult(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Result of a `Forward` for one request: committed positions (of the whole sequence) and tokens, in order.
 
     `nfe` counts its forward passes, `token_layers` the token-layers they computed. `scores`: natural log-probabilities
@@ -174,15 +174,15 @@ class StepResult:
     """
 
     rid: str
-    positions: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = []
+    tokens: list[int] = []
     nfe: int = 0
     token_layers: int = 0
-    scores: list[float] = field(default_factory=list)
+    scores: list[float] = []
     error: str | None = None
     audit: AuditReport | None = None
     entropy: float = 0.0
-    logprobs: list[Logprob] = field(default_factory=list)
+    logprobs: list[Logprob] = []
 
 
 @dataclass(slots=True)
@@ -193,7 +193,6 @@ class Marks:
     passes: list[int] = field(default_factory=list)
 
 
-@dataclass(slots=True)
 class MarkedResult(StepResult):
     """The result of a request whose denoising is watched."""
 

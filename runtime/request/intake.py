@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -84,12 +84,12 @@ class Intake:
         """Most requests that run together."""
         return self._config.max_running_requests
 
-    def specs(self, inputs: Iterable[GenerateInput]) -> list[RequestSpec]:
-        """Requests, all checked and with every default resolved.
+    def specs(self, inputs: Iterable[GenerateInput], arrival: float | None = None) -> list[RequestSpec]:
+        """Requests, all checked and with every default resolved; `arrival` as in RequestSpec, None: now.
 
         Raises InvalidRequestError or PoolTooSmallError, naming field, value and limit, for the first that is wrong.
         """
-        return [self._spec(given) for given in inputs]
+        return [self._spec(given, time.monotonic() if arrival is None else arrival) for given in inputs]
 
     def _targets(self, pairs: Sequence[tuple[int, int]], template: Tokens | None) -> Tokens:
         """(position in the canvas, token) pairs as an array, checked."""
@@ -149,7 +149,7 @@ class Intake:
             raise InvalidRequestError(message, field="canvas", value=list(canvas), limit="at least one -1")
         return np.array(canvas, np.int64)
 
-    def _spec(self, given: GenerateInput) -> RequestSpec:
+    def _spec(self, given: GenerateInput, arrival: float) -> RequestSpec:
         params, names = given.sampling, given.names
         if not isinstance(params, SamplingParams):
             message = f"sampling_params has {shorten(params)}; it must be a SamplingParams for each prompt"
@@ -183,14 +183,14 @@ class Intake:
             if params.min_tokens:
                 message = "min_tokens can't be used with a canvas: its holes have their lengths"
                 raise InvalidRequestError(message, field="min_tokens", value=params.min_tokens, limit=0)
-            params = replace(params, max_new_tokens=len(template))
+            params = params.changed(max_new_tokens=len(template))
         targets = None if given.targets is None else self._targets(given.targets, template)
         self._check_device_limits(params)
         tokens = self._encode(given.prompt, names.prompt, params.split_special_tokens)
         block_length = params.block_length or self._facts.block_length
         if not names.length_given and template is None:  # a default is as long as fits
             room = max(1, self._facts.max_tokens - len(tokens))
-            params = replace(params, max_new_tokens=min(params.max_new_tokens, room))
+            params = params.changed(max_new_tokens=min(params.max_new_tokens, room))
         params = with_schedule(params, self._config, mode, grows=template is None and targets is None)
         # Before anything of the canvas's size is made.
         check_length(
@@ -222,6 +222,7 @@ class Intake:
             waited_s=given.waited_s,
             stream=given.stream,
             stream_mode=given.stream_mode,
+            arrival=arrival,
         )
 
     def _check_possible(self, params: SamplingParams, stop_ids: frozenset[int]) -> None:

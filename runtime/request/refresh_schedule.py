@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..config import CacheMode, EngineConfig
 from ..errors import InvalidRequestError
 from .sampling_params import SamplingParams
@@ -30,7 +28,7 @@ def with_schedule(params: SamplingParams, config: EngineConfig, mode: CacheMode,
         window = None
     every = config.full_refresh_every if params.full_refresh_every is None else params.full_refresh_every
     entropy = config.refresh_entropy if params.refresh_entropy is None else params.refresh_entropy
-    return replace(
-        params, canvas_window=window, refresh_schedule=params.refresh_schedule or config.refresh_schedule,
+    return params.changed(
+        canvas_window=window, refresh_schedule=params.refresh_schedule or config.refresh_schedule,
         full_refresh_every=every, refresh_entropy=entropy,
     )  # fmt: skip

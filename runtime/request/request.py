@@ -87,9 +87,8 @@ class Request:
 
     def note(self, result: StepResult) -> None:
         """Keep the log-probabilities of a result's commits. Call it before they are applied and counted."""
-        if result.logprobs:
-            start = len(self.prompt)
-            self.canvas.note([position - start for position in result.positions], result.logprobs, self.tally.nfe)
+        start = len(self.prompt)
+        self.canvas.note([position - start for position in result.positions], result.logprobs, self.tally.nfe)
 
     def apply(self, positions: Sequence[int], tokens: Sequence[int]) -> None:
         """Apply commits (positions of the whole sequence), and check whether the request is at its end.

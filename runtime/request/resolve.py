@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ..errors import InvalidRequestError, shorten
@@ -36,7 +35,7 @@ def resolved(params: SamplingParams, facts: Facts) -> SamplingParams:
         ranking = "model"
     if ranking == "model" and not params.draws:
         changes |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    params = replace(params, ranking=ranking, **changes)
+    params = params.changed(ranking=ranking, **changes)
     timed = params.schedule == "linear" or params.strategy == "origin"
     if timed and params.steps is not None and params.steps > MAX_TIMED_STEPS:
         what = "strategy origin" if params.strategy == "origin" else "schedule linear"

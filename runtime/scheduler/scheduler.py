@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 
 from ..errors import EngineError, InvalidRequestError, PoolTooSmallError, RequestTimeoutError
@@ -250,7 +251,7 @@ class Scheduler:
             self._start(request)
             audit, audit_tokens = self.auditor.wants(request)
             if audit:
-                item = replace(item, audit=audit, audit_tokens=audit_tokens)
+                item = msgspec.structs.replace(item, audit=audit, audit_tokens=audit_tokens)
             items.append(item)
             admitted.append(request)
             tokens += item.stop - item.join
@@ -340,13 +341,14 @@ class Scheduler:
         self._admission.changed()
 
     def _advance(self, request: Request, result: StepResult) -> None:
-        tally, canvas, counters = request.tally, request.canvas, self.counters
-        refreshes = MODES[request.spec.cache_mode].refreshes
-        request.note(result)
+        spec, tally, canvas, counters = request.spec, request.tally, request.canvas, self.counters
+        if result.logprobs:
+            request.note(result)
         tally.nfe += result.nfe
         tally.computed_token_layers += result.token_layers
         tally.entropy = max(tally.entropy, result.entropy)
-        request.scores += tuple(result.scores) if request.spec.targets is not None else ()
+        if spec.targets is not None:
+            request.scores += tuple(result.scores)
         request.apply(result.positions, result.tokens)
         if request.denoising is not None and isinstance(result, MarkedResult):
             start = len(request.prompt)
@@ -356,7 +358,7 @@ class Scheduler:
         counters.computed_token_layers += result.token_layers
         if canvas.diverged:
             canvas.keep_shown()
-            request.needs_refresh = refreshes
+            request.needs_refresh = MODES[spec.cache_mode].refreshes
             self._worker.release(Release((request.rid,)))
             self._make_canvas(request)
             return
@@ -370,8 +372,8 @@ class Scheduler:
                 self._ending.append((request, item))
             return
         if canvas.skip_full_blocks():
-            request.needs_refresh = refreshes
-        if result.tokens and request.spec.stream:
+            request.needs_refresh = MODES[spec.cache_mode].refreshes
+        if result.tokens and spec.stream:
             self._progress[request] = None
 
     def _captured_finished(self, results: list[StepResult]) -> None:
