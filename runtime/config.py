@@ -64,6 +64,9 @@ class EngineConfig:
         max_refresh_tokens: tokens that one refresh, or the block steps of modes `none` and `prefix` in one forward, may
             compute (a single request may exceed it); None: 8192 on a CPU, 16384 on a GPU.
         max_steps_per_message: block steps that the worker may run before it answers; None: 1 on a CPU, 8 on a GPU.
+        target_first_text_ms: milliseconds within which first texts should come under load, at the cost of throughput:
+            bounds every forward to a quarter of it by measured times, and lets new requests go first; None: forwards
+            are as large as max_refresh_tokens and max_steps_per_message allow.
         disable_cuda_graph: launch block steps kernel by kernel on a GPU.
         fold_norms: on a GPU, multiply the norms' weights into the projections behind them, so that block steps of few
             rows need no launches for norms. Rounds these weights once more; float32 is left as it is.
@@ -113,6 +116,7 @@ class EngineConfig:
     log_interval: int = 40
     max_refresh_tokens: int | None = None
     max_steps_per_message: int | None = None
+    target_first_text_ms: int | None = None
     disable_cuda_graph: bool = False
     fold_norms: bool = True
     schedule_policy: str = "lpm"
@@ -141,7 +145,8 @@ class EngineConfig:
         for name in ("max_running_requests", "max_overtakes", "log_interval"):
             check.integer(name, getattr(self, name), 1)
         for name in ("page_size", "layers_per_band", "kv_cache_tokens", "kv_cache_bytes", "max_refresh_tokens",
-                     "max_steps_per_message", "block_length", "max_queued_requests", "full_refresh_every"):  # fmt: skip
+                     "max_steps_per_message", "target_first_text_ms", "block_length", "max_queued_requests",
+                     "full_refresh_every"):  # fmt: skip
             if getattr(self, name) is not None:
                 check.integer(name, getattr(self, name), 1)
         for name in ("refresh_interval", "depth", "reuse_margin", "seed", "mask_token_id", "canvas_window"):

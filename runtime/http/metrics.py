@@ -23,6 +23,14 @@ _GAUGES = (
     ("mean_depth", "reuse_depth", "Layers that a reused prompt token was reused in, on average."),
     ("uptime", "uptime_seconds", "Seconds since the scheduler started."),
 )
+_GAUGES_OF_SOME = (
+    ("audit_depth_limit", "audit_depth_limit", "Depth past which audits have stopped all reuse."),
+    ("target_first_text_s", "target_first_text_seconds", "Target for first texts (--target-first-text-ms)."),
+    ("refresh_token_layer_s", "refresh_token_layer_seconds", "Time of a refresh for each token-layer, of late."),
+    ("block_step_s", "block_step_seconds", "Time of a block step, of late."),
+    ("refresh_token_layers_limit", "refresh_token_layers_limit", "Token-layers that one refresh may compute now."),
+)
+"""Shown when there is a value."""
 _PAGES = (
     ("kv", "kv_pages", {"free": "kv_pages_free", "tree": "kv_pages_tree", "requests": "kv_pages_requests"}),
     ("boundary", "boundary_pages", {"free": "boundary_pages_free", "tree": "boundary_pages_tree"}),
@@ -199,7 +207,8 @@ class _StatsCollector(Collector):
         stats = self.stats
         if stats is None:
             return
-        for attribute, name, words in _GAUGES:
+        given = (each for each in _GAUGES_OF_SOME if getattr(stats, each[0]) is not None)
+        for attribute, name, words in (*_GAUGES, *given):
             gauge = GaugeMetricFamily(f"shoal:{name}", words, labels=["model_name"])
             gauge.add_metric(self._labels, getattr(stats, attribute))
             yield gauge
@@ -232,12 +241,6 @@ class _StatsCollector(Collector):
             for band, value in enumerate(values):
                 drift.add_metric([*self._labels, str(band)], value)
             yield drift
-        if stats.audit_depth_limit is not None:
-            limit = GaugeMetricFamily(
-                "shoal:audit_depth_limit", "Depth past which audits have stopped all reuse.", labels=["model_name"]
-            )
-            limit.add_metric(self._labels, stats.audit_depth_limit)
-            yield limit
         finished = CounterMetricFamily(
             "shoal:finished_requests", "Requests that ended well, by reason.", labels=["model_name", "reason"]
         )

@@ -10,7 +10,7 @@ from ..errors import ShoalError
 from ..text.stream import TextStream
 from .canvas import Canvas
 from .denoising import Denoising
-from .forward import StepResult
+from .forward import AddRequest, StepResult
 from .grant import Grant
 from .output import FinishReason, Hole, RequestOutput, Timings, TokenLogprob
 from .snapshot import CanvasSnapshot
@@ -84,6 +84,18 @@ class Request:
         start, stop = self.canvas.span()
         before = len(self.spec.prompt)
         return before + start, before + stop
+
+    def opening(self) -> AddRequest:
+        """The message that makes its canvas at the worker; the request must be admitted."""
+        spec, canvas, grant = self.spec, self.canvas, self.grant
+        assert grant is not None, spec.rid
+        return AddRequest(
+            rid=spec.rid, prompt=spec.prompt, canvas_length=spec.canvas_length, sampling=spec.sampling,
+            seed=spec.seed, block_length=spec.block_length, page_table=grant.page_table,
+            committed=canvas.leading(), canvas=canvas.template(),
+            stop_ids=frozenset() if spec.template is not None else spec.stop_ids, end_ids=spec.end_ids,
+            marks=self.denoising is not None, grammar=spec.grammar,
+        )  # fmt: skip
 
     def note(self, result: StepResult) -> None:
         """Keep the log-probabilities of a result's commits. Call it before they are applied and counted."""

@@ -71,6 +71,10 @@ class SchedulerStats(Counts):
         audit_depth_limit: depth past which nothing is reused any more because audits found drift; None: no limit.
         audit_band_errors: by band, largest relative error of keys and values over a page, mean of the audits.
         audit_band_cosines: by band, cosine of cached and fresh keys and values, mean of the audits.
+        target_first_text_s: the target for first texts, in seconds; None: there is none, nor any of the next three.
+        refresh_token_layer_s: seconds that a refresh takes for each token-layer; None: not measured yet.
+        block_step_s: seconds that a block step takes; None: not measured yet.
+        refresh_token_layers_limit: token-layers that one refresh may compute so that the target is kept.
         input_throughput: prompt tokens a second, cached ones included, over the last 10 seconds; 0 without requests.
         gen_throughput: text tokens a second over the last 10 seconds; 0 without requests.
         uptime: seconds since the scheduler started.
@@ -98,6 +102,10 @@ class SchedulerStats(Counts):
     audit_depth_limit: int | None = None
     audit_band_errors: tuple[float, ...] = ()
     audit_band_cosines: tuple[float, ...] = ()
+    target_first_text_s: float | None = None
+    refresh_token_layer_s: float | None = None
+    block_step_s: float | None = None
+    refresh_token_layers_limit: float | None = None
     input_throughput: float = 0.0
     gen_throughput: float = 0.0
     uptime: float = 0.0

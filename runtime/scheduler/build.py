@@ -7,6 +7,7 @@ from ..config import EngineConfig
 from ..request.facts import Facts
 from .auditor import Auditor
 from .memory import Memory
+from .pace import Pace
 from .reuse import ReusePlanner
 from .scheduler import Scheduler
 from .worker_link import WorkerLink
@@ -22,11 +23,12 @@ def build_scheduler(
     model, profile = facts.model, DepthProfile.from_json(facts.depth_profile)
     memory = Memory(facts.tree, profile, facts.kv_pages, facts.boundary_pages)
     plans = planner(memory, int(model.shift_logits), config.refresh_interval, config.reuse_margin)
+    target_s = None if config.target_first_text_ms is None else config.target_first_text_ms / 1000
+    pace = Pace(config.max_refresh_tokens, config.max_steps_per_message, facts.tree.num_layers, target_s)
     return Scheduler(
-        memory, plans, worker,
+        memory, plans, worker, pace,
         max_running_requests=config.max_running_requests, max_queued_requests=config.max_queued_requests,
         max_overtakes=config.max_overtakes,
-        max_refresh_tokens=config.max_refresh_tokens, max_steps_per_message=config.max_steps_per_message,
         policy=config.schedule_policy, log_interval=config.log_interval, check_invariants=config.check_invariants,
         auditor=Auditor(memory, config.audit_rate, config.audit_tolerance, config.seed),
     )  # fmt: skip

@@ -14,7 +14,9 @@ class Planned:
     Attributes:
         forward: for the worker.
         finals: its items are passes over finished sequences that are captured (mode `lm`).
+        refreshes: its items are refreshes, or such passes; otherwise they are block steps.
     """
 
     forward: Forward
     finals: bool = False
+    refreshes: bool = False

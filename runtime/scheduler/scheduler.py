@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from dataclasses import replace
 
 import msgspec
-import numpy as np
 
 from ..errors import EngineError, InvalidRequestError, PoolTooSmallError, RequestTimeoutError
-from ..request.forward import AddRequest, Forward, ForwardItem, MarkedResult, Release, StepResult
+from ..request.forward import Forward, ForwardItem, MarkedResult, Release, StepResult
 from ..request.output import RequestOutput
 from ..request.request import Request
 from ..request.stats import SchedulerStats
@@ -22,11 +20,11 @@ from .deadlines import Deadlines
 from .growth import Growth
 from .memory import Memory
 from .modes import MODES
+from .pace import Pace, RefreshBatch
 from .planned import Planned
 from .reuse import ReusePlanner, held
 from .worker_link import WorkerLink
 
-logger = logging.getLogger(__name__)
 _IDLE_CHECK_SECONDS, _REFRESHES_IN_ROW = 1.0, 4
 
 
@@ -44,16 +42,16 @@ class Scheduler:
         memory: pools and trees.
         planner: plans the forwards of a request.
         worker: runs them.
+        pace: bounds them.
         auditor: audits hits; None: none are.
-        max_running_requests, max_queued_requests, max_overtakes, max_refresh_tokens, max_steps_per_message, policy,
-        log_interval, check_invariants: see EngineConfig.
+        max_running_requests, max_queued_requests, max_overtakes, policy, log_interval, check_invariants: see
+            EngineConfig.
     """
 
     def __init__(
-        self, memory: Memory, planner: ReusePlanner, worker: WorkerLink, *,
-        max_running_requests: int, max_refresh_tokens: int, max_steps_per_message: int, policy: str,
-        check_invariants: bool, max_overtakes: int, max_queued_requests: int | None = None, log_interval: int = 40,
-        auditor: Auditor | None = None,
+        self, memory: Memory, planner: ReusePlanner, worker: WorkerLink, pace: Pace, *,
+        max_running_requests: int, policy: str, check_invariants: bool, max_overtakes: int,
+        max_queued_requests: int | None = None, log_interval: int = 40, auditor: Auditor | None = None,
     ):  # fmt: skip
         self.memory = memory
         self.auditor = auditor or Auditor(memory)
@@ -61,8 +59,7 @@ class Scheduler:
         self._worker = worker
         self._admission = Admission(memory, planner, policy, max_running_requests, max_queued_requests, max_overtakes)
         self._growth = Growth(planner, self._admission)
-        self._max_refresh_tokens = max_refresh_tokens
-        self._max_steps = max_steps_per_message
+        self._pace = pace
         self._check = check_invariants
         self._checked_at = -math.inf
         self.counters = Counters()
@@ -72,6 +69,7 @@ class Scheduler:
         self._ending: list[tuple[Request, ForwardItem]] = []  # finished, except for the pass that mode `lm` captures
         self._in_flight: Planned | None = None
         self._refreshes_in_row = 0
+        self._left_out = 0  # refreshes in a row in which newcomers left no room for all block starts
         self._progress: dict[Request, None] = {}
         self._deadlines = Deadlines()
 
@@ -97,7 +95,8 @@ class Scheduler:
 
     def stats(self) -> SchedulerStats:
         """State and counters."""
-        return replace(self._log.stats(self.num_running, self.num_waiting), **self.auditor.numbers())
+        stats = self._log.stats(self.num_running, self.num_waiting)
+        return replace(stats, **self.auditor.numbers(), **self._pace.numbers())
 
     def check_fits(self, prompt_tokens: int, canvas_tokens: int) -> None:
         """Raise PoolTooSmallError for a request that could not run even alone."""
@@ -170,7 +169,7 @@ class Scheduler:
         assert self._in_flight is None
         self._expire()
         if self._ending:
-            return self._fly(Forward(self._next_finals()), finals=True)
+            return self._fly(Forward(self._next_finals()), finals=True, refreshes=True)
         self._grow()
         steps = self._next_block_steps() if self._refreshes_in_row >= _REFRESHES_IN_ROW else ()
         refreshes = [] if steps else self._next_refreshes()
@@ -178,42 +177,41 @@ class Scheduler:
         if refreshes:
             self.counters.refresh_forwards += 1
             then = self._steps_behind(refreshes)
-            return self._fly(Forward(tuple(refreshes), self._max_steps if then else 1, then))
+            most = self._pace.steps(others_wait=False) if then else 1
+            return self._fly(Forward(tuple(refreshes), most, then), refreshes=True)
         if self._running:
             self._log.block_step(self._running, self.num_waiting)
-            return self._fly(Forward(steps or self._next_block_steps(), 1 if steps else self._max_steps))
+            most = self._pace.steps(others_wait=bool(steps))
+            return self._fly(Forward(steps or self._next_block_steps(), most))
         return None
 
     def _next_block_steps(self) -> tuple[ForwardItem, ...]:
-        """Block steps of requests that need no refresh; the wide ones (more than a block) within the token budget."""
+        """Block steps of requests that need no refresh; the wide ones (more than a block) as many as fit a forward."""
         steps = [(r, self.planner.block_step(r)) for r in self._running.values() if not r.needs_refresh]
-        wide = [(request, item.stop - item.start) for request, item in steps if not item.is_block_alone]
-        if sum(tokens for _, tokens in wide) <= self._max_refresh_tokens:
+        wide = [(request, item) for request, item in steps if not item.is_block_alone]
+        if self._pace.fitting(item for _, item in wide) == len(wide):
             return tuple(item for _, item in steps)
         wide.sort(key=lambda pair: pair[0].tally.stepped_at)
-        count = self._fitting([tokens for _, tokens in wide])
+        count = self._pace.fitting(item for _, item in wide)
         for request, _ in wide[:count]:
             request.tally.stepped_at = self.counters.forwards
         waiting = {request.rid for request, _ in wide[count:]}
         return tuple(item for request, item in steps if request.rid not in waiting)
 
-    def _fitting(self, tokens: list[int]) -> int:
-        """How many leading items, of so many tokens each, fit one forward's token budget (at least one)."""
-        return max(1, int(np.searchsorted(np.cumsum(tokens), self._max_refresh_tokens, side="right")))
-
     def _steps_behind(self, refreshes: list[ForwardItem]) -> tuple[ForwardItem, ...]:
         """Block steps that may follow in the same message: if all running requests refresh and none waits."""
-        if self._max_steps < 2 or self.num_waiting or len(refreshes) < len(self._running):
+        if not self._pace.combines or self.num_waiting or len(refreshes) < len(self._running):
             return ()
         if any(item.audit or item.targets is not None for item in refreshes):
             return ()
         steps = (self.planner.block_step(self._running[item.rid]) for item in refreshes)
         return tuple(item for item in steps if item.block_stop > item.block_start)
 
-    def _fly(self, forward: Forward, finals: bool = False) -> Planned:
+    def _fly(self, forward: Forward, finals: bool = False, refreshes: bool = False) -> Planned:
         self.counters.forwards += 1
         self._log.work()
-        self._in_flight = Planned(forward, finals)
+        self._in_flight = Planned(forward, finals, refreshes)
+        self._pace.begin()
         return self._in_flight
 
     def _expire(self) -> None:
@@ -230,38 +228,49 @@ class Scheduler:
     def _next_refreshes(self) -> list[ForwardItem]:
         for request in self._admission.preempted(self._running.values()):
             self._preempt(request)
-        items: list[ForwardItem] = []
-        tokens = 0
+        batch = self._pace.batch()
+        if self._left_out < self._pace.newcomers_in_row:
+            self._take_newcomers(batch)
+            self._left_out = 0 if self._take_block_starts(batch) else self._left_out + 1
+        else:
+            self._left_out = 0
+            if self._take_block_starts(batch):
+                self._take_newcomers(batch)
+        return batch.items
+
+    def _take_block_starts(self, batch: RefreshBatch) -> bool:
+        """Add block starts of running requests, in the order of their starts; returns whether all of them fit."""
         for request in self._running.values():
-            if request.needs_refresh:
+            if request.needs_refresh and request.started:
                 item = self.planner.refresh(request)
-                if items and tokens + item.stop - item.join > self._max_refresh_tokens:
-                    return items
-                items.append(item)
-                tokens += item.stop - item.join
-        admitted = []
+                if not batch.has_room(item):
+                    return False
+                batch.add(item)
+        return True
+
+    def _take_newcomers(self, batch: RefreshBatch) -> None:
+        """Admit waiting requests, and add their first forwards."""
+        admitted: list[Request] = []
         for request, admitted_now in self._admission.admit(self._running):
             if not admitted_now:
                 self._reject(request)
                 continue
             item = self.planner.first_forward(request)
-            if items and tokens + item.stop - item.join > self._max_refresh_tokens:
+            if not batch.has_room(item):
                 self._admission.put_off(request)
                 break
             self._start(request)
             audit, audit_tokens = self.auditor.wants(request)
             if audit:
                 item = msgspec.structs.replace(item, audit=audit, audit_tokens=audit_tokens)
-            items.append(item)
+            batch.add(item)
             admitted.append(request)
-            tokens += item.stop - item.join
         self._log.refresh(admitted, self.num_running, self.num_waiting)
-        return items
 
     def _next_finals(self) -> tuple[ForwardItem, ...]:
         """Passes over finished sequences (mode `lm`), as many as fit one forward."""
-        items = [item for _, item in self._ending]
-        return tuple(items[: self._fitting([item.stop - item.join for item in items])])
+        items = tuple(item for _, item in self._ending)
+        return items[: self._pace.fitting(items)]
 
     def _preempt(self, request: Request) -> None:
         self._running.pop(request.rid)
@@ -279,19 +288,7 @@ class Scheduler:
         tally.cached_tokens, tally.depth = grant.cut, grant.depth
         tally.admitted_at = tally.admitted_at or time.monotonic()
         self.counters.admitted(request, MODES[request.spec.cache_mode].captures is not None)
-        self._make_canvas(request)
-
-    def _make_canvas(self, request: Request) -> None:
-        spec, canvas = request.spec, request.canvas
-        self._worker.add(
-            AddRequest(
-                rid=spec.rid, prompt=spec.prompt, canvas_length=spec.canvas_length, sampling=spec.sampling,
-                seed=spec.seed, block_length=spec.block_length, page_table=held(request).page_table,
-                committed=canvas.leading(), canvas=canvas.template(),
-                stop_ids=frozenset() if spec.template is not None else spec.stop_ids, end_ids=spec.end_ids,
-                marks=request.denoising is not None, grammar=spec.grammar,
-            )
-        )  # fmt: skip
+        self._worker.add(request.opening())
 
     def _reject(self, request: Request) -> None:
         kv, config = self.memory.kv, self.memory.config
@@ -307,6 +304,7 @@ class Scheduler:
         """Take the results of the forward in flight: one for each item, in order."""
         assert planned is self._in_flight
         self._in_flight = None
+        self._pace.end(planned, results)
         if planned.finals:
             self._captured_finished(results)
             return
@@ -360,7 +358,7 @@ class Scheduler:
             canvas.keep_shown()
             request.needs_refresh = MODES[spec.cache_mode].refreshes
             self._worker.release(Release((request.rid,)))
-            self._make_canvas(request)
+            self._worker.add(request.opening())
             return
         counters.canvas_tokens += len(result.tokens)
         counters.text(request)

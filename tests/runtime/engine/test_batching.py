@@ -76,11 +76,12 @@ def test_alone_in_a_batch_of_16_and_in_another_order_is_all_the_same(folder, nam
 
 
 def test_other_ways_to_run_the_same_batch(llada):
-    """Several steps a message, one request at a time, other page sizes: the answers of modes without sharing stay."""
+    """Several steps a message, one request at a time, a target, other pages: modes without sharing answer the same."""
     requests = mixed_requests()
     prompts, params = [p for p, _ in requests], [s for _, s in requests]
     answers = []
     for options in ({}, {"max_steps_per_message": 4}, {"max_running_requests": 1}, {"max_refresh_tokens": 1},
+                    {"target_first_text_ms": 1, "max_steps_per_message": 4},
                     {"page_size": 8, "layers_per_band": 4, "schedule_policy": "fcfs"}):  # fmt: skip
         with make_engine(llada, **options) as engine:
             outputs = engine.generate(prompts, params, cache_mode="dual")

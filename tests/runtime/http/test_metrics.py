@@ -28,7 +28,10 @@ def test_every_family_has_samples_and_these_have_the_same_labels():
     used.http.labels("/generate", "200").inc()
     for output in (ended("stop"), ended("length"), ended("abort"), ended("abort", RequestTimeoutError("late"))):
         used.watch().saw(output)
-    drifted = SchedulerStats(audit_band_errors=(0.1, 0.2), audit_band_cosines=(1.0, 0.9), audit_depth_limit=4)
+    drifted = SchedulerStats(
+        audit_band_errors=(0.1, 0.2), audit_band_cosines=(1.0, 0.9), audit_depth_limit=4, target_first_text_s=0.5,
+        refresh_token_layer_s=7e-7, block_step_s=0.03, refresh_token_layers_limit=178571.4,
+    )  # fmt: skip
     ends = (fresh.render(None), fresh.render(SchedulerStats()), used.render(drifted))
     seen: dict[str, set[frozenset[str]]] = {}
     for exposition in ends:
@@ -37,3 +40,5 @@ def test_every_family_has_samples_and_these_have_the_same_labels():
             assert found == seen.setdefault(name, found), name
     assert seen["shoal:e2e_request_latency_seconds"] == {frozenset({"model_name", "outcome"})}
     assert b'outcome="timeout"' in ends[-1]
+    assert b'shoal:target_first_text_seconds{model_name="shop"} 0.5\n' in ends[-1]
+    assert b"first_text_seconds" not in ends[1]

@@ -231,7 +231,7 @@ CONFIG: list[tuple[dict[str, Any], str]] = [
     *(
         ({name: value}, name)
         for name in ("page_size", "layers_per_band", "kv_cache_bytes", "kv_cache_tokens", "max_running_requests",
-                     "max_refresh_tokens", "max_steps_per_message", "block_length")
+                     "max_refresh_tokens", "max_steps_per_message", "target_first_text_ms", "block_length")
         for value in (0, -1, 1.5, "4", True)
     ),
     *(({name: value}, name) for name in ("refresh_interval", "depth", "seed", "reuse_margin") for value in (-1, 0.5)),

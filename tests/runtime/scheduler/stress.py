@@ -32,6 +32,9 @@ from ..tiny import VOCABULARY, by_hand, make_engine, open_requests, tokens, work
 MODES: tuple[CacheMode, ...] = ("none", "prefix", "dual", "lm", "bicache", "bicache", "bicache")
 EXACT = ("none", "prefix", "dual")  # nothing reused across requests
 TABLES = ([[0.0, 4]], [[0.2, 2], [0.45, 4]], [[0.25, 2], [0.5, 4], [0.75, 99]], [[0.0, 99]])
+TARGET_MS = 4000
+TOKEN_S = 0.01
+"""Of a forward, where there is a target: a quarter of it holds 100 tokens."""
 HOLES = ([-1] * 3 + [9, 10] + [-1] * 3, [11] * 9 + [-1] * 4 + [12] * 3, [-1] * 8)
 
 
@@ -67,6 +70,8 @@ class Stress:
     def __init__(self, seed: int, folder: Path, layers: int, path: Path, clock: list[float]):
         self.chooser = chooser = random.Random(f"stress-{seed}")
         self.options = options_of(chooser, folder, layers, path)
+        if seed % 3 == 2:
+            self.options["target_first_text_ms"] = TARGET_MS
         room = chooser.choice([100, 180, 400])
         self.engine = make_engine(
             folder, kv_cache_tokens=max(room, 64), max_running_requests=chooser.choice([1, 2, 4, 8]),
@@ -108,6 +113,8 @@ class Stress:
             else:
                 wide = [item.stop - item.start for item in message.items if item.stop > item.block_stop]
                 assert sum(wide) <= budget or len(wide) == 1, "a block step holds too much"
+            if "target_first_text_ms" in self.options:
+                clock[0] += TOKEN_S * sum(item.stop - item.join for item in message.items)
             return run_message(message)
 
         worker.forward = within_budget

@@ -43,14 +43,15 @@ def asked(draw: st.DrawFn) -> list[tuple[int, dict[str, Any]]]:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     asked=asked(), room=st.integers(0, 200), running=st.integers(1, 8), interval=st.sampled_from([0, 1, 4]),
-    aborted=st.integers(0, 40), budget=st.sampled_from([1, 60, 400]),
+    aborted=st.integers(0, 40), budget=st.sampled_from([1, 60, 400]), target=st.sampled_from([None, 1, 1000]),
 )  # fmt: skip
-def test_every_request_ends_and_no_page_is_lost(asked, room, running, interval, aborted, budget):
+def test_every_request_ends_and_no_page_is_lost(asked, room, running, interval, aborted, budget, target):
     """Any mixture of windows, schedules, modes and priorities, in any pool that holds the largest request."""
     need = max([4 * PAGE, *(-(-(options["length"] + options["size"]) // PAGE) * PAGE for _, options in asked)])
     config = EngineConfig(
         kv_cache_tokens=need + room, page_size=PAGE, block_length=BLOCK, max_running_requests=running, depth=8,
         refresh_interval=interval, max_refresh_tokens=budget, reuse_margin=0, check_invariants=True, device="cpu",
+        target_first_text_ms=target, max_steps_per_message=1 if target is None else 4,
     )  # fmt: skip
     worker, facts = build_null_worker(config, 3)
     assert DepthProfile.from_json(facts.depth_profile).max_depth == 8

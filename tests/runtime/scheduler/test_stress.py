@@ -72,7 +72,8 @@ def test_random_mixes_lose_nothing_and_change_no_answer(folder, name, seed, tmp_
 def test_many_more_random_mixes(folder, name, part, tmp_path, monkeypatch):
     seen = [run(1000 * (part + 1) + n, folder, name, tmp_path, monkeypatch, 120) for n in range(25)]
     preempted = sum(output.preemptions for stress in seen for _, output in stress.ends)
-    assert preempted > 100
+    assert preempted > 50
+    assert sum(stress.scheduler.counters.timed_out for stress in seen) > 10
     assert sum(stress.failures for stress in seen) > 10
     assert sum(stress.flushes for stress in seen) > 10
     assert sum(stress.scheduler.auditor.shrunk_nodes for stress in seen) > 10
