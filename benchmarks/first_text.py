@@ -247,6 +247,7 @@ def main() -> None:
     parser.add_argument("--targets", type=int, nargs="+", default=[0, 2000, 1000, 500, 250], help="ms; 0: none")
     parser.add_argument("--loads", nargs="+", choices=("mixed", "equal", "open"), default=["mixed", "open", "equal"])
     parser.add_argument("--rate", type=float, default=5.0, help="requests a second of the load `open`")
+    parser.add_argument("--warm-up", type=int, default=0, help="requests that run first and do not count")
     parser.add_argument("--time-limit", type=float, default=600.0, help="seconds after which no row is begun")
     parser.add_argument("--commit", default=None)
     args = parser.parse_args()
@@ -259,11 +260,15 @@ def main() -> None:
     })  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         for order, config, worker, facts in workers(args, Path(folder)):
+            vocabulary = facts.model.vocab_size // 2
+            if args.warm_up:  # what is compiled or captured late is there then
+                scheduler = build_scheduler(replace(config, target_first_text_ms=500), facts, worker)
+                drive(scheduler, Load(vocabulary, args.prefix, args.new, False), args.streams, args.warm_up, None)
             for kind, target in itertools.product(args.loads, args.targets):
                 if time.perf_counter() > deadline:
                     return
                 scheduler = build_scheduler(replace(config, target_first_text_ms=target or None), facts, worker)
-                load = Load(facts.model.vocab_size // 2, args.prefix, args.new, kind == "equal")
+                load = Load(vocabulary, args.prefix, args.new, kind == "equal")
                 rate = args.rate if kind == "open" else None
                 row = {
                     "order": order, "load": kind, "rate": rate or "", "target_ms": target or "none",
