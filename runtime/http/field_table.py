@@ -1,6 +1,6 @@
 """Every field that a client may send, and its treatment: one table for all routes.
 
-`fields.py` enforces it, docs/serving.md shows it, tests/runtime/http/test_fields.py tries each row at each place. The
+`fields.py` enforces it, docs/fields.md shows it, tests/runtime/http/test_fields.py tries each row at each place. The
 names are those of OpenAI's completion and chat schemas, SGLang's native and OpenAI schemas, vLLM's extra parameters,
 the routers in front of them, and the decoding options of published diffusion models.
 """

@@ -1,7 +1,7 @@
 """Log-probabilities of committed tokens: what a body asks for, and their forms in replies.
 
 Each is the token's log-probability in the forward that committed it, by the model's undisturbed distribution; `step`
-says which forward that was. They are no factors of a probability of the text: see docs/serving.md.
+says which forward that was. They are no factors of a probability of the text: see docs/http-api.md.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class SamplingParams:
         json_schema: the text must be JSON that satisfies this schema, which is an object, or its text.
         regex: the text must match this regular expression as a whole.
         choice: the text must be one of these. At most one of json_schema, regex and choice; the text is then committed
-            from left to right, and always complete: see docs/serving.md.
+            from left to right, and always complete: see docs/structured-output.md.
         seed: of the draws; the same seed gives the same tokens whatever else runs. None draws one.
         stop: strings (or one string) that end the text; they are not part of it. One that spells a special token is
             that token. Kept as a tuple.

@@ -1,4 +1,4 @@
-"""The tables of request fields in docs/serving.md, from the code.
+"""The tables of docs/fields.md, from the code.
 
 python -m tests.runtime.http.field_tables   # writes them anew
 """
@@ -46,4 +46,4 @@ def _values(field: Field) -> str:
 
 
 if __name__ == "__main__":
-    write("fields", tables())
+    write("fields.md", tables())

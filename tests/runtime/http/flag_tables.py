@@ -1,4 +1,4 @@
-"""The tables of flags in docs/serving.md, from the configuration classes.
+"""The tables of docs/flags.md, from the configuration classes.
 
 python -m tests.runtime.http.flag_tables   # writes them anew
 """
@@ -21,8 +21,8 @@ TITLES = (
 
 def tables() -> str:
     """What stands between the marks."""
-    return "\n".join(f"### {title}\n\n{markdown_table(config)}" for title, config in TITLES)
+    return "\n".join(f"## {title}\n\n{markdown_table(config)}" for title, config in TITLES)
 
 
 if __name__ == "__main__":
-    write("flags", tables())
+    write("flags.md", tables())

@@ -1,4 +1,4 @@
-"""docs/serving.md: its examples are run, its tables are those of the code."""
+"""The pages about the server: their examples are run, their tables are those of the code."""
 
 from __future__ import annotations
 
@@ -13,21 +13,35 @@ import pytest
 from shoal.launch_server import make_parser
 
 from .flag_tables import tables
-from .generated_tables import PAGE, split
+from .generated_tables import DOCS, split
 
 _EXAMPLE = re.compile(
     r"<!-- run -->\n```(?P<language>\w+)\n(?P<code>.*?)```\n(?:<!-- prints -->\n```\n(?P<prints>.*?)```\n)?", re.DOTALL
 )
-TEXT = PAGE.read_text(encoding="utf-8")
-EXAMPLES = [match.groupdict() for match in _EXAMPLE.finditer(TEXT)]
+_NAMES = (
+    "chats.md", "fields.md", "flags.md", "http-api.md", "monitoring.md", "playground.md", "security.md", "serving.md",
+    "structured-output.md",
+)  # fmt: skip
+PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in _NAMES}
+TEXT = "\n".join(PAGES.values())
+EXAMPLES = {
+    f"{name.removesuffix('.md')}-{i}-{match['language']}": match.groupdict()
+    for name, text in PAGES.items()
+    for i, match in enumerate(_EXAMPLE.finditer(text))
+}
 
 
 def test_the_examples_are_found():
-    assert len(EXAMPLES) == TEXT.count("<!-- run -->") >= 7
-    assert all(example["prints"] for example in EXAMPLES)
+    assert len(EXAMPLES) == TEXT.count("<!-- run -->") >= 10
+    assert all(example["prints"] for example in EXAMPLES.values())
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=[f"{i}-{e['language']}" for i, e in enumerate(EXAMPLES)])
+def test_pages_with_examples_are_read():
+    marked = {page.name for page in DOCS.glob("*.md") if "<!-- run -->" in page.read_text(encoding="utf-8")}
+    assert marked <= set(PAGES)
+
+
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
 def test_examples_print_what_the_page_says(server, example, tmp_path):
     for module in ("openai", "anthropic", "sglang"):
         if f"import {module}" in example["code"]:
@@ -47,17 +61,14 @@ def test_examples_print_what_the_page_says(server, example, tmp_path):
 
 
 def test_an_example_with_a_trace_follows_a_server_with_a_folder_for_traces():
-    for match in _EXAMPLE.finditer(TEXT):
-        if "/start_profile" in match["code"]:
-            started = re.findall(r"^python -m shoal\.launch_server.*$", TEXT[: match.start()], re.MULTILINE)[-1]
-            assert "--profile-dir" in started
-            break
-    else:
-        pytest.fail("no example records a trace")
+    text = PAGES["monitoring.md"]
+    before, example, _ = text.partition("<!-- run -->\n```bash\ncurl -s http://127.0.0.1:30000/start_profile")
+    assert example
+    assert "--profile-dir" in re.findall(r"^python -m shoal\.launch_server.*$", before, re.MULTILINE)[-1]
 
 
 def test_the_tables_of_flags_are_the_code_s():
-    between = split("flags")[1]
+    between = split("flags.md")[1]
     assert between == tables(), "python -m tests.runtime.http.flag_tables writes them anew"
 
 

@@ -215,7 +215,7 @@ def test_every_field_of_sglang_s_schemas_is_a_row():
 
 
 def test_the_tables_in_the_docs_are_the_code_s():
-    between = split("fields")[1]
+    between = split("fields.md")[1]
     assert between == field_tables.tables(), "python -m tests.runtime.http.field_tables writes them anew"
 
 
