@@ -105,3 +105,15 @@ def test_the_cost_model_is_that_of_its_first_row():
         assert int(layers.replace(",", "")) == refreshes, name
         if model != "-":
             assert float(model) == pytest.approx(32 * refreshes * 0.7414e-6, rel=0.01), name
+
+
+def test_first_texts_by_target():
+    lines = table("scaling.md", "| target | mixed lengths |")
+    assert [line[0] for line in lines] == ["none", "2,000 ms", "1,000 ms", "500 ms", "250 ms"]
+    kinds = (("mixed", "left"), ("equal", "left"), ("equal", "random"), ("open", "left"))
+    for target, *cells in lines:
+        for cell, (load, order) in zip(cells, kinds, strict=True):
+            where = {"target_ms": target.removesuffix(" ms").replace(",", ""), "load": load, "order": order}
+            (row,) = rows("first_text.csv", **where)
+            first = f"{float(row['first_p50_s']):.2f} / {float(row['first_p99_s']):.2f} s"
+            assert cell == f"{first}, {float(row['tokens_per_s']):,.0f}"
