@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.device_rates import Rates, measure_rates
 from benchmarks.kernel_bench.attention import refresh, step
 from benchmarks.kernel_bench.experts import experts
+from benchmarks.kernel_bench.kv8 import kv8
 from benchmarks.kernel_bench.layers import layers
 from benchmarks.kernel_bench.merging import merging
 from benchmarks.kernel_bench.rows import rows
@@ -35,7 +36,7 @@ from shoal.provenance import commit, hardware
 
 GROUPS: dict[str, Callable[[], Iterator[Variant]]] = {
     "refresh": refresh, "step": step, "shared": shared, "rows": rows, "sampling": sampling, "merging": merging,
-    "layers": layers, "experts": experts,
+    "layers": layers, "experts": experts, "kv8": kv8,
 }  # fmt: skip
 COLUMNS = ("group", "shape", "variant", "us", "gb_s", "tflop_s", "floor_us", "of_floor", "error", "failure")
 

@@ -18,15 +18,16 @@ logger = logging.getLogger(__name__)
 
 def attention_gpu(
     q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, *, num_splits: int = 1,
-    fresh_kv: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None,
+    fresh_kv: tuple[Tensor, Tensor] | None = None, fresh_only: bool = False, out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`attention` in Triton. Long queries take the kernel for Hopper GPUs if this GPU and this Triton have it."""
     group = q.shape[1] // layer_pages.shape[3]
-    if num_splits == 1 and q.shape[0] * group > 64 * batch.num_requests and _hopper_fits(q, layer_pages, fresh_kv):
+    long = num_splits == 1 and q.shape[0] * group > 64 * batch.num_requests
+    if long and _hopper_fits(q, layer_pages, fresh_kv, fresh_only):
         from .hopper_triton import attention_hopper
 
         try:
-            return attention_hopper(q, layer_pages, band, batch, fresh_kv=fresh_kv, out=out)
+            return attention_hopper(q, layer_pages, band, batch, fresh_kv=fresh_kv, fresh_only=fresh_only, out=out)
         except OutOfMemoryError:
             raise
         except Exception as error:  # a launch fails when it is compiled; what else is wrong, the other kernel meets too
@@ -36,7 +37,7 @@ def attention_gpu(
     return attention_triton(q, layer_pages, band, batch, num_splits=num_splits, fresh_kv=fresh_kv, out=out)
 
 
-def _hopper_fits(q: Tensor, layer_pages: Tensor, fresh_kv: tuple[Tensor, Tensor] | None) -> bool:
+def _hopper_fits(q: Tensor, layer_pages: Tensor, fresh_kv: tuple[Tensor, Tensor] | None, fresh_only: bool) -> bool:
     """Whether the kernel for Hopper GPUs loads and takes these arguments."""
     if not q.is_cuda or _hopper_missing or os.environ.get(HOPPER_VARIABLE) == "0":
         return False
@@ -45,7 +46,7 @@ def _hopper_fits(q: Tensor, layer_pages: Tensor, fresh_kv: tuple[Tensor, Tensor]
     except Exception as error:
         _without_hopper("load", error)
         return False
-    return hopper_fits(q, layer_pages, fresh_kv)
+    return hopper_fits(q, layer_pages, fresh_kv, fresh_only)
 
 
 def _without_hopper(what: str, error: Exception) -> None:

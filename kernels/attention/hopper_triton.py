@@ -188,7 +188,8 @@ def _hopper_kernel(
     num_requests, num_heads, slot_stride, band_offset, scale_log2, q_stride_token, q_stride_head,
     rows_page, rows_kv, rows_head, columns_head,
     GROUP: gl.constexpr, PAGE_SIZE: gl.constexpr, HEAD_DIM: gl.constexpr, BLOCK_KEYS: gl.constexpr,
-    STAGES: gl.constexpr, BLOCK_REQUESTS: gl.constexpr, FRESH: gl.constexpr, BLOCK_ROWS: gl.constexpr,
+    STAGES: gl.constexpr, BLOCK_REQUESTS: gl.constexpr, FRESH: gl.constexpr, FRESH_ONLY: gl.constexpr,
+    BLOCK_ROWS: gl.constexpr,
 ):  # fmt: skip
     program = gl.program_id(0)
     kv_head = gl.program_id(1)
@@ -241,7 +242,9 @@ def _hopper_kernel(
         mbarrier.init(v_empty.index(stage), count=2)
     fence_async_shared()
     in_pages = key_length
-    if FRESH:
+    if FRESH_ONLY:
+        in_pages = 0
+    elif FRESH:
         in_pages = gl.maximum(key_length - queries, 0)
     page_tiles = (in_pages + BLOCK_KEYS - 1) // BLOCK_KEYS
     tiles = page_tiles + (key_length - in_pages + BLOCK_KEYS - 1) // BLOCK_KEYS
@@ -265,7 +268,7 @@ def _hopper_kernel(
 
 def attention_hopper(
     q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, *,
-    fresh_kv: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None,
+    fresh_kv: tuple[Tensor, Tensor] | None = None, fresh_only: bool = False, out: Tensor | None = None,
     block_keys: int = 128, stages: int = 2,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`attention` where `hopper_fits` is true; reads nothing of the batch on the host.
@@ -281,39 +284,50 @@ def attention_hopper(
         return out, lse
     group, requests = heads // kv_heads, batch.num_requests
     layout = gl.NVMMASharedLayout(128, 16, 2)
-    rows, width, stride, (rows_page, rows_kv, rows_head, columns_head) = slot_rows(layer_pages)
-    box = [min(page_size, block_keys), head_dim]
-    pages = TensorDescriptor(layer_pages, [rows, width], [stride, 1], box, layout)
-    fresh_k = fresh_v = pages
+    strides: tuple[int, int, int, int] = (0, 0, 0, 0)
     if fresh_kv is not None:
         fresh_k, fresh_v = (
             TensorDescriptor(x, [x.shape[0], kv_heads * head_dim], [x.stride(0), 1], [block_keys, head_dim], layout)
             for x in fresh_kv
         )
+    if fresh_kv is not None and fresh_only:  # the pages are not read, whatever their dtype is
+        pages, page_size = fresh_k, block_keys
+    else:
+        rows, width, stride, strides = slot_rows(layer_pages)
+        box = [min(page_size, block_keys), head_dim]
+        pages = TensorDescriptor(layer_pages, [rows, width], [stride, 1], box, layout)
+    if fresh_kv is None:
+        fresh_k = fresh_v = pages
     _hopper_kernel[(tokens * group // BLOCK_ROWS + requests, kv_heads)](
         q, pages, fresh_k, fresh_v, out, lse, batch.page_tables, batch.slots, batch.query_starts, batch.key_lengths,
         requests, heads, batch.page_tables.stride(0), band * batch.page_tables.stride(1),
-        LOG2_E / math.sqrt(head_dim), q.stride(0), q.stride(1), rows_page, rows_kv, rows_head, columns_head,
+        LOG2_E / math.sqrt(head_dim), q.stride(0), q.stride(1), *strides,
         GROUP=group, PAGE_SIZE=page_size, HEAD_DIM=head_dim, BLOCK_KEYS=block_keys, STAGES=stages,
-        BLOCK_REQUESTS=max(64, triton.next_power_of_2(requests)), FRESH=fresh_kv is not None, BLOCK_ROWS=BLOCK_ROWS,
+        BLOCK_REQUESTS=max(64, triton.next_power_of_2(requests)), FRESH=fresh_kv is not None,
+        FRESH_ONLY=fresh_kv is not None and fresh_only, BLOCK_ROWS=BLOCK_ROWS,
         num_warps=4, maxnreg=_REGISTERS,
     )  # fmt: skip
     return out, lse
 
 
-def hopper_fits(q: Tensor, layer_pages: Tensor, fresh_kv: tuple[Tensor, Tensor] | None) -> bool:
+def hopper_fits(
+    q: Tensor, layer_pages: Tensor, fresh_kv: tuple[Tensor, Tensor] | None, fresh_only: bool = False
+) -> bool:
     """Whether `attention_hopper` can do it: an sm_90 GPU, 16-bit floats, head_dim 64 or 128, pages of 8 tokens or more.
 
-    Pages must be rows of slots (`slot_rows`), fresh keys and values have their heads next to one another.
+    Pages that it reads must be of q's dtype and rows of slots (`slot_rows`), fresh keys and values have their heads
+    next to one another.
     """
     if not q.is_cuda or torch.cuda.get_device_capability(q.device) != (9, 0):
         return False
-    if q.dtype != layer_pages.dtype:
+    fresh_only = fresh_only and fresh_kv is not None
+    if q.dtype != layer_pages.dtype and not fresh_only:
         return False
     if q.dtype not in (torch.bfloat16, torch.float16) or q.shape[2] not in (64, 128) or layer_pages.shape[2] < 8:
         return False
-    try:
-        slot_rows(layer_pages)
-    except ValueError:
-        return False
+    if not fresh_only:
+        try:
+            slot_rows(layer_pages)
+        except ValueError:
+            return False
     return fresh_kv is None or all(x.stride(2) == 1 and x.stride(1) == x.shape[2] for x in fresh_kv)

@@ -20,7 +20,7 @@ from .groups import SharedGroups
 @kernel("gpu.attention_gpu")
 def attention(
     q: Tensor, layer_pages: Tensor, band: int, batch: AttentionBatch, *, num_splits: int = 1,
-    fresh_kv: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None,
+    fresh_kv: tuple[Tensor, Tensor] | None = None, fresh_only: bool = False, out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """softmax(q k^T / sqrt(head_dim)) v of each request over all its keys, in fp32.
 
@@ -32,6 +32,7 @@ def attention(
         num_splits: parts that the Triton kernels cut each request's keys into, to fill a GPU; ignored here.
         fresh_kv: k and v [tokens, kv_heads, head_dim] of the queries' own positions, when these are the last keys
             of every request: then a request's last (number of its queries) keys are read there and not from pages.
+        fresh_only: no request has other keys than those of `fresh_kv`, so no page is read. Ignored here.
         out: [tokens, heads, head_dim] of q's dtype to write to.
 
     Returns out (a new tensor by default) and the log-sum-exp of the scaled scores (fp32 [tokens, heads], natural

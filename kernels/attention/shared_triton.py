@@ -22,7 +22,7 @@ from torch import Tensor
 from .batch import AttentionBatch
 from .groups import BLOCK_ROWS, ITEM_FIELDS, MAX_PARTS, SharedGroups
 from .tiling import SM_90_SHARED_MEMORY, AttentionTiling, shared_memory
-from .triton import LOG2_E, attend_to_pages, attention_triton, check_attention, page_rows
+from .triton import LOG2_E, attend_to_pages, attention_triton, check_attention, page_rows, queries_for_pages
 
 
 @triton.jit(do_not_specialize=["num_tokens", "band_offset"])
@@ -32,6 +32,7 @@ def _shared_attention_kernel(
     stride_page, stride_kv, stride_slot, stride_head, stride_dim,
     GROUP: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr, BULK: tl.constexpr, ITEM_FIELDS: tl.constexpr,
+    PAGES_IN_FP8: tl.constexpr,
 ):  # fmt: skip
     """Parts [parts, tokens, heads, HEAD_DIM] and their log-sum-exps [parts, tokens, heads], fp32."""
     item_ptr = items_ptr + tl.program_id(0) * ITEM_FIELDS
@@ -61,7 +62,7 @@ def _shared_attention_kernel(
     if not BULK:
         kv_head = kv_head.to(tl.int64)
     top, total, acc = attend_to_pages(
-        q, top, total, acc, first_key, stop,
+        queries_for_pages(q, PAGES_IN_FP8), top, total, acc, first_key, stop,
         table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
         PAGE_SIZE, HEAD_DIM, BLOCK_KEYS, BULK,
     )  # fmt: skip
@@ -116,6 +117,7 @@ def shared_attention_triton(
             LOG2_E / math.sqrt(head_dim), q.stride(0), q.stride(1), *strides,
             GROUP=heads // kv_heads, PAGE_SIZE=page_size, HEAD_DIM=head_dim,
             BLOCK_ROWS=BLOCK_ROWS, BLOCK_KEYS=block_keys, BULK=bulk, ITEM_FIELDS=ITEM_FIELDS,
+            PAGES_IN_FP8=layer_pages.dtype == torch.float8_e4m3fn,
             num_warps=shared_tiling.num_warps, num_stages=shared_tiling.num_stages,
         )  # fmt: skip
     return attention_triton(

@@ -73,8 +73,8 @@ def test_a_module_that_does_not_load_is_said_once(monkeypatch, caplog):
     monkeypatch.delenv(gpu.HOPPER_VARIABLE, raising=False)
     monkeypatch.setitem(sys.modules, "shoal.kernels.attention.hopper_triton", SimpleNamespace())
     on_gpu: Any = SimpleNamespace(is_cuda=True)
-    assert not gpu._hopper_fits(on_gpu, POOL, None)
-    assert not gpu._hopper_fits(on_gpu, POOL, None)
+    assert not gpu._hopper_fits(on_gpu, POOL, None, False)
+    assert not gpu._hopper_fits(on_gpu, POOL, None, False)
     assert len(caplog.records) == 1
     assert "does not load (ImportError" in caplog.text
 

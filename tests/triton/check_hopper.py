@@ -54,6 +54,22 @@ def test_the_ends_of_tiles(keys):
         check(World([3], [keys], 1, 1, 128, 16, dtype=BF16), None, block_keys, stages)
 
 
+def test_pages_in_fp8_are_not_read_where_all_keys_are_fresh():
+    world = World([41, 1, 266, 300], [41, 1, 266, 300], 4, 2, 128, 64, dtype=BF16)
+    fresh_kv = world.fresh_kv(poison=True)
+    world.pool = world.pool.to(torch.float8_e4m3fn)
+    assert not hopper_fits(world.q, world.pool, None)
+    assert not hopper_fits(world.q, world.pool, fresh_kv)
+    assert hopper_fits(world.q, world.pool, fresh_kv, True)
+    for block_keys, stages in ((128, 2), (64, 4)):
+        found = attention_hopper(
+            world.q, world.pool, 1, world.batch, fresh_kv=fresh_kv, fresh_only=True, block_keys=block_keys,
+            stages=stages,
+        )  # fmt: skip
+        for each, expected in zip(found, world.dense(), strict=True):
+            close(each, expected, BF16)
+
+
 def test_many_requests_many_times():
     """A race would show as a result that changes."""
     lengths = torch.randint(1, 700, (24,)).tolist()

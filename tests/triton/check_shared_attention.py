@@ -24,7 +24,10 @@ def plan_of(world: World, sms: int, **options) -> SharedPlan:
     )  # fmt: skip
 
 
-def check(world: World, sms: int, splits: int = 1, bulk: bool = False, **options) -> SharedPlan:
+def check(
+    world: World, sms: int, splits: int = 1, bulk: bool = False, near: torch.dtype | None = None, **options
+) -> SharedPlan:
+    """`near`: a dtype whose tolerance holds in the place of the world's."""
     plan = plan_of(world, sms, **options)
     heads, kv_heads = world.q.shape[1], world.pool.shape[3]
     groups = SharedGroups.empty(3, len(world.queries), len(world.q), heads, kv_heads, DEVICE, sms)
@@ -38,7 +41,7 @@ def check(world: World, sms: int, splits: int = 1, bulk: bool = False, **options
     )  # fmt: skip
     assert found is out
     for each, expected in zip((out, lse), world.dense(), strict=True):
-        close(each, expected, world.dtype)
+        close(each, expected, near or world.dtype)
     return plan
 
 
@@ -56,6 +59,13 @@ def test_two_groups_and_some_alone(heads, kv_heads, head_dim, page_size, splits,
     plan = check(world, 8, splits, page_size == 64, min_sharers=2)
     assert plan.groups == ((1, (0, 1, 2, 4), 256),)
     assert plan.items[1, :, 2].max() == (2 if heads == 7 else 0)
+
+
+@pytest.mark.parametrize("page_size", [16, 64])
+def test_pages_in_fp8(page_size):
+    world = World([9, 33, 5], [330, 400, 321], 2, 2, 64, page_size, shared={1: (0, 256 // page_size),
+                  2: (0, 256 // page_size)}, fp8=True)  # fmt: skip
+    assert check(world, 8, 1, page_size == 64, torch.bfloat16, min_sharers=2).groups == ((1, (0, 1, 2), 256),)
 
 
 def test_keys_cut_into_parts():

@@ -152,11 +152,15 @@ def fp8(dtype: torch.dtype, hidden: int, wide: int) -> None:
     swiglu_quantize_triton(gate_up, Scales(rows, columns))
 
 
-def hopper(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, page_size: int, fresh: bool) -> None:
-    pool = torch.empty((64, 4, 2, page_size, kv_heads, head_dim), dtype=dtype)
+def hopper(
+    dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int, page_size: int, fresh: bool,
+    pages: torch.dtype | None = None,
+) -> None:  # fmt: skip
+    pool = torch.empty((64, 4, 2, page_size, kv_heads, head_dim), dtype=pages or dtype)
     qkv = torch.empty((4512, heads + 2 * kv_heads, head_dim), dtype=dtype)
     q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
-    attention_hopper(q, pool[:, 1], 1, batch_of(2, 4096 // page_size), fresh_kv=(k, v) if fresh else None)
+    attention_hopper(q, pool[:, 1], 1, batch_of(2, 4096 // page_size), fresh_kv=(k, v) if fresh else None,
+                     fresh_only=pages is not None)  # fmt: skip
 
 
 def embed(dtype: torch.dtype) -> None:
@@ -193,6 +197,7 @@ for _name, _dtype in DTYPES.items():
         case("bf16-kv8-write", kv_write, _dtype, 128, 32, 32, 32, False, False, False, False, FP8)
         case("bf16-hopper-mha", hopper, _dtype, 128, 32, 32, 16, True)
         case("bf16-hopper-gqa", hopper, _dtype, 64, 28, 4, 64, False)
+        case("bf16-kv8-hopper", hopper, _dtype, 128, 32, 32, 64, True, FP8)
     _x, _weight = torch.empty((41, 3584), dtype=_dtype), torch.empty(3584, dtype=_dtype)
     case(f"{_name}-rms-norm", rms_norm_triton, _x, _weight, 1e-5)
     _wide = torch.empty((41, 2 * 12288), dtype=_dtype)

@@ -86,8 +86,8 @@ def pretend(hopper: bool) -> None:
         self._layers.logits(hidden.index_select(0, torch.from_numpy(rows).to(hidden.device)))
         return [0.0] * len(rows)
 
-    def hopper_fits(q: Tensor, pages: Tensor, _: Any) -> bool:
-        return hopper and q.shape[2] in (64, 128) and pages.shape[2] >= 8
+    def hopper_fits(q: Tensor, pages: Tensor, _: Any, fresh_only: bool) -> bool:
+        return hopper and q.shape[2] in (64, 128) and pages.shape[2] >= 8 and (fresh_only or q.dtype == pages.dtype)
 
     def empty(dtype: torch.dtype, device: torch.device, _: int) -> Callable[..., Tensor]:
         return lambda name, shape, part: torch.empty(shape, dtype=dtype, device=device)

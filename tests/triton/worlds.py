@@ -7,6 +7,7 @@ import math
 import torch
 
 from shoal.kernels.attention.batch import AttentionBatch
+from shoal.kernels.layers.fp8 import FP8
 
 from .checks import DEVICE, fresh
 
@@ -29,12 +30,14 @@ def paged(layout: str, pages: int, page_size: int, kv_heads: int, head_dim: int,
 class World:
     """A batch with its pages scattered over a pool that is NaN wherever no key of the batch is.
 
-    `shared[r]` names a request whose first pages r uses too, and how many of them.
+    `shared[r]` names a request whose first pages r uses too, and how many of them. `fp8`: the pages are in e4m3, and
+    every key and value is a number that e4m3 holds.
     """
 
     def __init__(
         self, queries: list[int], keys: list[int], heads: int, kv_heads: int, head_dim: int, page_size: int = 16,
         layout: str = "layers", dtype: torch.dtype = torch.float32, shared: dict[int, tuple[int, int]] | None = None,
+        fp8: bool = False,
     ):  # fmt: skip
         self.queries, self.keys, self.dtype, self.page_size = queries, keys, dtype, page_size
         counts = [-(-length // page_size) for length in keys]
@@ -43,6 +46,8 @@ class World:
         self.page_tables = list(ids.split(counts))
         self.q = fresh(sum(queries) + 3, heads + 2, head_dim, dtype=dtype)[: sum(queries), 1:-1]
         self.kv = [fresh(2, length, kv_heads, head_dim, dtype=dtype) for length in keys]
+        if fp8:
+            self.kv = [kv.to(FP8).to(dtype) for kv in self.kv]
         for request, (owner, pages) in (shared or {}).items():
             self.page_tables[request][:pages] = self.page_tables[owner][:pages]
             self.kv[request][:, : pages * page_size] = self.kv[owner][:, : pages * page_size]
@@ -53,6 +58,8 @@ class World:
             tables[slot, 1, : len(table)] = table
             for at in range(kv.shape[1]):
                 self.pool[table[at // page_size], :, at % page_size] = kv[:, at]
+        if fp8:
+            self.pool = self.pool.to(FP8)
         self.batch = AttentionBatch.build(tables.to(DEVICE), slots.tolist(), queries, keys)
 
     def fresh_kv(self, poison: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

@@ -112,7 +112,9 @@ class FusedLayers:
         band, pages = self.kv.layer(index)
         if shared is not None:
             return shared_attention(q, pages, band, at.batch, shared, num_splits=num_splits)[0]
-        return attention(q, pages, band, at.batch, num_splits=num_splits, fresh_kv=fresh_kv)[0]
+        return attention(
+            q, pages, band, at.batch, num_splits=num_splits, fresh_kv=fresh_kv, fresh_only=fresh_kv is not None
+        )[0]
 
     def _add_attended(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
         """hidden + the output projection, in place."""
