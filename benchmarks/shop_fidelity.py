@@ -13,7 +13,7 @@ rule that commits them in one pass may mix two prices: that is what commit rules
 
 `drop` is the accuracy of mode `none` (whole canvas, threshold 0.9) on the same questions less the row's, with a 95 %
 interval for paired shares; accuracies have Wilson's. `tokens_per_forward` counts canvas tokens, those behind the end
-included. Answers are kept after every two lists: the same command goes on from them until all lists are done.
+included. Answers are kept after every `--piece` lists: the same command goes on from them until all lists are done.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from .schedules import Variant, is_served
 from .table import write_table
 
 CANVAS, BLOCK, LINES, TWICE = 48, 8, 12, 4
-PIECE = 2  # lists that are asked together and kept together
 PLAIN = (
     ("total", True), ("colour", True), ("cheaper", True), ("total", False), ("price", True), ("colour", False),
     ("total", True), ("colour", True),
@@ -131,10 +130,10 @@ def make_asked(kind: str, index: int) -> Asked:
     return Asked(prices, tuple(questions))
 
 
-def pieces(plain: int, twice: int) -> list[tuple[str, int]]:
+def pieces(plain: int, twice: int, size: int) -> list[tuple[str, int]]:
     """(set, first list) of every piece; both sets come to their ends together."""
-    found = [(index / plain, "plain", index) for index in range(0, plain, PIECE)]
-    found += [(index / twice, "twice", index) for index in range(0, twice, PIECE)]
+    found = [(index / plain, "plain", index) for index in range(0, plain, size)]
+    found += [(index / twice, "twice", index) for index in range(0, twice, size)]
     return [(kind, index) for _, kind, index in sorted(found)]
 
 
@@ -204,6 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plain", type=int, default=128, help="lists of the set `plain`, eight questions each")
     parser.add_argument("--twice", type=int, default=64, help="lists of the set `twice`, eight questions each")
+    parser.add_argument("--piece", type=int, default=2, help="lists that are asked together: 16 on a GPU")
     parser.add_argument("--few", action="store_true", help="eleven of the variants")
     parser.add_argument("--time-limit", type=float, default=600.0, help="begin no further piece after so many seconds")
     parser.add_argument("--dtype", default="auto")
@@ -212,19 +212,24 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     chosen = [variant for variant in variants(options.few) if options.device == "cpu" or is_served(variant)]
     settings = {
-        "model": Path(options.model).name, "device": options.device, "dtype": options.dtype,
+        "model": Path(options.model).name, "device": options.device, "dtype": options.dtype, "piece": options.piece,
         "variants": [variant.columns() for variant in chosen],
     }  # fmt: skip
     done = load(options.answers, settings)
-    missing = [piece for piece in pieces(options.plain, options.twice) if piece not in done]
+    missing = [piece for piece in pieces(options.plain, options.twice, options.piece) if piece not in done]
+    together = options.piece * len(PLAIN)
     with Engine(
-        options.model, device=options.device, dtype=options.dtype, kv_cache_tokens=1 << 14, max_running_requests=32
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        kv_cache_tokens=512 * max(32, together),
+        max_running_requests=max(32, together),
     ) as engine:
         began = time.monotonic()
         for kind, first in tqdm(missing, unit="piece"):
             if time.monotonic() - began > options.time_limit:
                 break
-            asked = [make_asked(kind, index) for index in range(first, first + PIECE)]
+            asked = [make_asked(kind, index) for index in range(first, first + options.piece)]
             done[kind, first] = [answer(engine, asked, variant) for variant in chosen]
             with options.answers.open("a") as file:
                 file.write(json.dumps([kind, first, done[kind, first]]) + "\n")
