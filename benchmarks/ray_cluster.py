@@ -41,6 +41,8 @@ class RayApplication:
 def ray_application(args: dict[str, Any], cores: int = 2) -> Iterator[RayApplication]:
     """Starts a cluster of `cores`, deploys, waits until all replicas run; ends everything at the end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray runs workers at niceness 15: beside other work they would get a fraction of the cores.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
     from ray import serve
 
