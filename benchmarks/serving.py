@@ -80,7 +80,8 @@ def workload(count: int, groups: int, rate: float, seed: str) -> list[Sent]:
 async def send(client: httpx.AsyncClient, item: Sent) -> Done:
     """Stream one chat as token ids of the server's own tokenizer, through the native route."""
     start = time.perf_counter()
-    body = {"messages": item.messages, "max_tokens": CANVAS, "steps": STEPS, "block_length": BLOCK, "stream": True,
+    knobs = {"steps": STEPS, "block_length": BLOCK}  # here, where routers let them through
+    body = {"messages": item.messages, "max_tokens": CANVAS, "chat_template_kwargs": knobs, "stream": True,
             "stream_options": {"include_usage": True}}  # fmt: skip
     text, first = "", None
     info: dict[str, Any] = {}
