@@ -64,7 +64,7 @@ def ray_application(args: dict[str, Any], cores: int = 2) -> Iterator[RayApplica
 
 def replica_pids() -> list[int]:
     """Process ids of the replicas that descend from this process."""
-    return [pid for pid in _descendants(os.getpid()) if _name(pid).startswith("ray::ServeReplica:shoal:Replica")]
+    return [pid for pid in descendants(os.getpid()) if _name(pid).startswith("ray::ServeReplica:shoal:Replica")]
 
 
 def children(pid: int) -> list[int]:
@@ -85,10 +85,11 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _descendants(pid: int) -> Iterator[int]:
+def descendants(pid: int) -> Iterator[int]:
+    """Process ids of a process's children, their children and so on."""
     for child in children(pid):
         yield child
-        yield from _descendants(child)
+        yield from descendants(child)
 
 
 def _name(pid: int) -> str:

@@ -9,7 +9,7 @@ tree. Fronts: `none` (one server), `ray` (`shoal.serve_ray`) and `dp` (`--dp-siz
 Rows of `overhead`: one request at a time, in turn through the front and to a server without it, which has the same
 options. A `whole` reply takes one block, a `stream` eight. `direct_*` and `through_*` are quantiles of the time to its
 end, `overhead_*` their difference. `load` is the machine's 1-minute load average, which includes the benchmark's own:
-where other work shares the cores, the lower quantile says more, and a negative `nice` keeps that work away.
+where other work shares the cores, the lower quantile says more, and a negative --nice (as root) keeps that work away.
 
 Ray (`pip install shoal[ray]`) and sglang's router (`shoal[router]`) are left out where they are not installed.
 """
@@ -35,7 +35,7 @@ import httpx
 import numpy as np
 
 from benchmarks.http_connection import Connection
-from benchmarks.ray_cluster import ray_application, wait_until
+from benchmarks.ray_cluster import descendants, ray_application, wait_until
 from benchmarks.server_process import ServerProcess
 from benchmarks.serving import Done, Sent, send, workload
 from benchmarks.table import Table
@@ -103,6 +103,13 @@ def workers(url: str) -> list[str]:
         found = httpx.get(f"{url}/workers", timeout=10).json()["workers"]
         return [worker["url"] for worker in found if worker["is_healthy"]]
     return []
+
+
+def prefer(niceness: int) -> None:
+    """Set the niceness of the sessions of all that runs here: Linux weighs sessions first, then processes in one."""
+    for pid in (os.getpid(), *descendants(os.getpid())):
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
 
 
 # Traffic
@@ -201,13 +208,15 @@ def main() -> None:
     """Measure every way, and the overhead of both fronts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/routing.csv"))
-    parser.add_argument("--prefixes", nargs="+", type=int, default=[8, 16], help="price lists in a row of traffic")
+    parser.add_argument("--prefixes", nargs="+", type=int, default=[6, 20], help="price lists in a row of traffic")
     parser.add_argument("--each", type=int, default=5, help="questions about a list")
-    parser.add_argument("--tree", type=int, default=8192, help="KV tokens of a replica (kv_cache_tokens)")
+    parser.add_argument("--tree", type=int, default=5120, help="KV tokens of a replica (kv_cache_tokens)")
     parser.add_argument("--clients", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=200, help="pairs of requests for each overhead")
+    parser.add_argument("--nice", type=int, default=0, help="niceness of all that is started")
     parser.add_argument("--parts", nargs="+", choices=("traffic", "overhead"), default=["traffic", "overhead"])
     args = parser.parse_args()
+    os.nice(args.nice)
     command = "python -m benchmarks.routing " + shlex.join(sys.argv[1:])
     table = Table(args.out, {
         "clients": args.clients, "tree": args.tree, "command": command, "commit": commit(), "hardware": hardware(),
@@ -215,17 +224,19 @@ def main() -> None:
 
     def add(way: Way, **columns: object) -> None:
         row = {**dict.fromkeys(COLUMNS, ""), **asdict(way), "load": round(os.getloadavg()[0], 1),
-               "nice": os.nice(0), **columns}  # fmt: skip
+               "nice": args.nice, **columns}  # fmt: skip
         table.add(row)
         print({name: value for name, value in row.items() if value != ""}, flush=True)
 
     for way in (Way("ray", "prefix", 1), Way("dp", "cache_aware", 2)):
         if way.installed and "overhead" in args.parts:
             with running(Way("none", "", 1), args.tree) as direct, running(way, args.tree) as through:
+                prefer(args.nice)
                 for kind in SIZES:
                     add(way, part="overhead", **overhead(direct, through, kind, args.rounds))
     for way in (one for one in WAYS if one.installed and "traffic" in args.parts):
         with running(way, args.tree) as url:
+            prefer(args.nice)
             for prefixes in args.prefixes:
                 items = workload(prefixes * args.each, prefixes, 1.0, f"routing-{prefixes}")
                 done, seconds = asyncio.run(closed_loop(url, items, args.clients))
