@@ -51,8 +51,8 @@ def ray_application(args: dict[str, Any], cores: int = 2) -> Iterator[RayApplica
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ray.init("local", num_cpus=cores, object_store_memory=_OBJECT_STORE_BYTES, include_dashboard=False, log_to_driver=False,
-             logging_level="warning")  # fmt: skip
+    ray.init("local", num_cpus=cores, object_store_memory=_OBJECT_STORE_BYTES, include_dashboard=False,
+             log_to_driver=False, logging_level="warning")  # fmt: skip
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(app(args), name="shoal", route_prefix="/")
