@@ -47,23 +47,22 @@ def both(rows: int, columns: int, inputs: int, warps: int, stages: int, *more: b
     return first, first._replace(columns=2 * columns)
 
 
+SB = (True, True)
 FEW = (
-    both(16, 64, 128, 4, 4), both(32, 32, 128, 4, 4), both(16, 32, 128, 4, 4), both(32, 64, 128, 4, 3),
-    both(32, 64, 64, 4, 4, True, True), both(32, 64, 64, 4, 3, True, True), both(32, 64, 128, 4, 3, True, True),
-    both(32, 64, 64, 4, 5, True), both(32, 64, 64, 4, 4, True, True, 2), both(32, 64, 64, 4, 3, True, True, 3),
-    both(32, 32, 128, 4, 4, False, True), both(32, 32, 128, 4, 3, False, True), both(16, 64, 64, 4, 5, True, True),
-    (T(32, 64, 64, 4, 4, True, True), T(32, 64, 64, 4, 6, True, True)),
-    (T(32, 32, 128, 4, 4), T(32, 64, 64, 4, 6, True, True)),
+    both(16, 64, 64, 4, 5, *SB), both(16, 64, 128, 4, 4), both(16, 64, 64, 4, 4, *SB), both(16, 64, 64, 4, 3, *SB),
+    (T(16, 64, 64, 4, 5, *SB), T(16, 64, 64, 4, 5, *SB)), (T(16, 64, 64, 4, 5, *SB), T(16, 64, 128, 4, 4, *SB)),
+    (T(16, 64, 64, 4, 5, *SB), T(16, 64, 64, 4, 8, *SB)), both(16, 64, 128, 4, 3, *SB), both(16, 64, 128, 4, 2, *SB),
+    both(32, 64, 64, 4, 3, *SB), both(32, 64, 64, 4, 5, *SB), both(16, 64, 64, 4, 5, *SB, 2),
 )  # fmt: skip
 MANY = (
-    both(128, 128, 64, 8, 4), both(128, 128, 64, 8, 4, False, True), both(128, 128, 64, 8, 3, False, False, 1),
+    both(128, 128, 64, 8, 4, False, True), both(128, 128, 64, 8, 4), both(128, 128, 64, 8, 3, False, False, 1),
     both(128, 128, 64, 8, 3, False, True, 1), both(128, 128, 64, 8, 4, False, True, 1),
     both(64, 128, 64, 8, 4, False, True), both(64, 128, 64, 8, 4, False, True, 1), both(128, 64, 64, 4, 3, False, True),
     both(64, 64, 64, 4, 4, False, True), both(64, 64, 64, 4, 4, False, True, 2), both(256, 64, 64, 8, 4, False, True),
     both(128, 64, 64, 8, 3, False, True, 2), both(64, 128, 64, 4, 4, True, True),
 )  # fmt: skip
 SOME = (
-    both(32, 64, 128, 4, 4), both(64, 128, 64, 8, 3), both(32, 64, 64, 4, 4, True, True),
+    both(64, 128, 64, 8, 3), both(32, 64, 128, 4, 4), both(32, 64, 64, 4, 4, True, True),
     both(64, 64, 64, 4, 4, False, True), both(64, 64, 64, 4, 4, False, True, 2), both(64, 128, 64, 8, 4, False, True),
     both(64, 128, 64, 8, 4, False, True, 1), both(32, 64, 64, 4, 4, True, True, 2),
 )  # fmt: skip

@@ -56,13 +56,16 @@ def _checked(name: str) -> str:
 
 
 def uses_triton(device: torch.device) -> bool:
-    """Whether kernels on `device` run in Triton. Raises RuntimeError if the backend asks for it and it can't."""
+    """Whether kernels on `device` run in Triton. Raises RuntimeError if the backend asks for it and it can't.
+
+    Tensors on `meta` can be launched with where launches compile and nothing runs (`compile_triton.py`).
+    """
     cuda = device.type == "cuda"
     if backend() == "auto":
         return cuda
     if backend() == "reference":
         return False
-    if not cuda and os.environ.get("TRITON_INTERPRET") != "1":
+    if not cuda and device.type != "meta" and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(f"the kernel backend is triton, which needs CUDA tensors, not {device}")
     return True
 

@@ -39,7 +39,7 @@ def attention_gpu(
 
 def _hopper_fits(q: Tensor, layer_pages: Tensor, fresh_kv: tuple[Tensor, Tensor] | None, fresh_only: bool) -> bool:
     """Whether the kernel for Hopper GPUs loads and takes these arguments."""
-    if not q.is_cuda or _hopper_missing or os.environ.get(HOPPER_VARIABLE) == "0":
+    if not (q.is_cuda or q.is_meta) or _hopper_missing or os.environ.get(HOPPER_VARIABLE) == "0":
         return False
     try:
         from .hopper_triton import hopper_fits

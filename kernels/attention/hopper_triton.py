@@ -33,6 +33,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .batch import AttentionBatch
+from .tiling import capability_of
 from .triton import LOG2_E, check_attention, slot_rows
 
 BLOCK_ROWS = 128
@@ -318,7 +319,7 @@ def hopper_fits(
     Pages that it reads must be of q's dtype and rows of slots (`slot_rows`), fresh keys and values have their heads
     next to one another.
     """
-    if not q.is_cuda or torch.cuda.get_device_capability(q.device) != (9, 0):
+    if capability_of(q.device) != (9, 0):
         return False
     fresh_only = fresh_only and fresh_kv is not None
     if q.dtype != layer_pages.dtype and not fresh_only:

@@ -40,17 +40,36 @@ class AttentionTiling:
         return (self.block_rows + 2 * self.num_stages * self.block_keys) * head_dim * itemsize
 
 
+_stand_in: tuple[int, int, tuple[int, int] | None] = (SM_90_SMS, SM_90_SHARED_MEMORY, None)
+"""SMs, bytes of shared memory and compute capability that devices other than CUDA's seem to have."""
+
+
+def stand_in(sms: int, memory: int, capability: tuple[int, int]) -> None:
+    """From now on devices other than CUDA's seem to be such a GPU."""
+    global _stand_in
+    _stand_in = (sms, memory, capability)
+    num_sms.cache_clear()
+    shared_memory.cache_clear()
+    capability_of.cache_clear()
+
+
+@cache
+def capability_of(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of this GPU; None for any other device."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else _stand_in[2]
+
+
 @cache
 def num_sms(device: torch.device) -> int:
     """SMs of this GPU; those of an H100 for any other device."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else SM_90_SMS
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _stand_in[0]
 
 
 @cache
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that a program on this GPU can have; those of sm_90 for any other device."""
     if device.type != "cuda":
-        return SM_90_SHARED_MEMORY
+        return _stand_in[1]
     properties = torch.cuda.get_device_properties(device)
     return int(getattr(properties, "shared_memory_per_block_optin", SM_90_SHARED_MEMORY))
 

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..attention.tiling import num_sms, shared_memory
+from ..attention.tiling import SM_90_SHARED_MEMORY, num_sms, shared_memory
 from .routing_triton import Routed, route
 
 _GROUP = 16
@@ -128,9 +128,9 @@ def _gate_up_kernel(
             gate = tl.zeros([ROWS, COLUMNS], tl.float32)
             up = tl.zeros([ROWS, COLUMNS], tl.float32)
         for start in range(0, inputs, INPUTS):
-            x = tl.load(x_at + start, mask=(rows < end)[:, None] & (start + at < inputs)[None, :], other=0.0)
             w = _weights(weight, gate_row, columns, start, at, inputs, in_columns, BULK)
             v = _weights(weight, gate_row + width, columns, start, at, inputs, in_columns, BULK)
+            x = tl.load(x_at + start, mask=(rows < end)[:, None] & (start + at < inputs)[None, :], other=0.0)
             gate = _dot(x, w, gate, SWAP, PRECISION)
             up = _dot(x, v, up, SWAP, PRECISION)
         gate = gate.to(dtype).to(tl.float32)
@@ -165,8 +165,8 @@ def _down_kernel(
         else:
             y = tl.zeros([ROWS, COLUMNS], tl.float32)
         for start in range(0, inputs, INPUTS):
-            x = tl.load(x_at + start, mask=(rows < end)[:, None] & (start + at < inputs)[None, :], other=0.0)
             w = _weights(weight, row, columns, start, at, inputs, in_columns, BULK)
+            x = tl.load(x_at + start, mask=(rows < end)[:, None] & (start + at < inputs)[None, :], other=0.0)
             y = _dot(x, w, y, SWAP, PRECISION)
         result = y.to(dtype)
         if SWAP:
@@ -195,19 +195,23 @@ def _combine_kernel(residual_ptr, y_ptr, places_ptr, weights_ptr, width, TOP_K: 
 def choose_tiles(pairs: int, experts: int, itemsize: int, have: int) -> tuple[Tiles, Tiles]:
     """Tiles of both products for so many pairs.
 
-    The fastest of those measured on an H200 (`benchmarks/results/experts.csv`). `have` bytes of shared memory must hold
-    the stages.
+    The fastest of those measured on an H200 (`benchmarks/results/experts.csv`, in whole steps
+    `expert_variants.csv`). `have` bytes of shared memory must hold the stages; GPUs with less than sm_90's copy nothing
+    in bulk.
     """
-    average = pairs // experts
-    if average <= 16:
-        rows, columns, inputs, warps, stages = (16 if average <= 8 else 32), 64, 128, 4, 4
+    average, swap, bulk = pairs // experts, False, have >= SM_90_SHARED_MEMORY and itemsize == 2
+    if average <= 8 and bulk:
+        rows, columns, inputs, warps, stages, swap = 16, 64, 64, 4, 5, True
+    elif average <= 16:
+        rows, columns, inputs, warps, stages, bulk = (16 if average <= 8 else 32), 64, 128, 4, 4, False
     elif average <= 64:
-        rows, columns, inputs, warps, stages = 64, 128, 64, 8, 3
+        rows, columns, inputs, warps, stages, bulk = 64, 128, 64, 8, 3, False
     else:
         rows, columns, inputs, warps, stages = 128, 128, 64, 8, 4
     if itemsize > 2:
         columns, inputs = 64, inputs // 2
-    first, second = Tiles(rows, columns, inputs, warps, stages), Tiles(rows, 2 * columns, inputs, warps, stages)
+    first = Tiles(rows, columns, inputs, warps, stages, swap, bulk)
+    second = first._replace(columns=2 * columns)
     return _fitting(first, 2, itemsize, have), _fitting(second, 1, itemsize, have)
 
 
@@ -248,6 +252,8 @@ def _products(x: Tensor, gate_up: Tensor, down: Tensor, routed: Routed, tiles: t
     own, starts = routed.tokens, routed.starts
 
     def launch(kernel: Any, tiles: Tiles, weight: Tensor, outputs: int, *arguments: Any) -> None:
+        if weight.shape[2] * weight.itemsize % 16:  # rows that no bulk copy takes
+            tiles = tiles._replace(bulk=False)
         columns = triton.cdiv(outputs, tiles.columns)
         programs = (min(experts, pairs) + pairs // tiles.rows) * columns
         if tiles.programs:

@@ -19,8 +19,6 @@ from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
 import shoal.kernels.attention.shared_triton
@@ -31,6 +29,7 @@ from shoal.kernels.attention.hopper_triton import attention_hopper
 from shoal.kernels.attention.shared_triton import shared_attention_triton
 from shoal.kernels.attention.tiling import SM_90_SHARED_MEMORY
 from shoal.kernels.attention.triton import attention_triton
+from shoal.kernels.compile_triton import TargetOnly
 from shoal.kernels.layers.embed_triton import embed_triton
 from shoal.kernels.layers.experts_triton import expert_mlp_triton
 from shoal.kernels.layers.fp8 import FP8, Scales
@@ -50,34 +49,6 @@ ARCHITECTURES = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": SM_90_SHARED_ME
 """Bytes of shared memory that a program can have there."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CASES: dict[str, Callable[[], object]] = {}
-
-
-class TargetOnly(DriverBase):
-    """Answers what compilation asks of a driver."""
-
-    arch = 90
-
-    @classmethod
-    def is_active(cls) -> bool:
-        return True
-
-    def map_python_to_cpp_type(self, ty: str) -> str:
-        return ty
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.arch, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def get_benchmarker(self) -> Any:
-        raise NotImplementedError
 
 
 def case(name: str, function: Callable[..., object], *args: Any) -> None:
@@ -226,8 +197,8 @@ def resources(binary: bytes) -> dict[str, int]:
 
 
 def main(architecture: str, prefixes: list[str]) -> None:
-    TargetOnly.arch = int(architecture.removeprefix("sm_"))
-    triton.runtime.driver.set_active(TargetOnly())
+    arch = int(architecture.removeprefix("sm_"))
+    triton.runtime.driver.set_active(TargetOnly(arch))
     for module in (shoal.kernels.attention.triton, shoal.kernels.attention.shared_triton):
         module.shared_memory = lambda _: ARCHITECTURES[architecture]  # type: ignore[attr-defined]
     launch = JITFunction.run
@@ -243,7 +214,7 @@ def main(architecture: str, prefixes: list[str]) -> None:
             launch_case()
             for function, kernel, constants in compiled:
                 assert kernel.asm["cubin"], name
-                assert kernel.metadata.target.arch == TargetOnly.arch, kernel.metadata.target
+                assert kernel.metadata.target.arch == arch, kernel.metadata.target
                 line = {"case": name, "kernel": function.__name__, "shared": kernel.metadata.shared}
                 line |= {"warps": kernel.metadata.num_warps, **resources(kernel.asm["cubin"]), "constants": constants}
                 print(json.dumps(line), flush=True)

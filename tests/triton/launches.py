@@ -28,6 +28,7 @@ from triton.runtime.jit import JITFunction
 from shoal.kernels import dispatch
 from shoal.kernels.attention import gpu
 from shoal.kernels.attention.groups import SharedGroups
+from shoal.kernels.compile_triton import TargetOnly
 from shoal.radix_cache.config import TreeConfig
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.model import loader
@@ -43,7 +44,6 @@ from shoal.runtime.worker.gpu.sampler import BlockSampler
 from shoal.runtime.worker.gpu.slots import CanvasSlots
 from shoal.runtime.worker.pools import BoundaryPool, KVPool
 from shoal.runtime.worker.worker import Worker
-from tests.triton.compile_kernels import TargetOnly
 
 LAYERS, POSITIONS, MOST_TOKENS, FORWARDS = 2, 4096, 16384, 300
 KINDS = ("step", "canvas", "whole", "prefix", "score", "final")
@@ -187,7 +187,7 @@ def serve(worker: Worker, rng: random.Random, block: int) -> list[str]:
 
 def main(words: list[str]) -> None:
     heads, kv_heads, head_dim, most, block, page_size = map(int, words[:6])
-    triton.runtime.driver.set_active(TargetOnly())
+    triton.runtime.driver.set_active(TargetOnly(90))
     compiled, launched, described = record_compilations()
     pretend(words[7] == "hopper")
     worker = make_worker(heads, kv_heads, head_dim, most, block, page_size, words[6])

@@ -110,11 +110,11 @@ def check_kernels_fit(config: EngineConfig, decoder: Decoder) -> None:
 
 def build_cuda_executor(
     config: EngineConfig, decoder: Decoder, kv: KVPool, boundary: BoundaryPool, facts: Facts,
-    capture: bool | None = None,
+    capture: bool | None = None, graphs: type[ForwardGraphs] = ForwardGraphs,
 ) -> CudaExecutor:  # fmt: skip
     """An executor with a canvas slot for every running request, and its block steps captured.
 
-    `capture` None: on a GPU, unless the options disable it.
+    `capture` None: on a GPU, unless the options disable it. `graphs`: the class that captures.
     """
     check_kernels_fit(config, decoder)
     block_length = facts.block_length
@@ -135,11 +135,11 @@ def build_cuda_executor(
     sizes = [size for size in _BATCH_SIZES if size < config.max_running_requests] + [config.max_running_requests]
     if capture is None:
         capture = decoder.device.type == "cuda" and not config.disable_cuda_graph
-    graphs = ForwardGraphs(runner, sampler, sizes, capture)
+    captured = graphs(runner, sampler, sizes, capture)
     assert config.max_refresh_tokens is not None
-    executor = CudaExecutor(runner, sampler, graphs, config.max_refresh_tokens, lambda: load_vocabulary(facts))
+    executor = CudaExecutor(runner, sampler, captured, config.max_refresh_tokens, lambda: load_vocabulary(facts))
     if capture:
         with on_device(decoder.device):
-            graphs.warm_up(block_length + int(decoder.config.shift_logits), block_length, config.cache_mode != "dual")
+            captured.warm_up(block_length + int(decoder.config.shift_logits), block_length, config.cache_mode != "dual")
             executor.warm_up(block_length, config.max_refresh_tokens)
     return executor
