@@ -217,6 +217,14 @@ def main(arguments: list[str] | None = None) -> None:
     }  # fmt: skip
     done = load(options.answers, settings)
     missing = [piece for piece in pieces(options.plain, options.twice, options.piece) if piece not in done]
+    constant = {
+        "command": "python -m benchmarks.shop_fidelity " + shlex.join(sys.argv[1:] if arguments is None else arguments),
+        "commit": options.commit or commit(), "hardware": hardware(), "torch": torch.__version__,
+    }  # fmt: skip
+
+    def write() -> None:
+        write_table(options.out, [{**row, **constant} for row in table(chosen, done)])
+
     together = options.piece * len(PLAIN)
     with Engine(
         options.model,
@@ -233,13 +241,10 @@ def main(arguments: list[str] | None = None) -> None:
             done[kind, first] = [answer(engine, asked, variant) for variant in chosen]
             with options.answers.open("a") as file:
                 file.write(json.dumps([kind, first, done[kind, first]]) + "\n")
-    constant = {
-        "command": "python -m benchmarks.shop_fidelity " + shlex.join(sys.argv[1:] if arguments is None else arguments),
-        "commit": options.commit or commit(), "hardware": hardware(), "torch": torch.__version__,
-    }  # fmt: skip
+            write()
     if not done:
         raise SystemExit("the time was over before a piece was done: raise --time-limit")
-    write_table(options.out, [{**row, **constant} for row in table(chosen, done)])
+    write()
 
 
 if __name__ == "__main__":
