@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
+import yaml
 
 from shoal.runtime.errors import ConfigError
-from shoal.serve_ray.config import Arguments
+from shoal.serve_ray.config import Arguments, RayConfig
 
+PAGE = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
 CPU = {"model_path": "shop", "device": "cpu"}
 
 
@@ -54,3 +60,27 @@ def test_errors_name_the_field(args, field, words):
 def test_without_a_device_ray_does_not_know_what_a_replica_needs():
     with pytest.raises(ConfigError, match="device"):
         Arguments.of({"model_path": "shop"})
+
+
+def test_the_page_names_every_argument_and_its_default():
+    lines = PAGE.partition("| argument | default | |\n|---|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    told: dict[str, str] = {}
+    for names, defaults, _ in (line.strip("|").split(" | ") for line in lines):
+        values = defaults.split(", ")
+        told |= zip(re.findall(r"`(\w+)`", names), values, strict=True)
+    known = {field.name: field.default for field in fields(RayConfig)}
+    assert told.keys() == known.keys()
+    for name, value in told.items():
+        default = known[name]
+        if default is None:  # what takes its place, in words
+            assert not value[0].isdigit(), name
+        elif isinstance(default, str):
+            assert value == f"`{default}`", name
+        else:
+            assert float(value.replace(",", "")) == default, name
+
+
+def test_the_configuration_on_the_page_is_valid():
+    (example,) = re.findall(r"```yaml\n(applications:.*?)```", PAGE, re.DOTALL)
+    (application,) = yaml.safe_load(example)["applications"]
+    assert Arguments.of(application["args"]).ray.max_replicas == 8
