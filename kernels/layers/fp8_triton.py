@@ -32,6 +32,8 @@ def _add_norm_quantize_kernel(
     mask = columns < n_cols
     at = hidden_ptr + row * n_cols + columns
     x = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    if weight_ptr is not None:  # before the store below, which no load behind it overtakes
+        weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
     if product_ptr is not None:
         dtype = hidden_ptr.dtype.element_ty
         y = tl.load(product_ptr + row * n_cols + columns, mask=mask, other=0.0).to(tl.float32)
@@ -42,7 +44,7 @@ def _add_norm_quantize_kernel(
         x = x.to(tl.float32)
     if weight_ptr is not None:
         factor = 1.0 / tl.sqrt(tl.sum(x * x, 0) / n_cols + eps)
-        x = x * factor * tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
+        x = x * factor * weight
     _quantize(x, data_ptr, scale_ptr, row, n_cols, columns, mask)
 
 

@@ -58,12 +58,12 @@ def build_worker(
     check_tp_size(model, config.tp_size)
     check_fp8(config, model, device, dtype)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else torch.float8_e4m3fn
-    ahead = compile_ahead(config, model, device) if on_gpu and build_executor is None else None
-    decoder = load_model(
-        folder, dtype=dtype, device=device, load_format=config.load_format, seed=config.seed,
-        mask_token_id=config.mask_token_id, lora=config.lora, ranks=ranks,
-        finish_layer=quantize_layer if config.quantization else None,
-    )  # fmt: skip
+    with compile_ahead(config, model, device) if on_gpu and build_executor is None else contextlib.nullcontext():
+        decoder = load_model(
+            folder, dtype=dtype, device=device, load_format=config.load_format, seed=config.seed,
+            mask_token_id=config.mask_token_id, lora=config.lora, ranks=ranks,
+            finish_layer=quantize_layer if config.quantization else None,
+        )  # fmt: skip
     profile = profile or load_profile(config, folder, model)
     block_length = config.block_length or default_block_length(folder)
     if on_gpu:
@@ -83,8 +83,6 @@ def build_worker(
     with limits_of_memory(config, facts.device):
         kv = KVPool(decoder.config, facts.kv_pages, facts.page_size, facts.layers_per_band, kv_dtype, device)
         boundary = BoundaryPool(model, facts.boundary_pages, facts.page_size, dtype, device, ranks)
-    if ahead is not None:
-        ahead.wait()
     if build_executor is None:
         build_executor = build_cuda_executor if on_gpu else _build_cpu_executor
     return Worker(build_executor(config, decoder, kv, boundary, facts)), facts

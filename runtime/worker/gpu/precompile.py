@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Ahead:
-    """Processes that compile.
+    """Processes that compile while a `with` block runs; its end waits for them, an error in it ends them.
 
     Args:
         processes: which print how many kernels they compiled.
@@ -70,6 +71,15 @@ class Ahead:
         self._processes = processes
         self._done = done
         self._began = time.monotonic()
+
+    def __enter__(self) -> None:
+        """Nothing: they run already."""
+
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is None:
+            self.wait()
+        else:
+            self.stop()
 
     def wait(self) -> None:
         """Wait until they have ended, for so long that nothing would be gained by more."""
@@ -97,17 +107,17 @@ class Ahead:
                 process.wait()
 
 
-def compile_ahead(config: EngineConfig, model: ModelConfig, device: torch.device) -> Ahead | None:
-    """Begin to compile for a CUDA device; None where that gains nothing.
+def compile_ahead(config: EngineConfig, model: ModelConfig, device: torch.device) -> AbstractContextManager[None]:
+    """Begin to compile for a CUDA device; nothing happens where that gains nothing.
 
     That is without a warm-up (`disable_cuda_graph`), without cores to spare, for slices of a model (`tp_size`), and
     where Triton's cache was filled by the same code, versions, options and GPU before.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if config.disable_cuda_graph or config.tp_size > 1 or cores < 3 or os.environ.get(VARIABLE) == "0":
-        return None
+        return nullcontext()
     if not dispatch.uses_triton(device):
-        return None
+        return nullcontext()
     from triton import knobs
 
     from ....kernels.compile_triton import Target
@@ -118,7 +128,7 @@ def compile_ahead(config: EngineConfig, model: ModelConfig, device: torch.device
     target = Target.of(device)
     marker = Path(knobs.cache.dir) / f"shoal-{_fingerprint(config, model, target)}"
     if marker.exists():
-        return None
+        return nullcontext()
     shares = min(MOST_PROCESSES, cores - 1)
     logger.info("compiling kernels in %d processes while the weights are read", shares)
     jobs = [Job(config, *target, share, shares) for share in range(shares)]
@@ -189,4 +199,5 @@ def _fingerprint(config: EngineConfig, model: ModelConfig, target: tuple[Any, ..
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # the worker says the same
     print(run(msgspec.json.decode(sys.stdin.buffer.read(), type=Job)), flush=True)

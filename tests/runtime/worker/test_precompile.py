@@ -48,7 +48,8 @@ def test_nothing_is_compiled_ahead_where_it_gains_nothing(options, tmp_path, mon
     monkeypatch.setattr(precompile, "start", lambda _: pytest.fail("started"))
     monkeypatch.setenv(precompile.VARIABLE, "0" if not options else "1")
     config = EngineConfig(model_path=str(folder), device="cuda", **options).for_device("cuda")
-    assert precompile.compile_ahead(config, load_config(folder), CUDA) is None
+    with precompile.compile_ahead(config, load_config(folder), CUDA) as found:
+        assert found is None
 
 
 def ahead(*programs: str) -> tuple[precompile.Ahead, list[int]]:
@@ -63,6 +64,14 @@ def test_the_cache_is_marked_when_all_have_ended_well(caplog):
     waiting.wait()
     assert done == [7]
     assert "7 kernels compiled" in caplog.text
+
+
+def test_an_error_meanwhile_ends_them():
+    waiting, done = ahead("import time; time.sleep(60)")
+    with pytest.raises(ZeroDivisionError), waiting:
+        raise ZeroDivisionError
+    assert not done
+    assert waiting._processes[0].poll() is not None
 
 
 @pytest.mark.parametrize("bad", ["raise SystemExit(1)", "print()", "import time; time.sleep(60)"])
