@@ -62,6 +62,11 @@ class EngineLoop:
             return EngineClosedError(self._birthplace.refusal)
         return self._closed
 
+    @property
+    def thread(self) -> threading.Thread | None:
+        """Its thread; None before the first call, and after a rest."""
+        return self._thread
+
     def check_process(self) -> None:
         """Raise EngineClosedError in a process forked from the engine's, which has no engine thread."""
         self._birthplace.check()

@@ -70,6 +70,9 @@ class PipelineClient(Asker):
         config: of the engine.
         options: of the pipeline.
         log_level, log_json: of the child processes, as in ServerConfig.
+
+    Attributes:
+        pipeline: the processes and their sockets; None before the start.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class PipelineClient(Asker):
         self._birthplace = Birthplace("pipeline")
         self._status = ServiceStatus("starting", "the processes start")
         self._info: ServiceInfo | None = None
-        self._pipeline: Pipeline | None = None
+        self.pipeline: Pipeline | None = None
         self._context: zmq.Context[Any] | None = None
         self._watched: int | None = None  # what the event loop watches of the inbox
         self._inbox: Inbox[ToClient]
@@ -111,16 +114,16 @@ class PipelineClient(Asker):
             folder = await in_a_daemon(lambda: resolve_model_folder(self.config.model_path))
             if self._status.state != "starting":
                 raise EngineClosedError(self._status.reason)
-            self._pipeline = Pipeline(child_config(self.config, folder), self.options, *self._log)
+            self.pipeline = Pipeline(child_config(self.config, folder), self.options, *self._log)
             self._context = zmq.Context()
-            endpoints = self._pipeline.endpoints
+            endpoints = self.pipeline.endpoints
             self._inbox = Inbox(endpoints, self._context, "client", ToClient)
             self._outbox = Outbox(endpoints, self._context, "tokenizer", ToTokenizer)
             loop = asyncio.get_running_loop()
             self._watched = self._inbox.fileno
             loop.add_reader(self._watched, self._read)
-            self._pipeline.start()
-            self._tasks.append(loop.create_task(self._watch(self._pipeline)))
+            self.pipeline.start()
+            self._tasks.append(loop.create_task(self._watch(self.pipeline)))
             self._read()
             await self._wait_until_ready()
         except BaseException as error:
@@ -167,7 +170,17 @@ class PipelineClient(Asker):
     @property
     def pids(self) -> dict[str, int]:
         """Process ids by name; empty before the start."""
-        return {} if self._pipeline is None else self._pipeline.pids
+        return {} if self.pipeline is None else self.pipeline.pids
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests whose callers still wait."""
+        return len(self._streams)
+
+    @property
+    def bad_frames(self) -> int:
+        """Invalid frames that came so far; they were dropped."""
+        return self._inbox.bad_frames
 
     async def closed(self) -> ServiceStatus:
         """Wait until the service is dead, by failure or by shutdown; its last status."""
@@ -251,8 +264,8 @@ class PipelineClient(Asker):
                 asyncio.get_running_loop().remove_reader(self._watched)
             if self._context is not None:
                 self._context.destroy(linger=0)
-            if self._pipeline is not None:
-                await self._pipeline.stop()
+            if self.pipeline is not None:
+                await self.pipeline.stop()
         finally:
             self._dead.set()
 

@@ -44,7 +44,7 @@ class Pipeline:
 
     def __init__(self, config: EngineConfig, options: PipelineConfig, log_level: str = "info", log_json: bool = False):
         self.endpoints = Endpoints.create()
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._birthplace = Birthplace("pipeline")
         self._config = config
         self._options = options
@@ -54,7 +54,7 @@ class Pipeline:
     @property
     def pids(self) -> dict[str, int]:
         """Process ids by name (see `process_name`)."""
-        return {name: process.pid for name, process in self._processes.items()}
+        return {name: process.pid for name, process in self.processes.items()}
 
     def start(self) -> None:
         """Start all processes and return at once; `ended` reports one that fails to start."""
@@ -65,7 +65,7 @@ class Pipeline:
             environment = _environment(self._config.tp_size)
             with _signals_held():
                 process = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, env=environment)
-            self._processes[spec.name] = process
+            self.processes[spec.name] = process
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(msgspec.json.encode(spec) + b"\n")
@@ -73,7 +73,7 @@ class Pipeline:
     async def ended(self) -> tuple[str, int]:
         """Wait until a process ends unexpectedly; returns its name and exit code."""
         while True:
-            for name, process in self._processes.items():
+            for name, process in self.processes.items():
                 code = process.poll()
                 if code is not None:
                     return name, code
@@ -86,12 +86,12 @@ class Pipeline:
         """
         if not self._birthplace.is_here:
             return
-        for process in self._processes.values():
+        for process in self.processes.values():
             if process.stdin is not None:
                 process.stdin.close()
         deadline = time.monotonic() + _STOP_SECONDS
         try:
-            while time.monotonic() < deadline and any(p.poll() is None for p in self._processes.values()):
+            while time.monotonic() < deadline and any(p.poll() is None for p in self.processes.values()):
                 await asyncio.sleep(0.01)
         finally:
             self.kill()
@@ -100,10 +100,10 @@ class Pipeline:
         """End all processes at once, and remove the sockets."""
         if not self._birthplace.is_here:
             return
-        for process in self._processes.values():
+        for process in self.processes.values():
             if process.poll() is None:
                 process.kill()
-        for process in self._processes.values():
+        for process in self.processes.values():
             process.wait()
             if process.stdin is not None:
                 process.stdin.close()
@@ -111,7 +111,7 @@ class Pipeline:
 
     def let_go(self) -> None:
         """In a forked child: close the inherited standard inputs, which would keep the processes alive."""
-        for process in self._processes.values():
+        for process in self.processes.values():
             if process.stdin is not None:
                 process.stdin.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from operator import attrgetter
+from operator import attrgetter, is_not
 from typing import Any, cast
 
 from ..errors import InvalidRequestError, shorten
@@ -159,10 +159,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         # Every process that a request passes constructs it anew, and most fields are at their defaults.
+        values = _values(self)
         given = [
-            (name, value)
-            for (name, default), value in zip(DEFAULTS.items(), _values(self), strict=True)
-            if value is not default and (type(value) is not type(default) or value != default)
+            (_NAMES[at], values[at])
+            for at, changed in enumerate(map(is_not, values, _DEFAULTS))
+            if changed and (type(values[at]) is not type(_DEFAULTS[at]) or values[at] != _DEFAULTS[at])
         ]
         for name, value in given:
             kept = CHECKS[name](name, value)
@@ -175,11 +176,11 @@ class SamplingParams:
     def changed(self, **values: Any) -> SamplingParams:
         """A copy with other values of some fields, which must be valid and as they are kept.
 
-        For what intake fills in; it takes a third of the time of `dataclasses.replace`, which checks all fields again.
+        For what intake fills in; `dataclasses.replace` would check all fields again.
         """
         copy: SamplingParams = object.__new__(SamplingParams)
-        for name, value in zip(DEFAULTS, _values(self), strict=True):
-            object.__setattr__(copy, name, value)
+        for keep, value in zip(_KEEP, _values(self), strict=True):
+            keep(copy, value)
         for name, value in values.items():
             object.__setattr__(copy, name, value)
         return copy
@@ -291,4 +292,7 @@ class SamplingParams:
 
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(SamplingParams)}
 """The default of each field."""
-_values = attrgetter(*DEFAULTS)
+_NAMES, _DEFAULTS = tuple(DEFAULTS), tuple(DEFAULTS.values())
+_values = attrgetter(*_NAMES)
+_KEEP = [getattr(SamplingParams, name).__set__ for name in _NAMES]
+"""Sets each field of a copy: the slots' own way, which asks no frozen class."""

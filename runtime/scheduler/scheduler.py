@@ -189,7 +189,7 @@ class Scheduler:
         """Block steps of requests that need no refresh; the wide ones (more than a block) as many as fit a forward."""
         steps = [(r, self.planner.block_step(r)) for r in self._running.values() if not r.needs_refresh]
         wide = [(request, item) for request, item in steps if not item.is_block_alone]
-        if self._pace.fitting(item for _, item in wide) == len(wide):
+        if not wide or self._pace.fitting(item for _, item in wide) == len(wide):
             return tuple(item for _, item in steps)
         wide.sort(key=lambda pair: pair[0].tally.stepped_at)
         count = self._pace.fitting(item for _, item in wide)

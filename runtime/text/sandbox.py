@@ -30,10 +30,13 @@ class Sandbox:
     """Starts the process when it is first needed, and again after it was killed for a template without an end.
 
     Not for several threads at once. The process ends with this object, and when this process dies.
+
+    Attributes:
+        process: renders templates; None before the first one, and once it was stopped.
     """
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._end: Callable[[], object] | None = None
 
     def render(self, template: str, variables: Mapping[str, Any], deadline: float) -> str:
@@ -71,24 +74,24 @@ class Sandbox:
         """End the process; the next template starts another one."""
         if self._end is not None:
             self._end()
-            self._process = self._end = None
+            self.process = self._end = None
 
     def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
+        if self.process is None or self.process.poll() is not None:
             self.close()
             limits = [str(_MEMORY), str(int(RENDER_S) + 1), str(MAX_TEXT)]
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-I", str(_PROGRAM), *limits], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL, bufsize=0, env={},
             )  # fmt: skip
-            self._end = weakref.finalize(self, _end, self._process, os.getpid())
+            self._end = weakref.finalize(self, _end, self.process, os.getpid())
             try:
-                _line(_out(self._process), time.monotonic() + _START_S)
+                _line(_out(self.process), time.monotonic() + _START_S)
             except (TimeoutError, OSError) as error:
                 self.close()
                 message = "chat_template: the process that renders templates does not start here"
                 raise _refusal(message, None) from error
-        return self._process
+        return self.process
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:

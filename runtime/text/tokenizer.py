@@ -35,16 +35,22 @@ def check_tokenizer_files(folder: Path) -> None:
 
 
 class Tokenizer:
-    """Text to token ids and back. Get one with `Tokenizer.load`."""
+    """Text to token ids and back. Get one with `Tokenizer.load`.
 
-    def __init__(self, backend: Any, template_name: str = "the chat template"):
+    Args:
+        backend: of transformers.
+        template_name: of its chat template in errors.
+        sandbox: renders templates of clients; None: one of its own.
+    """
+
+    def __init__(self, backend: Any, template_name: str = "the chat template", sandbox: Sandbox | None = None):
         self._backend = backend
         self._template_name = template_name
         self._tokens = ControlTokens(backend)
         self._max_tokens: int | None = None
         self._markers: ChatMarkers | ShoalError | None = None
         self._chat_template: ChatTemplate | None = None
-        self._sandbox = Sandbox()
+        self._sandbox = sandbox or Sandbox()
         self._given = {"messages", *backend.special_tokens_map, *signature(backend.apply_chat_template).parameters}
 
     @classmethod
@@ -74,6 +80,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Tokens that the tokenizer knows, special ones included; the model's table may be larger."""
         return len(self._backend)
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids that only markup may produce."""
+        return frozenset(self._tokens.ids)
 
     @property
     def has_chat_template(self) -> bool:

@@ -126,7 +126,7 @@ def by_hand(engine: Engine) -> Scheduler:
     class ByHand(Scheduler):
         @property
         def has_work(self) -> bool:
-            return super().has_work and (threading.current_thread() is not loop._thread or bool(loop._listeners))
+            return super().has_work and (threading.current_thread() is not loop.thread or bool(loop._listeners))
 
     scheduler.__class__ = ByHand
     return scheduler

@@ -226,7 +226,7 @@ def test_a_forgotten_engine_is_collected_with_its_pools_and_its_thread(llada, mo
     engine.generate(tokens(9), SHORT)
     engine.check()
     pool = weakref.ref(worker_of(engine).executor.kv)
-    thread = engine.core.loop._thread
+    thread = engine.core.loop.thread
     assert thread is not None
     del engine
     gc.collect()
@@ -257,17 +257,17 @@ def test_an_engine_on_a_cpu_is_built_in_a_thread_that_ends(llada, monkeypatch):
 def test_the_thread_of_an_engine_at_rest_ends_and_comes_back(llada, monkeypatch):
     monkeypatch.setattr(core_module, "REST_AFTER_S", 0.01)
     with make_engine(llada) as engine:
-        assert engine.core.loop._thread is None  # nothing asked for yet
+        assert engine.core.loop.thread is None  # nothing asked for yet
         answers: list[Any] = []
         threads: list[threading.Thread] = []
         for _ in range(3):
             answers.append(engine.generate(tokens(9), SHORT, cache_mode="none").token_ids)
-            thread = engine.core.loop._thread
+            thread = engine.core.loop.thread
             if thread is not None:  # it may have gone already
                 thread.join(60)
                 threads.append(thread)
                 assert not thread.is_alive()
-            assert engine.core.loop._thread is None
+            assert engine.core.loop.thread is None
         assert answers[1:] == answers[:-1]
         assert len(set(threads)) == len(threads)
     with pytest.raises(EngineClosedError):

@@ -32,7 +32,7 @@ class Scripted:
     status = ServiceStatus("up")
 
     def __init__(self, tokenizer: Tokenizer, *answers: str, pieces: int = 3):
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._answers = list(answers)
         self._pieces = pieces
         self.asked: list[GenerateInput] = []
@@ -44,12 +44,12 @@ class Scripted:
 
     def prompt(self, index: int = -1) -> str:
         """The prompt of a request, as text with its control tokens."""
-        return self._tokenizer.decode(self._ids(self.asked[index].prompt), skip_special_tokens=False)
+        return self.tokenizer.decode(self.ids(self.asked[index].prompt), skip_special_tokens=False)
 
     async def generate(self, request: GenerateInput) -> AsyncGenerator[RequestOutput, None]:
         """See Service."""
         self.asked.append(request)
-        count = len(self._ids(request.prompt))
+        count = len(self.ids(request.prompt))
         answer = self._answers.pop(0)
         endings = {"~": "length", "^": "error"}
         reason = endings.get(answer[-1:], "stop")
@@ -65,16 +65,17 @@ class Scripted:
 
     async def tokenize(self, prompt: Any, add_special_tokens: bool = True, name: str = "prompt") -> list[int]:
         """See Service."""
-        return self._ids(prompt)
+        return self.ids(prompt)
 
     async def abort(self, rid: str | None = None) -> int:
         """See Service."""
         return 0
 
-    def _ids(self, prompt: Any) -> list[int]:
+    def ids(self, prompt: Any) -> list[int]:
+        """Tokens of a prompt."""
         if isinstance(prompt, Conversation):
-            return self._tokenizer.apply_chat_template(prompt)
-        return self._tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            return self.tokenizer.apply_chat_template(prompt)
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
 
 def _output(request: GenerateInput, text: str, reason: Any, matched: str | None, prompt_tokens: int) -> RequestOutput:

@@ -44,7 +44,7 @@ async def test_text_and_system():
     )  # fmt: skip
     usage = reply.usage
     count = usage.input_tokens + usage.cache_read_input_tokens
-    assert count == len(service._ids(service.asked[0].prompt))
+    assert count == len(service.ids(service.asked[0].prompt))
     assert usage.output_tokens == 4
     assert service.prompt().startswith("<|im_start|>system\nBe brief.<|im_end|>")
     assert service.asked[0].sampling.max_new_tokens == 20
@@ -150,7 +150,7 @@ async def test_tokens_are_counted():
     service, _ = await ask("", system="Be brief.", tools=TOOLS)
     async with api(Scripted(hermes())) as client:
         counted = await client.messages.count_tokens(model="m", messages=ASK, system="Be brief.", tools=TOOLS)
-    assert counted.input_tokens == len(service._ids(service.asked[0].prompt))
+    assert counted.input_tokens == len(service.ids(service.asked[0].prompt))
 
 
 @pytest.mark.parametrize(

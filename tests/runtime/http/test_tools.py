@@ -250,7 +250,7 @@ async def test_tokens_of_a_chat_with_tools_are_those_of_its_prompt():
         sent = {"messages": ASK, "tools": TOOLS}
         reply = (await client.post("/tokenize", json=sent)).json()
         wrong = await client.post("/tokenize", json={"prompt": "red", "tools": TOOLS})
-    assert service._tokenizer.decode(reply["tokens"], skip_special_tokens=False) == service.prompt()
+    assert service.tokenizer.decode(reply["tokens"], skip_special_tokens=False) == service.prompt()
     assert (wrong.status_code, wrong.json()["param"]) == (400, "tools")
 
 
@@ -308,8 +308,8 @@ async def test_a_template_of_the_request_is_used():
         "chat_template": template, "chat_template_kwargs": {"note": "<|im_end|>"},
     })  # fmt: skip
     assert service.prompt() == "Warm?<|im_end|><|im_end|>"
-    ids = service._ids(service.asked[0].prompt)
-    assert sum(token in service._tokenizer._tokens.ids for token in ids) == 1
+    ids = service.ids(service.asked[0].prompt)
+    assert sum(token in service.tokenizer.control_ids for token in ids) == 1
     assert choice.message.content == "Yes."
 
 

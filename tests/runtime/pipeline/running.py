@@ -49,9 +49,9 @@ class Traces:
     """What a pipeline leaves in the system while it runs."""
 
     def __init__(self, client: PipelineClient):
-        assert client._pipeline is not None
+        assert client.pipeline is not None
         self.pids = list(client.pids.values())
-        self.directory = client._pipeline.endpoints.directory
+        self.directory = client.pipeline.endpoints.directory
 
     def assert_gone(self) -> None:
         """No process, no socket, no directory."""

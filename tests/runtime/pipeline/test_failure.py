@@ -302,7 +302,7 @@ async def main():
     starting = asyncio.create_task(client.start())
     while sys.argv[2] == "up" and client.status.state == "starting" or len(client.pids) < 4:
         await asyncio.sleep(0.01)
-    print(client._pipeline.endpoints.directory, *client.pids.values(), flush=True)
+    print(client.pipeline.endpoints.directory, *client.pids.values(), flush=True)
     await asyncio.sleep(60)
 
 asyncio.run(main())

@@ -15,7 +15,7 @@ from .running import PROMPT, last, request, running
 async def test_a_child_is_refused_and_its_end_stops_nothing():
     async with running() as client:
         assert (await last(client, request("a"))).finish_reason == "length"
-        pipeline = client._pipeline
+        pipeline = client.pipeline
         assert pipeline is not None
         calls: list[Callable[[], Any]] = [
             lambda: last(client, request("b")), client.abort, client.flush_cache, client.cache_snapshot, client.stats,
@@ -48,9 +48,9 @@ async def test_a_child_that_lives_on_does_not_keep_the_processes():
             os.read(reader, 1)  # until the parent has closed its end
             os._exit(0)
         os.close(reader)
-        pipeline = client._pipeline
+        pipeline = client.pipeline
         assert pipeline is not None
-        processes = list(pipeline._processes.values())
+        processes = list(pipeline.processes.values())
         await client.shutdown()
     assert [process.returncode for process in processes] == [0] * 4
     os.close(writer)

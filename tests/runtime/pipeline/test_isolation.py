@@ -53,8 +53,8 @@ def test_a_temporary_directory_that_can_not_be_written_to_is_refused(tmp_path, m
 @shared
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
 async def test_another_user_can_not_reach_a_socket(client):
-    assert client._pipeline is not None
-    paths = [str(client._pipeline.endpoints.directory / name) for name in NAMES]
+    assert client.pipeline is not None
+    paths = [str(client.pipeline.endpoints.directory / name) for name in NAMES]
     assert all(Path(path).is_socket() for path in paths)
     program = (
         "import os, socket, sys\n"

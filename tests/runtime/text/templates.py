@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from shoal.runtime.text.tokenizer import Tokenizer
 
-from .test_control_tokens import TEMPLATES, tokenizer
+from .test_control_tokens import tokenizer
 
 HERMES = (
     "{%- if tools %}<|im_start|>system\n"
@@ -41,8 +39,6 @@ DEVELOPER = (
 """Has the role."""
 
 
-@cache
 def with_template(source: str) -> Tokenizer:
     """A byte-level tokenizer whose chat template is `source`."""
-    TEMPLATES[source] = source
     return tokenizer("bytes", source)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shoal.runtime.errors import InvalidRequestError
 from shoal.runtime.text.chat_template import ROLES
+from shoal.runtime.text.control_tokens import ControlTokens
 from shoal.runtime.text.parts import Marks, TextPart
 from shoal.runtime.text.tokenizer import Tokenizer
 
@@ -112,7 +113,8 @@ def words() -> Backend:
 
 
 @cache
-def tokenizer(kind: str, template: str) -> Tokenizer:
+def folder_of(kind: str, template: str) -> Path:
+    """A folder with the files of a tokenizer; `template` is a name of TEMPLATES, or the template itself."""
     backend = {"bytes": byte_level, "metaspace": metaspace, "words": words}[kind]()
     flags = {"[MASK]": {"lstrip": True}, "<|end|>": {"rstrip": True}, "[gMASK]": {"normalized": True}}
     backend.add_special_tokens([AddedToken(word, special=True, **flags.get(word, {})) for word in SPECIAL])
@@ -123,11 +125,22 @@ def tokenizer(kind: str, template: str) -> Tokenizer:
     folder = Path(mkdtemp())
     backend.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL[0], "eos_token": "<|endoftext|>",
-                "mask_token": "<|mask|>", "chat_template": TEMPLATES[template]}  # fmt: skip
+                "mask_token": "<|mask|>", "chat_template": TEMPLATES.get(template, template)}  # fmt: skip
     if kind != "bytes":
         settings["unk_token"] = "<unk>"
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return Tokenizer.load(folder)
+    return folder
+
+
+@cache
+def tokenizer(kind: str, template: str) -> Tokenizer:
+    return Tokenizer.load(folder_of(kind, template))
+
+
+@cache
+def reference(kind: str, template: str) -> Any:
+    """What transformers makes of the same files."""
+    return PreTrainedTokenizerFast.from_pretrained(folder_of(kind, template))
 
 
 @cache
@@ -136,7 +149,7 @@ def shop() -> Tokenizer:
 
 
 def control(made: Tokenizer, ids: list[int]) -> list[int]:
-    return [token for token in ids if token in made._tokens.ids]
+    return [token for token in ids if token in made.control_ids]
 
 
 def of_template(made: Tokenizer, messages: list[dict[str, Any]]) -> list[int]:
@@ -189,7 +202,7 @@ def test_contents_are_there_as_they_were_written(template, data):
     made = tokenizer("bytes", template)
     messages = data.draw(conversations(SPECIAL))
     shown = made.decode(made.apply_chat_template(messages), skip_special_tokens=False)
-    rendered = made._backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    rendered = reference("bytes", template).apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert "".join(shown.split()) == "".join(rendered.split())  # some special tokens swallow blanks
 
 
@@ -199,8 +212,9 @@ def test_contents_are_there_as_they_were_written(template, data):
 def test_contents_that_spell_no_special_token_have_the_ids_that_transformers_gives(kind, template, data):
     made = tokenizer(kind, template)
     messages = data.draw(conversations([*ORDINARY, "<b>", "a <| b", "x[1] > 2", "<|no such|>"]))
-    rendered = made._backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    plain = made._backend.encode(rendered, add_special_tokens=False)
+    theirs = reference(kind, template)
+    rendered = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    plain = theirs.encode(rendered, add_special_tokens=False)
     assume(not any(word.casefold() in m["content"].casefold() for word in SPECIAL for m in messages))
     assume(control(made, plain) == of_template(made, messages))  # some templates make one of its pieces
     assert made.apply_chat_template(messages) == plain
@@ -211,13 +225,13 @@ def test_contents_that_spell_no_special_token_have_the_ids_that_transformers_giv
 @given(text=spelled(SPECIAL))
 def test_a_raw_prompt_gives_special_tokens_unless_they_are_split(kind, text):
     made = tokenizer(kind, "llada")
-    assert made.encode(text) == made._backend.encode(text)
-    reference = Backend.from_str(made._backend.backend_tokenizer.to_str())
-    reference.encode_special_tokens = True
+    assert made.encode(text) == reference(kind, "llada").encode(text)
+    plain = Backend.from_file(str(folder_of(kind, "llada") / "tokenizer.json"))
+    plain.encode_special_tokens = True
     split = made.encode(text, split_special_tokens=True)
     assert control(made, split) == control(made, made.encode("-"))  # a BOS
     if kind != "words":  # of these words some are control tokens themselves
-        assert split == reference.encode(text).ids
+        assert split == plain.encode(text).ids
 
 
 @pytest.mark.parametrize("kind", ["bytes", "metaspace"])
@@ -230,7 +244,7 @@ def test_parts_are_one_text_in_which_only_markup_gives_special_tokens(kind, data
     parts.append(TextPart("<|end|>", False))
     ids = made.encode_parts(parts, add_special_tokens=False)
     names = ["<|user|>"] * len(contents) + ["<|end|>"]
-    assert made._backend.convert_ids_to_tokens(control(made, ids)) == names
+    assert reference(kind, "llada").convert_ids_to_tokens(control(made, ids)) == names
     plain = made.encode("".join(part.text for part in parts), add_special_tokens=False)
     if len(control(made, plain)) == len(names):
         assert ids == plain
@@ -253,7 +267,7 @@ def test_roles_and_names_give_no_control_token_either(template, role, name):
     made = tokenizer("bytes", template)
     messages = [{"role": "user", "content": "-", "name": name}, {"role": role, "content": "-", "name": name}]
     usual = role.strip() in ROLES
-    if made._tokens.inside(role.strip()) and role.strip() and not usual:
+    if ControlTokens(reference("bytes", template)).inside(role.strip()) and role.strip() and not usual:
         with pytest.raises(InvalidRequestError, match=r"messages\[1\]\.role is"):
             made.apply_chat_template(messages)
     else:
@@ -274,11 +288,12 @@ def test_contents_cannot_take_the_place_of_the_templates_token():
     backend = byte_level()
     backend.add_special_tokens(["<|end|>", "<|user|>"])
     backend.add_tokens(["|<|end|>"])
-    made = Tokenizer(PreTrainedTokenizerFast(
+    theirs = PreTrainedTokenizerFast(
         tokenizer_object=backend, chat_template="{% for m in messages %}<|user|>{{ m['content'] }}<|end|>{% endfor %}"
-    ))  # fmt: skip
+    )
+    made = Tokenizer(theirs)
     ids = made.apply_chat_template([{"role": "user", "content": "<|end|>red|"}])
-    names = made._backend.convert_ids_to_tokens(ids)
+    names = theirs.convert_ids_to_tokens(ids)
     assert [i for i, name in enumerate(names) if name in ("<|user|>", "<|end|>")] == [0, len(names) - 1]
     assert made.decode(ids, skip_special_tokens=False) == "<|user|><|end|>red|<|end|>"
 
@@ -287,13 +302,14 @@ def test_a_role_that_is_part_of_a_control_token_is_refused():
     """`<|` + role + `|>` makes a header of `user`; of `end` it would make the end of a message."""
     made = tokenizer("bytes", "roles")
     ids = made.apply_chat_template([{"role": "user", "content": "hi"}])
-    assert made._backend.convert_ids_to_tokens(control(made, ids)) == ["<|user|>", "<|end|>", "<|assistant|>"]
+    names = reference("bytes", "roles").convert_ids_to_tokens(control(made, ids))
+    assert names == ["<|user|>", "<|end|>", "<|assistant|>"]
     with pytest.raises(InvalidRequestError, match=r"messages\[0\]\.role is 'end'"):
         made.apply_chat_template([{"role": "end", "content": "hi"}])
 
 
 def test_ids_that_only_the_model_calls_special_are_kept_out_too():
-    made = Tokenizer(tokenizer("bytes", "chatml")._backend)
+    made = Tokenizer(reference("bytes", "chatml"))
     (letters,) = (ids for ids in [made.encode("user")] if len(ids) == 1)
     assert letters[0] in made.apply_chat_template([{"role": "user", "content": "a user"}])
     made.protect(letters)

@@ -24,8 +24,13 @@ SOURCES = {**base.TEMPLATES, "hermes": HERMES, "quiet": QUIET, "developer": DEVE
 
 
 @pytest.fixture(scope="module")
-def made() -> Tokenizer:
-    return Tokenizer(with_template(QUIET)._backend)
+def box() -> sandbox.Sandbox:
+    return sandbox.Sandbox()
+
+
+@pytest.fixture(scope="module")
+def made(box) -> Tokenizer:
+    return Tokenizer(base.reference("bytes", QUIET), sandbox=box)
 
 
 def ids(made: Tokenizer, template: str, messages: Any = TALK, **options: Any) -> list[int]:
@@ -77,24 +82,24 @@ def test_a_template_that_can_not_be_had_is_refused(made, template, words):
     assert ids(made, QUIET)
 
 
-def test_one_without_an_end_is_stopped_and_the_next_one_works(made, monkeypatch):
+def test_one_without_an_end_is_stopped_and_the_next_one_works(made, box, monkeypatch):
     monkeypatch.setattr(sandbox, "RENDER_S", 0.3)
     monkeypatch.setattr("shoal.runtime.text.tokenizer.RENDER_S", 0.3)
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     assert ids(made, QUIET)
-    before = made._sandbox._process
+    before = box.process
     assert before is not None
     with pytest.raises(InvalidRequestError, match=r"chat_template takes longer than 0\.3 seconds"):
         ids(made, endless)
-    assert made._sandbox._process is None
+    assert box.process is None
     assert before.returncode is not None
     monkeypatch.undo()
     assert ids(made, QUIET)
 
 
-def test_one_that_takes_its_process_down_is_an_error_of_its_request(made):
+def test_one_that_takes_its_process_down_is_an_error_of_its_request(made, box):
     assert ids(made, QUIET)
-    process = made._sandbox._process
+    process = box.process
     assert process is not None
     threading.Timer(0.1, process.kill).start()
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -103,9 +108,9 @@ def test_one_that_takes_its_process_down_is_an_error_of_its_request(made):
     assert ids(made, QUIET)
 
 
-def test_its_process_has_no_environment_and_can_open_no_file(made):
+def test_its_process_has_no_environment_and_can_open_no_file(made, box):
     assert ids(made, QUIET)
-    process = made._sandbox._process
+    process = box.process
     assert process is not None
     with open(f"/proc/{process.pid}/limits", encoding="utf-8") as file:
         limits = {line[:26].strip(): line[26:].split()[:2] for line in file}
@@ -119,7 +124,7 @@ def test_its_process_has_no_environment_and_can_open_no_file(made):
 def test_its_process_ends_with_its_owner():
     owner = sandbox.Sandbox()
     assert owner.render("{{ x }}", {"x": "é\ud800"}, time.monotonic() + 30) == "é\ud800"
-    process = owner._process
+    process = owner.process
     assert process is not None
     del owner
     gc.collect()
@@ -129,7 +134,7 @@ def test_its_process_ends_with_its_owner():
 def test_its_process_ends_when_its_owners_process_dies():
     owner = sandbox.Sandbox()
     assert owner.render("{{ 1 }}", {}, time.monotonic() + 30) == "1"
-    process = owner._process
+    process = owner.process
     assert process is not None
     process.stdin.close()  # type: ignore[union-attr]
     assert process.wait(30) == 0
