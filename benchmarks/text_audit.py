@@ -1,9 +1,10 @@
-"""A wrong profile on natural text: reuse of all of `text`'s layers, and what audits make of it.
+"""A wrong profile on natural text: reuse of all of `text`'s layers (or `--depth`), and what audits make of it.
 
     python -m benchmarks.text_audit --model out/text/model --data out/text/data --out benchmarks/results/text_audit.csv
 
 Look-up questions in serving order: a question about each of eight documents, then another about each, which finds its
-prefix in the cache. The second ones are counted, in windows of 32, for each audit rate beside mode `none`.
+prefix in the cache. The second ones are counted, in windows of 32, for each audit rate beside mode `none`. With the
+depth that is safe the audits should find nothing: `depth_limit` then stays empty, and `differed` small.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ def window(engine: Engine, questions: list[Question], mode: CacheMode | None) ->
     return {"right": right, "mean_depth": round(float(np.mean(depths)), 2)}
 
 
+def _rounded(value: float | None) -> float | str:
+    return "" if value is None else round(value, 5)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Write the table after every window."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,9 +61,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.05, 0.2, 1.0])
     parser.add_argument("--questions", type=int, default=512)
+    parser.add_argument("--depth", type=int, default=LAYERS, help="layers that the profile allows")
     parser.add_argument("--ratio", type=float, default=0.7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--time-limit", type=float, help="begin no further window after so many seconds")
+    parser.add_argument("--commit", default=None)
     options = parser.parse_args(arguments)
     if not options.model.is_dir():
         print(f"no {options.model}: docs/text.md says how to make it")
@@ -68,11 +75,12 @@ def main(arguments: list[str] | None = None) -> None:
     maker = Questions(Documents(documents.astype(np.uint16), [label_of(name) for name in names], tokenizer))
     questions = maker.make(TASK, options.ratio, options.questions)
     command = "python -m benchmarks.text_audit " + shlex.join(sys.argv[1:] if arguments is None else arguments)
-    origin = {"command": command, "commit": commit(), "hardware": hardware(), "torch": torch.__version__}
+    origin = {"command": command, "commit": options.commit or commit(), "hardware": hardware(),
+              "torch": torch.__version__}  # fmt: skip
     begin, table = time.monotonic(), []
     for rate in options.rates:
         engine = Engine(
-            str(options.model), device=options.device, depth=LAYERS, audit_rate=rate, disable_cuda_graph=True,
+            str(options.model), device=options.device, depth=options.depth, audit_rate=rate, disable_cuda_graph=True,
             kv_cache_tokens=1 << 16, layers_per_band=2, page_size=16,
         )  # fmt: skip
         exact = right = 0
@@ -84,9 +92,12 @@ def main(arguments: list[str] | None = None) -> None:
             exact, right = exact + int(none["right"]), right + int(found["right"])
             stats = engine.core.parts.scheduler.stats()
             table.append({
-                "rate": rate, "questions": first + len(part), "right_none": none["right"], "right": found["right"],
-                "lost_so_far": exact - right, "mean_depth": found["mean_depth"], "audits": stats.audits,
-                "drifted": stats.audits_drifted, **origin,
+                "allowed": options.depth, "rate": rate, "questions": first + len(part), "right_none": none["right"],
+                "right": found["right"], "lost_so_far": exact - right, "mean_depth": found["mean_depth"],
+                "audits": stats.audits, "drifted": stats.audits_drifted, "predictions": stats.audit_predictions,
+                "differed": stats.audits_differed, "mean_divergence": _rounded(stats.audit_divergence),
+                "worst_divergence": _rounded(stats.audit_worst_divergence),
+                "depth_limit": "" if stats.audit_depth_limit is None else stats.audit_depth_limit, **origin,
             })  # fmt: skip
             write_table(options.out, table)
             print(json.dumps({k: v for k, v in table[-1].items() if k not in origin}), flush=True)

@@ -18,6 +18,10 @@ POLICIES = ("lpm", "fcfs", "dfs-weight")
 MAX_TP_SIZE = 64
 
 
+DEFAULT_DIVERGENCE = 0.1
+"""Of `audit_divergence`; `Auditor` says what it keeps."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Options of an engine. Raises ConfigError, naming the field, for values out of range.
@@ -46,6 +50,8 @@ class EngineConfig:
             keys and values have drifted; past the tolerance the cached prefix is reused less deep from then on.
         audit_tolerance: relative error of a band's keys and values over a page that an audit calls drift; None: 1.5
             times what the depth profile saw where reuse was safe, or 0.25 when it does not say.
+        audit_divergence: KL divergence, in nats, of a mask's distribution with the cache from that without it, above
+            which an audit says that predictions differ.
         page_size: token positions of a page; None: 16 on a CPU, 64 on a GPU.
         layers_per_band: layers that are paged together; None: 4, or all of a model that has fewer.
         kv_cache_tokens: token positions that the KV pool holds; None: as many as fit `kv_cache_bytes`.
@@ -104,6 +110,7 @@ class EngineConfig:
     reuse_margin: int | None = None
     audit_rate: float = 0.0
     audit_tolerance: float | None = None
+    audit_divergence: float = DEFAULT_DIVERGENCE
     page_size: int | None = None
     layers_per_band: int | None = None
     kv_cache_tokens: int | None = None
@@ -156,6 +163,7 @@ class EngineConfig:
         check.number("audit_rate", self.audit_rate, 0.0, 1.0)
         if self.audit_tolerance is not None:
             check.number("audit_tolerance", self.audit_tolerance, 0.0, infinite=True)
+        check.number("audit_divergence", self.audit_divergence, 0.0, infinite=True)
         if self.refresh_entropy is not None:
             check.number("refresh_entropy", self.refresh_entropy, 0.0)
         for name in ("model_path", "device", "depth_profile", "lora"):

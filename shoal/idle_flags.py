@@ -48,6 +48,7 @@ IDLE_FLAGS = (
     IdleFlag("mem_fraction_static", lambda o: o.engine.kv_cache_bytes is not None, "--kv-cache-bytes",
              "that sizes the pools"),
     IdleFlag("audit_tolerance", lambda o: not o.engine.audit_rate, "an --audit-rate of 0", "nothing is audited"),
+    IdleFlag("audit_divergence", lambda o: not o.engine.audit_rate, "an --audit-rate of 0", "nothing is audited"),
     IdleFlag("seed", lambda o: o.engine.load_format == "auto" and not o.engine.audit_rate,
              "the model's own weights", "requests seed their draws themselves (`seed`)"),
 )  # fmt: skip

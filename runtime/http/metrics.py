@@ -25,6 +25,8 @@ _GAUGES = (
 )
 _GAUGES_OF_SOME = (
     ("audit_depth_limit", "audit_depth_limit", "Depth past which audits have stopped all reuse."),
+    ("audit_divergence", "audit_divergence", "KL divergence of audited predictions in nats, mean of all masks."),
+    ("audit_worst_divergence", "audit_worst_divergence", "The same, the largest of all masks."),
     ("target_first_text_s", "target_first_text_seconds", "Target for first texts (--target-first-text-ms)."),
     ("refresh_token_layer_s", "refresh_token_layer_seconds", "Time of a refresh for each token-layer, of late."),
     ("block_step_s", "block_step_seconds", "Time of a block step, of late."),
@@ -59,6 +61,8 @@ _COUNTERS = (
     ("audits_drifted", "audits_drifted", "Audits that found drift past the tolerance."),
     ("audit_tokens", "audit_tokens", "Tokens committed by audited forwards."),
     ("audit_tokens_agreed", "audit_tokens_agreed", "Those that the uncached pass predicts too."),
+    ("audit_predictions", "audit_predictions", "Audits that compared predictions."),
+    ("audits_differed", "audits_differed", "Those whose predictions diverged more than the bound at some mask."),
     ("audit_nodes_shrunk", "audit_nodes_shrunk", "Cached prefixes whose valid depth an audit lowered."),
     ("tree_stored", "tree_stored_tokens", "Events of the radix tree: stored."),
     ("tree_trimmed", "tree_trimmed", "Events of the radix tree: trimmed."),

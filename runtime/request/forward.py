@@ -65,19 +65,22 @@ class Grow:
 
 @dataclass(slots=True)
 class AuditReport:
-    """Comparison of the KVs that a request reused with those of an uncached pass.
+    """Comparison of a first forward that reused a prefix with an uncached pass over the same tokens.
 
     Attributes:
         errors: fp32 [bands reused, pages reused], |cached - fresh| / |fresh| over a page, the largest of the band's
             layers and of keys and values.
         cosines: fp32 [bands reused], mean cosine over the tokens, the smallest of the band's layers, keys and values.
         compared, agreed: tokens that the first forward committed (greedily), and those that the pass predicts too.
+        divergences: fp32 [masks], KL(p || q) in nats at every open mask of the current block, p being the uncached
+            pass's distribution and q the forward's (`divergence` in runtime/worker/drift.py). None: not compared.
     """
 
     errors: npt.NDArray[np.float32]
     cosines: npt.NDArray[np.float32]
     compared: int = 0
     agreed: int = 0
+    divergences: npt.NDArray[np.float32] | None = None
 
 
 class ForwardItem(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -95,7 +98,7 @@ class ForwardItem(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     position, as `StepResult.scores`; such an item has no block: nothing is committed.
 
     `audit` asks for an uncached pass beside a first forward that reuses [0, start): it compares the first `audit`
-    layers. With `audit_tokens` it runs the other layers too and compares tokens.
+    layers. With `audit_tokens` it runs the other layers too and compares predictions and tokens.
     """
 
     rid: str
@@ -112,6 +115,11 @@ class ForwardItem(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     targets: npt.NDArray[np.int64] | None = None
     audit: int = 0
     audit_tokens: bool = True
+
+    @property
+    def compares_predictions(self) -> bool:
+        """Whether its audit needs the forward's own logits."""
+        return self.audit > 0 and self.audit_tokens
 
     @property
     def is_block_alone(self) -> bool:

@@ -67,8 +67,12 @@ class SchedulerStats(Counts):
         audits: hits that were also computed uncached; `audits_drifted` of them found drift past the tolerance.
         audit_tokens: tokens committed by audited first forwards (greedy requests only); `audit_tokens_agreed` of them
             are what the uncached pass predicts.
+        audit_predictions: audits that compared predictions; in `audits_differed` of them the divergence at some mask
+            was above the bound.
+        audit_divergence: KL divergence of predictions, in nats, mean of all masks; `audit_worst_divergence` the
+            largest. None: nothing was compared.
         audit_nodes_shrunk: nodes of the tree whose valid depth an audit lowered.
-        audit_depth_limit: depth past which nothing is reused any more because audits found drift; None: no limit.
+        audit_depth_limit: depth past which nothing is reused any more because of what audits found; None: no limit.
         audit_band_errors: by band, largest relative error of keys and values over a page, mean of the audits.
         audit_band_cosines: by band, cosine of cached and fresh keys and values, mean of the audits.
         target_first_text_s: the target for first texts, in seconds; None: there is none, nor any of the next three.
@@ -98,6 +102,10 @@ class SchedulerStats(Counts):
     audits_drifted: int = 0
     audit_tokens: int = 0
     audit_tokens_agreed: int = 0
+    audit_predictions: int = 0
+    audits_differed: int = 0
+    audit_divergence: float | None = None
+    audit_worst_divergence: float | None = None
     audit_nodes_shrunk: int = 0
     audit_depth_limit: int | None = None
     audit_band_errors: tuple[float, ...] = ()

@@ -30,5 +30,5 @@ def build_scheduler(
         max_running_requests=config.max_running_requests, max_queued_requests=config.max_queued_requests,
         max_overtakes=config.max_overtakes,
         policy=config.schedule_policy, log_interval=config.log_interval, check_invariants=config.check_invariants,
-        auditor=Auditor(memory, config.audit_rate, config.audit_tolerance, config.seed),
+        auditor=Auditor(memory, config.audit_rate, config.audit_tolerance, config.audit_divergence, config.seed),
     )  # fmt: skip

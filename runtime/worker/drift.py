@@ -50,6 +50,18 @@ def cosine(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(norms > 0, (a * b).sum(1) / norms.clamp(min=1e-30), 1.0)
 
 
+def divergence(fresh: Tensor, cached: Tensor) -> Tensor:
+    """KL(p || q) = sum_v p(v) log(p(v) / q(v)) in nats, p = softmax(fresh), q = softmax(cached).
+
+    Logits [n, vocab] twice -> fp32 [n]. A token that is impossible (-inf) without the cache adds nothing. By Pinsker's
+    inequality no token's probability differs by more than sqrt(KL / 2).
+    """
+    log_p, log_q = (logits.float().log_softmax(-1) for logits in (fresh, cached))
+    possible = log_p > -torch.inf
+    terms = torch.where(possible, log_p.exp() * (log_p - torch.where(possible, log_q, 0.0)), 0.0)
+    return terms.sum(-1).clamp(min=0)
+
+
 def relative_error(cached: Tensor, fresh: Tensor, run: int) -> Tensor:
     """|cached - fresh| / |fresh| of runs of `run` tokens (Frobenius norms over tokens, heads and dimensions).
 

@@ -30,6 +30,8 @@ class Ran:
         entropy: the largest entropy, in nats, of a token that it committed, where the request has `refresh_entropy`.
         logprobs: (log-probability, top) of the newly committed tokens, in order of position, if asked for; their step
             is 1.
+        logits: fp32 [masks, vocab] of its open masks before the forward, as the model gives them (no guidance, no
+            bias), if its item asks for an audit's predictions. The mask token is impossible.
         finite: False if logits at its masks gave no probabilities; it then never commits anything again.
     """
 
@@ -41,6 +43,7 @@ class Ran:
     logprobs: list[Logprob] = field(default_factory=list)
     finite: bool = True
     entropy: float = 0.0
+    logits: Tensor | None = None
 
 
 class Executor(Protocol):

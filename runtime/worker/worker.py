@@ -134,6 +134,8 @@ class Worker:
         return count
 
     def _note(self, item: ForwardItem, canvas: Canvas, ran: Ran, result: StepResult) -> None:
+        if ran.logits is not None:
+            self._audit.compare(item.rid, ran.logits)
         passes = ran.nfe * canvas.sampling.passes
         result.nfe += passes
         result.entropy = max(result.entropy, ran.entropy)

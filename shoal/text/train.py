@@ -34,6 +34,8 @@ from .weights import FlatWeights, FullMaster, LowRankMaster
 
 PHASES = ("full", "low-rank")
 RATES = {"full": 7e-4, "low-rank": 3e-4}
+COMPLETE = "complete"
+"""An empty file beside the weights once every phase is over."""
 _LAST_STEP = 10**6
 """Steps that a phase of given time may have."""
 
@@ -252,6 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
                 note(probes=probes(trainer.network), tokens=trainer.tokens)
                 following = PHASES.index(trainer.phase) + 1
                 if following == len(PHASES) or not (options.seconds or options.steps)[following]:
+                    (options.out / COMPLETE).touch()
                     break
                 trainer.begin_phase(PHASES[following])
                 note(probes=probes(trainer.network), event="compressed")

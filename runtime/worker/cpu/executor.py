@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -89,11 +89,12 @@ class CpuExecutor:
             if item.targets is not None:
                 ran.append(Ran(scores=_scores(part, item.targets[:, 1])))
             elif len(wanted):
+                audited = part.float().clone() if item.compares_predictions else None  # choices may change `part`
                 if canvas.serial in unguided:
                     part = guided(part, unguided[canvas.serial], canvas.sampling.cfg_scale)
                 result, at, tokens = own.chooser.commit(canvas, wanted, part, own.tokens[: canvas.prompt_length])
                 own.tokens[at] = tokens
-                ran.append(result)
+                ran.append(result if audited is None else replace(result, logits=audited))
             else:
                 ran.append(Ran())
         return 1, ran

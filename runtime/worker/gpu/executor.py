@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ Blocks = Sequence[npt.NDArray[np.int64]]
 """Rows by `CanvasSlots.read`."""
 Scores = dict[int, list[float]]
 Read = dict[int, Ran]
+Logits = dict[int, Tensor]
 """By item number."""
 
 
@@ -126,17 +128,19 @@ class CudaExecutor:
         """Run items together: as many block steps as are sure to be needed, or one other forward."""
         scores: Scores = {}
         read: Read = {}
+        audited: Logits = {}
         blocks: Blocks
         self.runner.slots.upload_tables()
         try:
-            if self.graphs.takes(items) and not any(self._is_read(canvas) for canvas in canvases):
+            read_by_host = any(self._is_read(c) for c in canvases) or any(i.compares_predictions for i in items)
+            if self.graphs.takes(items) and not read_by_host:
                 count = min(at_most, *(canvas.sure_steps() for canvas in canvases))
                 blocks = [
                     row for part in self._parts(items) for row in self.graphs.run(items[part], canvases[part], count)
                 ]
             else:
                 count = 1
-                blocks, scores, read = self._refresh(items, canvases)
+                blocks, scores, read, audited = self._refresh(items, canvases)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             message = f"out of GPU memory in a forward of {len(items)} requests; see max_refresh_tokens"
@@ -161,6 +165,8 @@ class CudaExecutor:
                 )  # fmt: skip
             else:
                 ran.append(Ran(count, scores=scores.get(number, [])))
+            if number in audited:
+                ran[-1] = replace(ran[-1], logits=audited[number])
         return count, ran
 
     def _marks(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas]) -> dict[int, npt.NDArray[np.float64]]:
@@ -184,8 +190,8 @@ class CudaExecutor:
         """Whether the host reads logits of it after each forward, which graphs do not keep."""
         return canvas.sampling.logprobs is not None or self._host.has(canvas)
 
-    def _refresh(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas]) -> tuple[Blocks, Scores, Read]:
-        """Run a forward of any shape; returns the blocks, the scores, and what the host read."""
+    def _refresh(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas]) -> tuple[Blocks, Scores, Read, Logits]:
+        """Run a forward of any shape; returns the blocks, the scores, what the host read, and audits' logits."""
         slots = self.runner.slots
         unguided = self._without_prompts(items, canvases)
         plan = self._plan(items, canvases)
@@ -197,7 +203,8 @@ class CudaExecutor:
                 scores[number] = self._sampler.scores(hidden, places, item.targets[:, 1])
         sizes = [item.block_stop - item.block_start for item in items]
         if not any(sizes):
-            return [np.empty(1, np.int64)] * len(items), scores, {}
+            return [np.empty(1, np.int64)] * len(items), scores, {}, {}
+        audited = self._audited(items, canvases, plan, hidden)
         masks = sum(
             len(c.open_positions(*c.block)) for c, size in zip(canvases, sizes, strict=True)
             if size and not self._host.has(c)
@@ -207,7 +214,23 @@ class CudaExecutor:
             room = _power_of_2(len(items)) * _power_of_2(max(sizes))  # few values: each is a kernel of its own
             self._sampler.sample(hidden, plan.last.batch, plan.last_first, room, max(sizes), draw, shapes)
         blocks = list(slots.read(plan.slots, max(sizes)).cpu().numpy())
-        return blocks, scores, self._read(items, canvases, blocks, plan, hidden, unguided)
+        return blocks, scores, self._read(items, canvases, blocks, plan, hidden, unguided), audited
+
+    def _audited(
+        self, items: Sequence[ForwardItem], canvases: Sequence[Canvas], plan: RefreshPlan, hidden: Tensor
+    ) -> Logits:
+        """Logits of the open masks of items whose audits compare predictions; without memory for them, none."""
+        found: Logits = {}
+        for number, (item, canvas) in enumerate(zip(items, canvases, strict=True)):
+            positions = canvas.open_positions(item.block_start, item.block_stop)
+            if item.compares_predictions and len(positions):
+                try:
+                    found[number] = self._sampler.logits(hidden, self._rows(plan, number, positions))
+                except torch.OutOfMemoryError:
+                    if self.decoder.ranks is not None:  # the others wait for this one
+                        raise
+                    torch.cuda.empty_cache()
+        return found
 
     def _plan(self, items: Sequence[ForwardItem], canvases: Sequence[Canvas]) -> RefreshPlan:
         slots = self.runner.slots

@@ -25,6 +25,7 @@ PAIRS = [
     ("--mem-fraction-static 0.5", "--kv-cache-tokens 1024"),
     ("--mem-fraction-static 0.5", "--kv-cache-bytes 1000000"),
     ("--audit-tolerance 0.5", "--audit-rate 0"),
+    ("--audit-divergence 0.5", "--audit-rate 0"),
     ("--random-seed 7", "--load-format auto"),
 ]
 

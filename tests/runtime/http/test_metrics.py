@@ -30,6 +30,7 @@ def test_every_family_has_samples_and_these_have_the_same_labels():
         used.watch().saw(output)
     drifted = SchedulerStats(
         audit_band_errors=(0.1, 0.2), audit_band_cosines=(1.0, 0.9), audit_depth_limit=4, target_first_text_s=0.5,
+        audit_divergence=0.01, audit_worst_divergence=0.2,
         refresh_token_layer_s=7e-7, block_step_s=0.03, refresh_token_layers_limit=178571.4,
     )  # fmt: skip
     ends = (fresh.render(None), fresh.render(SchedulerStats()), used.render(drifted))

@@ -55,7 +55,7 @@ ADD = AddRequest(
 )  # fmt: skip
 ITEM = ForwardItem("r", 1, 9, 13, 5, 9, 0, 4, np.arange(2, dtype=np.int32), ((2, 0, np.arange(3, dtype=np.int32)),),
                    audit=4, audit_tokens=False)  # fmt: skip
-AUDIT = AuditReport(np.ones((2, 3), np.float32), np.full(2, 0.5, np.float32), 4, 3)
+AUDIT = AuditReport(np.ones((2, 3), np.float32), np.full(2, 0.5, np.float32), 4, 3, np.ones(4, np.float32))
 ERROR = pack_error(InvalidRequestError("no", field="prompt", value=[1, 2], limit=3))
 OUTPUT = wire.Output(
     rid="r", token_start=2, tokens=[4, 5], text_start=1, text="text", finish_reason="stop", matched_stop="ab",

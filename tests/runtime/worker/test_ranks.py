@@ -43,6 +43,10 @@ def even(config: dict[str, Any], width: int = 48) -> dict[str, Any]:
     return config | {name: value for name, value in shapes.items() if name in config}
 
 
+AUDITS = {"audit_rate": 1.0, "audit_tolerance": 1e9, "audit_divergence": 1e9}
+"""All hits, whose findings change nothing."""
+
+
 def pair_of_engines(two: TwoRanks, monkeypatch, folder, gpu: bool = False, **options: Any):
     """Engines on one rank and on two."""
     one = make_engine(folder, **options)
@@ -55,7 +59,7 @@ def pair_of_engines(two: TwoRanks, monkeypatch, folder, gpu: bool = False, **opt
 def test_two_ranks_give_the_answers_of_one(two, family, tmp_path, monkeypatch):
     config = even(config_of(family))
     folder = write_tokenizer(write_folder(tmp_path, config, state_of(config), shards=2))
-    one, both = pair_of_engines(two, monkeypatch, folder, depth=2, audit_rate=1.0, audit_tolerance=1e9)
+    one, both = pair_of_engines(two, monkeypatch, folder, depth=2, **AUDITS)
     with one, both:
         held, whole = worker_of(both).executor, worker_of(one).executor
         assert held.kv.data.nbytes == whole.kv.data.nbytes // 2
@@ -74,7 +78,7 @@ def test_two_ranks_give_the_answers_of_one(two, family, tmp_path, monkeypatch):
         assert scores[0].token_scores == pytest.approx(scores[1].token_scores, abs=LOG_PROBABILITY_ERROR)
         audits = [engine.core.parts.scheduler.auditor.numbers() for engine in (both, one)]
         assert audits[0]["audits"] == audits[1]["audits"] > 0
-        for name in ("audit_band_errors", "audit_band_cosines"):
+        for name in ("audit_band_errors", "audit_band_cosines", "audit_divergence"):
             assert audits[0][name] == pytest.approx(audits[1][name], abs=1e-5)
         assert_nothing_lost(both)
 
