@@ -1,7 +1,7 @@
 """Windows, refresh schedules and decoding rules on `shop`: accuracy, agreement with `none`, NFE; what a limit costs.
 
-    python benchmarks/schedules.py schedules --device cuda --out benchmarks/results/schedules.csv
-    python benchmarks/schedules.py rules --ratios 0.3 --out benchmarks/results/commit_rules.csv
+    python benchmarks/schedules.py schedules --device cuda --out out/schedules.csv
+    python benchmarks/schedules.py rules --ratios 0.3 --out out/commit_rules.csv
     python benchmarks/schedules.py cost --out benchmarks/results/canvas_growth.csv
 
 `schedules` and `rules` ask the questions of `accuracy.py` (lists, ratios, kinds) in every variant, on one engine. Each

@@ -25,6 +25,7 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ RULES: tuple[dict[str, Any], ...] = (
 SETS = ("plain", "twice")
 Counted = tuple[bool, list[int], int, int, int]
 """Of an answer: right, tokens, NFE, canvas tokens, token-layers."""
+Answers = dict[tuple[str, int], list[list[Counted]]]
+"""By set and first list: of every variant, those to the piece's questions."""
 
 
 def variants(few: bool = False) -> list[Variant]:
@@ -169,19 +172,24 @@ def figures(mine: list[Counted], exact: list[Counted]) -> dict[str, object]:
     return {"questions": count, **{name: round(value, 4) for name, value in found.items()}}
 
 
-def load(path: Path, settings: dict[str, Any]) -> dict[tuple[str, int], list[list[Counted]]]:
-    """Answers of earlier runs by piece; a file that other settings made is refused (SystemExit)."""
+def load(path: Path, settings: dict[str, Any], origin: dict[str, str]) -> tuple[dict[str, str], Answers]:
+    """Where the answers of earlier runs come from, and these by piece.
+
+    SystemExit for a file that other settings, hardware or another version of torch made. Its commit and command stay.
+    """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings) + "\n")
-        return {}
+        path.write_text(json.dumps({**settings, "origin": origin}) + "\n")
+        return origin, {}
     head, *lines = path.read_text().split("\n")[:-1]
-    if json.loads(head) != json.loads(json.dumps(settings)):
+    made = json.loads(head)
+    first = made.pop("origin")
+    if made != json.loads(json.dumps(settings)):
         raise SystemExit(f"{path} was made with {head}: choose another --answers")
-    return {(kind, index): found for kind, index, found in map(json.loads, lines)}
+    return first, {(kind, index): found for kind, index, found in map(json.loads, lines)}
 
 
-def table(chosen: list[Variant], done: dict[tuple[str, int], list[list[Counted]]]) -> list[dict[str, object]]:
+def table(chosen: list[Variant], done: Answers) -> list[dict[str, object]]:
     """Rows by set and variant."""
     rows = []
     for kind in SETS:
@@ -195,36 +203,11 @@ def table(chosen: list[Variant], done: dict[tuple[str, int], list[list[Counted]]
     return rows
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Answer what is missing until the time is over, and write the table of what is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="shop", help="shop, or a folder of shop-dream")
-    parser.add_argument("--answers", type=Path, required=True, help="where answers are kept")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--plain", type=int, default=128, help="lists of the set `plain`, eight questions each")
-    parser.add_argument("--twice", type=int, default=64, help="lists of the set `twice`, eight questions each")
-    parser.add_argument("--piece", type=int, default=2, help="lists that are asked together: 16 on a GPU")
-    parser.add_argument("--few", action="store_true", help="eleven of the variants")
-    parser.add_argument("--time-limit", type=float, default=600.0, help="begin no further piece after so many seconds")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--commit", default=None)
-    options = parser.parse_args(arguments)
-    chosen = [variant for variant in variants(options.few) if options.device == "cpu" or is_served(variant)]
-    settings = {
-        "model": Path(options.model).name, "device": options.device, "dtype": options.dtype, "piece": options.piece,
-        "variants": [variant.columns() for variant in chosen],
-    }  # fmt: skip
-    done = load(options.answers, settings)
-    missing = [piece for piece in pieces(options.plain, options.twice, options.piece) if piece not in done]
-    constant = {
-        "command": "python -m benchmarks.shop_fidelity " + shlex.join(sys.argv[1:] if arguments is None else arguments),
-        "commit": options.commit or commit(), "hardware": hardware(), "torch": torch.__version__,
-    }  # fmt: skip
-
-    def write() -> None:
-        write_table(options.out, [{**row, **constant} for row in table(chosen, done)])
-
+def measure(
+    options: argparse.Namespace, chosen: list[Variant], missing: list[tuple[str, int]], done: Answers,
+    write: Callable[[], None],
+) -> None:  # fmt: skip
+    """Answer pieces until the time is over; each is kept, and written, as it is done."""
     together = options.piece * len(PLAIN)
     with Engine(
         options.model,
@@ -242,6 +225,45 @@ def main(arguments: list[str] | None = None) -> None:
             with options.answers.open("a") as file:
                 file.write(json.dumps([kind, first, done[kind, first]]) + "\n")
             write()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Answer what is missing until the time is over, and write the table of what is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="shop", help="shop, or a folder of shop-dream")
+    parser.add_argument("--answers", type=Path, required=True, help="where answers are kept")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--plain", type=int, default=128, help="lists of the set `plain`, eight questions each")
+    parser.add_argument("--twice", type=int, default=64, help="lists of the set `twice`, eight questions each")
+    parser.add_argument("--piece", type=int, default=2, help="lists that are asked together: 16 on a GPU")
+    parser.add_argument("--few", action="store_true", help="eleven of the variants")
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        default=600.0,
+        help="begin no further piece after so many seconds; 0: only write the table",
+    )
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--commit", default=None)
+    options = parser.parse_args(arguments)
+    chosen = [variant for variant in variants(options.few) if options.device == "cpu" or is_served(variant)]
+    settings = {
+        "model": Path(options.model).name, "device": options.device, "dtype": options.dtype, "piece": options.piece,
+        "variants": [variant.columns() for variant in chosen],
+    }  # fmt: skip
+    origin = {
+        "command": "python -m benchmarks.shop_fidelity " + shlex.join(sys.argv[1:] if arguments is None else arguments),
+        "commit": options.commit or commit(), "hardware": hardware(), "torch": torch.__version__,
+    }  # fmt: skip
+    origin, done = load(options.answers, settings, origin)
+    missing = [piece for piece in pieces(options.plain, options.twice, options.piece) if piece not in done]
+
+    def write() -> None:
+        write_table(options.out, [{**row, **origin} for row in table(chosen, done)])
+
+    if missing and options.time_limit:
+        measure(options, chosen, missing, done, write)
     if not done:
         raise SystemExit("the time was over before a piece was done: raise --time-limit")
     write()

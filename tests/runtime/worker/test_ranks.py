@@ -43,7 +43,7 @@ def even(config: dict[str, Any], width: int = 48) -> dict[str, Any]:
     return config | {name: value for name, value in shapes.items() if name in config}
 
 
-AUDITS = {"audit_rate": 1.0, "audit_tolerance": 1e9, "audit_divergence": 1e9}
+AUDITS: dict[str, Any] = {"audit_rate": 1.0, "audit_tolerance": 1e9, "audit_divergence": 1e9}
 """All hits, whose findings change nothing."""
 
 
