@@ -4,7 +4,8 @@
 
 Alone, with rows for all experts, other tiles are the fastest: in a step the masks of a block choose alike, so a few
 experts have most rows. Every variant begins with the same tokens. A row: the step's time, and the time of the experts'
-kernels in it. Rows by expert of each layer are printed first.
+kernels in it. Rows by expert of some layers are printed first: at
+a block's first step, and at the last one that is timed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.device_rates import measure_rates, seconds
-from benchmarks.gpu_phases import BLOCK, CANVAS, Batch, experts_of, floor, kernel_table, replay_of
+from benchmarks.gpu_phases import BLOCK, CANVAS, Batch, experts_during, floor, kernel_table, replay_of
 from benchmarks.model_shapes import DEPTHS, write_shape
 from benchmarks.table import Table
 from shoal import Engine
@@ -132,7 +133,8 @@ def main() -> None:
             worker.executor.graphs = graphs
             for requests, variants in CASES:
                 batch = Batch(engine, requests, 2100)
-                experts = experts_of(batch, batch.block())
+                tell_rows(requests, rows_by_expert(batch))
+                experts = experts_during(batch, batch.block(), replay_of(batch, batch.block()), 20, 2)
                 tell_rows(requests, rows_by_expert(batch))
                 batch.close()
                 bound = max(floor(engine.model_config, rates, requests, BLOCK, 2100 + CANVAS, requests * BLOCK, BLOCK,

@@ -165,6 +165,21 @@ def experts_of(batch: Batch, items: list[ForwardItem]) -> float:
     return sum(touched) / len(touched) if touched else 0
 
 
+def experts_during(
+    batch: Batch, items: list[ForwardItem], run: Callable[[], object], repeats: int, warm_up: int
+) -> float:
+    """Experts that timed steps go through, the mean of the steps and layers: each step fills a mask, so others do.
+
+    `run` is one step; the first `warm_up` are not counted.
+    """
+    counts = []
+    for step in range(warm_up + repeats):
+        if step >= warm_up:
+            counts.append(experts_of(batch, items))
+        run()
+    return sum(counts) / repeats
+
+
 def kernel_table(run: Callable[[], object]) -> dict[str, float]:
     """Microseconds by kernel of one run."""
     from torch.profiler import ProfilerActivity, profile
@@ -223,14 +238,17 @@ def measure(engine: Engine, rates: Rates, report: Report, names: dict[str, objec
     fp8, kv_bytes = engine.config.quantization == "fp8", 2 if engine.config.kv_cache_dtype == "auto" else 1
     if phase.endswith("step"):
         shared = SHARED if phase.startswith("shared") else 0
+        repeats, experts = 20, 0.0
+        if model.num_experts:
+            batch = Batch(engine, requests, prompt, shared, SHARED_LAYERS)
+            experts = experts_during(batch, batch.block(), replay_of(batch, batch.block()), repeats, 2)
+            batch.close()
         batch = Batch(engine, requests, prompt, shared, SHARED_LAYERS)
         run = replay_of(batch, batch.block())
         shared_token_layers = shared * SHARED_LAYERS
-        experts = experts_of(batch, batch.block())
         bytes_s, flops_s = floor(
             model, rates, requests, BLOCK, total, requests * BLOCK, BLOCK, shared_token_layers, experts, fp8, kv_bytes
         )
-        repeats = 20
     else:
         start = 0 if phase == "refresh" else prompt - BLOCK if phase == "settled" else prompt - prompt % page_size
         blocks = 3 if phase == "settled" else 0

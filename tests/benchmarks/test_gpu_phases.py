@@ -2,8 +2,11 @@
 
 from functools import partial
 
+import pytest
+
+from benchmarks import gpu_phases
 from benchmarks.device_rates import Rates
-from benchmarks.gpu_phases import BLOCK, Batch, floor
+from benchmarks.gpu_phases import BLOCK, Batch, experts_during, floor
 
 from ..runtime.tiny import make_engine, worker_of, write_model
 from ..runtime.worker.cuda_path import cuda_executor
@@ -48,4 +51,22 @@ def test_every_step_that_is_timed_has_masks_left(tmp_path):
             for item, block in zip(items, blocks, strict=True):
                 worker.canvas(item.rid).take(block[:BLOCK], steps)
         assert ((blocks[:, :BLOCK] >= 0).sum(1) == 26).all()
+        batch.close()
+
+
+def test_experts_are_counted_in_each_step_that_is_timed(tmp_path, monkeypatch):
+    """The steps fill masks, so a count before them would miss the experts of what they filled in."""
+    executor = partial(cuda_executor, max_tokens=1024)
+    with make_engine(write_model(tmp_path, "llada"), executor=executor, kv_cache_tokens=4096, page_size=16) as engine:
+        batch, worker = Batch(engine, 1, 40), worker_of(engine)
+        items, state = batch.block(), worker.executor.runner.slots.state
+
+        def filled(*_):
+            slot = worker.canvas(items[0].rid).slot
+            return int((state.masked[slot, 40 : 40 + BLOCK] == 0).sum())
+
+        monkeypatch.setattr(gpu_phases, "experts_of", filled)
+        canvases = worker.enter(items)
+        found = experts_during(batch, items, lambda: worker.executor.graphs.run(items, canvases, 1), 4, 2)
+        assert found == pytest.approx(3.5)
         batch.close()
