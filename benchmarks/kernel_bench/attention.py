@@ -49,6 +49,7 @@ def attention_variants(
             name = "default" if tiling is None else (
                 f"{tiling.block_rows}x{tiling.block_keys} w{tiling.num_warps} s{tiling.num_stages}"
                 + " bulk" * tiling.bulk + " heads" * tiling.heads_first
+                + (f" r{tiling.most_registers}" if tiling.most_registers else "")
             )  # fmt: skip
             run = partial(attend, pool, tiling=tiling, splits=count, fresh=fresh)
             calls = [partial(run, layer) for layer in range(len(pool.q))]

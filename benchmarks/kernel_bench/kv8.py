@@ -14,13 +14,12 @@ from shoal.kernels.attention.groups import SharedGroups, plan_shared_groups
 from shoal.kernels.attention.tiling import AttentionTiling as T
 
 STEP = [
-    T(64, 64, 4, 3, True, True), T(64, 64, 4, 4, True, True), T(64, 64, 4, 2, True, True), T(64, 64, 4, 5, True, True),
-    T(64, 128, 4, 2, False, True), T(64, 128, 4, 3, False, True), T(64, 32, 4, 4, True, True),
-    T(64, 32, 4, 6, True, True), T(64, 64, 8, 3, True, True), T(32, 64, 4, 3, True, True),
-    T(64, 64, 4, 3, False, True), T(64, 64, 4, 3, True, False),
+    T(64, 64, 4, 3, True, True), T(64, 64, 4, 3, True, True, 168), T(64, 64, 4, 2, True, True, 168),
+    T(64, 64, 4, 4, True, True), T(64, 64, 4, 3, False, True), T(64, 64, 4, 3, False, True, 168),
+    T(64, 128, 4, 2, False, True), T(64, 32, 4, 4, True, True, 168),
 ]  # fmt: skip
-SETTLED = [T(64, 64, 4, 3, True), T(128, 64, 8, 3, True), T(128, 64, 8, 4, True), T(128, 128, 8, 3), T(64, 128, 4, 2)]
-SHARED = [T(128, 64, 8, 3, True), T(128, 64, 8, 4, True), T(128, 128, 8, 2), T(128, 64, 4, 3, True)]
+SETTLED = [T(64, 64, 4, 3, True, False, 168), T(128, 64, 8, 3, True), T(128, 64, 4, 3, True)]
+SHARED = [T(128, 64, 4, 3, True), T(128, 64, 8, 3, True), T(128, 64, 4, 4, True), T(128, 64, 8, 3, True, False, 128)]
 
 
 def kv8() -> Iterator[Variant]:
@@ -30,7 +29,7 @@ def kv8() -> Iterator[Variant]:
         for fp8 in (False, True):
             pool = Pool([32] * requests, keys, MHA, 64, layers, fp8=fp8)
             shape = f"{requests} x 32 of 2300 p64" + " fp8" * fp8
-            tilings = [None, *STEP] if fp8 and requests == 32 else [None, *STEP[1:3]] if fp8 else [None]
+            tilings = STEP if fp8 and requests == 32 else STEP[:3] if fp8 else [None]
             yield from attention_variants("kv8", shape, pool, tilings, splits, False)
     yield from shared_prefix()
     for fp8 in (False, True):
@@ -40,11 +39,11 @@ def kv8() -> Iterator[Variant]:
             run = partial(attend_hopper, pool, block_keys=128, stages=2, fresh=False)
             yield Variant("kv8", shape, "hopper", [partial(run, 0)], pool.bytes, pool.flops, partial(pool.error, run,
                           False))  # fmt: skip
-        yield from attention_variants("kv8", shape, pool, [None, *SETTLED], [1], False)
+        yield from attention_variants("kv8", shape, pool, [None, *SETTLED] if fp8 else [None], [1], False)
     for fp8 in (False, True):
         pool = Pool([33] * 32, [2300] * 32, GQA, 64, 6, fp8=fp8)
         shape = "32 x 33 of 2300 p64 28/4" + " fp8" * fp8
-        yield from attention_variants("kv8", shape, pool, [None, *SETTLED[:2]], [1], False)
+        yield from attention_variants("kv8", shape, pool, [None, *SETTLED[:1]] if fp8 else [None], [1], False)
 
 
 def shared_prefix() -> Iterator[Variant]:
@@ -56,13 +55,18 @@ def shared_prefix() -> Iterator[Variant]:
         groups = SharedGroups.empty(1, 32, 32 * 32, *MHA, DEVICE)
         groups.load(plan)
         floor = pool.kv_bytes + 4 * 32 * 32 * 32 * HEAD_DIM
-        for long in SHARED if fp8 else SHARED[:1]:
-            for own in STEP[:4] if fp8 and long == SHARED[0] else STEP[:1]:
+        for long in SHARED if fp8 else SHARED[1:2]:
+            for own in STEP[:3] if fp8 and long == SHARED[0] else STEP[:1]:
                 run = partial(_attend_shared, pool, groups=groups, own=own, long=long)
                 calls = [partial(run, layer) for layer in range(2)]
-                name = f"shared {long.block_keys} w{long.num_warps} s{long.num_stages}, own s{own.num_stages}"
+                name = f"shared {of(long)}, own {of(own)}"
                 shape = "32 x 32 of 2300, 1984 shared p64" + " fp8" * fp8
                 yield Variant("kv8", shape, name, calls, floor, pool.flops, partial(pool.error, run, False))
+
+
+def of(tiling: T) -> str:
+    """The numbers by which these tilings differ."""
+    return f"{tiling.block_keys} w{tiling.num_warps} s{tiling.num_stages} r{tiling.most_registers or '-'}"
 
 
 def _attend_shared(pool: Pool, layer: int, groups: SharedGroups, own: T, long: T) -> Tensor:

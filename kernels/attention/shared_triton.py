@@ -22,7 +22,7 @@ from torch import Tensor
 from .batch import AttentionBatch
 from .groups import BLOCK_ROWS, ITEM_FIELDS, MAX_PARTS, SharedGroups
 from .tiling import SM_90_SHARED_MEMORY, AttentionTiling, shared_memory
-from .triton import LOG2_E, attend_to_pages, attention_triton, check_attention, page_rows, queries_for_pages
+from .triton import LOG2_E, attend_to_pages, attention_triton, check_attention, page_rows, queries_in_fp8
 
 
 @triton.jit(do_not_specialize=["num_tokens", "band_offset"])
@@ -61,9 +61,13 @@ def _shared_attention_kernel(
     places = (part * num_tokens + tokens) * num_heads + heads
     if not BULK:
         kv_head = kv_head.to(tl.int64)
+    if PAGES_IN_FP8:
+        page_q, q_low, page_scale = queries_in_fp8(q, scale_log2)
+    else:
+        page_q, q_low, page_scale = q, None, scale_log2
     top, total, acc = attend_to_pages(
-        queries_for_pages(q, PAGES_IN_FP8), top, total, acc, first_key, stop,
-        table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
+        page_q, q_low, top, total, acc, first_key, stop,
+        table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, page_scale,
         PAGE_SIZE, HEAD_DIM, BLOCK_KEYS, BULK,
     )  # fmt: skip
     out = acc / total[:, None]
@@ -119,6 +123,7 @@ def shared_attention_triton(
             BLOCK_ROWS=BLOCK_ROWS, BLOCK_KEYS=block_keys, BULK=bulk, ITEM_FIELDS=ITEM_FIELDS,
             PAGES_IN_FP8=layer_pages.dtype == torch.float8_e4m3fn,
             num_warps=shared_tiling.num_warps, num_stages=shared_tiling.num_stages,
+            maxnreg=shared_tiling.most_registers,
         )  # fmt: skip
     return attention_triton(
         q, layer_pages, band, batch, num_splits=num_splits, out=out, tiling=tiling,

@@ -23,6 +23,7 @@ class AttentionTiling:
     num_warps, num_stages: of the program, and of the pipeline of loads.
     bulk: copy pages through the tensor memory accelerator where a page holds whole tiles.
     heads_first: programs that run side by side are the KV heads of a tile, not the tiles of a head.
+    most_registers: of a thread; 168 let three programs of 4 warps share an SM.
     """
 
     block_rows: int
@@ -31,6 +32,7 @@ class AttentionTiling:
     num_stages: int = 2
     bulk: bool = False
     heads_first: bool = False
+    most_registers: int | None = None
 
     def shared_memory(self, head_dim: int, itemsize: int) -> int:
         """Bytes of shared memory for a program's queries and for the keys and values in flight.

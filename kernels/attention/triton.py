@@ -36,25 +36,36 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def queries_for_pages(q, PAGES_IN_FP8: tl.constexpr):
-    """The queries in the dtype of the products with keys out of the pages.
+def queries_in_fp8(q, scale_log2):
+    """Queries for products with keys in fp8: two numbers in e4m3 whose sum is q times a factor of its row.
 
-    e4m3 becomes float16 by one instruction for two numbers; bfloat16 takes five, two of which share the unit of the
-    exponentials. float16 holds e4m3 and bfloat16's digits without loss.
+    Their sum has seven binary digits, as bfloat16 has. Returns them, and what makes scores of their products with keys.
     """
-    if PAGES_IN_FP8:
-        q = tl.minimum(tl.maximum(q.to(tl.float32), -65504.0), 65504.0).to(tl.float16)
-    return q
+    wide = q.to(tl.float32)
+    factor = 448.0 / tl.maximum(tl.max(tl.abs(wide), 1), 1e-30)
+    wide = wide * factor[:, None]
+    high = wide.to(tl.float8e4nv)
+    low = (wide - high.to(tl.float32)).to(tl.float8e4nv)
+    return high, low, scale_log2 / factor
 
 
 @triton.jit
-def softmax_step(q, k, v, top, total, acc, columns, stop, scale_log2, MASK: tl.constexpr):
-    """Take a tile of keys into the running softmax (base 2); with MASK, columns from `stop` on do not count."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+def softmax_step(q, q_low, k, v, top, total, acc, columns, stop, scale_log2, MASK: tl.constexpr):
+    """Take a tile of keys into the running softmax (base 2); with MASK, columns from `stop` on do not count.
+
+    With `q_low`, queries and keys are in fp8 (`queries_in_fp8`), and scale_log2 is [rows].
+    """
+    if q_low is not None:
+        scores = tl.dot(q_low, tl.trans(k))
+        scores = tl.dot(q, tl.trans(k), scores)
+        by_row = scale_log2[:, None]
+    else:
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        by_row = scale_log2
     if MASK:
         scores = tl.where(columns[None, :] < stop, scores, -float("inf"))
     new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
-    weights = tl.exp2(scores * scale_log2 - new_top[:, None])
+    weights = tl.exp2(scores * by_row - new_top[:, None])
     kept = tl.exp2(top - new_top)
     total = total * kept + tl.sum(weights, 1)
     acc = tl.dot(weights.to(v.dtype), v, acc * kept[:, None], input_precision="ieee")
@@ -74,7 +85,7 @@ def page_of_keys(table_ptr, keys, stop, PAGE_SIZE: tl.constexpr, BLOCK_KEYS: tl.
 
 @triton.jit
 def _attend_to_page_tile(
-    q, top, total, acc, page, keys, stop,
+    q, q_low, top, total, acc, page, keys, stop,
     pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
     PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_KEYS: tl.constexpr, BULK: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
@@ -86,8 +97,10 @@ def _attend_to_page_tile(
     dims = tl.arange(0, HEAD_DIM)
     if BULK:
         row = page * stride_page + kv_head * stride_head + keys % PAGE_SIZE
-        k = pages.load([row, kv_head * stride_dim]).to(q.dtype)
-        v = pages.load([row + stride_kv, kv_head * stride_dim]).to(q.dtype)
+        k = pages.load([row, kv_head * stride_dim])
+        v = pages.load([row + stride_kv, kv_head * stride_dim])
+        if q_low is not None:  # one instruction converts two numbers; to bfloat16 it takes five
+            v = v.to(tl.float16)
         if LAST:
             v = tl.where((columns < stop)[:, None], v, 0.0)
     else:
@@ -95,17 +108,19 @@ def _attend_to_page_tile(
         k_ptrs = pages + kv_head * stride_head + at[:, None] + dims[None, :] * stride_dim
         if LAST:
             valid = columns < stop
-            k = tl.load(k_ptrs, mask=valid[:, None], other=0.0).to(q.dtype)
-            v = tl.load(k_ptrs + stride_kv, mask=valid[:, None], other=0.0).to(q.dtype)
+            k = tl.load(k_ptrs, mask=valid[:, None], other=0.0)
+            v = tl.load(k_ptrs + stride_kv, mask=valid[:, None], other=0.0)
         else:
-            k = tl.load(k_ptrs).to(q.dtype)
-            v = tl.load(k_ptrs + stride_kv).to(q.dtype)
-    return softmax_step(q, k, v, top, total, acc, columns, stop, scale_log2, LAST)
+            k = tl.load(k_ptrs)
+            v = tl.load(k_ptrs + stride_kv)
+        if q_low is not None:
+            v = v.to(tl.float16)
+    return softmax_step(q, q_low, k, v, top, total, acc, columns, stop, scale_log2, LAST)
 
 
 @triton.jit
 def attend_to_pages(
-    q, top, total, acc, first_key, stop,
+    q, q_low, top, total, acc, first_key, stop,
     table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
     PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_KEYS: tl.constexpr, BULK: tl.constexpr,
 ):  # fmt: skip
@@ -119,14 +134,14 @@ def attend_to_pages(
     for keys in range(first_key, whole, BLOCK_KEYS):
         next_page = page_of_keys(table_ptr, keys + BLOCK_KEYS, stop, PAGE_SIZE, BLOCK_KEYS)
         top, total, acc = _attend_to_page_tile(
-            q, top, total, acc, page, keys, stop,
+            q, q_low, top, total, acc, page, keys, stop,
             pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
             PAGE_SIZE, HEAD_DIM, BLOCK_KEYS, BULK, False,
         )  # fmt: skip
         page = next_page
     if whole < stop:
         top, total, acc = _attend_to_page_tile(
-            q, top, total, acc, page, whole, stop,
+            q, q_low, top, total, acc, page, whole, stop,
             pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
             PAGE_SIZE, HEAD_DIM, BLOCK_KEYS, BULK, True,
         )  # fmt: skip
@@ -144,7 +159,7 @@ def _attend_to_fresh_tile(
     v = fresh_v.load([row, column])
     if LAST:  # what follows may be another request's, or not a number
         v = tl.where((columns < stop)[:, None], v, 0.0)
-    return softmax_step(q, k, v, top, total, acc, columns, stop, scale_log2, LAST)
+    return softmax_step(q, None, k, v, top, total, acc, columns, stop, scale_log2, LAST)
 
 
 @triton.jit(do_not_specialize=["num_requests", "num_tokens", "band_offset"])
@@ -238,9 +253,13 @@ def _attention_kernel(
         page_stop = tl.minimum(stop, fresh_first)
     if not BULK:
         kv_head = kv_head.to(tl.int64)
+    if PAGES_IN_FP8:
+        page_q, q_low, page_scale = queries_in_fp8(q, scale_log2)
+    else:
+        page_q, q_low, page_scale = q, None, scale_log2
     top, total, acc = attend_to_pages(
-        queries_for_pages(q, PAGES_IN_FP8), top, total, acc, first_key, page_stop,
-        table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, scale_log2,
+        page_q, q_low, top, total, acc, first_key, page_stop,
+        table_ptr, pages, kv_head, stride_page, stride_kv, stride_slot, stride_head, stride_dim, page_scale,
         PAGE_SIZE, HEAD_DIM, BLOCK_KEYS, BULK,
     )  # fmt: skip
     if FRESH:
@@ -324,6 +343,7 @@ def attention_triton(
         FRESH=fresh_kv is not None, BULK=bulk, HEADS_FIRST=tiling.heads_first,
         PAGES_IN_FP8=layer_pages.dtype == torch.float8_e4m3fn,
         num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+        maxnreg=tiling.most_registers,
     )  # fmt: skip
     if num_splits > 1:
         merge_states_triton(parts, parts_lse, out, lse)
