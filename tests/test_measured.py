@@ -59,6 +59,24 @@ def test_whole_requests_in_fp8():
         assert cells == rates(file, *(("32", "settled") if "window" in name else ("", "full"))), name
 
 
+def test_keys_and_values_in_fp8():
+    for name, *cells in table("gpu.md", "| keys and values | tokens/s"):
+        dtype = {"in bfloat16": "auto", "in fp8": "fp8_e4m3"}[name]
+        for batch, cell in zip(("1", "32"), cells, strict=True):
+            found = rows("throughput_kv8.csv", kv_cache_dtype=dtype, batch=batch, requests="hits")
+            assert cell == (f"{float(found[0]['tokens_per_s']):,.0f}" if found else "not measured")
+    measured = rows("kernels_kv8.csv")
+    for name, *cells in table("gpu.md", "| block step | bfloat16 | fp8 |"):
+        requests, keys = name.split()[0], name.removesuffix(" keys").split()[-1].replace(",", "")
+        shape = f"{requests} x 32 of {keys}, 1984 shared p64" if "share" in name else f"{requests} x 32 of {keys} p64"
+        best = [
+            min((row for row in measured if row["shape"] == shape + end and row["us"]), key=lambda r: float(r["us"]))
+            for end in ("", " fp8")
+        ]
+        found = [float(best[0]["us"]), float(best[1]["us"]), float(best[1]["floor_us"])]
+        assert cells == [f"{us:.0f} µs" if us > 20 else f"{us:.1f} µs" for us in found], name
+
+
 def test_phases_in_fp8():
     lines = table("gpu.md", "| phase | bfloat16 |")
     assert len(lines) == 8
