@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import GrammarError
-from .expression import Bytes, Choice, Expression, Listing, Repeat, Separated, Sequence
+from .expression import Both, Bytes, Choice, Expression, Graph, Listing, Repeat, Separated, Sequence, Without
 
 MAX_STATES = 4096
 """States of an automaton: a schema with more is refused."""
 _MAX_PARTS = 60_000
 _MAX_WORK = 3_000_000
-"""Members of the sets of parts that are made: a second or two."""
+"""Members of the sets of parts that are made, for a whole expression: a second or two."""
 _TOO_LARGE = "it is too large"
 FAR = (1 << 31) - 1
 """The distance of a state from which no acceptance is reached."""
@@ -26,7 +26,7 @@ DEAD, START = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Automaton:
-    """A deterministic automaton; from every state but DEAD a byte string leads to acceptance.
+    """A deterministic automaton; from every state but DEAD a byte string leads to acceptance, if any text matches.
 
     Attributes:
         table: int16 [states, classes], the next state.
@@ -39,15 +39,18 @@ class Automaton:
     accepting: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, expression: Expression) -> Automaton:
-        """That of an expression. Raises GrammarError: too large, nested too deeply, or no text matches."""
-        parts = _Parts()
-        start, end = parts.new(), parts.new()
+    def of(cls, expression: Expression, work: Work | None = None) -> Automaton:
+        """That of an expression. Raises GrammarError: too large, nested too deeply, or no text matches.
+
+        `work`: what several expressions may cost together; None: what one may.
+        """
         try:
-            parts.add(expression, start, end)
+            found = _compiled(expression, Work() if work is None else work)
         except RecursionError as error:
             raise GrammarError("it is nested too deeply, references included") from error
-        return _determinised(parts, start, end)
+        if not found.accepting.any():
+            raise GrammarError("no text satisfies it")
+        return found
 
     def next(self, state: int, data: bytes) -> int:
         """The state behind `data`."""
@@ -60,10 +63,25 @@ class Automaton:
         return bool(self.accepting[self.next(START, data)])
 
 
+class Work:
+    """What is left of the work that compiling may cost, shared by an expression and those inside of it."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_WORK
+
+    def spend(self, amount: int) -> None:
+        """Raises GrammarError when it is used up."""
+        self._left -= amount
+        if self._left < 0:
+            raise GrammarError(_TOO_LARGE)
+
+
 class _Parts:
     """A nondeterministic automaton: for each state, edges on nothing and edges on a set of bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self._graphs: dict[int, Graph] = {}
         self.free: list[list[int]] = []
         self.on: list[list[tuple[int, int]]] = []  # (bytes as a mask, target)
         self._tails: dict[tuple[tuple[Expression, ...], int], int] = {}
@@ -101,6 +119,25 @@ class _Parts:
                 self.free[last].append(end)
             case Listing(items, separator):
                 self._listing(items, separator, start, end)
+            case Graph(edges, ends):
+                self._graph(edges, ends, start, end)
+            case Both(first, second) | Without(first, second):
+                if id(node) not in self._graphs:
+                    automata = _compiled(first, self.work), _compiled(second, self.work)
+                    self._graphs[id(node)] = _product(*automata, isinstance(node, Both), self.work)
+                self.add(self._graphs[id(node)], start, end)
+
+    def _graph(
+        self, edges: tuple[tuple[int, Expression, int], ...], ends: frozenset[int], start: int, end: int
+    ) -> None:
+        states: dict[int, int] = {}
+        for state in (0, *ends, *(state for source, _, target in edges for state in (source, target))):
+            states[state] = self.new() if state not in states else states[state]
+        self.free[start].append(states[0])
+        for source, part, target in edges:
+            self.add(part, states[source], states[target])
+        for state in ends:
+            self.free[states[state]].append(end)
 
     def _tail(self, parts: tuple[Expression, ...], end: int) -> int:
         """The state from which bytes lead to `end`, one for equal tails: those of UTF-8 would make twice the states."""
@@ -166,7 +203,6 @@ def _byte_classes(parts: _Parts) -> tuple[npt.NDArray[np.uint8], dict[int, tuple
 def _closures(parts: _Parts, end: int) -> list[frozenset[int]]:
     """For each state those that nothing leads to, as far as they have edges on bytes or are the end."""
     found: list[frozenset[int]] = []
-    work = 0
     for state in range(len(parts.free)):
         seen, left = {state}, [state]
         while left:
@@ -175,27 +211,26 @@ def _closures(parts: _Parts, end: int) -> list[frozenset[int]]:
                     seen.add(other)
                     left.append(other)
         found.append(frozenset(one for one in seen if parts.on[one] or one == end))
-        work += len(seen)
-        if work > _MAX_WORK:
-            raise GrammarError(_TOO_LARGE)
+        parts.work.spend(len(seen))
     return found
 
 
-def _determinised(parts: _Parts, start: int, end: int) -> Automaton:
+def _compiled(expression: Expression, work: Work) -> Automaton:
+    """That of an expression, perhaps of no text. Raises GrammarError: too large."""
+    parts = _Parts(work)
+    start, end = parts.new(), parts.new()
+    parts.add(expression, start, end)
     classes, members = _byte_classes(parts)
     closures = _closures(parts, end)
     number = {frozenset[int](): DEAD, closures[start]: START}
     sets, rows = [frozenset[int](), closures[start]], [dict[int, int]()]
-    work = 0
     while len(rows) < len(sets):
         reached: dict[int, set[int]] = {}
         for state in sets[len(rows)]:
             for mask, target in parts.on[state]:
                 for one in members[mask]:
                     reached.setdefault(one, set()).update(closures[target])
-                work += len(members[mask]) * len(closures[target])
-            if work > _MAX_WORK:
-                raise GrammarError(_TOO_LARGE)
+                work.spend(len(members[mask]) * len(closures[target]))
         row = {}
         for one, targets in reached.items():
             key = frozenset(targets)
@@ -216,16 +251,41 @@ def _determinised(parts: _Parts, start: int, end: int) -> Automaton:
 def _pruned(
     table: npt.NDArray[np.int16], classes: npt.NDArray[np.uint8], accepting: npt.NDArray[np.bool_]
 ) -> Automaton:
-    """Without states from which nothing is accepted."""
+    """Without states from which nothing is accepted, but for START."""
     alive = distances(*edges_of(table), accepting) < FAR
-    if not alive[START]:
-        raise GrammarError("no text satisfies it")
+    alive[START] = True
     kept = np.flatnonzero(alive)
     new = np.zeros(len(table), np.int16)
     new[kept] = np.arange(1, len(kept) + 1)
     pruned = np.zeros((len(kept) + 1, table.shape[1]), np.int16)
     pruned[1:] = new[table[kept]]
     return Automaton(pruned, classes, np.concatenate(([False], accepting[kept])))
+
+
+def _product(first: Automaton, second: Automaton, both: bool, work: Work) -> Graph:
+    """Texts of `first` that `second` accepts too, or with `both` False those that it doesn't accept."""
+    masks: dict[tuple[int, int], int] = {}
+    for byte in range(256):
+        pair = int(first.classes[byte]), int(second.classes[byte])
+        masks[pair] = masks.get(pair, 0) | 1 << byte
+    numbers = {(START, START): 0}
+    left, edges, ends = [(START, START)], list[tuple[int, Expression, int]](), set[int]()
+    while left:
+        one, other = pair = left.pop()
+        work.spend(len(masks))
+        if first.accepting[one] and second.accepting[other] == both:
+            ends.add(numbers[pair])
+        reached: dict[tuple[int, int], int] = {}
+        for (a, b), mask in masks.items():
+            to = int(first.table[one, a]), int(second.table[other, b])
+            if to[0] != DEAD and (to[1] != DEAD or not both):
+                reached[to] = reached.get(to, 0) | mask
+        for to, mask in reached.items():
+            if to not in numbers:
+                numbers[to] = len(numbers)
+                left.append(to)
+            edges.append((numbers[pair], Bytes(mask), numbers[to]))
+    return Graph(tuple(edges), frozenset(ends))
 
 
 def edges_of(table: npt.NDArray[np.int16]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

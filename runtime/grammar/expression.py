@@ -62,6 +62,30 @@ class Listing(Expression):
     separator: Expression
 
 
+@dataclass(frozen=True, slots=True)
+class Graph(Expression):
+    """Texts along the paths from state 0 to one of `ends`; edges are (state, part, next state)."""
+
+    edges: tuple[tuple[int, Expression, int], ...]
+    ends: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Both(Expression):
+    """Texts that match both parts."""
+
+    first: Expression
+    second: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Without(Expression):
+    """Texts of `first` that are none of `second`."""
+
+    first: Expression
+    second: Expression
+
+
 EMPTY = Sequence(())
 NEVER = Choice(())
 

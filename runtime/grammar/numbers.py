@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
-from .expression import NEVER, Bytes, Expression, Repeat, choice, optional, sequence, text
+from .expression import NEVER, Both, Bytes, Expression, Graph, Repeat, choice, optional, sequence, text
 
 DIGITS = 15
 """Digits before and behind the point: so many a double can hold."""
 DIGIT = Bytes.of(0x30, 0x39)
+MAX_MULTIPLE = 1000
+"""Largest whole number whose multiples can be had."""
+_REMAINDER_STATES = 2000
+"""Digits times remainders, where a schema sets no bounds: fewer digits for many remainders."""
 _NOT_ZERO = Bytes.of(0x31, 0x39)
 
 
-def integers(low: int | None, high: int | None) -> Expression:
-    """Whole numbers from `low` to `high`; where one is None, of up to 15 digits (or as many as the other has)."""
-    digits = max(DIGITS, *(len(str(abs(bound))) for bound in (low, high) if bound is not None), 0)
+def multiples(of: int, low: int | None, high: int | None) -> Expression:
+    """As `integers`, the multiples of `of` (1 to MAX_MULTIPLE) alone; without bounds a large one has fewer digits."""
+    if of == 1:
+        return integers(low, high)
+    state, count = _remainders(of)
+    edges = dict.fromkeys((1 + state[rest], Bytes(1 << 0x30 + digit), 1 + state[(10 * rest + digit) % of])
+                          for rest in range(of) for digit in range(10))  # fmt: skip
+    first = 1 + state[0]
+    graph = Graph(((0, optional(text("-")), first), *edges), frozenset((first,)))
+    digits = max(len(str(of)) + 1, min(DIGITS, _REMAINDER_STATES // count))
+    return Both(integers(low, high, digits), graph)
+
+
+def _remainders(of: int) -> tuple[list[int], int]:
+    """The class of each remainder, and their number: those of a class become 0 behind the same digits.
+
+    By Moore's refinement, so that multiples of 1000 take 4 states.
+    """
+    classes, count = [int(rest > 0) for rest in range(of)], 2
+    while True:
+        keys = [(classes[rest], *(classes[(10 * rest + digit) % of] for digit in range(10))) for rest in range(of)]
+        number = {key: at for at, key in enumerate(dict.fromkeys(keys))}
+        classes = [number[key] for key in keys]
+        if len(number) == count:
+            return classes, count
+        count = len(number)
+
+
+def integers(low: int | None, high: int | None, digits: int = DIGITS) -> Expression:
+    """Whole numbers from `low` to `high`; where one is None, of up to `digits` digits (or as many as the other has)."""
+    digits = max(digits, *(len(str(abs(bound))) for bound in (low, high) if bound is not None), 0)
     most = 10**digits - 1
     low, high = -most if low is None else low, most if high is None else high
     parts = [_between(max(low, 0), high)] if high >= 0 else []
