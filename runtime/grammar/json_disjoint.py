@@ -41,23 +41,29 @@ def disjoint(first: Any, second: Any, resolve: Resolve, depth: int = 0) -> bool:
 def _kinds(schema: Mapping[str, Any], values: list[Any] | None) -> frozenset[str]:
     """Types that values of a schema may have; integers are numbers here."""
     kinds = schema.get("type", list(_ALL))
-    found = frozenset(
-        "number" if kind == "integer" else kind for kind in (kinds if isinstance(kinds, list) else [kinds])
-    )
+    names = kinds if isinstance(kinds, list) else [kinds]
+    found = frozenset("number" if name == "integer" else name for name in names)
     if values is None:
         return found
-    names = {str: "string", bool: "boolean", type(None): "null", list: "array", int: "number", float: "number"}
-    return found & {names.get(type(value), "object") for value in values}
+    kind_of: dict[type, str] = {
+        str: "string",
+        bool: "boolean",
+        type(None): "null",
+        list: "array",
+        int: "number",
+        float: "number",
+    }
+    return found & {kind_of.get(type(value), "object") for value in values}
 
 
 def _apart(low: Mapping[str, Any], high: Mapping[str, Any]) -> bool:
     """Whether all numbers of the one are below all of the other."""
     for most in ("maximum", "exclusiveMaximum"):
         for least in ("minimum", "exclusiveMinimum"):
-            ends = low.get(most), high.get(least)
-            if all(isinstance(end, int | float) for end in ends):
-                strict = most == "maximum" and least == "minimum"
-                if ends[0] < ends[1] or (ends[0] == ends[1] and not strict):
+            end, begin = low.get(most), high.get(least)
+            if isinstance(end, int | float) and isinstance(begin, int | float):
+                touch = most == "maximum" and least == "minimum"
+                if end < begin or (end == begin and not touch):
                     return True
     return False
 

@@ -46,7 +46,9 @@ def identity(value: Any) -> Hashable:
             return "array", tuple(map(identity, value))
         case Mapping():
             return "object", frozenset((name, identity(member)) for name, member in value.items())
-    return value
+        case None | int() | float() | str():
+            return value
+    raise AssertionError(f"{type(value)} is no value of JSON")
 
 
 def values_of(schema: Any, resolve: Resolve) -> list[Any] | None:

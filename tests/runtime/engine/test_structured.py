@@ -136,7 +136,11 @@ def test_steps_bound_the_forwards(engine):
     ("options", "field", "words"),
     [
         ({"json_schema": SCHEMA, "max_new_tokens": 5}, "max_new_tokens", r"json_schema takes at least \d\d tokens"),
-        ({"json_schema": {"properties": {"a": {"not": {}}}}}, "json_schema.properties.a.not", "not supported"),
+        (
+            {"json_schema": {"properties": {"a": {"contains": {}}}}},
+            "json_schema.properties.a.contains",
+            "not supported",
+        ),
         ({"json_schema": "{"}, "json_schema", "a JSON schema"),
         ({"json_schema": '{"const": NaN}'}, "json_schema", "a JSON schema"),
         ({"json_schema": {"const": "\ud800"}}, "json_schema", "surrogate"),

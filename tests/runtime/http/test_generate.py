@@ -197,7 +197,7 @@ def test_cuts_of_the_distribution_are_served_and_change_nothing_where_nothing_is
 
 REFUSED: list[tuple[dict[str, object], str]] = [
     ({"regex": "a+"}, "regex"),
-    ({"json_schema": '{"not": {}}'}, "json_schema.not"),
+    ({"json_schema": '{"contains": {}}'}, "json_schema.contains"),
     ({"stop_regex": ["a"]}, "stop_regex"),
     ({"frequency_penalty": "high"}, "frequency_penalty"),
     ({"presence_penalty": [1]}, "presence_penalty"),
