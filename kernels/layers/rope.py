@@ -6,17 +6,25 @@ pair is rotated by position * theta^(-2j/D).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def rope_table(length: int, head_dim: int, theta: float, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+def rope_table(
+    length: int, head_dim: int, theta: float, device: torch.device | str = "cpu",
+    multipliers: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(cos, sin), each fp32 [length, head_dim / 2], for positions 0 .. length - 1.
 
-    Angles are formed in fp64 and rounded once.
+    `multipliers` [head_dim / 2] scale the frequencies theta^(-2j/D), the fastest first; None: they stay. Angles are
+    formed in fp64 and rounded once.
     """
-    half = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
-    angles = torch.outer(torch.arange(length, dtype=torch.float64), theta**-half)
+    frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    if multipliers is not None:
+        frequencies *= torch.tensor(multipliers, dtype=torch.float64)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
     return angles.cos().float().to(device), angles.sin().float().to(device)
 
 

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 
 from ..errors import ModelLoadError
+from .rope_scaling import RopeScaling
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class ModelConfig:
     qk_norm: bool = False
     num_experts: int = 0
     experts_per_token: int = 0
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -83,6 +85,11 @@ class ModelConfig:
     def kv_size(self) -> int:
         """Width of all key heads (or all value heads) together."""
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def rope_multipliers(self) -> list[float] | None:
+        """`RopeScaling.multipliers` of this model; None: RoPE is not scaled."""
+        return None if self.rope_scaling is None else self.rope_scaling.multipliers(self.head_dim, self.rope_theta)
 
     @property
     def num_parameters(self) -> int:

@@ -13,11 +13,14 @@ _REQUIRED: Any = object()
 class Fields:
     """A configuration's keys. A key that is absent or null takes the default; without one it is an error.
 
+    `prefix` stands before keys in errors: where an object within `config.json` is read.
+
     Every method raises ModelLoadError (field, value and what is supported) for what it can't accept.
     """
 
-    def __init__(self, values: dict[str, Any]):
+    def __init__(self, values: dict[str, Any], prefix: str = ""):
         self._values = values
+        self._prefix = prefix
 
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
@@ -31,21 +34,21 @@ class Fields:
         """A whole number (booleans are not numbers here)."""
         value = self._present(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            self._refuse(key, value, "a whole number")
+            self.refuse(key, value, "a whole number")
         return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
         """A finite number, as float."""
         value = self._present(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
-            self._refuse(key, value, "a finite number")
+            self.refuse(key, value, "a finite number")
         return float(value)
 
     def boolean(self, key: str, default: Any = _REQUIRED) -> bool:
         """True or false."""
         value = self._present(key, default)
         if not isinstance(value, bool):
-            self._refuse(key, value, "true or false")
+            self.refuse(key, value, "true or false")
         return value
 
     def token_id(self, key: str, default: Any = _REQUIRED) -> int:
@@ -54,39 +57,26 @@ class Fields:
         if isinstance(value, list) and value:
             value = value[0]
         if isinstance(value, bool) or not isinstance(value, int):
-            self._refuse(key, value, "a token id")
+            self.refuse(key, value, "a token id")
         return value
-
-    def rope_theta(self, default: float) -> float:
-        """The RoPE base: from `rope_theta`, or from `rope_parameters` (written by transformers 5)."""
-        theta = self.number("rope_theta", default=default)
-        for key in ("rope_scaling", "rope_parameters"):
-            parameters = self.get(key)
-            if parameters is None:
-                continue
-            kind = parameters.get("rope_type", parameters.get("type")) if isinstance(parameters, dict) else None
-            if kind != "default":
-                self._refuse(key, parameters, "null: RoPE without scaling")
-            theta = Fields(parameters).number("rope_theta", default=theta)
-        return theta
 
     def expect(self, key: str, *supported: object, default: object) -> None:
         """The value (or `default` when the key is absent) must be one of `supported`."""
         value = self._values.get(key, default)
         if not any(value is option or (type(value) is type(option) and value == option) for option in supported):
             names = " or ".join(repr(option) for option in supported if option is not None) or "null"
-            self._refuse(key, value, names)
+            self.refuse(key, value, names)
 
     def expect_divisor(self, key: str, value: int, of: str, whole: int) -> None:
         """The value of `key` must divide that of the key `of`, which is `whole`."""
         if whole % max(value, 1):
-            self._refuse(key, value, f"a divisor of {of} = {whole}")
+            self.refuse(key, value, f"a divisor of {of} = {whole}")
 
     def expect_unquantized(self) -> None:
         """Raise for quantised weights, which the decoder can't run."""
         for key in ("quantization_config", "quantization"):
             if self.get(key) is not None:
-                self._refuse(key, self.get(key), "null: weights in fp32, fp16 or bf16")
+                self.refuse(key, self.get(key), "null: weights in fp32, fp16 or bf16")
 
     def _present(self, key: str, default: Any) -> Any:
         value = self._values.get(key)
@@ -94,12 +84,16 @@ class Fields:
             return value
         if default is _REQUIRED:
             raise ModelLoadError(
-                f"config.json has no {key!r}", field=key, value=None, limit="a value: the key is required"
+                f"config.json has no {self._prefix + key!r}",
+                field=self._prefix + key,
+                value=None,
+                limit="a value: the key is required",
             )
         return default
 
-    @staticmethod
-    def _refuse(key: str, value: object, supported: str) -> NoReturn:
+    def refuse(self, key: str, value: object, supported: str) -> NoReturn:
+        """Raise ModelLoadError for a key's value; `supported` says what it may be."""
+        key = self._prefix + key
         raise ModelLoadError(
             f"{key} = {shorten(value)} in config.json is not supported: expected {supported}",
             field=key,

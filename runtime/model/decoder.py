@@ -115,7 +115,8 @@ class Decoder:
         """
         if self._rope is None:
             config = self.config
-            self._rope = rope_table(config.max_position_embeddings, config.head_dim, config.rope_theta, self.device)
+            self._rope = rope_table(config.max_position_embeddings, config.head_dim, config.rope_theta, self.device,
+                                    config.rope_multipliers)  # fmt: skip
         cos, sin = self._rope
         return cos.index_select(0, positions), sin.index_select(0, positions)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .config_fields import Fields
+from .rope_scaling import read_rope
 from .weight_names import WeightNames
 
 HUGGING_FACE_NAMES = WeightNames(
@@ -37,8 +38,8 @@ def hugging_face_fields(fields: Fields, intermediate_size: int | None = None) ->
 
     `intermediate_size` is for configurations that call it otherwise.
 
-    Raises: ModelLoadError for a key that is missing or ill-typed, for scaled RoPE, sliding windows, another activation
-    and quantised weights.
+    Raises: ModelLoadError for a key that is missing or ill-typed, for RoPE that `read_rope` refuses, sliding windows,
+    another activation and quantised weights.
     """
     fields.expect("hidden_act", "silu", default="silu")
     fields.expect("use_sliding_window", False, None, default=False)
@@ -60,7 +61,7 @@ def hugging_face_fields(fields: Fields, intermediate_size: int | None = None) ->
         "vocab_size": vocab_size,
         "embedding_size": vocab_size,
         "max_position_embeddings": fields.integer("max_position_embeddings"),
-        "rope_theta": fields.rope_theta(default=10000.0),
+        **read_rope(fields, default_theta=10000.0),
         "rms_norm_eps": fields.number("rms_norm_eps", default=1e-6),
         "tie_word_embeddings": fields.boolean("tie_word_embeddings", default=False),
         "eos_token_id": eos,

@@ -49,8 +49,8 @@ def read_config(
     """Read the parsed content of a `config.json`; the mask token as `mask_token.py` finds it.
 
     Raises: ModelLoadError naming the key, its value and what is supported: for a model of an unknown family, a missing
-    or ill-typed key, or a feature that the decoder does not have (ALiBi, scaled RoPE, biases beyond q/k/v, sliding
-    windows, quantised weights, other block or activation types).
+    or ill-typed key, or a feature that the decoder does not have (ALiBi, RoPE scaled as YaRN does, biases beyond
+    q/k/v, sliding windows, quantised weights, other block or activation types).
     """
     if not isinstance(values, dict):
         raise ModelLoadError(

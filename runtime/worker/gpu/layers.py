@@ -45,7 +45,9 @@ class FusedLayers:
         self.few_rows = _FEW_ROWS if decoder.norms_folded else 0
         self.kv = kv
         config = decoder.config
-        self._cos, self._sin = rope_table(max_positions, config.head_dim, config.rope_theta, decoder.device)
+        self._cos, self._sin = rope_table(
+            max_positions, config.head_dim, config.rope_theta, decoder.device, config.rope_multipliers
+        )
 
     def run(
         self, index: int, hidden: Tensor, at: Layout, *, num_splits: int, shared: SharedGroups | None = None

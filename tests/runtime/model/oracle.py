@@ -89,6 +89,14 @@ A2D_TINY: dict[str, Any] = {
     "num_key_value_heads": 1,
     "pad_token_id": 0,
     "rms_norm_eps": 1e-5,
+    # Of the 8 frequencies of a head one is kept, one lies between, the others are divided.
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
     "rope_theta": 100000.0,
     "shift_logits": True,
     "tie_word_embeddings": True,
@@ -96,7 +104,7 @@ A2D_TINY: dict[str, Any] = {
 }
 
 A2D_QWEN3_TINY: dict[str, Any] = {
-    **{key: value for key, value in A2D_TINY.items() if key not in ("mlp_bias", "shift_logits")},
+    **{key: value for key, value in A2D_TINY.items() if key not in ("mlp_bias", "rope_scaling", "shift_logits")},
     "model_type": "a2d-qwen3",
     "architectures": ["A2DQwen3LMHeadModel"],
     "layer_types": ["full_attention"] * 3,
@@ -255,7 +263,8 @@ def oracle_logits(config: dict[str, Any], state: dict[str, Tensor], token_ids: T
     layers = config["n_layers"] if llada else config["num_hidden_layers"]
     stem = "model.transformer.blocks.{}." if llada else "model.layers.{}."
     names = {role: name for name, role in (_LLADA_LAYER if llada else _DREAM_LAYER).items()}
-    eps, theta = config["rms_norm_eps"], config["rope_theta"]
+    eps = config["rms_norm_eps"]
+    speeds = rope_speeds(config, config.get("head_dim", config["d_model" if llada else "hidden_size"] // heads))
 
     x = state["model.transformer.wte.weight" if llada else "model.embed_tokens.weight"][token_ids]
     for index in range(layers):
@@ -274,8 +283,8 @@ def oracle_logits(config: dict[str, Any], state: dict[str, Tensor], token_ids: T
         outputs = []
         for head in range(heads):
             shared = head // (heads // kv_heads)
-            q_h = _rotate(q[:, head * size : (head + 1) * size], positions, theta)
-            k_h = _rotate(k[:, shared * size : (shared + 1) * size], positions, theta)
+            q_h = _rotate(q[:, head * size : (head + 1) * size], positions, speeds)
+            k_h = _rotate(k[:, shared * size : (shared + 1) * size], positions, speeds)
             scores = q_h @ k_h.T / math.sqrt(size)
             outputs.append(torch.softmax(scores, dim=-1) @ v[:, shared * size : (shared + 1) * size])
         x = x + part("o", torch.cat(outputs, dim=1))
@@ -318,11 +327,32 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x / torch.sqrt((x * x).mean(dim=1, keepdim=True) + eps) * weight
 
 
-def _rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """x [T, D]: the pair (j, j + D/2) is a complex number turned by position * theta^(-2j/D)."""
+def rope_speeds(config: dict[str, Any], head_dim: int) -> Tensor:
+    """By how much each position turns pair j of a head: theta^(-2j/D), as the configuration scales it."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    theta: float = scaling.get("rope_theta") or config["rope_theta"]
+    speeds = []
+    for pair in range(head_dim // 2):
+        speed = theta ** (-2 * pair / head_dim)
+        wave = 2 * math.pi / speed
+        if scaling.get("rope_type") == "linear":
+            speed /= scaling["factor"]
+        if scaling.get("rope_type") == "llama3":
+            length = scaling["original_max_position_embeddings"]
+            low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+            if wave > length / low:
+                speed /= scaling["factor"]
+            elif wave >= length / high:
+                smooth = (length / wave - low) / (high - low)
+                speed = (1 - smooth) * speed / scaling["factor"] + smooth * speed
+        speeds.append(speed)
+    return torch.tensor(speeds, dtype=torch.float64)
+
+
+def _rotate(x: Tensor, positions: Tensor, speeds: Tensor) -> Tensor:
+    """x [T, D]: the pair (j, j + D/2) is a complex number turned by position * speeds[j]."""
     half = x.shape[1] // 2
     pairs = torch.complex(x[:, :half], x[:, half:])
-    speed = torch.tensor([theta ** (-2 * j / x.shape[1]) for j in range(half)], dtype=torch.float64)
-    angle = positions.double()[:, None] * speed[None]
+    angle = positions.double()[:, None] * speeds[None]
     turned = pairs * torch.polar(torch.ones_like(angle), angle)
     return torch.cat([turned.real, turned.imag], dim=1)

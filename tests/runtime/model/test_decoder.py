@@ -18,13 +18,18 @@ from shoal.runtime.model.loader import load_model
 from shoal.runtime.model.registry import read_config
 
 from .checkpoints import write_folder
-from .oracle import DREAM_TINY, LLADA_TINY, TINY, oracle_logits, random_state_dict
+from .oracle import A2D_QWEN3_TINY, DREAM_TINY, LLADA_TINY, TINY, oracle_logits, random_state_dict
 
 CONFIGS: dict[str, dict[str, Any]] = {
     **TINY,
     "llada-gqa-tied-biased": {**LLADA_TINY, "n_kv_heads": 1, "weight_tying": True, "include_qkv_bias": True},
     "llada-long-sums": {**LLADA_TINY, "mlp_hidden_size": 1500, "n_layers": 1},
     "dream-tied": {**DREAM_TINY, "tie_word_embeddings": True},
+    "a2d-qwen3-linear-rope": {
+        **A2D_QWEN3_TINY,
+        "rope_theta": None,
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100000.0},
+    },
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from shoal.runtime.errors import ModelLoadError
 from shoal.runtime.model.registry import load_config, published, read_config
+from shoal.runtime.model.rope_scaling import RopeScaling
 
 from .oracle import A2D_QWEN2_TINY, A2D_QWEN3_TINY, A2D_TINY, DREAM_TINY, ILLADA_TINY, LLADA_MOE_TINY, LLADA_TINY
 
@@ -76,7 +77,7 @@ def test_multi_query_attention_means_one_kv_head():
 def test_digest_follows_every_field_and_nothing_else():
     digest = read_config(LLADA_TINY).config_digest
     assert read_config({**LLADA_TINY, "transformers_version": "9.9"}).config_digest == digest
-    base = read_config(published("llada-moe-7b"))  # no field has its default
+    base = read_config(published("llada-moe-7b"))  # only rope_scaling has its default
     changed = set()
     for field in dataclasses.fields(base):
         value = getattr(base, field.name)
@@ -85,6 +86,8 @@ def test_digest_follows_every_field_and_nothing_else():
             other = "dream"
         elif isinstance(value, bool):
             other = not value
+        elif field.name == "rope_scaling":
+            other = RopeScaling("linear", 2.0)
         elif field.name in ("num_heads", "head_dim"):
             other = value * 2
         elif field.name == "num_kv_heads":
@@ -140,7 +143,15 @@ def test_digest_follows_every_field_and_nothing_else():
         (LLADA_MOE_TINY, "routed_scaling_factor", 2.5, "1"),
         (DREAM_TINY, "hidden_act", "gelu", "silu"),
         (DREAM_TINY, "use_sliding_window", True, "False"),
-        (DREAM_TINY, "rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "null"),
+        (DREAM_TINY, "partial_rotary_factor", 0.5, "1"),
+        *(
+            (base, key, {name: kind, "factor": 4.0}, "'linear'")
+            for base in (DREAM_TINY, A2D_TINY)
+            for key, name in (("rope_scaling", "rope_type"), ("rope_scaling", "type"))
+            for kind in ("yarn", "dynamic", "longrope", "mrope", 3)
+        ),
+        (A2D_QWEN3_TINY, "rope_parameters", {"rope_type": "yarn", "factor": 4.0}, "'linear'"),
+        (A2D_QWEN3_TINY, "rope_parameters", "llama3", "object"),
         (DREAM_TINY, "quantization_config", {"quant_method": "gptq"}, "null"),
         (DREAM_TINY, "num_attention_heads", 7, "divisor"),
     ],
