@@ -3,6 +3,9 @@
 Source of the keys: the published configuration of Dream-org/Dream-v0-Instruct-7B. Turns end with `<|im_end|>` (151645),
 texts with `<|endoftext|>` (151643). The folders' tokenizer class is custom code: `Tokenizer.load` reads its files as an
 ordinary Qwen2 tokenizer.
+
+DreamOn's `<|expand|>` asks its own sampler for two masks in place of one. A canvas here keeps its length, so the token
+is never chosen. Its sampler deletes a position at EOS; here EOS ends the text.
 """
 
 from __future__ import annotations
@@ -40,4 +43,5 @@ DREAM = Family(
         },
     },
     depth_table="dream",
+    never_chosen=("<|expand|>",),
 )  # fmt: skip

@@ -19,6 +19,7 @@ class Family:
         models: its models in words, for messages.
         architectures: class names under `architectures` of a `config.json` that mean this family.
         model_types: values of `model_type` that its models have, without regard to case.
+        never_chosen: texts of tokens that no request is given: they speak to a sampler that shoal does not have.
         marker: a key of `config.json` that tells it from other families of its architecture or `model_type`; "": none.
         read: the fields of ModelConfig, except `architecture` and `mask_token_id`, from a `config.json`. Raises
             ModelLoadError for what the decoder can't run.
@@ -37,4 +38,5 @@ class Family:
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     mask_token_id: int | None = None
     depth_table: str = ""
+    never_chosen: tuple[str, ...] = ()
     marker: str = ""

@@ -40,7 +40,12 @@ def _of_tokenizer(folder: Path) -> int | None:
     token = next((token for values in settings if (token := _content(values.get("mask_token")))), None)
     if token is None:
         return None
-    added = settings[0].get("added_tokens_decoder")
+    return token_id_of(folder, token)
+
+
+def token_id_of(folder: Path, token: str) -> int | None:
+    """Id of the text of one token in a tokenizer's files; None where they have none."""
+    added = _read(folder / "tokenizer_config.json").get("added_tokens_decoder")
     for number, entry in (added if isinstance(added, dict) else {}).items():
         if _content(entry) == token and number.isdecimal():
             return int(number)

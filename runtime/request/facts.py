@@ -27,6 +27,7 @@ class Facts:
             None: no limit.
         unserved: sampling parameters that the worker does not serve, or `name=value` for one value of one.
         eos_ids: every `eos_token_id` of the model's configuration files.
+        never_chosen: tokens that no request is given (`Family.never_chosen`).
         generation: sampling parameters that generation_config.json sets for requests that say nothing about them.
     """
 
@@ -44,6 +45,7 @@ class Facts:
     block_length_source: str = "built-in"
     unserved: tuple[str, ...] = ()
     eos_ids: tuple[int, ...] = ()
+    never_chosen: tuple[int, ...] = ()
     generation: dict[str, Any] = field(default_factory=dict)
 
     def stop_ids(self, more: Iterable[int] = ()) -> tuple[int, ...]:

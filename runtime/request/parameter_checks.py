@@ -18,6 +18,8 @@ ALIASES = {"maskgit_plus": "low_confidence", "topk_margin": "margin"}
 SCHEDULES = ("even", "linear")
 RANKINGS = ("model", "sampled")
 MAX_LOGIT_BIAS = 1024
+LEAST_BIAS = -100.0
+"""The lowest bias of a logit; a token with it is not chosen."""
 MAX_KL_HISTORY = 1024
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -110,7 +112,7 @@ def _logit_bias(name: str, value: Any) -> Any:
         raise InvalidRequestError(message, field=name, value=len(pairs), limit=MAX_LOGIT_BIAS)
     for token, bias in pairs:
         PARAMETER.integer(name, token, 0)
-        PARAMETER.number(name, bias, -100.0, 100.0)
+        PARAMETER.number(name, bias, LEAST_BIAS, -LEAST_BIAS)
     return tuple((token, float(bias)) for token, bias in pairs)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import InvalidRequestError, shorten
 from .facts import Facts
+from .parameter_checks import LEAST_BIAS
 from .sampling_params import DEFAULTS, MAX_TIMED_STEPS, SamplingParams
 
 MAX_KL_ENTRIES = 1 << 26
@@ -14,6 +15,8 @@ MAX_KL_ENTRIES = 1 << 26
 
 def resolved(params: SamplingParams, facts: Facts) -> SamplingParams:
     """`params` with `schedule` and `ranking` chosen, and without what changes nothing beside the rest of them.
+
+    Tokens that the model's requests are never given get the lowest bias, whatever `params` says of them.
 
     Raises InvalidRequestError for a bias of a token that the model does not have, too many steps of a schedule with
     times, too long blocks for kl_threshold, and an option that the worker does not serve.
@@ -29,6 +32,9 @@ def resolved(params: SamplingParams, facts: Facts) -> SamplingParams:
         linear = dream and params.steps is not None and "schedule=linear" not in facts.unserved
         schedule = "linear" if linear else "even"
     changes: dict[str, Any] = {"schedule": schedule}
+    if facts.never_chosen:
+        kept = [pair for pair in params.biases if pair[0] not in facts.never_chosen]
+        changes["logit_bias"] = (*kept, *((token, LEAST_BIAS) for token in facts.never_chosen))
     if ranking is None:
         ranking = "sampled" if dream and "ranking=sampled" not in facts.unserved else "model"
     if params.temperature == 0 and not params.cuts:

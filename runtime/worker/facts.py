@@ -12,6 +12,8 @@ from ..config import EngineConfig
 from ..errors import shorten
 from ..model.config import ModelConfig
 from ..model.generation_config import FILE, eos_ids, read_generation_config
+from ..model.mask_token import token_id_of
+from ..model.registry import family_named
 from ..model.settings import boundary_depths, check_pool, layers_of_band, pool_sizes
 from ..model.slices import config_of_rank
 from ..request.facts import Facts
@@ -54,9 +56,16 @@ def make_facts(
         boundary_pages=boundary_pages, depth_profile=profile.to_json(), device=device, dtype=dtype,
         max_block_length=max_block_length, max_stop_ids=max_stop_ids, unserved=unserved,
         eos_ids=eos_ids(folder, model.embedding_size),
+        never_chosen=_never_chosen(folder, model),
         generation=_served(sampling_defaults(folder), unserved),
         block_length_source=FILE if "block_length" in read_generation_config(folder) else "built-in",
     )  # fmt: skip
+
+
+def _never_chosen(folder: Path, model: ModelConfig) -> tuple[int, ...]:
+    """Ids of the family's tokens that no request is given, as far as the folder's tokenizer has them."""
+    found = (token_id_of(folder, token) for token in family_named(model.architecture).never_chosen)
+    return tuple(token for token in found if token is not None and 0 <= token < model.vocab_size)
 
 
 def _served(defaults: dict[str, Any], unserved: tuple[str, ...]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,25 @@ def test_an_adapter_and_the_mask_are_options_of_the_engine(tmp_path):
         params = SamplingParams(max_new_tokens=8, steps=4, ignore_eos=True)
         output = engine.generate(tokens(9), params, cache_mode="none")
         assert list(output.token_ids) == decoded(config, state, tokens(9), 1)
+
+
+def test_the_token_that_lengthens_a_canvas_of_dreamon_is_never_chosen(tmp_path):
+    """Its row of the head is large: without the bias some positions would hold it."""
+    config, expand = config_of("dream"), MASK + 1
+    state = state_of(config)
+    state["model.norm.weight"] = state["model.norm.weight"].abs()
+    state["lm_head.weight"][expand] = 3 * state["lm_head.weight"].abs().amax(0) * state["lm_head.weight"][9].sign()
+    folder = write_tokenizer(write_folder(tmp_path, config, state))
+    params = SamplingParams(max_new_tokens=16, steps=8, ignore_eos=True)
+    with make_engine(folder, depth=2) as engine:
+        without = engine.generate(tokens(20, seed=1), params, cache_mode="none")
+    assert expand in without.token_ids
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    added = {"added_tokens_decoder": {str(expand): {"content": "<|expand|>", "special": True}}}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **added}))
+    for executor in (cpu_executor, cuda_executor):
+        with make_engine(folder, depth=2, executor=executor) as engine:
+            for changed in (params, replace(params, logit_bias={expand: 100.0}), replace(params, temperature=1.0)):
+                output = engine.generate(tokens(20, seed=1), changed, cache_mode="bicache")
+                assert expand not in output.token_ids
+                assert len(output.token_ids) == 16
