@@ -4,7 +4,8 @@
 
 Engines with different audit rates answer the same questions list by list, in turns, so that a slow spell of the machine
 hits all of them. `cpu_seconds` is the process's CPU time (on a shared machine steadier than the wall); `cost` is 1 -
-throughput over that of rate 0, by CPU time and by wall time. Decoding: two tokens a forward, as in the demo.
+throughput over that of rate 0, by CPU time and by wall time. The profile is `shop`'s own, so `differed` of the audits
+that compared `predictions` should be none; divergences are in nats. Decoding: two tokens a forward, as in the demo.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ def main() -> None:
              "cost_wall": round(1 - (tokens / wall) / (base_tokens / base_wall), 4),
              "audited_share": round(stats.audits / max(1, stats.cache_hits), 4),
              "tokens_agreed": f"{stats.audit_tokens_agreed}/{stats.audit_tokens}",
+             "predictions": stats.audit_predictions, "differed": stats.audits_differed,
+             "mean_divergence": stats.audit_divergence, "worst_divergence": stats.audit_worst_divergence,
              "command": "python " + shlex.join(sys.argv), "commit": commit(), "hardware": hardware(),
              "torch": torch.__version__}
         )  # fmt: skip
