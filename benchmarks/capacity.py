@@ -5,12 +5,13 @@
 
 Lengths are lognormal with ShareGPT's medians (795 tokens in, 596 out), times --scale; a share of the requests begins
 with one of a few prefixes. One server over HTTP; the mode is a field of the request, the cache is flushed before each
-trial. A trial sends requests at one rate for --seconds, which should be several times the limit: a short burst fits any
-queue. It passes if the p99 of the first tokens and of the whole requests keep their limits and nothing failed; clients
-give up at the latter. Rates grow by half until one fails, then the gap is halved --refinements times. The modes take
-turns, so that a slow spell of the machine hits all alike. Every trial is a row: together they are the curve. Of fewer
-than 100 requests the p99 is the slowest one. `load` is the machine's load average of the latest minute, the benchmark's
-own included: on a busy machine every mode carries less.
+trial; `MODE+settled` is a mode with a canvas window of one block and settled blocks kept. A trial sends requests at one
+rate for --seconds, which should be several times the limit: a short burst fits any queue. It passes if the p99 of the
+first tokens and of the whole requests keep their limits and nothing failed; clients give up at the latter. Rates grow
+by half until one fails, then the gap is halved --refinements times. The modes take turns, so that a slow spell of the
+machine hits all alike. Every trial is a row: together they are the curve. Of fewer than 100 requests the p99 is the
+slowest one. `load` is the machine's load average of the latest minute, the benchmark's own included: on a busy machine
+every mode carries less.
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How requests are decoded: the mode, positions of a block, and forwards for each block."""
+    """How requests are decoded: the mode, positions of a block, and forwards for each block.
+
+    A mode that ends in `+settled` keeps settled blocks behind a window of one block of masks.
+    """
 
     mode: str
     block: int = BLOCK
@@ -42,7 +45,10 @@ class Decoding:
         blocks = math.ceil(item.new_tokens / self.block)
         params = {"max_new_tokens": item.new_tokens, "block_length": self.block, "steps": blocks * self.nfe,
                   "ignore_eos": True}  # fmt: skip
-        return {"input_ids": item.prompt, "sampling_params": params, "stream": True, "cache_mode": self.mode}
+        mode, plus, _ = self.mode.partition("+settled")
+        if plus:
+            params |= {"canvas_window": self.block, "refresh_schedule": "settled"}
+        return {"input_ids": item.prompt, "sampling_params": params, "stream": True, "cache_mode": mode}
 
 
 async def send(client: httpx.AsyncClient, item: Planned, decoding: Decoding) -> Done:
