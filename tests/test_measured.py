@@ -1,4 +1,4 @@
-"""The tables of docs/gpu.md and docs/scaling.md hold the numbers of benchmarks/results."""
+"""Tables of docs/gpu.md, docs/scaling.md and docs/serving.md hold the numbers of benchmarks/results."""
 
 from __future__ import annotations
 
@@ -148,3 +148,13 @@ def check_first_texts(lines: list[list[str]], file: str, columns: tuple[str, ...
             (row,) = found
             first = f"{float(row['first_p50_s']):.2f} / {float(row['first_p99_s']):.2f} s"
             assert cell == f"{first}, {float(row['tokens_per_s']):,.0f}", (target, column)
+
+
+def test_processes_beside_the_tree_before():
+    lines = table("serving.md", "| process | a step, whole and streamed |")
+    assert len(lines) == 5
+    for process, *cells in lines:
+        for cell, (measurement, unit) in zip(cells, (("steps", "step"), ("service", "request")), strict=True):
+            where = {"measurement": measurement, "metric": f"cpu_per_{unit}_{process}"}
+            found = [row for row in rows("pipeline_trees.csv", **where) if row["commit"] != "9b7edf4"]
+            assert cell == ", ".join(row["ratio"] for row in found), process
