@@ -13,7 +13,7 @@ from ..config import EngineConfig
 from ..daemon_call import in_a_daemon
 from ..errors import CacheInUseError, EngineClosedError, InvalidRequestError, ShoalError, shorten
 from ..request.facts import Facts
-from ..request.input import Conversation, GenerateInput, Message
+from ..request.input import GenerateInput, TextPrompt
 from ..request.lookup import CacheLookup
 from ..request.output import RequestOutput
 from ..request.stats import SchedulerStats
@@ -21,7 +21,6 @@ from ..request.trace_options import TraceOptions
 from ..service.info import ServiceInfo
 from ..service.service import ServiceStatus, State
 from ..text.chat_markers import markers_error
-from ..text.parts import TextPart
 from .build import Parts
 from .core import EngineCore
 from .mailbox import AsyncMailbox
@@ -131,12 +130,7 @@ class LocalService:
             self.core.loop.abort(found)
         return len(found)
 
-    async def tokenize(
-        self,
-        prompt: str | Sequence[TextPart] | Sequence[Message] | Conversation,
-        add_special_tokens: bool = True,
-        name: str = "prompt",
-    ) -> list[int]:
+    async def tokenize(self, prompt: TextPrompt, add_special_tokens: bool = True, name: str = "prompt") -> list[int]:
         """See Service."""
         return self.core.intake.encode_text(prompt, name, add_special_tokens)
 

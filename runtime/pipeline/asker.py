@@ -6,11 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from ..request.input import Conversation, GenerateInput, Message
+from ..request.input import GenerateInput, TextPrompt
 from ..request.lookup import CacheLookup
 from ..request.stats import SchedulerStats
 from ..request.trace_options import TraceOptions
-from ..text.parts import TextPart
 from .messages import Ask, Detokenize, StartTrace, StopTrace, Summarize, ToTokenizer
 from .requests import lookup_message, tokenize_message
 
@@ -22,12 +21,7 @@ class Asker(ABC):
     async def _reply(self, question: Callable[[int], ToTokenizer]) -> Any:
         """Send the question with a number of its own; its answer. Raises the error that it was answered with."""
 
-    async def tokenize(
-        self,
-        prompt: str | Sequence[TextPart] | Sequence[Message] | Conversation,
-        add_special_tokens: bool = True,
-        name: str = "prompt",
-    ) -> list[int]:
+    async def tokenize(self, prompt: TextPrompt, add_special_tokens: bool = True, name: str = "prompt") -> list[int]:
         """See `Service.tokenize`."""
         return list(await self._reply(lambda number: tokenize_message(number, prompt, add_special_tokens, name)))
 

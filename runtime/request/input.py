@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 
 from ..config import CacheMode
 from ..text.conversation import Conversation, Message
+from ..text.parts import TextPart
 from .field_names import DEFAULT_NAMES, FieldNames
 from .sampling_params import SamplingParams
 from .snapshot import StreamMode
 
-__all__ = ["Conversation", "GenerateInput", "Message", "Prompt"]
+__all__ = ["Conversation", "GenerateInput", "Message", "Prompt", "TextPrompt"]
 
 Prompt = str | Sequence[int | Message] | Conversation
 """Text, token ids, or what the model's chat template renders: messages ({"role", "content"}), or a Conversation."""
+TextPrompt = str | Sequence[TextPart] | Sequence[Message] | Conversation
+"""Text, text in parts, or what the model's chat template renders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

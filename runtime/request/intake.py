@@ -20,7 +20,7 @@ from ..text.tokenizer import Tokenizer
 from .endings import Endings
 from .facts import Facts
 from .field_names import FieldNames
-from .input import Conversation, GenerateInput, Message
+from .input import Conversation, GenerateInput, TextPrompt
 from .length_limit import check_length
 from .refresh_schedule import with_schedule
 from .resolve import resolved
@@ -114,10 +114,7 @@ class Intake:
         tokens: list[int] = self._encode(prompt, name).tolist()
         return tokens
 
-    def encode_text(
-        self, prompt: str | Sequence[TextPart] | Sequence[Message] | Conversation, name: str,
-        add_special_tokens: bool = True,
-    ) -> list[int]:  # fmt: skip
+    def encode_text(self, prompt: TextPrompt, name: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of text, of text in parts, or of a chat, called `name` in errors.
 
         Raises InvalidRequestError, ModelLoadError. The engine's default decides whether special tokens in text are
@@ -276,9 +273,8 @@ class Intake:
             raise InvalidRequestError(message, field=_field(name), value=bad, limit=vocabulary)
 
     def _encode_text(
-        self, prompt: str | Sequence[TextPart] | Sequence[Message] | Conversation, name: str,
-        add_special_tokens: bool = True, split: bool | None = None,
-    ) -> list[int]:  # fmt: skip
+        self, prompt: TextPrompt, name: str, add_special_tokens: bool = True, split: bool | None = None
+    ) -> list[int]:
         tokenizer = self._tokenizer
         if tokenizer is None:
             raise InvalidRequestError(f"{name}: without a tokenizer, prompts must be token ids", field=_field(name))

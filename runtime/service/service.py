@@ -6,12 +6,11 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from ..request.input import Conversation, GenerateInput, Message
+from ..request.input import GenerateInput, TextPrompt
 from ..request.lookup import CacheLookup
 from ..request.output import RequestOutput
 from ..request.stats import SchedulerStats
 from ..request.trace_options import TraceOptions
-from ..text.parts import TextPart
 from .info import ServiceInfo
 
 State = Literal["starting", "up", "draining", "dead"]
@@ -60,12 +59,7 @@ class Service(Protocol):
         """
         ...
 
-    async def tokenize(
-        self,
-        prompt: str | Sequence[TextPart] | Sequence[Message] | Conversation,
-        add_special_tokens: bool = True,
-        name: str = "prompt",
-    ) -> list[int]:
+    async def tokenize(self, prompt: TextPrompt, add_special_tokens: bool = True, name: str = "prompt") -> list[int]:
         """Token ids of text, of text in parts, or of chat messages, called `name` in errors. Without
         `add_special_tokens` it is text inside a prompt: no BOS is added. Raises InvalidRequestError."""
         ...

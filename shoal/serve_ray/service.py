@@ -27,7 +27,7 @@ from ..runtime.errors import (
     ShoalError,
     time_out,
 )
-from ..runtime.request.input import Conversation, GenerateInput, Message
+from ..runtime.request.input import Conversation, GenerateInput, TextPrompt
 from ..runtime.request.lookup import CacheLookup
 from ..runtime.request.output import RequestOutput
 from ..runtime.request.stats import SchedulerStats
@@ -35,7 +35,7 @@ from ..runtime.request.trace_options import TraceOptions
 from ..runtime.scheduler.modes import MODES
 from ..runtime.service.info import ServiceInfo
 from ..runtime.service.service import ServiceStatus
-from ..runtime.text.parts import TextPart, as_parts
+from ..runtime.text.parts import as_parts
 from .config import Arguments
 from .text_lanes import TextLanes
 from .totals import joined_snapshots, total_stats
@@ -254,12 +254,7 @@ class RayService:
             return 0
         return sum(await self._all("abort", None if rid is None else self._active[rid]))
 
-    async def tokenize(
-        self,
-        prompt: str | Sequence[TextPart] | Sequence[Message] | Conversation,
-        add_special_tokens: bool = True,
-        name: str = "prompt",
-    ) -> list[int]:
+    async def tokenize(self, prompt: TextPrompt, add_special_tokens: bool = True, name: str = "prompt") -> list[int]:
         """See Service. In this process."""
         return await self._texts.encode(prompt, add_special_tokens, name)
 

@@ -132,6 +132,16 @@ def by_hand(engine: Engine) -> Scheduler:
     return scheduler
 
 
+def run_preempted(scheduler: Scheduler, request: Request) -> None:
+    """Run a request to its end, alone, and take its memory back after three steps."""
+    scheduler.add(request)
+    for _ in range(3):
+        scheduler.step()
+    scheduler._preempt(request)
+    while scheduler.has_work:
+        scheduler.step()
+
+
 def tokens(count: int, seed: int = 0) -> list[int]:
     """Random ordinary tokens (no special ones)."""
     low = 4

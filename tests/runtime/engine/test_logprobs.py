@@ -13,7 +13,7 @@ from shoal.runtime.request.parameter_checks import MAX_LOGPROBS
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..oracle import Session
-from ..tiny import MASK, by_hand, make_engine, open_requests, tokens
+from ..tiny import MASK, by_hand, make_engine, open_requests, run_preempted, tokens
 
 
 def given(output: RequestOutput) -> list[TokenLogprob]:
@@ -82,12 +82,7 @@ def test_those_of_a_request_that_was_preempted_are_those_of_one_that_was_not(lla
         whole = engine.generate(tokens(9, 1), params, cache_mode="none")
         scheduler = by_hand(engine)
         (request,) = open_requests(engine, [tokens(9, 1)], params, "none")
-        scheduler.add(request)
-        for _ in range(3):
-            scheduler.step()
-        scheduler._preempt(request)
-        while scheduler.has_work:
-            scheduler.step()
+        run_preempted(scheduler, request)
         output = request.output()
     assert output.preemptions == 1
     assert output.token_ids == whole.token_ids

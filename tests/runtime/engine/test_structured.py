@@ -19,7 +19,17 @@ from shoal.runtime.request.input import GenerateInput
 from shoal.runtime.request.sampling_params import SamplingParams
 
 from ..grammar.schemas import SCHEMAS
-from ..tiny import EOS, assert_nothing_lost, by_hand, make_engine, open_requests, tokens, write_model, write_tokenizer
+from ..tiny import (
+    EOS,
+    assert_nothing_lost,
+    by_hand,
+    make_engine,
+    open_requests,
+    run_preempted,
+    tokens,
+    write_model,
+    write_tokenizer,
+)
 
 MODES: tuple[Any, ...] = ("none", "prefix", "dual", "lm", "bicache")
 WORDS = [*"0123456789", *'{}[]",:-. \\+', *"abcdefhilmnoqrtuxyz", "é", '":', '","', '"}', "true", "null", "E", "T", "Z"]
@@ -113,12 +123,7 @@ def test_an_answer_depends_neither_on_its_batch_nor_on_being_preempted_and_strea
     greedy = SamplingParams(json_schema=SCHEMA, max_new_tokens=60, threshold=0.4)
     whole = engine.generate(tokens(9, 1), greedy, cache_mode=mode)
     (request,) = open_requests(engine, [tokens(9, 1)], greedy, mode)
-    scheduler.add(request)
-    for _ in range(3):
-        scheduler.step()
-    scheduler._preempt(request)
-    while scheduler.has_work:
-        scheduler.step()
+    run_preempted(scheduler, request)
     assert (request.output().text, request.tally.preemptions) == (whole.text, 1)
 
 
