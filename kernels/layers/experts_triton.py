@@ -195,9 +195,9 @@ def _combine_kernel(residual_ptr, y_ptr, places_ptr, weights_ptr, width, TOP_K: 
 def choose_tiles(pairs: int, experts: int, itemsize: int, have: int) -> tuple[Tiles, Tiles]:
     """Tiles of both products for so many pairs.
 
-    The fastest of those measured on an H200 (`benchmarks/results/experts.csv`, in whole steps
-    `expert_variants.csv`). `have` bytes of shared memory must hold the stages; GPUs with less than sm_90's copy nothing
-    in bulk.
+    The fastest of those measured on an H200, alone (`benchmarks/results/experts.csv`) and, for few and for many rows,
+    in whole steps (`benchmarks/expert_variants.py`). `have` bytes of shared memory must hold the stages; GPUs with less
+    than sm_90's copy nothing in bulk.
     """
     average, swap, bulk = pairs // experts, False, have >= SM_90_SHARED_MEMORY and itemsize == 2
     if average <= 8 and bulk:
