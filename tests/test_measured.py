@@ -158,3 +158,18 @@ def test_processes_beside_the_tree_before():
             where = {"measurement": measurement, "metric": f"cpu_per_{unit}_{process}"}
             found = [row for row in rows("pipeline_trees.csv", **where) if row["commit"] != "9b7edf4"]
             assert cell == ", ".join(row["ratio"] for row in found), process
+
+
+def test_what_routers_keep_and_cost():
+    lines = table("scaling.md", "| router | replicas | 6 lists |")
+    assert len(lines) == 8
+    one = {row["prefixes"]: float(row["hit_rate"]) for row in rows("routing.csv", front="none")}
+    for name, replicas, *cells in lines:
+        policy = name.partition("`")[2].rstrip("`")
+        front = {"one server": "none", "Ray": "ray", "sglang's router": "dp"}[name.partition(",")[0]]
+        for lists, cell in zip(("6", "20"), cells, strict=True):
+            where = {"front": front, "policy": policy, "replicas": replicas, "prefixes": lists, "failed": "0"}
+            (row,) = rows("routing.csv", **where)
+            assert cell == f"{100 * float(row['hit_rate']):.1f} %", name
+            if policy in ("prefix", "cache_aware"):
+                assert float(row["hit_rate"]) > one[lists] - 0.05, name
