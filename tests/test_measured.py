@@ -173,3 +173,10 @@ def test_what_routers_keep_and_cost():
             assert cell == f"{100 * float(row['hit_rate']):.1f} %", name
             if policy in ("prefix", "cache_aware"):
                 assert float(row["hit_rate"]) > one[lists] - 0.05, name
+    lines = table("scaling.md", "| through | reply |")
+    assert len(lines) == 4
+    for name, reply, *cells in lines:
+        front, kind = ("ray" if "Ray" in name else "dp"), ("stream" if "stream" in reply else "whole")
+        (row,) = rows("routing_overhead.csv", front=front, request=kind)
+        columns = ("direct_p50_ms", "through_p50_ms", "overhead_p50_ms", "overhead_p10_ms")
+        assert cells == [f"{float(row[column]):.1f}" for column in columns], name
