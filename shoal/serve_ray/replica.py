@@ -53,6 +53,7 @@ class Replica:
         server = arguments.server
         configure_logging(server.log_level, server.log_json, server.log_requests)
         self._arguments = arguments
+        self._called: dict[str, str] = {}  # id here -> the client's
         service = self._service = _make_service(arguments)
         try:
             await service.start()
@@ -98,14 +99,16 @@ class Replica:
         return self._service.info, self._service.facts
 
     async def generate(
-        self, request: GenerateInput, prefix: bytes = b""
+        self, request: GenerateInput, prefix: bytes = b"", called: str = ""
     ) -> AsyncGenerator[Piece | ShoalError | ReplicaLost, None]:
         """Outputs of one request, as pieces.
 
         The last item is the piece of a terminal output, the error of a request that was not accepted, or a ReplicaLost
-        when the replica can't go on with it. `prefix` is for the router alone. Closing the iterator aborts the request.
+        when the replica can't go on with it. `prefix` is for the router alone, `called` is the client's id of the
+        request. Closing the iterator aborts the request.
         """
         pieces = Pieces()
+        self._called[request.rid] = called
         try:
             async with contextlib.aclosing(self._service.generate(request)) as outputs:
                 async for output in outputs:
@@ -115,13 +118,16 @@ class Replica:
                         yield pieces.of(output)
         except ShoalError as error:
             yield ReplicaLost(error.message, 2 * _LAST_WORDS_S) if self._is_lost(error) else error
+        finally:
+            del self._called[request.rid]
 
     def _is_lost(self, error: ShoalError) -> bool:
         return isinstance(error, EngineError | EngineClosedError) and self._service.status.state != "up"
 
-    async def abort(self, rid: str | None) -> int:
-        """End a request early, or all of them; returns how many."""
-        return await self._service.abort(rid)
+    async def abort(self, called: str | None) -> int:
+        """End the requests that clients call so early, or all of them; returns how many."""
+        ids = [rid for rid, name in self._called.items() if called in (None, name)]
+        return sum([await self._service.abort(rid) for rid in ids])
 
     async def flush_cache(self) -> None:
         """Drop every cached prefix. Raises CacheInUseError."""

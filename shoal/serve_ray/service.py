@@ -67,7 +67,7 @@ class RayService:
         self._stream = handle.options(stream=True)
         self._name = secrets.token_hex(4)
         self._numbers = itertools.count()
-        self._active: dict[str, str] = {}  # rid -> the replicas' id
+        self._active: set[str] = set()
         self._status = ServiceStatus("starting", "no replica is running")
         self._info: ServiceInfo | None = None
         self._texts: TextLanes
@@ -144,22 +144,23 @@ class RayService:
         if rid in self._active:
             raise InvalidRequestError(f"rid {rid!r} is in use", field="rid", value=rid)
         # An id of our own: clients of other gateways choose theirs without knowing of this one's.
-        inner = self._active[rid] = f"{self._name}-{next(self._numbers)}"
+        inner = f"{self._name}-{next(self._numbers)}"
+        self._active.add(rid)
         try:
             request = replace(await self._with_tokens(request), rid=inner)
-            async with contextlib.aclosing(self._attempts(request)) as outputs:
+            async with contextlib.aclosing(self._attempts(request, rid)) as outputs:
                 async for output in outputs:
                     yield replace(output, rid=rid)
         finally:
-            del self._active[rid]
+            self._active.discard(rid)
 
-    async def _attempts(self, request: GenerateInput) -> AsyncGenerator[RequestOutput, None]:
+    async def _attempts(self, request: GenerateInput, rid: str) -> AsyncGenerator[RequestOutput, None]:
         prefix = self._prefix(request)
         begin, waited = time.monotonic(), request.waited_s
         for attempt in range(1, _ATTEMPTS + 1):
             last: RequestOutput | None = None
             request = replace(request, waited_s=waited + time.monotonic() - begin)
-            async with contextlib.aclosing(self._outputs(request, prefix)) as outputs:
+            async with contextlib.aclosing(self._outputs(request, prefix, rid)) as outputs:
                 async for item in outputs:
                     if isinstance(item, ReplicaLost):
                         break
@@ -178,10 +179,10 @@ class RayService:
         raise EngineClosedError(message)
 
     async def _outputs(
-        self, request: GenerateInput, prefix: bytes
+        self, request: GenerateInput, prefix: bytes, rid: str
     ) -> AsyncGenerator[RequestOutput | ReplicaLost, None]:
         """Outputs from one replica. The last item is a terminal one or a ReplicaLost."""
-        response = self._stream.generate.remote(request, prefix=prefix)
+        response = self._stream.generate.remote(request, prefix=prefix, called=rid)
         whole, finished = Whole(), False
         try:
             async with contextlib.aclosing(self._items(response, request)) as items:
@@ -249,10 +250,8 @@ class RayService:
             return b""
 
     async def abort(self, rid: str | None = None) -> int:
-        """See Service. Without an id: everything that the replicas hold, whichever gateway it came from."""
-        if rid is not None and rid not in self._active:
-            return 0
-        return sum(await self._all("abort", None if rid is None else self._active[rid]))
+        """See Service: what replicas hold, whichever gateway it came from."""
+        return sum(await self._all("abort", rid))
 
     async def tokenize(self, prompt: TextPrompt, add_special_tokens: bool = True, name: str = "prompt") -> list[int]:
         """See Service. In this process."""
