@@ -10,7 +10,7 @@ import pytest
 from shoal.runtime.errors import ModelLoadError
 from shoal.runtime.model.registry import FAMILIES, family_named, load_config, published, read_config
 
-from .oracle import A2D_QWEN3_TINY, ILLADA_TINY, LLADA_MOE_TINY
+from .oracle import A2D_QWEN3_TINY, ILLADA_TINY, LLADA_MOE_TINY, TINY
 
 PUBLISHED = [(family.name, name) for family in FAMILIES for name in family.published]
 PARAMETERS = {
@@ -63,6 +63,15 @@ def test_the_error_for_an_unknown_model_lists_what_is_served_and_what_is_not(mod
     assert error.field == "model_type"
     for word in ("'llada'", "'dream'", "'a2d-qwen3'", "LLaDA-MoE", "DreamOn", "SDAR", "causal between blocks"):
         assert word in str(error), word
+
+
+@pytest.mark.parametrize("base", ["llama", "qwen2", "qwen3"])
+def test_a_causal_model_is_not_taken_for_one_without_its_causal_mask(base):
+    tiny = next(values for name, values in TINY.items() if name == f"a2d-{base}")
+    causal = {"model_type": base, "architectures": [f"{base.capitalize()}ForCausalLM"]}
+    error = refused({**tiny, **causal})
+    assert (error.field, error.value) == ("model_type", base)
+    assert f"'a2d-{base}'" in str(error)
 
 
 @pytest.mark.parametrize(
