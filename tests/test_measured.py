@@ -73,8 +73,8 @@ def test_keys_and_values_in_fp8():
             min((row for row in measured if row["shape"] == shape + end and row["us"]), key=lambda r: float(r["us"]))
             for end in ("", " fp8")
         ]
-        found = [float(best[0]["us"]), float(best[1]["us"]), float(best[1]["floor_us"])]
-        assert cells == [f"{us:.0f} µs" if us > 20 else f"{us:.1f} µs" for us in found], name
+        times = [float(best[0]["us"]), float(best[1]["us"]), float(best[1]["floor_us"])]
+        assert cells == [f"{us:.0f} µs" if us > 20 else f"{us:.1f} µs" for us in times], name
 
 
 def test_phases_in_fp8():

@@ -1,7 +1,8 @@
 """Messages between scheduler and worker.
 
 Numbers, tuples and NumPy arrays: passed as they are in one process, encoded between two. What each request has one of
-in every step is a msgspec.Struct: made and encoded many times faster than a frozen dataclass.
+in every step is a msgspec.Struct: made and encoded many times faster than a frozen dataclass. Only processes need
+msgspec.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ..grammar.grammar import Grammar
 from .sampling_params import SamplingParams
+
+try:
+    from msgspec import Struct
+except ImportError:
+    from .plain_struct import Struct  # type: ignore[assignment]
 
 Pages = npt.NDArray[np.int32]
 NO_TOKENS: npt.NDArray[np.int64] = np.empty(0, np.int64)
@@ -83,7 +88,7 @@ class AuditReport:
     divergences: npt.NDArray[np.float32] | None = None
 
 
-class ForwardItem(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class ForwardItem(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One request's part of a forward.
 
     Tokens [start, stop) run through all layers. With depth > 0, tokens [join, start) enter at layer `depth`, resumed
@@ -130,6 +135,13 @@ class ForwardItem(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
         """Token-layers that a forward computes for it: a prefix that joins at its depth runs through the rest alone."""
         return (self.stop - self.start) * num_layers + (self.start - self.join) * (num_layers - self.depth)
 
+    def audited(self, layers: int, tokens: bool) -> ForwardItem:
+        """The same with an audit of its first `layers` layers, and of its tokens too."""
+        return ForwardItem(
+            self.rid, self.start, self.stop, self.keys, self.block_start, self.block_stop, self.join, self.depth,
+            self.resume, self.captures, self.copies, self.targets, layers, tokens,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Forward:
@@ -171,7 +183,7 @@ class Logprob(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class StepResult(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+class StepResult(Struct, array_like=True, forbid_unknown_fields=True):
     """Result of a `Forward` for one request: committed positions (of the whole sequence) and tokens, in order.
 
     `nfe` counts its forward passes, `token_layers` the token-layers they computed. `scores`: natural log-probabilities
@@ -182,15 +194,15 @@ class StepResult(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """
 
     rid: str
-    positions: list[int] = []
-    tokens: list[int] = []
+    positions: list[int] = []  # noqa: RUF012 (a Struct copies it)
+    tokens: list[int] = []  # noqa: RUF012 (a Struct copies it)
     nfe: int = 0
     token_layers: int = 0
-    scores: list[float] = []
+    scores: list[float] = []  # noqa: RUF012 (a Struct copies it)
     error: str | None = None
     audit: AuditReport | None = None
     entropy: float = 0.0
-    logprobs: list[Logprob] = []
+    logprobs: list[Logprob] = []  # noqa: RUF012 (a Struct copies it)
 
 
 @dataclass(slots=True)

@@ -6,8 +6,6 @@ import math
 import time
 from dataclasses import replace
 
-import msgspec
-
 from ..errors import EngineError, InvalidRequestError, PoolTooSmallError, RequestTimeoutError
 from ..request.forward import Forward, ForwardItem, MarkedResult, Release, StepResult
 from ..request.output import RequestOutput
@@ -262,7 +260,7 @@ class Scheduler:
             self._start(request)
             audit, audit_tokens = self.auditor.wants(request)
             if audit:
-                item = msgspec.structs.replace(item, audit=audit, audit_tokens=audit_tokens)
+                item = item.audited(audit, audit_tokens)
             batch.add(item)
             admitted.append(request)
         self._log.refresh(admitted, self.num_running, self.num_waiting)

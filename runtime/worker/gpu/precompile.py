@@ -8,6 +8,7 @@ worker's own warm-up finds them compiled. A process that fails costs time alone:
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import subprocess
@@ -15,11 +16,10 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 
 from ....kernels import dispatch
@@ -48,7 +48,8 @@ _LIMIT = 120.0
 _FOLDERS = (Path(dispatch.__file__).parent, Path(__file__).parent)
 
 
-class Job(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Job:
     """What a process is told. config: with its device's defaults and a budget for the pools."""
 
     config: EngineConfig
@@ -147,7 +148,7 @@ def start(job: Job) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", __name__]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     assert process.stdin is not None
-    process.stdin.write(msgspec.json.encode(job))
+    process.stdin.write(json.dumps(asdict(job)).encode())
     process.stdin.close()
     process.stdin = None  # closed: `communicate` must not touch it
     return process
@@ -191,7 +192,7 @@ def _fingerprint(config: EngineConfig, model: ModelConfig, target: tuple[Any, ..
 
     digest = hashlib.sha256()
     versions = [sys.version, torch.__version__, triton_version]
-    digest.update(msgspec.json.encode([replace(config, model_path=""), model, target, versions]))
+    digest.update(repr([replace(config, model_path=""), model, target, versions]).encode())
     for folder in _FOLDERS:
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
@@ -200,4 +201,6 @@ def _fingerprint(config: EngineConfig, model: ModelConfig, target: tuple[Any, ..
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)  # the worker says the same
-    print(run(msgspec.json.decode(sys.stdin.buffer.read(), type=Job)), flush=True)
+    told = json.load(sys.stdin)
+    told = {**told, "config": EngineConfig(**told["config"]), "capability": tuple(told["capability"])}
+    print(run(Job(**told)), flush=True)
