@@ -52,10 +52,10 @@ class Decoder:
 
     Args:
         config: the model's shapes.
-        embedding: [embedding_size, hidden].
+        embedding: [embedding_size, hidden], of any strides.
         layers: config.num_layers of them.
         final_norm: [hidden].
-        head: maps hidden to vocab_size logits.
+        head: maps hidden to vocab_size logits; its weight may be the embedding.
         ranks: of a model that is split over processes: `config` and `layers` are those of this rank then. Hidden states
             and logits are whole, and the same on every rank.
 

@@ -15,7 +15,7 @@ from ..errors import ModelLoadError
 from .config import ModelConfig
 from .decoder import Decoder, LayerWeights
 from .hub import resolve_model_folder
-from .linear import Linear, SummedLinear
+from .linear import Linear, SummedLinear, needed_tile
 from .lora import LoraAdapter
 from .mlp import DenseMlp, ExpertMlp
 from .registry import family_named, load_config
@@ -62,8 +62,8 @@ def load_model(
         lora: folder of an adapter to merge into the weights (`lora.py`); not with load_format `dummy`.
         ranks: load this rank's slices alone (`slices.py`).
 
-    Memory: the weights on the device, and one tensor at a time on the host. On the CPU it makes the process keep freed
-    memory (`keep_freed_memory`).
+    Memory: the weights on the device, a tied head being the embedding itself, and one tensor at a time on the host. On
+    the CPU it makes the process keep freed memory (`keep_freed_memory`).
 
     Raises: ModelLoadError naming the field, file or tensor at fault, ConfigError for a model that can't be split over
     these ranks.
@@ -171,9 +171,12 @@ class _Builder:
 
     @torch.inference_mode()
     def build(self, finish_layer: Callable[[LayerWeights], None] | None = None) -> Decoder:
-        embedding = self._plain(self._names.embedding)
+        config = self._config
+        if self._batch_invariant:  # a probe takes as much memory as its matrix: the largest comes before the weights
+            needed_tile(config.hidden_size, config.vocab_size, torch.get_num_threads())
+        embedding = self._embedding()
         layers = []
-        for index in range(self._config.num_layers):
+        for index in range(config.num_layers):
             layers.append(self._layer(index))
             if finish_layer is not None:
                 finish_layer(layers[-1])
@@ -234,13 +237,26 @@ class _Builder:
         ]
         return ExpertMlp(router, experts, top_k, (gate_up, down), ranks)
 
+    def _embedding(self) -> Tensor:
+        """[embedding_size, hidden]; in the layout of a product when the head is the same matrix."""
+        if self._shares_embedding:
+            return self._linear([self._names.embedding]).weight_t.t()
+        return self._plain(self._names.embedding)
+
     def _head(self, embedding: Tensor) -> Linear:
         config = self._config
+        if self._shares_embedding:
+            return Linear(embedding.t(), batch_invariant=self._batch_invariant)
         if not config.tie_word_embeddings:
             return self._linear([self._names.head], rows=config.vocab_size)
         head = self._empty(config.hidden_size, config.vocab_size)
         head.weight_t.t().copy_(embedding[: config.vocab_size])
         return head
+
+    @property
+    def _shares_embedding(self) -> bool:
+        """Whether the head is the embedding. Rows behind the vocabulary would give the product other strides."""
+        return self._config.tie_word_embeddings and self._config.embedding_size == self._config.vocab_size
 
     def _linear(
         self, names: Sequence[str], bias_names: Sequence[str] = (), rows: int | None = None,

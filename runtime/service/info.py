@@ -17,7 +17,7 @@ class ServiceInfo:
 
     Attributes:
         model_path: as given; `model_folder` is its folder.
-        architecture: `llada` or `dream`; `model` holds every field of ModelConfig.
+        architecture: name of the model's family; `model` holds every field of ModelConfig.
         engine: every field of EngineConfig, and `device_in_use`, `dtype_in_use`.
         max_tokens: most prompt and canvas tokens of a request: the model's maximum or the pool's.
         block_length: default of the sampling parameter; `block_length_source` says where it comes from, if no flag

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from shoal.runtime.errors import ModelLoadError
 from shoal.runtime.model import digest as digest_module
+from shoal.runtime.model.decoder import Decoder
 from shoal.runtime.model.digest import model_digest
+from shoal.runtime.model.linear import Linear
 from shoal.runtime.model.loader import load_model
 from shoal.runtime.model.registry import published, read_config
 from shoal.runtime.model.safetensors_folder import INDEX_FILE, SINGLE_FILE, SafetensorsFolder
 
 from .checkpoints import write_folder
-from .oracle import DREAM_TINY, LLADA_TINY, random_state_dict
+from .oracle import DREAM_TINY, LLADA_TINY, TINY, random_state_dict
 
 BOTH = pytest.mark.parametrize("config", [LLADA_TINY, DREAM_TINY], ids=["llada", "dream"])
 
@@ -295,3 +300,37 @@ def test_loading_keeps_one_tensor_at_a_time_besides_the_model(tmp_path, monkeypa
     load_model(folder)
     assert len(alive) == len(random_state_dict(LLADA_TINY))
     assert most == 1
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_a_model_takes_the_memory_of_its_parameters(tmp_path, family):
+    """So a tied head is no second copy of the embedding."""
+    config = TINY[family]
+    decoder = load_model(write_folder(tmp_path, config, random_state_dict(config)))
+    tied = decoder.config.tie_word_embeddings
+    assert tied == (decoder.head.weight_t.data_ptr() == decoder.embedding.data_ptr())
+    held = {storage.data_ptr(): storage.nbytes() for storage in storages(decoder)}
+    cut = decoder.config.embedding_size - decoder.config.vocab_size  # rows that the head does without
+    assert sum(held.values()) == 4 * (decoder.config.num_parameters - cut * decoder.config.hidden_size)
+
+
+def storages(value: object) -> Iterator[torch.UntypedStorage]:
+    """Of every tensor within a decoder's weights."""
+    if isinstance(value, Tensor):
+        yield value.untyped_storage()
+    elif isinstance(value, Linear):
+        yield from storages((value.weight_t, value.bias))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from storages(one)
+    elif isinstance(value, Decoder):
+        yield from storages((value.embedding, value.layers, value.final_norm, value.head))
+    elif is_dataclass(value):
+        yield from storages([getattr(value, field.name) for field in fields(value)])
+
+
+def test_a_tied_head_of_fewer_rows_than_the_embedding_is_a_copy(tmp_path):
+    config = {**LLADA_TINY, "weight_tying": True}
+    decoder = load_model(write_folder(tmp_path, config, random_state_dict(config)))
+    assert torch.equal(decoder.head.weight_t.t(), decoder.embedding[: config["vocab_size"]])
+    assert decoder.head.weight_t.is_contiguous()
