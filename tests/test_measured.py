@@ -102,10 +102,26 @@ def test_steps_of_experts():
 
 
 def test_what_one_server_carries():
-    for mode, passes, fails in table("scaling.md", "| mode | passes at"):
+    for mode, passes, fails in table("scaling.md", "| mode, CPU | passes at"):
         found = rows("capacity.csv", mode=mode.strip("`"))
         assert float(passes) == max(float(row["rate"]) for row in found if row["passes"] == "1")
         assert float(fails) == min(float(row["rate"]) for row in found if row["passes"] == "0")
+
+
+def test_what_one_h200_carries():
+    lines = table("scaling.md", "| mode | passes at")
+    assert [line[0] for line in lines] == ["`dual`", "`bicache`", "`bicache+settled`"]
+    for mode, passes, first, total, fails in lines:
+        found = rows("capacity_h200.csv", mode=mode.strip("`"))
+        best = max((row for row in found if row["passes"] == "1"), key=lambda row: float(row["rate"]))
+        assert float(passes) == float(best["rate"])
+        assert first == f"{float(best['first_p99_s']):.1f} s"
+        assert total == f"{float(best['total_p50_s']):.1f} / {float(best['total_p99_s']):.1f} s"
+        failed = [float(row["rate"]) for row in found if row["passes"] == "0"]
+        assert fails == (f"{min(failed):g}" if failed else "not reached")
+    dual, bicache, settled = (line[1] for line in lines)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"`dual` {dual}, `bicache` {bicache}, with settled blocks and a window {settled}." in readme
 
 
 def test_the_cost_model_is_that_of_its_first_row():
@@ -174,7 +190,7 @@ def test_what_routers_keep_and_cost():
             if policy in ("prefix", "cache_aware"):
                 assert float(row["hit_rate"]) > one[lists] - 0.05, name
     lines = table("scaling.md", "| through | reply |")
-    assert len(lines) == 4
+    assert len(lines) == len(rows("routing_overhead.csv"))
     for name, reply, *cells in lines:
         front, kind = ("ray" if "Ray" in name else "dp"), ("stream" if "stream" in reply else "whole")
         (row,) = rows("routing_overhead.csv", front=front, request=kind)
