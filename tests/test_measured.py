@@ -66,9 +66,13 @@ def test_keys_and_values_in_fp8():
             found = rows("throughput_kv8.csv", kv_cache_dtype=dtype, batch=batch, requests="hits")
             assert cell == (f"{float(found[0]['tokens_per_s']):,.0f}" if found else "not measured")
     measured = rows("kernels_kv8.csv")
-    for name, *cells in table("gpu.md", "| block step | bfloat16 | fp8 |"):
-        requests, keys = name.split()[0], name.removesuffix(" keys").split()[-1].replace(",", "")
-        shape = f"{requests} x 32 of {keys}, 1984 shared p64" if "share" in name else f"{requests} x 32 of {keys} p64"
+    lines = table("gpu.md", "| queries and keys | bfloat16 | fp8 |")
+    assert len(lines) == 5
+    for name, *cells in lines:
+        kind, requests = name.split(", ")
+        number, keys = requests.split()[0], requests.removesuffix(" keys").split()[-1].replace(",", "")
+        queries = kind.partition("refresh of ")[2].removesuffix(" positions") or "32"
+        shape = f"{number} x {queries} of {keys}" + ", 1984 shared" * ("share" in name) + " p64"
         best = [
             min((row for row in measured if row["shape"] == shape + end and row["us"]), key=lambda r: float(r["us"]))
             for end in ("", " fp8")
@@ -92,13 +96,39 @@ def test_phases_in_fp8():
 
 
 def test_steps_of_experts():
-    lines = table("gpu.md", "| requests | first version |")
-    assert [line[0] for line in lines] == ["1", "4", "8", "16", "32"]
-    for requests, *cells in lines:
-        for number, file in enumerate(("gpu_phases_moe.csv", "gpu_phases_moe_grouped.csv")):
-            (row,) = rows(file, requests=requests)
-            assert cells[2 * number] == f"{float(row['ms']):.1f} ms"
-            assert cells[2 * number + 1] == f"{float(row['over_floor']):.2f}"
+    lines = table("gpu.md", "| requests | experts chosen, of 64 |")
+    parts = table("gpu.md", "| part of a step |")
+    assert [line[0] for line in lines] == ["1", "32"]
+    for place, (requests, experts, step, over) in enumerate(lines):
+        tried = rows("expert_variants.csv", requests=requests)
+        row = tried[0]  # the engine's tiles
+        assert row == min(tried, key=lambda row: float(row["ms"]))
+        assert len(tried) == (12, 11)[place]
+        ms = float(row["ms"])
+        assert [experts, step, over] == [row["experts"], f"{ms:.2f} ms", f"{float(row['over_floor']):.2f}"]
+        kernels = {name: float(row[name] or 0) / 1000 for name in row if name.endswith("_kernel")}
+        products = kernels.pop("gate_up_kernel") + kernels.pop("down_kernel")
+        times = [products, sum(kernels.values())]
+        times.append(ms - sum(times))
+        assert [cells[1 + place] for cells in parts] == [f"{time:.2f} ms" for time in times], requests
+
+
+def test_start_of_an_engine():
+    lines = table("gpu.md", "| Triton's cache | weights there |")
+    assert [line[0] for line in lines] == ["cold", "warm"]
+    columns = ("weights_s", "compiled_s", "ready_s", "answer_s")
+    for name, *cells in lines:
+        (row,) = rows("start_up.csv", case=name)
+        assert cells == [row[column] or "-" for column in columns], name
+    stages = table("gpu.md", "| stage | cold | warm |")
+    log = (RESULTS / "start_up.log").read_text(encoding="utf-8").partition("'case': 'cold'")
+    for place, (text, name) in enumerate(((log[0], "cold"), (log[2], "warm"))):
+        (row,) = rows("start_up.csv", case=name)
+        captured = [line.split()[0] for line in text.splitlines() if "captured" in line and "width=32" in line]
+        assert len(captured) == 17
+        last = float(captured[-1])
+        assert stages[-2][1 + place] == f"{last - float(row['weights_s']):.1f}"
+        assert stages[-1][1 + place] == f"{float(row['ready_s']) - last:.1f}"
 
 
 def test_what_one_server_carries():
