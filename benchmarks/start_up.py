@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,47 +23,15 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.model_shapes import SHAPES, write_shape
+from benchmarks.checkpoint import write_checkpoint
+from benchmarks.model_shapes import SHAPES
 from benchmarks.table import Table
 from shoal.provenance import commit, hardware
-from shoal.runtime.model.hub import bundled_model_folder
-from shoal.runtime.model.registry import family_named, load_config
-from shoal.runtime.model.weight_names import tensor_shapes
 
-SHARD_BYTES = 4 << 30
 CASES = (("cold", True, True), ("warm", False, True), ("cold, alone", True, False))
 """Name, whether the cache is empty, whether other processes compile."""
-
-
-def write_checkpoint(shape: str, folder: Path) -> Path:
-    """Shards of bf16 weights, norms of ones; numbers repeat every 8 million."""
-    path = write_shape(shape, folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):  # an engine that reads weights reads them too
-        shutil.copy(bundled_model_folder() / name, path)
-    config = load_config(path)
-    block = (torch.randn(1 << 23) * 0.02).bfloat16()
-    place: dict[str, str] = {}
-    shard: dict[str, torch.Tensor] = {}
-
-    def flush() -> None:
-        name = f"model-{len(set(place.values())) + 1:05d}.safetensors"
-        save_file(shard, path / name, metadata={"format": "pt"})
-        place.update(dict.fromkeys(shard, name))
-        shard.clear()
-
-    for name, size in tensor_shapes(config, family_named(config.architecture).weight_names).items():
-        count = int(torch.Size(size).numel())
-        numbers = block.repeat(-(-count // len(block)))[:count] if len(size) > 1 else torch.ones(count).bfloat16()
-        shard[name] = numbers.view(size).contiguous()
-        if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
-            flush()
-    if shard:
-        flush()
-    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": place}))
-    return path
 
 
 def drop_from_memory(path: Path) -> None:
