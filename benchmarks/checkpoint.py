@@ -40,7 +40,7 @@ def write_checkpoint(shape: str, folder: Path, shard_bytes: int = SHARD_BYTES) -
     for name, size in tensor_shapes(config, family_named(config.architecture).weight_names).items():
         count = int(torch.Size(size).numel())
         numbers = block.repeat(-(-count // len(block)))[:count] if len(size) > 1 else torch.ones(count).bfloat16()
-        shard[name] = numbers.view(size).contiguous()
+        shard[name] = numbers.reshape(size).clone()  # a view would keep whole repetitions in memory
         if sum(tensor.nbytes for tensor in shard.values()) >= shard_bytes:
             flush()
     if not place:

@@ -9,7 +9,7 @@ requests run in a process of their own. Rows with `part`:
 * `load`: seconds of `load_model`; the resident memory before it (the imports) and at its peak, the bytes of the model's
   parameters in `dtype`, and the growth over these bytes. The files are in the page cache.
 * `speed`: seconds and tokens a second of requests one after the other that share their prefix, in blocks of 32 with a
-  fixed number of forwards a block. One request before them fills the cache and is not counted.
+  fixed number of forwards a block. One forward before them fills the cache and is not counted.
 
 `load_average` is that of the last minute as the row was measured: other work on the machine slows these figures.
 """
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -80,7 +81,7 @@ def answering(
     with Engine(model, device="cpu", dtype=dtype, depth=depth, kv_cache_tokens=tokens) as engine:
         for mode in modes:
             engine.flush_cache()
-            engine.generate(prompts[0], params, cache_mode=mode)
+            engine.generate(prompts[0], replace(params, max_new_tokens=params.block_length, steps=1), cache_mode=mode)
             begin = time.perf_counter()
             outputs = [engine.generate(prompt, params, cache_mode=mode) for prompt in prompts[1:]]
             seconds = time.perf_counter() - begin
