@@ -24,12 +24,12 @@ from benchmarks.table import write_table
 from shoal import Engine, SamplingParams
 from shoal.provenance import commit, hardware
 from shoal.runtime.config import CacheMode
+from shoal.runtime.model.registry import load_config
 from shoal.text.asks import Documents
 from shoal.text.corpus import held_out, label_of
 
 from .text_tasks import CANVAS, Question, Questions
 
-LAYERS = 30
 TASK = "look-up"
 WINDOW = 32
 BATCH = 8
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.05, 0.2, 1.0])
     parser.add_argument("--questions", type=int, default=512)
-    parser.add_argument("--depth", type=int, default=LAYERS, help="layers that the profile allows")
+    parser.add_argument("--depth", type=int, help="layers that the profile allows; default: all")
     parser.add_argument("--ratio", type=float, default=0.7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--time-limit", type=float, help="begin no further window after so many seconds")
@@ -78,9 +78,10 @@ def main(arguments: list[str] | None = None) -> None:
     origin = {"command": command, "commit": options.commit or commit(), "hardware": hardware(),
               "torch": torch.__version__}  # fmt: skip
     begin, table = time.monotonic(), []
+    depth = options.depth or load_config(options.model).num_layers
     for rate in options.rates:
         engine = Engine(
-            str(options.model), device=options.device, depth=options.depth, audit_rate=rate, disable_cuda_graph=True,
+            str(options.model), device=options.device, depth=depth, audit_rate=rate, disable_cuda_graph=True,
             kv_cache_tokens=1 << 16, layers_per_band=2, page_size=16,
         )  # fmt: skip
         exact = right = 0
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
             exact, right = exact + int(none["right"]), right + int(found["right"])
             stats = engine.core.parts.scheduler.stats()
             table.append({
-                "allowed": options.depth, "rate": rate, "questions": first + len(part), "right_none": none["right"],
+                "allowed": depth, "rate": rate, "questions": first + len(part), "right_none": none["right"],
                 "right": found["right"], "lost_so_far": exact - right, "mean_depth": found["mean_depth"],
                 "audits": stats.audits, "drifted": stats.audits_drifted, "predictions": stats.audit_predictions,
                 "differed": stats.audits_differed, "mean_divergence": _rounded(stats.audit_divergence),

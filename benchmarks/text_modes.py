@@ -31,6 +31,7 @@ from shoal.profile.lab import Asked, Lab, Wanted
 from shoal.provenance import commit, hardware
 from shoal.runtime.config import CACHE_MODES, CacheMode, EngineConfig
 from shoal.runtime.model.digest import model_digest
+from shoal.runtime.model.registry import load_config
 from shoal.runtime.request.output import RequestOutput
 from shoal.text.asks import Documents
 from shoal.text.corpus import held_out, label_of
@@ -44,6 +45,7 @@ from .text_tasks import CANVAS, Question, Questions, prefix_length
 PAGE = 16
 MARGIN = 16
 DEPTHS = (4, 6, 8, 12, 30)
+"""Depths of `bicache` unless others are given; the last is all layers of `text`."""
 SALT = "text"
 
 
@@ -123,12 +125,12 @@ class Store:
 class Bench:
     """One engine's parts, and questions to them."""
 
-    def __init__(self, model: str, device: str, dtype: str, batch: int, longest: int):
+    def __init__(self, model: str, device: str, dtype: str, batch: int, longest: int, depths: Sequence[int]):
         config = EngineConfig(
             model_path=model, device=device, dtype=dtype, page_size=PAGE, layers_per_band=2, reuse_margin=0,
             max_running_requests=2 * batch, kv_cache_tokens=4 * batch * (longest + 4 * PAGE), disable_cuda_graph=True,
         )  # fmt: skip
-        self.lab = Lab(config, DEPTHS)
+        self.lab = Lab(config, depths)
         self._batch = batch
 
     def answers(
@@ -237,7 +239,9 @@ def table(
 
 def measure(options: argparse.Namespace, store: Store, work: dict[tuple[str, float], list[Question]]) -> None:
     """Answer what the store lacks, a cell at a time, until the time is up."""
-    begin = time.monotonic()
+    begin, layers = time.monotonic(), load_config(options.model).num_layers
+    names = [*options.bfloat16_runs, *options.float32_runs, *options.summary_runs]
+    depths = sorted({layers, *(run.depth for run in map(Run.parse, names) if run.depth)})
     longest = max(len(q.prompt) + CANVAS[task] for (task, _), questions in work.items() for q in questions)
     for dtype in options.dtypes:
         bench: Bench | None = None
@@ -249,7 +253,7 @@ def measure(options: argparse.Namespace, store: Store, work: dict[tuple[str, flo
                 return
             if not missing:
                 continue
-            bench = bench or Bench(str(options.model), options.device, dtype, options.batch, longest)
+            bench = bench or Bench(str(options.model), options.device, dtype, options.batch, longest, depths)
             outputs = bench.answers(task, ratio, questions, [Run.parse(name) for name in missing])
             for name, of_run in zip(missing, outputs, strict=True):
                 store.add((task, ratio, dtype, name), of_run)

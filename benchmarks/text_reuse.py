@@ -191,7 +191,7 @@ class Lab:
         delta.apply(options.weights, self.network)
         self._began = time.monotonic()
         self._origin = {
-            "command": f"python -m benchmarks.{module} " + shlex.join(arguments), "commit": commit(),
+            "command": f"python -m benchmarks.{module} " + shlex.join(arguments), "commit": options.commit or commit(),
             "hardware": hardware(), "torch": torch.__version__,
         }  # fmt: skip
         self._tokenizer = Tokenizer.from_file(str(options.base / "tokenizer.json"))
@@ -239,6 +239,7 @@ def make_parser(description: str | None, ratios: Sequence[float], tasks: Sequenc
     parser.add_argument("--tasks", nargs="+", default=tasks)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--time-limit", type=float, help="begin no further task and ratio after so many seconds")
+    parser.add_argument("--commit", default=None)
     return parser
 
 

@@ -30,6 +30,7 @@ from shoal.profile.lab import Asked, Lab, Wanted
 from shoal.provenance import commit, hardware
 from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.runtime.config import EngineConfig
+from shoal.runtime.model.registry import load_config
 from shoal.runtime.request.output import RequestOutput
 from shoal.text.asks import Documents
 from shoal.text.corpus import held_out, label_of
@@ -50,14 +51,14 @@ class Bench:
     """One engine's parts, and questions to them."""
 
     def __init__(self, options: argparse.Namespace, longest: int):
-        profile = DepthProfile.load(options.model / "depth_profile.json")
-        self._depth, self._ratio = profile.depth(options.ratio), options.ratio
+        self._ratio = options.ratio
+        self._depth = options.depth or DepthProfile.load(options.model / "depth_profile.json").depth(options.ratio)
         config = EngineConfig(
             model_path=str(options.model), device=options.device, dtype=options.dtype, page_size=PAGE,
             layers_per_band=2, reuse_margin=0, max_running_requests=options.batch, block_length=BLOCK,
             kv_cache_tokens=2 * options.batch * (longest + CANVAS + 4 * PAGE), disable_cuda_graph=True,
         )  # fmt: skip
-        self._lab = Lab(config, (self._depth, profile.num_layers))
+        self._lab = Lab(config, (self._depth, load_config(options.model).num_layers))
         self._batch = options.batch
 
     def answers(self, pairs: Sequence[Pair], variant: Variant) -> list[RequestOutput]:
@@ -121,6 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--questions", type=int, default=128, help="of each task")
     parser.add_argument("--ratio", type=float, default=0.7)
+    parser.add_argument("--depth", type=int, help="layers that bicache reuses; default: what the profile says")
     parser.add_argument("--batch", type=int, default=128, help="requests that run together")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

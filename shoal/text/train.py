@@ -3,14 +3,16 @@
 Two phases. In the first every weight is trained, in the second, which starts from its end, a difference of low rank
 from the base, small enough to ship. The data of a step depends on the seed and the step's number alone. A phase's
 learning rate warms up and falls linearly to zero, over its steps or, with `--seconds`, over its time: what a rented GPU
-has. Checkpoints are safetensors; after a `--time-limit` the same command goes on from there.
+has. Checkpoints are safetensors; after a `--time-limit`, or SIGTERM, the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -210,9 +212,24 @@ class Probes:
             return {**out, "look_up": evaluate.lookup(network, self.rows)["accuracy"]}
 
 
+def _ignore_sigterm(worker: int) -> None:
+    """A signal to the whole process group must leave the workers alive until the last step is saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Train both phases to their end or to the time limit, and save."""
+    """Train both phases to their end, to the time limit or to SIGTERM, and save; exits with 143 after the last."""
     options = parse_arguments(arguments)
+    stopped = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    try:
+        _train(options, stopped)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _train(options: argparse.Namespace, stopped: threading.Event) -> None:
+    """All that is left of both phases; SystemExit once `stopped` is set and the step in progress is saved."""
     begin = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
@@ -226,6 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
         Steps(options.data, tokenizer_file, options.seed, _LAST_STEP, options.tokens_per_step),
         sampler=range(trainer.step, _LAST_STEP), batch_size=None, num_workers=options.workers,
         prefetch_factor=8 if options.workers else None, pin_memory=trainer.cuda,
+        worker_init_fn=_ignore_sigterm,
     )  # fmt: skip
     with (
         (options.out / "log.jsonl").open("a") as log,
@@ -277,6 +295,9 @@ def main(arguments: list[str] | None = None) -> None:
             if time.monotonic() - saved > options.save_every:
                 trainer.save()
                 saved = time.monotonic()
+            if stopped.is_set():
+                trainer.save()
+                raise SystemExit(128 + signal.SIGTERM)
             if options.time_limit and time.monotonic() - begin > options.time_limit:
                 trainer.save()
                 break

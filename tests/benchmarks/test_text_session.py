@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import threading
 import time
 
 from benchmarks import text_session
@@ -46,15 +47,27 @@ def test_a_part_that_the_end_of_the_session_cut_is_not_done(tmp_path, monkeypatc
     assert ends(session) == {"short": "done", "unmade": "time over", "cut": "time over"}
 
 
+def test_a_session_that_is_stopped_ends_its_parts_and_begins_none(tmp_path):
+    session = Session(tmp_path / "text", tmp_path / "results", 60)
+    threading.Timer(1.5, session.stop).start()
+    began = time.monotonic()
+    session.lane([Part("long", SLEEP, 50), Part("next", GOOD, 50)])
+    assert time.monotonic() - began < 20
+    assert ends(session) == {"long": "time over", "next": "no time"}
+    with tarfile.open(tmp_path / "results" / "results.tar.gz") as archive:
+        assert {"long.log", "session.json"} <= set(archive.getnames())
+
+
 def test_results_are_packed_after_each_part_in_few_files(tmp_path):
     out, results = tmp_path / "text", tmp_path / "results"
     session = Session(out, results, 60)
     weights = bytes(range(256)) * (PIECE // 256) + b"end"
     (out / "full.safetensors").write_bytes(weights)
+    (out / "low-rank.safetensors").write_bytes(b"factors")
     (session.folder / "text_modes.csv").write_text("a\n1\n")
     session.run(Part("good", GOOD, 30))
     assert {path.name for path in results.iterdir()} == {
-        "results.tar.gz", "session.json", "full.safetensors.0", "full.safetensors.1",
+        "results.tar.gz", "session.json", "full.safetensors.0", "full.safetensors.1", "low-rank.safetensors.0",
     }  # fmt: skip
     with tarfile.open(results / "results.tar.gz") as archive:
         assert {"text_modes.csv", "good.log", "session.json"} <= set(archive.getnames())

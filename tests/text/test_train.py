@@ -5,10 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from benchmarks import text_reuse, text_selective
@@ -54,6 +59,29 @@ def test_a_training_in_pieces_ends_where_one_in_one_go_ends(trained, base, data,
     assert whole.keys() == pieces.keys()
     for name, tensor in whole.items():
         torch.testing.assert_close(pieces[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_a_training_that_is_stopped_saves_its_last_step_and_goes_on_from_there(base, data, tmp_path):
+    log, previous = tmp_path / "log.jsonl", signal.getsignal(signal.SIGTERM)
+
+    def stop() -> None:
+        while not log.exists() or log.read_text().count("loss") < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(SystemExit, match="143"):
+        train.main(arguments(base, data, tmp_path, "--steps", "100000", "0", "--workers", "1"))
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is previous
+    last = json.loads(log.read_text().splitlines()[-1])["step"]
+    with safe_open(tmp_path / "checkpoint.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["progress"])["step"] == last >= 2
+    assert (tmp_path / "full.safetensors").exists()
+    train.main(arguments(base, data, tmp_path, "--steps", str(last + 1), "0"))
+    assert (tmp_path / train.COMPLETE).exists()
+    assert json.loads(log.read_text().splitlines()[-1])["step"] == last + 1
 
 
 def test_a_checkpoint_of_another_seed_is_refused(trained, base, data):
