@@ -5,6 +5,7 @@ For processes that do nothing else: `compile_for` changes what every launch of t
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
+from triton.backends.nvidia import driver as nvidia
 from triton.runtime.jit import JITFunction
 
 from . import dispatch
@@ -70,11 +72,22 @@ class TargetOnly(DriverBase):  # type: ignore[misc]
 
 
 class Compiled:
-    """Counts of the kernels that were met and of those that this process compiled."""
+    """Counts of the kernels that were met and of those that this process compiled; hashes of those with a launcher."""
 
     def __init__(self) -> None:
         self.met: set[tuple[str, str]] = set()
+        self.launched: set[str] = set()
         self.own = 0
+
+
+def make_launcher(kernel: Any) -> None:
+    """Compile the C code that launches a kernel into Triton's cache.
+
+    Up to Triton 3.6 there is one for each signature, and without this the process that launches first compiles it.
+    Where it can't be made here (no CUDA library, another Triton), that process makes it.
+    """
+    with contextlib.suppress(Exception):
+        nvidia.CudaLauncher(kernel.src, kernel.metadata)
 
 
 def compile_for(target: Target, share: int = 0, shares: int = 1) -> Compiled:
@@ -100,7 +113,10 @@ def compile_for(target: Target, share: int = 0, shares: int = 1) -> Compiled:
         return not own
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        launch(self, *args, grid=grid, warmup=True, **kwargs)
+        kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
+        if kernel is not None and kernel.hash not in compiled.launched:
+            compiled.launched.add(kernel.hash)
+            make_launcher(kernel)
 
     knobs.runtime.jit_cache_hook = skip
     JITFunction.run = compile_only

@@ -79,6 +79,14 @@ def test_keys_and_values_in_fp8():
         ]
         times = [float(best[0]["us"]), float(best[1]["us"]), float(best[1]["floor_us"])]
         assert cells == [f"{us:.0f} µs" if us > 20 else f"{us:.1f} µs" for us in times], name
+    for shape, variant, told in (
+        ("32 x 32 of 2300, 1984 shared p64 fp8", "shared 64 w8 s3 r-, own 64 w4 s3 r-", "takes 185 µs there"),
+        ("1 x 32 of 2300 p64 fp8", "64x64 w4 s3 bulk heads /4", "takes 19.6 µs"),
+    ):
+        (row,) = rows("kernels_kv8.csv", shape=shape, variant=variant)
+        us = float(row["us"])
+        assert (f"{us:.0f} µs" if us > 20 else f"{us:.1f} µs") in told
+        assert told in (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
 
 
 def test_phases_in_fp8():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from typing import NoReturn
 
@@ -140,6 +141,10 @@ def build_cuda_executor(
     executor = CudaExecutor(runner, sampler, captured, config.max_refresh_tokens, lambda: load_vocabulary(facts))
     if capture:
         with on_device(decoder.device):
+            started = time.perf_counter()
             captured.warm_up(block_length + int(decoder.config.shift_logits), block_length, config.cache_mode != "dual")
+            between = time.perf_counter()
             executor.warm_up(block_length, config.max_refresh_tokens)
+            seconds = (between - started, time.perf_counter() - between)
+            logger.info("warmed up: block steps in %.1f s, refreshes in %.1f s", *seconds)
     return executor

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,6 +41,25 @@ def test_a_process_compiles_its_share_into_the_cache(options, tmp_path, monkeypa
     ]
     assert len(made) == count
     assert {found["target"]["arch"] for found in made} == {90}
+
+
+@needs_triton
+@pytest.mark.parametrize("error", [None, AssertionError("no CUDA library"), AttributeError("launch")])
+def test_a_launcher_is_made_where_it_can_be(error, monkeypatch):
+    from triton.backends.nvidia import driver
+
+    from shoal.kernels import compile_triton
+
+    made = []
+
+    def launcher(*args):
+        made.append(args)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(driver, "CudaLauncher", launcher)
+    compile_triton.make_launcher(SimpleNamespace(src="source", metadata="metadata"))
+    assert made == [("source", "metadata")]
 
 
 @pytest.mark.parametrize("options", [{"disable_cuda_graph": True}, {"tp_size": 2}, {}])
