@@ -117,13 +117,15 @@ def interval(values: Tensor) -> float:
 
 
 @torch.inference_mode()
-def measure(network: Network, task: Task, ratio: float, kinds: list[str], depths: list[int]) -> list[dict[str, object]]:
-    """A record for each capture and depth; depth 0 is mode none."""
+def measure(
+    network: Network, task: Task, ratio: float, kinds: list[str], depths: list[int], least: int
+) -> list[dict[str, object]]:
+    """A record for each capture and depth, depth 0 being mode none; no record for fewer than `least` rows."""
     device, prefix = network.mask.device, round(ratio * TOTAL)
     behind_prefix = task.counted.int().argmax(1) > prefix  # rows that are asked for something there
     parts = (task.tokens, task.truth, task.counted, task.donors)
     task = Task(*(part[behind_prefix].to(device) for part in parts))
-    if len(task.tokens) < LEAST_ROWS:
+    if len(task.tokens) < least:
         return []
     hidden, _ = capture(network, task.tokens, prefix)
     none = Scores(network, task, hidden[:, prefix:], prefix)
@@ -249,6 +251,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=list(DEPTHS))
     parser.add_argument("--captures", nargs="+", default=["first", "alone", "final"])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
+    parser.add_argument("--least-rows", type=int, default=LEAST_ROWS, help="a cell with fewer is left out")
     parser.add_argument("--noise", action="store_true")
     words = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(words)
@@ -265,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
                 if options.noise:
                     records = noise(network, task, ratio)
                 else:
-                    records = measure(network, task, ratio, options.captures, options.depths)
+                    records = measure(network, task, ratio, options.captures, options.depths, options.least_rows)
                 lab.write(table, file, {"task": name, "dtype": dtype, "ratio": ratio}, records)
 
 

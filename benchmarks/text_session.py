@@ -63,8 +63,9 @@ RATIOS = ("0.7", "0.9", "0.5", "0.3")
 
 @dataclass(frozen=True)
 class Part:
-    """A program, the most seconds it may take, and a file that exists once it is complete (None: its exit says so).
+    """A program, the most seconds it may take, and what says that it is complete: its exit, or a file that exists then.
 
+    A `table` must have a row as well: a program whose time is over may exit before it has measured anything.
     `{soft}` in the command becomes the seconds after which it should end by itself.
     """
 
@@ -72,6 +73,12 @@ class Part:
     command: tuple[str, ...]
     seconds: float
     made: Path | None = None
+    table: Path | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it should have written a table and wrote no row."""
+        return self.table is not None and not (self.table.exists() and self.table.read_text().count("\n") > 1)
 
     @property
     def is_made(self) -> bool:
@@ -128,9 +135,11 @@ class Session:
             self._running.discard(process)
         seconds = time.monotonic() - began
         cut = limit < part.seconds and command != list(part.command) and seconds >= soft  # by the session's end
-        complete = code == 0 and not cut if part.made is None else part.is_made
+        complete = code == 0 and not cut and not part.is_empty if part.made is None else part.is_made
         over = code in (None, 0) or self.left <= 0  # what a session's end stops exits as it likes
         end = "done" if complete else "time over" if over else f"failed with {code}"
+        if code == 0 and not cut and part.is_empty:
+            end = "no row"
         if complete:
             mark.touch()
         self._note(part.name, end, seconds)
@@ -243,7 +252,8 @@ def lanes(options: argparse.Namespace, base: Path, data: Path, folder: Path) -> 
         seconds = share * limit
         target = ("--out", str(folder / (f"{name}.{file}" if file else name)))
         own = ("--time-limit", "{soft}") if timed else ()
-        return Part(name, (program, *rest, *target, *own), seconds + RESERVE)
+        table = folder / f"{name}.csv" if file == "csv" else None
+        return Part(name, (program, *rest, *target, *own), seconds + RESERVE, table=table)
 
     few = ("--questions", "1", "--batch", "4") if small else ()
     judged = (*device, *(("--documents", "4") if small else ()))
@@ -252,19 +262,20 @@ def lanes(options: argparse.Namespace, base: Path, data: Path, folder: Path) -> 
     if small:
         modes += ("--tasks", "look-up", "summary", "--bfloat16-runs", "none", "lm", "bicache:2", "--float32-runs",
                   "none", "--summary-runs", f"bicache:{layers}:8")  # fmt: skip
-    # As many rows as a cell has at least: else it is left out.
-    reuse = ("--rows", "64", "--ratios", "0.5", "--depths", "2", str(layers), "--tasks", "look-up") if small else ()
+    rows = ("--rows", "4", "--ratios", "0.5", "--tasks", "look-up") if small else ()
+    reuse = (*rows, "--depths", "2", str(layers), "--least-rows", "1") if small else ()
     audits = ("--questions", "8", "--rates", "0", "1") if small else ("--questions", "256")
     profile = ["profile", str(out / "model"), "--data", str(folder / "documents.txt"), "--kv-cache-tokens", "300000",
                "--max-new-tokens", "32", *device]  # fmt: skip
     profile += (
-        ["--ratios", "0.5", "--captures", "first", "--groups", "1", "--questions", "2", "--layers-per-band", "2"]
+        ["--ratios", "0.5", "--captures", "first", "--groups", "1", "--questions", "2", "--layers-per-band", "2",
+         "--intervals", "0", "--margins", "16"]
         if small else ["--ratios", "0.3,0.5,0.7,0.9", "--groups", "6", "--questions", "16", "--layers-per-band", "2"]
     )  # fmt: skip
     return [
         [part("text_modes", "benchmarks.text_modes", *model, *modes, *few, *device, *commit)],
         [part("text_reuse", "benchmarks.text_reuse", *full, *reuse, *device, *commit, share=0.7),
-         part("text_noise", "benchmarks.text_reuse", *full, *reuse, "--noise", *device, *commit,
+         part("text_noise", "benchmarks.text_reuse", *full, *rows, "--noise", *device, *commit,
               share=0.3)],
         [part("text_schedules", "benchmarks.text_schedules", "schedules", *model, *few, *safe, *device, *commit,
               share=0.5),
@@ -304,7 +315,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise SystemExit(
                 f"{part.name} is not complete: see {session.folder / (part.name + '.log')}; run this again"
             )
-    write_documents(data, base / "tokenizer.json", session.folder / "documents.txt", 4 if options.small else 64)
+    write_documents(data, base / "tokenizer.json", session.folder / "documents.txt", 1 if options.small else 64)
     found = lanes(options, base, data, session.folder)
     with ThreadPoolExecutor(1 if options.small else len(found)) as pool:
         list(pool.map(session.lane, found))

@@ -47,6 +47,17 @@ def test_a_part_that_the_end_of_the_session_cut_is_not_done(tmp_path, monkeypatc
     assert ends(session) == {"short": "done", "unmade": "time over", "cut": "time over"}
 
 
+def test_a_part_without_a_row_in_its_table_is_not_done(tmp_path):
+    table = tmp_path / "table.csv"
+    session, part = Session(tmp_path / "text", None, 60), Part("table", GOOD, 30, table=table)
+    assert not session.run(part)
+    table.write_text("a,b\n")
+    assert not session.run(part)
+    assert ends(session) == {"table": "no row"}
+    table.write_text("a,b\n1,2\n")
+    assert session.run(part)
+
+
 def test_a_session_that_is_stopped_ends_its_parts_and_begins_none(tmp_path):
     session = Session(tmp_path / "text", tmp_path / "results", 60)
     threading.Timer(1.5, session.stop).start()

@@ -156,17 +156,16 @@ def test_reuse_of_its_own_capture_changes_nothing_and_of_another_s_something(bas
     assert changes[0] < 1e-3 < changes[1]
 
 
-def test_rows_whose_answer_lies_in_the_prefix_are_not_measured(base, asker, monkeypatch):
-    monkeypatch.setattr(text_reuse, "LEAST_ROWS", 1)
+def test_rows_whose_answer_lies_in_the_prefix_are_not_measured(base, asker):
     task = text_reuse.asked(asker, "gap", 12)
     network = Network.load_base(base)
     places = task.counted.int().argmax(1)
     for ratio in (0.5, 0.95):
-        records = text_reuse.measure(network, task, ratio, ["first", "final"], [1, 3])
+        records = text_reuse.measure(network, task, ratio, ["first", "final"], [1, 3], 1)
         expected = int((places > round(ratio * text_reuse.TOTAL)).sum())
         assert [r["rows"] for r in records] == [expected] * len(records)
-    assert len(text_reuse.measure(network, task, 0.3, ["first", "alone", "final"], [1, 2, 3])) == 9
-    assert text_reuse.measure(network, task, 1.0, ["first"], [1]) == []
+    assert len(text_reuse.measure(network, task, 0.3, ["first", "alone", "final"], [1, 2, 3], 1)) == 9
+    assert text_reuse.measure(network, task, 1.0, ["first"], [1], 1) == []
 
 
 def test_the_noise_of_bfloat16_is_measured_against_float32(base, asker):
