@@ -129,14 +129,17 @@ def knobs_of(values: Any) -> dict[str, Any]:
     return {name: values[name] for name in NESTED if values.get(name) is not None}
 
 
-def adopt_routing(body: Routing, values: Any) -> None:
-    """Take from a nested mapping the fields that routers drop at the top of a body. ApiError if both have a value."""
+def adopt_routing(body: Routing, values: Any, at: str = "chat_template_kwargs.") -> None:
+    """Take from a nested mapping, which stands at `at`, the fields that routers drop at the top of a body.
+
+    ApiError if both have a value.
+    """
     for name in ("cache_mode", "cache_salt", "extra_key"):
         inner = values.get(name) if isinstance(values, Mapping) else None
         if inner is None:
             continue
         if not isinstance(inner, str):
-            raise bad_request(name, f"{name} is {shown(inner)}; it must be a string")
+            raise bad_request(at + name, f"{at}{name} is {shown(inner)}; it must be a string")
         if getattr(body, name) not in (None, inner):
             raise bad_request(name, f"{name} is {shown(getattr(body, name))} and {shown(inner)}; send one of them")
         setattr(body, name, inner)

@@ -24,7 +24,7 @@ def check_body(route: str, body: CompletionBody | ChatBody) -> None:
     """Raise ApiError for a field that can't be honoured, also inside other fields."""
     check_fields(route, body.fields())
     if body.stream_options is not None:
-        check_fields(STREAM_OPTIONS, body.stream_options.fields())
+        check_fields(STREAM_OPTIONS, body.stream_options.fields(), "stream_options.")
 
 
 def openai_values(fields: dict[str, Any], max_tokens: int | None, drop: Sequence[str]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from .wording import in_client_words, shown
 MAX_DEPTH = 64
 """Most objects and lists around a value of messages, tools or the template's variables."""
 _NAMED = 6
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Of messages, as in OpenAI's API."""
 
 
 def conversation(body: ChatRendering, messages: Sequence[ChatMessage], use: ToolUse) -> Conversation:
@@ -25,13 +27,25 @@ def conversation(body: ChatRendering, messages: Sequence[ChatMessage], use: Tool
     if body.continue_final_message and body.add_generation_prompt:
         words = "continue_final_message and add_generation_prompt are both true; an answer does one of them"
         raise bad_request("continue_final_message", words)
+    if not messages:
+        raise bad_request("messages", "messages is []; it must have at least one message")
     given = []
-    for message in messages:
-        fields = message.fields()
-        check_fields(MESSAGE, fields)
+    for index, message in enumerate(messages):
+        at, fields = f"messages[{index}]", message.fields()
+        _check_role(message.role, f"{at}.role", body.chat_template)
+        check_fields(MESSAGE, fields, f"{at}.")
         given.append({name: fields[name] for name in SERVED[MESSAGE] if name in fields})
     header = body.add_generation_prompt is not False
     return rendered(body, checked_messages(given), use, header, bool(body.continue_final_message))
+
+
+def _check_role(role: str, at: str, template: str | None) -> None:
+    """Raise ApiError (400) for a role that is neither OpenAI's nor named in the request's own template.
+
+    Many templates render any role, and a model was trained on a few.
+    """
+    if role not in ROLES and (template is None or not any(f"{q}{role}{q}" in template for q in "'\"")):
+        raise bad_request(at, f"{at} is {shown(role)}; it must be one of {', '.join(ROLES)}")
 
 
 def checked_messages(messages: Sequence[dict[str, Any]], name: str = "messages") -> list[dict[str, Any]]:
@@ -77,7 +91,7 @@ def rendered(
     if continue_final and (use.forced is not None or messages[-1].get("tool_calls")):
         message = "the last message is to be continued; it can neither have calls nor begin a call (tool_choice)"
         raise bad_request("messages", message)
-    check_fields(KWARGS, body.chat_template_kwargs or {})
+    check_fields(KWARGS, body.chat_template_kwargs or {}, "chat_template_kwargs.")
     variables = {
         name: value
         for name, value in (body.chat_template_kwargs or {}).items()

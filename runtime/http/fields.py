@@ -30,18 +30,21 @@ _LONGEST_NAME = 128
 _warned: set[tuple[str, str]] = set()
 
 
-def check_fields(place: str, values: Mapping[str, Any]) -> None:
-    """Raise ApiError (400) for the first field that may change the answer and can't be honoured."""
+def check_fields(place: str, values: Mapping[str, Any], at: str = "") -> None:
+    """Raise ApiError (400) for the first field that may change the answer and can't be honoured.
+
+    `at` is what stands before the names in the client's body, as `sampling_params.`.
+    """
     for name, value in values.items():
         if asks_for_nothing(value):
             continue
         field = FIELDS.get(name)
         if field is None:
-            _check_unknown(place, name, value)
+            _check_unknown(place, name, value, at)
         elif place not in field.served and not accepts(field, place, value):
             why = _why(field, place)
-            message = f"{name} is {shown(value)}, which is not supported: {why}; {_instead(field, place)}"
-            raise ApiError(400, message, param=name, code="unsupported_parameter")
+            message = f"{at}{name} is {shown(value)}, which is not supported: {why}; {_instead(field, place)}"
+            raise ApiError(400, message, param=at + name, code="unsupported_parameter")
 
 
 def asks_for_nothing(value: Any) -> bool:
@@ -61,13 +64,13 @@ def is_misplaced(field: Field, place: str) -> bool:
     return place in INSIDE and any(route in field.served for route in (GENERATE, COMPLETIONS, CHAT))
 
 
-def _check_unknown(place: str, name: str, value: Any) -> None:
+def _check_unknown(place: str, name: str, value: Any, at: str) -> None:
     served = SERVED[place]
     if place in _STRICT:
-        raise bad_request(name, f"{name} is no field of {place}{did_you_mean(name, served)}")
+        raise bad_request(at + name, f"{at}{name} is no field of {place}{did_you_mean(name, served)}")
     near = _misspelt(place, name[:_LONGEST_NAME])
     if near is not None:
-        raise bad_request(name, f"{name} is no field of {place}; did you mean {near}?")
+        raise bad_request(at + name, f"{at}{name} is no field of {place}; did you mean {near}?")
     if value is not False and (place, name) not in _warned and len(_warned) < _MOST_NAMES:
         _warned.add((place, name))
         logger.warning("Ignored a field of %s that this server does not know: %s", place, shown(name))

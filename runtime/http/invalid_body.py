@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -23,7 +24,7 @@ def describe(error: RequestValidationError) -> tuple[str, str]:
         steps = _steps(item["loc"], error.body)
         name = path_of(steps) or "body"
         missing = item["type"] == "missing"
-        words = "it is missing" if missing else _lower(item["msg"])
+        words = "it is missing" if missing else _lacking(item, name) or _lower(item["msg"])
         value, reasons = found.setdefault(name, (None if missing else item.get("input"), []))
         if words not in reasons and len(found) <= _MOST_FIELDS:
             reasons.append(words)
@@ -66,6 +67,14 @@ def _steps(path: tuple[Any, ...], body: Any) -> list[Any]:
 def _is_name(step: str) -> bool:
     """Alternatives are called like types: `list[str]`, or `function-...`."""
     return step.isidentifier() and step not in ("str", "int", "float", "bool", "dict", "list")
+
+
+def _lacking(item: Mapping[str, Any], name: str) -> str:
+    """What an empty list or text must have; '' for another fault."""
+    if item["type"] not in ("too_short", "string_too_short"):
+        return ""
+    thing = "character" if isinstance(item["input"], str) else "message" if name == "messages" else "entry"
+    return f"it must have at least one {thing}"
 
 
 def _lower(message: str) -> str:

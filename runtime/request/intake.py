@@ -288,6 +288,11 @@ class Intake:
                 message = "split_special_tokens is false; contents of messages are always taken as ordinary text"
                 raise InvalidRequestError(message, field="split_special_tokens", value=split, limit="true or null")
             return _chat_ids(tokenizer, prompt, name)
+        except InvalidRequestError as error:
+            if error.field != "prompts":  # the text's name in the tokenizer
+                raise
+            message = f"{name}: {error.message}"
+            raise InvalidRequestError(message, field=_field(name), value=error.value, limit=error.limit) from error
         except ShoalError:
             raise
         # Tokenizers raise anything for text that is no valid Unicode.

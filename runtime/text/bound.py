@@ -35,7 +35,7 @@ def check_may_fit(text: str, encode: Callable[[str], Sized], max_tokens: int, sp
             least += max(0, len(encode(piece)) - _TOKENS_PER_CUT)
         if least > _MARGIN * max_tokens:
             message = (
-                f"the prompt is a text of {len(text)} characters, of which the first {start + len(piece)} have about "
+                f"the text has {len(text)} characters, of which the first {start + len(piece)} have about "
                 f"{least} tokens; prompt and canvas may have {max_tokens} tokens in all"
             )
             raise InvalidRequestError(message, field="prompts", value=len(text), limit=max_tokens)

@@ -85,7 +85,7 @@ export class Answer {
       "Forward passes": whole(meta.nfe), "Tokens a second": whole(usage.completion_tokens / seconds),
       "Seconds": seconds.toFixed(2), "Prompt from cache": `${whole(cached)} of ${whole(prompt)}`,
       "Depth of reuse": `${meta.depth} of ${layers} layers`,
-      "Token-layers reused": percent(meta.reused_token_layers / all),
+      "Work spared in all": percent(meta.reused_token_layers / all),
     };
     this.cost.replaceChildren(
       el("p", { className: "cache-words" }, this.words(cached, prompt, meta.depth, layers, spared)),
@@ -114,6 +114,6 @@ export function comparison(first, second) {
   const [less, more] = a <= b ? [first, second] : [second, first];
   const times = Math.max(a, b) / Math.max(1, Math.min(a, b));
   const alike = first.text === second.text ? "The answers are the same." : "The answers differ.";
-  return times < 1.005 ? `${alike} Both computed the same number of token-layers.`
-    : `${alike} ${less.mode} computed ${times.toFixed(1)} times fewer token-layers than ${more.mode}.`;
+  return times < 1.005 ? `${alike} Both did the same amount of computing.`
+    : `${alike} ${less.mode} did ${times.toFixed(1)} times less computing than ${more.mode}.`;
 }

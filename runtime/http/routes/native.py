@@ -78,15 +78,16 @@ def _sampling_values(body: GenerateBody, count: int) -> list[dict[str, Any]]:
     each = given if isinstance(given, list) else [given] * count
     if len(each) != count:
         raise bad_request("sampling_params", f"sampling_params has {len(each)} entries for {count} prompts")
-    for values in each:
-        check_fields(SAMPLING, values)
+    for index, values in enumerate(each):
+        at = f"sampling_params[{index}]." if isinstance(given, list) else "sampling_params."
+        check_fields(SAMPLING, values, at)
         nested = values.get("custom_params")
         if nested is not None:
             if not isinstance(nested, Mapping):
-                raise bad_request("custom_params", f"custom_params is {shown(nested)}; it must be an object")
-            check_fields(CUSTOM, nested)
-        adopt_routing(body, values)
-        adopt_routing(body, values.get("custom_params"))
+                raise bad_request(f"{at}custom_params", f"{at}custom_params is {shown(nested)}; it must be an object")
+            check_fields(CUSTOM, nested, f"{at}custom_params.")
+        adopt_routing(body, values, at)
+        adopt_routing(body, nested, f"{at}custom_params.")
     return [merged(own, knobs_of(values.get("custom_params")), values) for values in each]
 
 

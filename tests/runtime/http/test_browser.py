@@ -124,10 +124,12 @@ def test_two_modes_side_by_side_and_retry(browser, server):
         ask(page, QUESTION)
         page.select_option("#other", "none")
         ask(page, "Which is cheaper, the black chair or the green lamp?", answers=2)
-        page.locator(".comparison", has_text="token-layers").wait_for()
+        page.locator(".comparison", has_text="computing").wait_for()
         words = page.locator(".comparison").last.inner_text()
-        assert words.startswith("The answers are the same. bicache computed ")
-        assert "fewer token-layers than none" in words
+        assert words.startswith("The answers are the same. bicache did ")
+        assert words.endswith(" times less computing than none.")
+        assert page.locator(".facts", has_text="Work spared in all").count() == 3
+        assert "token-layer" not in page.locator("body").inner_text()
         picture(page, "compare-1440-light")
         page.locator(".retry").last.click()
         page.locator(".retry:disabled").first.wait_for()
@@ -159,7 +161,7 @@ def test_the_conversation_survives_a_reload(browser, server):
         ask(page, QUESTION)
         page.select_option("#other", "none")
         ask(page, "Which things are red?", answers=2)
-        page.locator(".comparison", has_text="token-layers").wait_for()
+        page.locator(".comparison", has_text="computing").wait_for()
         parts = (".user", ".said", ".cell", ".replay output", ".cache-words", ".facts", ".comparison", "#mode-words")
         before = [page.locator(part).all_inner_texts() for part in parts]
         page.reload()

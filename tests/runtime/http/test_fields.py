@@ -75,6 +75,11 @@ OTHERS: dict[tuple[str, str], Any] = {
     (COUNT_TOKENS, "tool_choice"): {"type": "auto"}, (COMPLETIONS, "logprobs"): 2,
 }  # fmt: skip
 """The same where a place has another type."""
+AT = {
+    SAMPLING: "sampling_params.", CUSTOM: "sampling_params.custom_params.", MESSAGE: "messages[0].",
+    KWARGS: "chat_template_kwargs.", STREAM_OPTIONS: "stream_options.",
+}  # fmt: skip
+"""What stands before the names of a place's fields in errors."""
 OF_OTHER_TEMPLATES = ("tools", "tool_calls")
 """The chat template of shop takes none: tests/runtime/http/test_tools.py."""
 
@@ -272,6 +277,40 @@ def test_unknown_names_like_none_of_ours_are_accepted_and_logged_once_but_not_am
 # The same over HTTP
 
 
+@pytest.mark.parametrize(
+    ("sent", "param", "near"),
+    [
+        ({"sampling_params": {"max_tokens": 4}}, "sampling_params.max_tokens", "max_new_tokens says so here"),
+        ({"text": ["red"], "sampling_params": [{"tempature": 1}]}, "sampling_params[0].tempature", "temperature?"),
+        ({"sampling_params": {"custom_params": {"step": 4}}}, "sampling_params.custom_params.step", "steps?"),
+        ({"sampling_params": {"custom_params": 5}}, "sampling_params.custom_params", "an object"),
+        ({"sampling_params": {"cache_salt": 5}}, "sampling_params.cache_salt", ""),
+    ],
+)  # fmt: skip
+def test_a_field_inside_another_is_named_with_its_place(client, sent, param, near):
+    reply = client.post("/generate", json={"text": "red", **sent})
+    assert (reply.status_code, error_of(reply)["param"]) == (400, param), reply.text
+    assert error_of(reply)["message"].startswith(f"{param} is ")
+    assert near in error_of(reply)["message"]
+
+
+@pytest.mark.parametrize(
+    ("route", "sent", "words"),
+    [
+        (CHAT, {"messages": []}, "messages is []; it must have at least one message"),
+        (TOKENIZE, {"messages": []}, "messages is []; it must have at least one message"),
+        (MESSAGES, {"messages": [], "max_tokens": 4}, "messages is []; it must have at least one message"),
+        (COUNT_TOKENS, {"messages": []}, "messages is []; it must have at least one message"),
+        (RESPONSES, {"input": []}, "input is []; it must have at least one entry"),
+        (RESPONSES, {"input": ""}, 'input is ""; it must have at least one character'),
+    ],
+)
+def test_what_is_empty_must_have_something(client, route, sent, words):
+    reply = client.post(route, json=sent)
+    assert reply.status_code == 400, reply.text
+    assert words in error_of(reply)["message"]
+
+
 @pytest.mark.parametrize("place", [place for place in PLACES if place != PROFILE])
 def test_what_asks_for_nothing_is_accepted(client, place):
     """All at once, with what routers and clients of other servers send beside."""
@@ -293,7 +332,8 @@ def test_what_can_not_be_had_is_refused(client, place):
             continue
         route, sent = body(place, {field.name: value})
         reply = client.post(route, json=sent)
-        assert (reply.status_code, error_of(reply)["param"]) == (400, field.name), (field.name, reply.text)
+        assert (reply.status_code, error_of(reply)["param"]) == (400, AT.get(place, "") + field.name), reply.text
+        assert error_of(reply)["message"].startswith(AT.get(place, "") + field.name)
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -109,7 +109,8 @@ def test_what_any_request_can_use_passes(client):
     bound.check_bytes(text)
     bound.check(parsed(text))
     reply = client.post("/generate", json={"text": '[{"a\\":' * 40_000, "max_new_tokens": 8})
-    assert "the prompt is a text of 280000 characters" in reply.json()["message"]
+    assert "text: the text has 280000 characters" in reply.json()["message"]
+    assert reply.json()["param"] == "text"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+WALL = "red " * 50_000
+"""Refused from a part of it: CHARACTERS_PER_TOKEN in runtime/text/bound.py."""
+
 
 def red(count: int) -> str:
     """Text of so many tokens."""
@@ -70,10 +73,37 @@ def test_the_error_names_what_was_sent_and_its_advice_works(client, route, body,
     assert followed.status_code == 200, followed.text
 
 
+@pytest.mark.parametrize(
+    ("route", "body", "name", "param"),
+    [
+        ("/generate", {"text": WALL}, "text", "text"),
+        ("/generate", {"text": ["red", WALL]}, "text[1]", "text"),
+        ("/v1/completions", {"prompt": WALL}, "prompt", "prompt"),
+        ("/v1/completions", {"prompt": ["red", WALL]}, "prompt[1]", "prompt"),
+        ("/v1/completions", {"prompt": "red", "suffix": WALL}, "suffix", "suffix"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": WALL}]}, "messages", "messages"),
+        ("/v1/messages", {"messages": [{"role": "user", "content": WALL}], "max_tokens": 4}, "messages", "messages"),
+        ("/v1/responses", {"input": WALL}, "input", "input"),
+        ("/score", {"text": WALL, "choices": ["a"]}, "text", "text"),
+        ("/score", {"text": "red", "choices": ["a", WALL]}, "choices[1]", "choices"),
+        ("/cache/match", {"text": WALL}, "text", "text"),
+        ("/tokenize", {"prompt": WALL}, "prompt", "prompt"),
+        ("/tokenize", {"prompt": ["red", WALL]}, "prompt[1]", "prompt"),
+        ("/tokenize", {"parts": [{"text": WALL}]}, "parts", "parts"),
+    ],
+)
+def test_a_text_that_is_far_too_long_is_called_as_the_client_calls_it(client, route, body, name, param):
+    reply = client.post(route, json=body)
+    assert reply.status_code == 400, reply.text
+    error = reply.json()["error"]
+    assert re.match(rf"{re.escape(name)}: the text has 2000\d\d characters, of which the first", error["message"])
+    assert error["param"] == param
+
+
 def test_tokenize_names_the_prompt_that_is_wrong(client):
     for body, field, words in (
         ({"prompt": ["red", "\ud800"]}, "prompt", "prompt[1] is"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "refuses the messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages", "refuses the messages"),
     ):
         content = json.dumps(body).encode()  # ASCII: also half a surrogate pair gets through
         reply = client.post("/tokenize", content=content, headers={"content-type": "application/json"})

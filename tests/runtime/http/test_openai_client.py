@@ -168,9 +168,14 @@ async def test_async_clients_at_once_get_their_own_answers(server, prices):
         ({"logit_bias": {"5": "much"}}, "logit_bias"),
         ({"temperature": 0.7, "top_p": 2}, "top_p"),
         ({"max_tokens": 5000}, "640"),
-        ({"messages": []}, "messages"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "chat_template.jinja) refuses the messages: role must be"),
-        ({"messages": [{"role": "mask", "content": "x"}]}, "messages[0].role is 'mask'"),
+        ({"messages": []}, "messages is []; it must have at least one message"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "chat_template.jinja) refuses the messages: role must be"),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "boss", "content": "x"}]},
+            'messages[1].role is "boss"; it must be one of system, developer, user, assistant, tool',
+        ),
+        ({"messages": [{"role": "mask", "content": "x"}]}, 'messages[0].role is "mask"'),
+        ({"messages": [{"role": "", "content": "x"}]}, 'messages[0].role is ""'),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             'messages[0].content[0].type is "image_url"',
