@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from ..runtime.errors import ConfigError
 from ..runtime.flags import attribute_docs
 from .options import ProfileOptions
 
 _LISTS: dict[str, type] = {"ratios": float, "captures": str, "depths": int, "intervals": int, "margins": int}
-_NUMBERS: dict[str, type] = {"max_accuracy_drop": float, "min_agreement": float, "cosine": float, "threshold": float}
 _SWITCHES = ("restart", "strict")
-_TEXT = ("out", "device", "dtype")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -25,7 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
         "(--max-accuracy-drop, --min-agreement, --cosine) an accuracy drop of 0.005 is kept where all rows have "
         "answers and mode none gives most of each kind's, else an agreement of 0.99.",
     )
-    words = attribute_docs(ProfileOptions)
+    words, hints = attribute_docs(ProfileOptions), get_type_hints(ProfileOptions)
     for field in fields(ProfileOptions):
         name, text = field.name, words[field.name]
         if name == "model":
@@ -40,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
         if name in _SWITCHES:
             options["action"] = "store_true"
         elif name not in _LISTS:
-            kind = _NUMBERS.get(name, str if name in _TEXT or name == "data" else int)
+            kind = _type_of(hints[name])
             options |= {"type": kind, "metavar": "FILE" if name == "data" else kind.__name__.upper()}
         parser.add_argument("--" + name.replace("_", "-"), **options)
     return parser
@@ -53,6 +51,12 @@ def parse(arguments: list[str]) -> ProfileOptions:
         if name in values:
             values[name] = _list(name, values[name], kind)
     return ProfileOptions(**values)
+
+
+def _type_of(hint: Any) -> type[int] | type[float] | type[str]:
+    """The type of a field's values, besides None."""
+    (kind,) = (kind for kind in (int, float, str) if kind in (get_args(hint) or (hint,)))
+    return kind
 
 
 def _list(name: str, text: str, kind: type) -> tuple[Any, ...]:

@@ -169,3 +169,11 @@ def test_help_names_every_option_and_its_default():
     assert "Default: 0.3,0.4,0.5,0.6,0.7,0.8,0.9." in re.sub(r"\s+", " ", text)
     options = parse(["shop", "--data", "x", "--depths", "4,8", "--cosine", "0.97"])
     assert (options.depths, options.cosine, options.groups) == ((4, 8), 0.97, ProfileOptions.groups)
+
+
+def test_every_option_reads_its_fields_type():
+    options = parse(
+        ["m", "--data", "d", "--lora", "path", "--mask-token-id", "3", "--threshold", "0.5", "--cosine", "0.9"]
+    )
+    assert (options.lora, options.mask_token_id, options.threshold) == ("path", 3, 0.5)
+    assert (options.data, options.cosine, options.page_size) == ("d", 0.9, 16)
