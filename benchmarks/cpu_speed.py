@@ -38,6 +38,7 @@ from benchmarks.table import Table
 from shoal import Engine, SamplingParams
 from shoal.provenance import commit, hardware
 from shoal.runtime.config import CacheMode
+from shoal.runtime.cpu_tuning import limit_spinning
 from shoal.runtime.model.loader import load_model
 
 BLOCK, QUESTION = 32, 16
@@ -102,7 +103,9 @@ def load_average() -> float:
 def in_new_process(name: str, **arguments: Any) -> Any:
     """What a function of this module returns, called in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.cpu_speed", "--call", json.dumps([name, arguments])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    environment = dict(os.environ)
+    limit_spinning(environment)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
