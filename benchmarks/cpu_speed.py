@@ -76,13 +76,14 @@ def answering(
     shared = [rng.randrange(4, 100) for _ in range(prefix)]
     prompts = [shared + [rng.randrange(4, 100) for _ in range(QUESTION)] for _ in range(1 + requests)]
     steps = nfe * -(-canvas // BLOCK)
-    params = SamplingParams(max_new_tokens=canvas, block_length=min(BLOCK, canvas), steps=steps, ignore_eos=True)
+    block = min(BLOCK, canvas)
+    params = SamplingParams(max_new_tokens=canvas, block_length=block, steps=steps, ignore_eos=True)
     rows = []
     tokens = 4 * (prefix + QUESTION + canvas)
     with Engine(model, device="cpu", dtype=dtype, depth=depth, kv_cache_tokens=tokens) as engine:
         for mode in modes:
             engine.flush_cache()
-            engine.generate(prompts[0], replace(params, max_new_tokens=params.block_length, steps=1), cache_mode=mode)
+            engine.generate(prompts[0], replace(params, max_new_tokens=block, steps=1), cache_mode=mode)
             begin = time.perf_counter()
             outputs = [engine.generate(prompt, params, cache_mode=mode) for prompt in prompts[1:]]
             seconds = time.perf_counter() - begin

@@ -43,7 +43,7 @@ class Decoding:
     def body(self, item: Planned) -> dict[str, object]:
         """A body of POST /generate."""
         blocks = math.ceil(item.new_tokens / self.block)
-        params = {"max_new_tokens": item.new_tokens, "block_length": self.block, "steps": blocks * self.nfe,
+        params: dict[str, object] = {"max_new_tokens": item.new_tokens, "block_length": self.block, "steps": blocks * self.nfe,
                   "ignore_eos": True}  # fmt: skip
         mode, plus, _ = self.mode.partition("+settled")
         if plus:
