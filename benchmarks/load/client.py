@@ -43,8 +43,10 @@ class Decoding:
     def body(self, item: Planned) -> dict[str, object]:
         """A body of POST /generate."""
         blocks = math.ceil(item.new_tokens / self.block)
-        params: dict[str, object] = {"max_new_tokens": item.new_tokens, "block_length": self.block, "steps": blocks * self.nfe,
-                  "ignore_eos": True}  # fmt: skip
+        params: dict[str, object] = {
+            "max_new_tokens": item.new_tokens, "block_length": self.block, "steps": blocks * self.nfe,
+            "ignore_eos": True,
+        }  # fmt: skip
         mode, plus, _ = self.mode.partition("+settled")
         if plus:
             params |= {"canvas_window": self.block, "refresh_schedule": "settled"}
