@@ -291,7 +291,7 @@ class Intake:
         except InvalidRequestError as error:
             if error.field != "prompts":  # the text's name in the tokenizer
                 raise
-            message = f"{name}: {error.message}"
+            message = error.message if error.message.startswith(name) else f"{name}: {error.message}"
             raise InvalidRequestError(message, field=_field(name), value=error.value, limit=error.limit) from error
         except ShoalError:
             raise

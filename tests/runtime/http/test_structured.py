@@ -120,9 +120,9 @@ PATTERN = {"type": "object", "properties": {"x": {"type": "string", "pattern": "
          "must be one of string"),
         ("/v1/completions", {"prompt": "red", "guided_regex": "(a"}, "guided_regex", "without its"),
         ("/generate", {"text": "red", "sampling_params": {"json_schema": "{"}}, "json_schema", "a JSON schema"),
-        ("/generate", {"text": "red", "sampling_params": {"regex": "a", "canvas": 1}}, "canvas", "canvas"),
+        ("/generate", {"text": "red", "sampling_params": {"regex": "a", "canvas": 1}}, "sampling_params.canvas", "canvas"),
         ("/generate", {"text": "red", "canvas": [-1, -1], "sampling_params": {"regex": "red"}}, "regex", "a canvas"),
-        ("/generate", {"text": "red", "sampling_params": {"ebnf": "root ::= x"}}, "ebnf",
+        ("/generate", {"text": "red", "sampling_params": {"ebnf": "root ::= x"}}, "sampling_params.ebnf",
          "json_schema, regex or choice"),
     ],
 )  # fmt: skip
