@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
 import torch
+
+from shoal.provenance import commit, hardware
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,13 @@ class Rates:
     def columns(self) -> dict[str, object]:
         """The rates as columns of a results file."""
         return {"matmul_tflops": f"{self.flops / 1e12:.0f}", "copy_tbs": f"{self.bytes / 1e12:.2f}"}
+
+    def origin(self, commit_given: str | None) -> dict[str, object]:
+        """Columns that say where a results file comes from; the commit is this checkout's unless it is given."""
+        return {
+            **self.columns(), "command": "python " + shlex.join(sys.argv), "commit": commit_given or commit(),
+            "hardware": hardware(), "torch": torch.__version__,
+        }  # fmt: skip
 
     def __str__(self) -> str:
         return f"matmul {self.flops / 1e12:.3g} TFLOP/s, copy {self.bytes / 1e12:.3g} TB/s"

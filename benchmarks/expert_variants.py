@@ -11,7 +11,6 @@ a block's first step, and at the last one that is timed.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import tempfile
 import time
@@ -30,7 +29,6 @@ from shoal import Engine
 from shoal.kernels.layers import experts_triton
 from shoal.kernels.layers.experts import expert_mlp
 from shoal.kernels.layers.experts_triton import Tiles
-from shoal.provenance import commit, hardware
 from shoal.runtime.worker.gpu import layers
 from shoal.runtime.worker.gpu.executor import CudaExecutor
 from shoal.runtime.worker.gpu.graphs import ForwardGraphs
@@ -114,11 +112,7 @@ def main() -> None:
         return
     began = time.monotonic()
     rates = measure_rates()
-    where = {
-        **rates.columns(), "command": "python " + shlex.join(sys.argv), "commit": args.commit or commit(),
-        "hardware": hardware(), "torch": torch.__version__,
-    }  # fmt: skip
-    table = Table(args.out, where)
+    table = Table(args.out, rates.origin(args.commit))
     with tempfile.TemporaryDirectory() as folder:
         path = write_shape("llada-moe-7b", Path(folder))
         options = {"load_format": "dummy", "device": "cuda", "depth": DEPTHS["llada-moe-7b"], "page_size": 64}

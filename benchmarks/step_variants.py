@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import shlex
 import sys
 import tempfile
 import time
@@ -32,7 +31,6 @@ from benchmarks.table import Table
 from shoal import Engine
 from shoal.kernels.attention import triton as attention_triton
 from shoal.kernels.attention.tiling import AttentionTiling, choose_tiling
-from shoal.provenance import commit, hardware
 from shoal.runtime.worker.gpu import graphs as forward_graphs
 from shoal.runtime.worker.gpu.graphs import products_by
 
@@ -128,11 +126,7 @@ def main() -> None:
         return
     began = time.monotonic()
     rates = measure_rates()
-    where = {
-        **rates.columns(), "command": "python " + shlex.join(sys.argv), "commit": args.commit or commit(),
-        "hardware": hardware(), "torch": torch.__version__,
-    }  # fmt: skip
-    table = Table(args.out, where)
+    table = Table(args.out, rates.origin(args.commit))
     with tempfile.TemporaryDirectory() as folder:
         path = write_shape(args.shape, Path(folder))
         with Engine(str(path), load_format="dummy", device="cuda", depth=16, page_size=64, fold_norms=True) as engine:

@@ -18,17 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from benchmarks.table import write_table
 from shoal import Engine, SamplingParams
 from shoal.provenance import commit, hardware
 from shoal.runtime.config import CacheMode
 from shoal.runtime.model.registry import load_config
-from shoal.text.asks import Documents
-from shoal.text.corpus import held_out, label_of
 
-from .text_tasks import CANVAS, Question, Questions
+from .text_tasks import CANVAS, Question, held_out_questions
 
 TASK = "look-up"
 WINDOW = 32
@@ -70,9 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.model.is_dir():
         print(f"no {options.model}: docs/text.md says how to make it")
         return
-    tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
-    documents, names = held_out(options.data / "held.npz", 1741, 256)
-    maker = Questions(Documents(documents.astype(np.uint16), [label_of(name) for name in names], tokenizer))
+    maker = held_out_questions(options.model, options.data)
     questions = maker.make(TASK, options.ratio, options.questions)
     command = "python -m benchmarks.text_audit " + shlex.join(sys.argv[1:] if arguments is None else arguments)
     origin = {"command": command, "commit": options.commit or commit(), "hardware": hardware(),

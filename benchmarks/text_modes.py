@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from shoal import SamplingParams
 from shoal.profile.lab import Asked, Lab, Wanted
@@ -33,14 +32,12 @@ from shoal.runtime.config import CACHE_MODES, CacheMode, EngineConfig
 from shoal.runtime.model.digest import model_digest
 from shoal.runtime.model.registry import load_config
 from shoal.runtime.request.output import RequestOutput
-from shoal.text.asks import Documents
-from shoal.text.corpus import held_out, label_of
 from shoal.text.evaluate import token_nll
 from shoal.text.network import Network
 
 from .accuracy import paired, wilson
 from .table import write_table
-from .text_tasks import CANVAS, Question, Questions, prefix_length
+from .text_tasks import CANVAS, Question, held_out_questions, prefix_length
 
 PAGE = 16
 MARGIN = 16
@@ -292,9 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.model.is_dir():
         print(f"no {options.model}: docs/text.md says how to make it")
         return
-    tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
-    documents, titles = held_out(options.data / "held.npz", 1741, 256)
-    maker = Questions(Documents(documents.astype(np.uint16), [label_of(title) for title in titles], tokenizer))
+    maker = held_out_questions(options.model, options.data)
     cells = [(task, ratio) for ratio in options.ratios for task in options.tasks]
     work = {cell: maker.make(*cell, options.questions) for cell in cells}
     options.answers.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from shoal.profile.lab import Asked, Lab, Wanted
 from shoal.provenance import commit, hardware
@@ -32,13 +31,11 @@ from shoal.radix_cache.depth_profile import DepthProfile
 from shoal.runtime.config import EngineConfig
 from shoal.runtime.model.registry import load_config
 from shoal.runtime.request.output import RequestOutput
-from shoal.text.asks import Documents
-from shoal.text.corpus import held_out, label_of
 
 from .accuracy import paired, wilson
 from .schedules import Variant, is_served, variants
 from .table import Table
-from .text_tasks import Question, Questions, prefix_length
+from .text_tasks import Question, held_out_questions, prefix_length
 
 TASKS = ("look-up", "quotation", "missing word")
 CANVAS, BLOCK, PAGE, MARGIN = 64, 16, 16, 16
@@ -132,9 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.model.is_dir():
         print(f"no {options.model}: docs/text.md says how to make it")
         return
-    tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
-    documents, names = held_out(options.data / "held.npz", 1741, 256)
-    maker = Questions(Documents(documents.astype(np.uint16), [label_of(name) for name in names], tokenizer))
+    maker = held_out_questions(options.model, options.data)
     pairs = [(task, q) for task in TASKS for q in maker.make(task, options.ratio, options.questions)]
     bench = Bench(options, max(len(question.prompt) for _, question in pairs))
     command = "python -m benchmarks.text_schedules " + shlex.join(sys.argv[1:] if arguments is None else arguments)

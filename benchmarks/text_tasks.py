@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from shoal.text.asks import ASSISTANT, USER, Documents
+from shoal.text.corpus import held_out, label_of
 from shoal.text.evaluate import LOOKUP_NAMES, LOOKUP_WORDS
 
 OWN = 128
@@ -180,3 +182,10 @@ def _with_hole(random: np.random.Generator, words: list[str]) -> tuple[str, str]
         return None
     gap = long[random.integers(len(long))]
     return " ".join([*words[:gap], "____", *words[gap + 1 :]]), words[gap]
+
+
+def held_out_questions(model: Path, data: Path) -> Questions:
+    """Questions about the 256 held-out documents of the folder `data`, in the tokens of the folder `model`."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    documents, names = held_out(data / "held.npz", 1741, 256)
+    return Questions(Documents(documents.astype(np.uint16), [label_of(name) for name in names], tokenizer))

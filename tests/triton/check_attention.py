@@ -278,7 +278,9 @@ def test_pages_in_fp8(heads, kv_heads, page_size, bulk, splits, dtype):
         close(each, expected, torch.bfloat16)
         error = (each.double().cpu() - expected).norm() / expected.norm()
         assert 1e-5 < error < 5e-3
-    world.q *= 1e4  # far past 448; at 1e30 the top of the scores, rounded, and a fused product differ by too much
+    world.q *= 1e4
+    assert all(each.isfinite().all() for each in run(world, AttentionTiling(32, 32, bulk=bulk), splits))
+    world.q[:] = 1e30
     assert all(each.isfinite().all() for each in run(world, AttentionTiling(32, 32, bulk=bulk), splits))
 
 
